@@ -1,0 +1,1 @@
+"""Policies, algorithms and the training of image classifiers by reinforcement learning."""

@@ -1,0 +1,1 @@
+"""Adversarial attacks as functions; needs PyTorch alone."""

@@ -1,0 +1,1 @@
+"""Measurements against peers; each module runs as ``python -m benchmarks.NAME``."""

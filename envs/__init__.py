@@ -1,0 +1,1 @@
+"""Gymnasium and Stable-Baselines3 environments whose observations are images and whose actions are labels."""

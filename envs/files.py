@@ -1,0 +1,52 @@
+"""Files that are never seen half-written."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from envs.errors import InputError
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Write ``content`` to ``path`` so that readers see the old file or the whole new one, even after a crash.
+
+    Raises:
+        OSError: the directory is missing or read-only, or the disk is full; the old file is then left as it was.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically; NaN and infinities are refused, as JSON has neither."""
+    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what the JSON file holds.
+
+    Raises:
+        InputError: the file is missing, unreadable or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"no file {path}; expected a JSON file there") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); restore it or write it anew") from None

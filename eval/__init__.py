@@ -1,0 +1,1 @@
+"""Robustness evaluation and the analysis of why a classifier resists."""
