@@ -1,0 +1,143 @@
+"""Dropout and BatchNorm that agree between a rollout and the policy updates that follow it.
+
+PPO compares log-probabilities of one image under the old and the new weights. Fresh dropout masks, or statistics of
+another minibatch, change them with the weights unchanged, and the ratio of the very first update is no longer 1.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from envs.errors import InputError
+
+_seeds: ContextVar[Tensor | None] = ContextVar("seeds", default=None)
+
+
+@contextmanager
+def sample_seeds(seeds: Tensor) -> Iterator[None]:
+    """Within this context every `ConsistentDropout` in train mode derives the mask of image i from ``seeds[i]`` alone.
+
+    Args:
+        seeds: int64 ``(N,)``, on the device of the images; N is the batch size of every forward pass inside.
+    """
+    token = _seeds.set(seeds)
+    try:
+        yield
+    finally:
+        _seeds.reset(token)
+
+
+class ConsistentDropout(nn.Module):
+    """Dropout whose masks can be repeated: "consistent dropout" (Hausknecht and Wagener 2022, arXiv 2202.11818).
+
+    The paper stores the masks of the rollout; here they are hashes of (seed of the image, layer, position), so nothing
+    is stored and minibatches may group images in any way. Outside of `sample_seeds` it is ``nn.Dropout``.
+
+    Args:
+        p: probability of zeroing an element, in [0, 1).
+        layer: number of this layer in its network; equal numbers share masks.
+    """
+
+    def __init__(self, p: float, layer: int) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise InputError(f"dropout probability {p} is outside [0, 1)")
+        self.p = p
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` ``(N, ...)`` with elements zeroed at rate p and the rest scaled by 1 / (1 - p)."""
+        seeds = _seeds.get()
+        if seeds is None or not self.training or self.p == 0:
+            return F.dropout(x, self.p, self.training)
+        if len(seeds) != len(x):
+            raise InputError(
+                f"{len(seeds)} sample seeds for a batch of {len(x)} images; give one seed per image"
+            )
+        return x * self._keep(seeds, x).to(x.dtype).mul_(1 / (1 - self.p))
+
+    def _keep(self, seeds: Tensor, x: Tensor) -> Tensor:
+        # 32-bit arithmetic, in place: on a CPU this costs what drawing the mask at random does.
+        samples = _mix64(seeds + (self.layer + 1) * _GOLDEN).to(torch.int32)
+        positions = (
+            _mix64(torch.arange(x[0].numel(), device=x.device) * _GOLDEN)
+            .to(torch.int32)
+            .view(1, *x.shape[1:])
+        )
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            positions = positions.contiguous(memory_format=torch.channels_last)
+        bits = samples.view(-1, *[1] * (x.dim() - 1)) ^ positions
+        bits.mul_(0x2C1B3C6D)
+        bits.bitwise_xor_(bits >> 15)
+        bits.mul_(0x297A2D39)
+        return bits >= int(self.p * 2**32) - 2**31
+
+    def extra_repr(self) -> str:
+        """Return the arguments, as ``print(network)`` shows them."""
+        return f"p={self.p}, layer={self.layer}"
+
+
+_GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed integer
+
+
+def _mix64(x: Tensor) -> Tensor:
+    """Return the splitmix64 finaliser of int64 ``x``; shifts are made logical, products wrap."""
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * -4658895280553007687
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * -7723592293110705685
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+def _batchnorm_layers(module: nn.Module) -> list[_BatchNorm]:
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+
+
+@contextmanager
+def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
+    """Within this context BatchNorm layers of ``module`` use and keep their running statistics, whatever the mode.
+
+    ``module.train()`` inside leaves them frozen, so that SB3's ``train()`` may run unchanged; their scales and
+    shifts are still learnt.
+    """
+    layers = _batchnorm_layers(module)
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        layer.eval()
+        layer.__dict__["train"] = lambda mode=True, layer=layer: layer
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            del layer.__dict__["train"]
+            layer.train(mode)
+
+
+@torch.no_grad()
+def refresh_batchnorm(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace the running statistics of BatchNorm layers by their mean over ``batches`` under the present weights.
+
+    Args:
+        module: called on every batch in train mode, without gradients; its modes are restored.
+        batches: inputs of ``module``, of about the same size; each of at least two images.
+    """
+    layers = _batchnorm_layers(module)
+    if not layers:
+        return
+    modes = [(part, part.training) for part in module.modules()]
+    momenta = [layer.momentum for layer in layers]
+    module.train()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # PyTorch's name for the cumulative mean
+    try:
+        for batch in batches:
+            module(batch)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for part, mode in modes:
+            part.training = mode
