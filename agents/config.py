@@ -1,0 +1,248 @@
+"""The typed configuration of a training run; the command line is made from it."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from envs.errors import InputError, unknown_name
+
+ALGORITHMS = ("ppo", "a2c", "dqn", "reinforce", "epg", "supervised")
+SCHEDULABLE = tuple(name for name in ALGORITHMS if name != "dqn")
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Settings of ``--algo ppo`` (Schulman et al. 2017) and, where they apply, ``a2c`` (Mnih et al. 2016)."""
+
+    rollout: int = 1024
+    """Images per PPO rollout."""
+    epochs: int = 4
+    """PPO passes over each rollout."""
+    clip_range: float = 0.2
+    """PPO: how far the probability ratio may move from 1."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus (also for reinforce and epg)."""
+    gamma: float = 0.0
+    """Discount. Images are drawn independently of the actions, so 0 is right for everything but stop-on-error."""
+    gae_lambda: float = 0.95
+    """Lambda of the generalised advantage estimate."""
+    target_kl: float | None = None
+    """Stop a PPO update early beyond this divergence."""
+    normalize_advantage: bool = True
+    """Scale the advantages of a minibatch to zero mean and unit deviation."""
+
+
+@dataclass(frozen=True)
+class ExplorationConfig:
+    """How actions leave the policy (paper: epsilon-greedy on the whole batch, arXiv 2606.12251)."""
+
+    eps: float = 0.1
+    """Probability of uniform random actions (reinforce, epg); DQN's final exploration rate."""
+    mode: Literal["batch", "mixture"] = "batch"
+    """``batch``: the whole batch explores at once, as in the paper. ``mixture``: each image on its own."""
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """Settings of ``--algo dqn`` (Mnih et al. 2015)."""
+
+    buffer_size: int = 50_000
+    """Transitions kept for replay; they are indices, not images."""
+    learning_starts: int = 1_000
+    """Images seen before the first update."""
+    target_update_interval: int = 1_000
+    """Images between copies to the target network."""
+    exploration_fraction: float = 0.2
+    """Share of training over which the exploration rate falls from 1 to its final value."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train an image classifier as a policy, then attack it and print the table."""
+
+    algo: str = "ppo"
+    """One of ppo, a2c, dqn, reinforce, epg, supervised."""
+    dataset: str = "digits"
+    """digits, mnist, fashion-mnist, cifar10, cifar100, stl10, imagenet100, folder:PATH or npz:PATH."""
+    network: str = "small"
+    """small, mlp, cnn4, cnn6, resnet18, resnet50, densenet121, or package.module:Callable."""
+    seed: int = 0
+    """Seed of weights, data order, actions and attacks."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    total_images: int | None = None
+    """Images to train on, repetitions counted. Default: 40 passes, and at least 60,000."""
+    run_dir: Path | None = None
+    """Where the run is kept. Default: runs/<dataset>-<algo>-<network>-s<seed>."""
+    resume: Path | None = None
+    """Continue this run with its own configuration; every other option is ignored."""
+    data_root: Path | None = None
+    """Where data sets lie or are downloaded to. Default: $LABELBANDIT_DATA or ~/.cache/labelbandit/data."""
+    image_size: int | None = None
+    """Resize images to this many pixels a side."""
+    schedule: str | None = None
+    """Phases in place of --algo, as algorithm:passes, e.g. supervised:5,reinforce:20."""
+    schedule_optimizer: Literal["keep", "reset"] = "keep"
+    """Whether the optimiser's state passes from phase to phase."""
+
+    batch_size: int = 256
+    """Images per gradient step."""
+    learning_rate: float | None = None
+    """Default: 2e-3 for small and mlp, else 1e-3."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls to 2 % of its start."""
+    weight_decay: float = 1e-4
+    """Of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this L2 norm; 0 switches it off."""
+
+    augmentation: str = "none"
+    """none, paper, standard, or a list such as hflip,translate:0.1 or crop:4."""
+    reward: str = "accuracy"
+    """accuracy (1 if right, else 0), signed (+1, -1), or a JSON file with a (class x action) matrix."""
+    label_noise: float = 0.0
+    """Share of training images rewarded by a wrong label."""
+    episode_length: int = 1
+    """Images per episode; 1 is the bandit."""
+    stop_on_error: bool = False
+    """End an episode at its first wrong answer."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the network under autocast while training; evaluation is always fp32."""
+    channels_last: bool = True
+    """Memory layout of convolutional networks."""
+    compile: bool = False
+    """Compile the network with torch.compile: a minute once, faster steps after."""
+    deterministic: bool = False
+    """Deterministic CUDA kernels; the CPU is deterministic anyway."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's."""
+
+    eval_every: int | None = None
+    """Images between validations and checkpoints. Default: one pass, and at most 100 validations a run."""
+    attack: bool = True
+    """Attack the finished classifier for the closing table."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
+    ppo: Annotated[PPOConfig, tyro.conf.arg(name="ppo")] = field(default_factory=PPOConfig)
+    dqn: DQNConfig = field(default_factory=DQNConfig)
+
+    def phases(self) -> tuple[tuple[str, float | None], ...]:
+        """Return (algorithm, passes over the training set) of each phase; None passes means --total-images.
+
+        Raises:
+            InputError: the schedule cannot be read.
+        """
+        if self.schedule is None:
+            return ((self.algo, None),)
+        phases = []
+        for part in self.schedule.split(","):
+            match = re.fullmatch(r"\s*([\w-]+)\s*:\s*(\d+(?:\.\d+)?)\s*", part)
+            if match is None or float(match[2]) <= 0:
+                raise InputError(
+                    f"cannot read the phase {part!r} of --schedule; expected algorithm:passes, e.g. supervised:5,reinforce:20"
+                )
+            if match[1] not in SCHEDULABLE:
+                raise unknown_name("algorithm in --schedule", match[1], SCHEDULABLE)
+            phases.append((match[1], float(match[2])))
+        return tuple(phases)
+
+    def validate(self) -> None:
+        """Check everything that can be checked without data.
+
+        Raises:
+            InputError: a value is out of its range; the message names it.
+        """
+        if self.algo not in ALGORITHMS:
+            raise unknown_name("algorithm", self.algo, ALGORITHMS)
+        self.phases()
+        positive = {
+            "--total-images": self.total_images,
+            "--batch-size": self.batch_size,
+            "--learning-rate": self.learning_rate,
+            "--image-size": self.image_size,
+            "--episode-length": self.episode_length,
+            "--eval-every": self.eval_every,
+            "--threads": self.threads,
+            "--ppo.rollout": self.ppo.rollout,
+            "--ppo.epochs": self.ppo.epochs,
+            "--ppo.clip-range": self.ppo.clip_range,
+            "--ppo.target-kl": self.ppo.target_kl,
+            "--dqn.buffer-size": self.dqn.buffer_size,
+            "--dqn.target-update-interval": self.dqn.target_update_interval,
+        }
+        for option, value in positive.items():
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"{option} is {value}; expected a number above 0")
+        unit = {
+            "--label-noise": self.label_noise,
+            "--exploration.eps": self.exploration.eps,
+            "--ppo.gamma": self.ppo.gamma,
+            "--ppo.gae-lambda": self.ppo.gae_lambda,
+            "--dqn.exploration-fraction": self.dqn.exploration_fraction,
+        }
+        for option, value in unit.items():
+            if not 0 <= value <= 1:
+                raise InputError(f"{option} is {value}; expected a number from 0 to 1")
+        non_negative = {
+            "--seed": self.seed,
+            "--weight-decay": self.weight_decay,
+            "--max-grad-norm": self.max_grad_norm,
+            "--ppo.vf-coef": self.ppo.vf_coef,
+            "--ppo.ent-coef": self.ppo.ent_coef,
+            "--dqn.learning-starts": self.dqn.learning_starts,
+        }
+        for option, value in non_negative.items():
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{option} is {value}; expected 0 or more")
+        if self.seed >= 2**32:
+            raise InputError(f"--seed is {self.seed}; expected less than 2**32")
+        if self.batch_size < 2 and self.algo == "ppo":
+            raise InputError("--batch-size is 1; PPO scales advantages within a minibatch, so it needs at least 2")
+        if self.ppo.rollout % self.batch_size and "ppo" in dict(self.phases()):
+            raise InputError(
+                f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({self.batch_size})"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        """Rebuild a configuration written by :meth:`to_dict`.
+
+        Raises:
+            InputError: a field is unknown or of the wrong type.
+        """
+        return _from_dict(cls, values)
+
+
+def _from_dict(cls: Any, values: Any) -> Any:
+    if not isinstance(values, dict):
+        raise InputError(f"a stored configuration has {type(values).__name__} for {cls.__name__}; expected an object")
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise unknown_name("field of the stored configuration", name, fields)
+    built = {}
+    for name, value in values.items():
+        default = fields[name].default_factory() if callable(fields[name].default_factory) else fields[name].default
+        if dataclasses.is_dataclass(default):
+            built[name] = _from_dict(type(default), value)
+        elif "Path" in str(fields[name].type) and value is not None:
+            built[name] = Path(value)
+        else:
+            if default is not None and not isinstance(value, (type(default), int if isinstance(default, float) else type(default))):
+                raise InputError(f"the stored configuration has {name}={value!r}; expected {type(default).__name__}")
+            built[name] = value
+    return cls(**built)

@@ -1,0 +1,105 @@
+"""PPO and A2C on tensors: Stable-Baselines3's updates over rollouts that never leave the device."""
+
+import torch
+from stable_baselines3 import a2c, ppo
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from agents.buffers import ImageRolloutBuffer
+from agents.dropout import frozen_batchnorm, refresh_batchnorm, sample_seeds
+from agents.policies import ImagePolicy
+from agents.statistics import RunningMeans
+from envs.errors import InputError
+
+
+class TensorRollouts(OnPolicyAlgorithm):
+    """Collects rollouts as tensors where the environment offers them; everything else is SB3's.
+
+    With a NumPy environment (``sb3_env(tensors=False)`` or any other) the collection is SB3's own.
+    BatchNorm statistics are refreshed at the start of a rollout and then held, and dropout masks belong to the image,
+    so the policy that acts is the policy that is updated.
+    """
+
+    policy: ImagePolicy
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None and getattr(self.env, "tensors", False):
+            self.rollout_buffer_class = ImageRolloutBuffer
+        super()._setup_model()
+        self.statistics = RunningMeans(self.device)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "statistics", "_last_obs", "_last_episode_starts"]
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the buffer with ``n_rollout_steps`` steps; return False if the callback asked to stop."""
+        if not isinstance(rollout_buffer, ImageRolloutBuffer):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        if not getattr(env, "tensors", False):
+            raise InputError("this model was set up for a tensor environment; give it sb3_env(..., tensors=True)")
+        rollout_buffer.reset()
+        rollout_buffer.task = env.task
+        callback.on_rollout_start()
+        with torch.no_grad(), frozen_batchnorm(self.policy):
+            refresh_batchnorm(self.policy.features_extractor, [self.policy.pixels(self._last_obs)])
+            self.policy.set_training_mode(True)
+            for _ in range(n_rollout_steps):
+                dones = self._collect_step(env, rollout_buffer)
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return False
+            values = self._last_values(env, dones)
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        callback.on_rollout_end()
+        return True
+
+    def _collect_step(self, env: VecEnv, buffer: ImageRolloutBuffer) -> Tensor:
+        seeds = torch.randint(2**62, (env.num_envs,), device=self.device)
+        indices, augment_seeds, labels = env.task.indices, env.task.augment_seeds, env.task.labels
+        with sample_seeds(seeds):
+            actions, values, log_probs = self.policy(self._last_obs)
+        observations, rewards, dones, _ = env.step(actions)
+        buffer.add_step(
+            indices=indices,
+            augment_seeds=augment_seeds,
+            sample_seeds=seeds,
+            actions=actions,
+            values=values[:, 0],
+            log_probs=log_probs,
+            rewards=rewards,
+            episode_starts=torch.as_tensor(self._last_episode_starts, device=self.device),
+        )
+        self.statistics.add(reward=rewards.mean(), accuracy=(actions == labels).float().mean())
+        self._last_obs, self._last_episode_starts = observations, dones
+        self.num_timesteps += env.num_envs
+        return dones
+
+    def _last_values(self, env: VecEnv, dones: Tensor) -> Tensor:
+        """Return the bootstrap values ``(envs,)``; in a bandit every step is terminal and they are not computed."""
+        if env.task.length == 1:
+            return torch.zeros(env.num_envs, device=self.device)
+        return self.policy.predict_values(self._last_obs)[:, 0]
+
+    def train(self) -> None:
+        """Run SB3's update with BatchNorm held at the rollout's statistics."""
+        if not isinstance(self.rollout_buffer, ImageRolloutBuffer):
+            return super().train()
+        with frozen_batchnorm(self.policy):
+            super().train()
+        norm = torch.stack(torch._foreach_norm([p.detach() for p in self.policy.parameters()])).sum()
+        self.statistics.watch(self.num_timesteps, norm)
+        return None
+
+
+class PPO(TensorRollouts, ppo.PPO):
+    """SB3's PPO (Schulman et al. 2017, arXiv 1707.06347) with device-resident rollouts."""
+
+
+class A2C(TensorRollouts, a2c.A2C):
+    """SB3's A2C (Mnih et al. 2016, arXiv 1602.01783) with device-resident rollouts."""
+

@@ -1,0 +1,145 @@
+"""The policy that on-policy algorithms share: an image network with a head for actions and one for values."""
+
+from typing import Any, Literal
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.distributions import CategoricalDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor
+
+from agents.classifier import Classifier, extract_classifier
+from agents.networks import ImageNetwork, to_fast_layout
+from envs.errors import InputError
+
+Precision = Literal["fp32", "bf16"]
+
+
+class ImagePolicy(ActorCriticPolicy):
+    """Stable-Baselines3's actor-critic policy over an :class:`~agents.networks.ImageNetwork`.
+
+    Observations are uint8 images ``(N, C, H, W)``; actions are labels. The action head reads the features directly,
+    so features and action head together are a plain classifier (:attr:`classifier`).
+
+    Args:
+        observation_space: Box of uint8 images, channels first.
+        action_space: Discrete, one action per class.
+        lr_schedule: learning rate as a function of the remaining progress (1 to 0).
+        network: a registered network, see :data:`agents.networks.NETWORKS`.
+        mean: per-channel mean of the pixels in [0, 1], for the normalisation inside the network.
+        std: per-channel standard deviation, likewise.
+        precision: ``bf16`` runs the network under autocast while training; predictions are always float32.
+        channels_last: memory layout of images and convolutions.
+        compile: compile the network's training forward with ``torch.compile``.
+        optimizer_class: AdamW unless given.
+        optimizer_kwargs: passed to the optimiser.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.spaces.Space,
+        action_space: gym.spaces.Space,
+        lr_schedule: Schedule,
+        network: str = "small",
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        precision: Precision = "fp32",
+        channels_last: bool = True,
+        compile: bool = False,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+    ) -> None:
+        if not isinstance(action_space, gym.spaces.Discrete):
+            raise InputError(f"an image policy acts by labels; expected a Discrete action space, got {action_space}")
+        self.network = network
+        self.precision = precision
+        self.channels_last = channels_last
+        self.compile_network = compile
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=[],
+            ortho_init=False,
+            use_sde=use_sde,
+            features_extractor_class=ImageNetwork,
+            features_extractor_kwargs={"network": network, "mean": mean, "std": std},
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        if self.channels_last:
+            to_fast_layout(self)
+        # Small first logits: an undecided policy explores; a large random one commits before it has learnt anything.
+        with torch.no_grad():
+            self.action_net.weight.mul_(0.1)
+        # Outside the module tree, so that state dicts have the same keys with and without compilation.
+        features = torch.compile(self.features_extractor) if self.compile_network else self.features_extractor
+        object.__setattr__(self, "_features", features)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        for name in ("net_arch", "ortho_init", "features_extractor_class", "activation_fn", "use_expln"):
+            parameters.pop(name, None)
+        for name in ("log_std_init", "squash_output", "full_std"):
+            parameters.pop(name, None)
+        extractor = parameters.pop("features_extractor_kwargs")
+        return parameters | extractor | {
+            "precision": self.precision,
+            "channels_last": self.channels_last,
+            "compile": self.compile_network,
+        }
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier inside, sharing this policy's weights: float images in [0, 1] to logits."""
+        return extract_classifier(self)
+
+    def pixels(self, observations: Tensor) -> Tensor:
+        """Turn uint8 images ``(N, C, H, W)`` into float images in [0, 1] in the network's memory layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return observations.to(torch.float32, memory_format=layout).div_(255)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the features ``(N, D)``, float32, of float images in [0, 1], at the training precision."""
+        if self.precision == "fp32":
+            return self._features(pixels)
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            return self._features(pixels).float()
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return the action logits ``(N, K)`` of float images in [0, 1], at the training precision."""
+        return self.action_net(self.features(pixels))
+
+    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions ``(N,)``, values ``(N, 1)`` and log-probabilities ``(N,)`` for uint8 observations."""
+        features = self.features(self.pixels(obs))
+        distribution = self._distribution(features)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self.value_net(features), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return values ``(N, 1)``, log-probabilities ``(N,)`` of the actions, and entropies ``(N,)`` in nats."""
+        features = self.features(self.pixels(obs))
+        distribution = self._distribution(features)
+        return self.value_net(features), distribution.log_prob(actions), distribution.entropy()
+
+    def predict_values(self, obs: Tensor) -> Tensor:
+        """Return the values ``(N, 1)`` of uint8 observations."""
+        return self.value_net(self.features(self.pixels(obs)))
+
+    def get_distribution(self, obs: Tensor) -> CategoricalDistribution:
+        """Return the distribution over labels of uint8 observations, in float32 whatever the training precision."""
+        return self._distribution(self.features_extractor(self.pixels(obs)))
+
+    def _distribution(self, features: Tensor) -> CategoricalDistribution:
+        distribution = CategoricalDistribution(int(self.action_space.n))
+        # SB3's own constructor validates every batch, which costs more than the sampling and waits for the device.
+        distribution.distribution = torch.distributions.Categorical(
+            logits=self.action_net(features), validate_args=False
+        )
+        return distribution

@@ -1,0 +1,53 @@
+"""Running means of training that stay on the device until somebody reads them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RunningMeans:
+    """Means of named scalars since the last :meth:`flush`, accumulated without waiting for the device.
+
+    It also remembers the first step at which a watched value was not finite.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._steps = 0
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def add(self, **values: Tensor) -> None:
+        """Add one observation of each named scalar."""
+        for name, value in values.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def watch(self, step: int, *values: Tensor) -> None:
+        """Note ``step`` if any of the scalars is NaN or infinite and no earlier step was noted."""
+        total = sum(value.detach() for value in values)
+        bad = ~torch.isfinite(torch.as_tensor(total, device=self.device))
+        self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
+
+    def first_bad_step(self) -> int | None:
+        """Return the first step noted by :meth:`watch`, or None; waits for the device."""
+        step = int(self._first_bad)
+        return None if step < 0 else step
+
+    def flush(self) -> dict[str, float]:
+        """Return the means since the last call and start anew; waits for the device."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that :meth:`load_state_dict` needs."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
