@@ -3,9 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from agents.cli import parse_number
+from attacks.threat import NORMS
 from envs.errors import InputError, unknown_name
 
-NORMS = ("Linf", "L2", "L1")
 _SPELLINGS = {"linf": "Linf", "inf": "Linf", "l2": "L2", "2": "L2", "l1": "L1", "1": "L1"}
 
 
@@ -20,8 +21,8 @@ class Threat:
         return f"{self.norm} {format_eps(self.eps)}"
 
 
-# Radii that the literature reports: Linf 0.1 and L2 1.5 for digits and MNIST-like greyscale images; Linf 8/255 and
-# L2 0.5 for colour images (RobustBench), and L2 1.0, the radius of Zou et al. 2026 (arXiv 2606.12251).
+# Radii that the literature reports: Linf 0.1 and L2 1.5 for digits and MNIST-like greyscale images; for
+# colour, Linf 8/255 and L2 0.5 (RobustBench) and L2 1.0, the radius of Zou et al. 2026 (arXiv 2606.12251).
 GREY_THREATS = (Threat("Linf", 0.1), Threat("L2", 1.5))
 COLOUR_THREATS = (Threat("Linf", 8 / 255), Threat("L2", 0.5), Threat("L2", 1.0))
 _LEAD_EPS = {1: {"Linf": 0.1, "L2": 1.5, "L1": 10.0}, 3: {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}}
@@ -55,10 +56,9 @@ def parse_eps(text: str, norm: str = "L2") -> float:
     Raises:
         InputError: it is not a finite positive number, or above 1 for Linf (pixels lie in [0, 1]).
     """
-    top, slash, bottom = str(text).partition("/")
     try:
-        eps = float(top) / float(bottom) if slash else float(top)
-    except (ValueError, ZeroDivisionError):
+        eps = parse_number(text)
+    except ValueError:
         raise InputError(f"eps is {text!r}; expected a number or a fraction such as 0.5 or 8/255") from None
     if not math.isfinite(eps) or eps <= 0:
         raise InputError(f"eps is {text}; expected a finite number above 0")

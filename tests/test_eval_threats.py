@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attacks.threat import NORMS
 from envs.errors import InputError
-from eval.threats import NORMS, Threat, default_eps, default_threats, format_eps, parse_eps, parse_norm
+from eval.threats import Threat, default_eps, default_threats, format_eps, parse_eps, parse_norm
 
 
 @given(st.integers(1, 255))

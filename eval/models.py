@@ -1,0 +1,212 @@
+"""What an attack is aimed at: a run directory, a Stable-Baselines3 zip, or a classifier by import path."""
+
+import hashlib
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from agents.classifier import load_classifier
+from torch import Tensor, nn
+
+from agents.rundir import RunDir
+from envs.datasets import ImageDataset, load_dataset
+from envs.errors import InputError
+from envs.rng import hash_tensor
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_SAMPLE_STREAM = 0x73616D706C65  # "sample": which images are attacked depends on neither seed nor attack
+
+
+@dataclass(frozen=True)
+class Target:
+    """A classifier under evaluation.
+
+    Attributes:
+        name: for tables.
+        model: images in [0, 1], (N, C, H, W), to logits (N, K); in eval mode, on its device.
+        sha256: hex digest of the weights (and, for an import path, of the path).
+        results_dir: where its result files belong.
+        dataset: the run's ``config["dataset"]``, or None where the data set must be named.
+    """
+
+    name: str
+    model: nn.Module
+    sha256: str
+    results_dir: Path
+    dataset: dict[str, Any] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model works; the CPU for a model without parameters and buffers."""
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images under attack: ``indices`` (n,) int64 on the CPU, positions in ``dataset``, increasing."""
+
+    dataset: ImageDataset
+    indices: Tensor
+
+    def record(self) -> dict[str, Any]:
+        """Return what a result file says of the data set."""
+        return {
+            "dataset": self.dataset.name,
+            "split": self.dataset.split,
+            "fingerprint": self.dataset.fingerprint,
+        }
+
+    def batch(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return images float32 in [0, 1] (n, C, H, W) and labels (n,) of some of the samples."""
+        chosen = self.indices[rows].to(self.dataset.device)
+        images = self.dataset.images[chosen].to(device).float() / 255
+        return images, self.dataset.labels[chosen].to(device)
+
+
+def load_target(spec: str, device: torch.device | str = "cpu", network: str | None = None) -> Target:
+    """Load the classifier that ``spec`` names.
+
+    Args:
+        spec: a run directory, a Stable-Baselines3 ``.zip``, or ``package.module:name`` of an ``nn.Module`` or
+            of a function without arguments that returns one; this runs its code, so name only what you trust.
+        device: where to load it.
+        network: for weights of your own network: ``package.module:Callable`` that builds it.
+
+    Raises:
+        InputError: nothing is there, or it is damaged, or it is not a classifier.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        run = RunDir.open(path)
+        model = load_classifier(path, device, network)
+        return Target(_run_name(path), model, model_sha256(model), run.results_dir, run.config.get("dataset"))
+    if path.suffix == ".zip" and path.is_file():
+        model = load_classifier(path, device, network)
+        config = RunDir(path.parent).config if (path.parent / "config.json").is_file() else {}
+        return Target(path.stem, model, model_sha256(model), path.parent / "results", config.get("dataset"))
+    if not _IMPORT_PATH.fullmatch(spec):
+        raise InputError(
+            f"no classifier at {spec!r}; expected a run directory, an SB3 .zip, or package.module:factory"
+        )
+    if network is not None:
+        raise InputError(f"--network is {network!r}, but {spec} builds its own network; leave --network out")
+    model = _import_model(spec).to(device).eval()
+    folder = Path("results") / re.sub(r"[^\w.]+", "-", spec)
+    return Target(spec, model, model_sha256(model, spec), folder)
+
+
+def _run_name(path: Path) -> str:
+    return path.resolve().name
+
+
+def _import_model(spec: str) -> nn.Module:
+    module, _, attribute = spec.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        if not isinstance(found, nn.Module):
+            found = found()
+    except Exception as error:  # foreign code may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"cannot build a model from {spec} ({reason}); expected package.module:factory"
+        ) from error
+    if not isinstance(found, nn.Module):
+        raise InputError(f"{spec} gave a {type(found).__name__}; expected an nn.Module from images to logits")
+    return found
+
+
+def model_sha256(model: nn.Module, salt: str = "") -> str:
+    """Return a hex digest of ``salt`` and the name, type, shape and bytes of all parameters and buffers."""
+    digest = hashlib.sha256(salt.encode())
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        else:  # nn.Module.get_extra_state may hold anything
+            digest.update(f"{name} {value!r}".encode())
+    return digest.hexdigest()
+
+
+def load_samples(
+    target: Target,
+    *,
+    n: int | None = None,
+    split: str = "test",
+    dataset: str | None = None,
+    data_root: str | Path | None = None,
+    image_size: int | None = None,
+) -> Samples:
+    """Load the images to attack and check that they fit the model.
+
+    Args:
+        target: the classifier; its run names the data set unless ``dataset`` does.
+        n: how many images, spread over the split; a smaller choice is part of every larger one. Default: all.
+        split: train, val or test.
+        dataset: a name for `envs.datasets.load_dataset`.
+        data_root: where data sets lie; the run's by default.
+        image_size: resize to this many pixels a side; the run's by default.
+
+    Raises:
+        InputError: the data set is not named, cannot be read, or does not fit the model.
+    """
+    known = target.dataset or {}
+    name = dataset or known.get("name")
+    if name is None:
+        raise InputError(f"{target.name} does not say which data set it is for; name one with --dataset")
+    if name != known.get("name"):
+        known = {}
+    images = load_dataset(
+        name,
+        split,
+        data_root=data_root or known.get("data_root"),
+        image_size=image_size or known.get("image_size"),
+        device=target.device,
+    )
+    check_fit(target, images)
+    return Samples(images, choose_indices(len(images), n))
+
+
+def choose_indices(total: int, n: int | None) -> Tensor:
+    """Return ``n`` of ``range(total)``, increasing: the first n of one fixed shuffle, so that choices nest.
+
+    The first n as stored would not do: image folders are sorted by class.
+
+    Raises:
+        InputError: n is below 1.
+    """
+    if n is not None and n < 1:
+        raise InputError(f"--n is {n}; expected at least 1 image")
+    order = hash_tensor(_SAMPLE_STREAM, torch.arange(total)).argsort()
+    return order[: total if n is None else n].sort().values
+
+
+def check_fit(target: Target, dataset: ImageDataset) -> None:
+    """Run the model on one image of the data set.
+
+    Raises:
+        InputError: it does not take such images, or has other classes than the data set.
+    """
+    size = "x".join(str(length) for length in dataset.shape)
+    image = dataset.images[:1].to(target.device).float() / 255
+    try:
+        with torch.inference_mode():
+            logits = target.model(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{target.name} does not take {size} images of {dataset.name} ({reason}); name another --dataset"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, dataset.num_classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"{target.name} gives {found} for one image; "
+            f"{dataset.name} needs logits of shape (1, {dataset.num_classes})"
+        )
