@@ -1,0 +1,148 @@
+"""How attacks reach the model: frozen parameters, logits, input gradients, and an exact count of both per
+sample.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attacks.errors import AttackError
+from attacks.problem import Problem
+
+Model = Callable[[Tensor], Tensor]
+
+
+class Gradient(NamedTuple):
+    """What one forward and backward pass gives: input gradient like x, loss (n,) and logits (n, K)."""
+
+    grad: Tensor
+    loss: Tensor
+    logits: Tensor
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Parameters need no gradient inside the block, so backward passes reach the input alone; restored after
+    errors too.
+
+    May be nested. A callable that is no ``nn.Module`` has nothing to freeze.
+    """
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    needed = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in zip(parameters, needed, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def forward(model: Model, x: Tensor) -> Tensor:
+    """Logits (n, K), at least float32, without gradient and uncounted.
+
+    Raises:
+        AttackError: the model's output is not one row of logits per image.
+    """
+    with torch.no_grad():
+        return _logits(model, x)
+
+
+class Oracle:
+    """The attacked model, counting per sample; attacks use it for every pass they are charged for.
+
+    Each method takes the ``rows`` (indices (n,) into the problem, None for all) that its images belong to, so
+    that an attack may go on with the survivors alone.
+
+    Attributes:
+        queries: forward passes so far (N,) int64.
+        backwards: backward passes so far (N,) int64.
+    """
+
+    def __init__(self, model: Model, problem: Problem, *, samples: int = 1) -> None:
+        """Wrap ``model``; ``samples`` > 1 averages gradients over that many passes, for models with random
+        outputs.
+        """
+        self.model = model
+        self.problem = problem
+        self.samples = samples
+        self.queries = torch.zeros(len(problem), dtype=torch.int64, device=problem.x.device)
+        self.backwards = torch.zeros_like(self.queries)
+
+    def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
+        _count(self.queries, rows, 1)
+        return forward(self.model, x)
+
+    def clean_logits(self) -> Tensor:
+        """Logits (N, K) of the problem's images, one query each.
+
+        Raises:
+            AttackError: a label or target is not one of the model's classes.
+        """
+        logits = self.logits(self.problem.x)
+        for name, labels in (("label", self.problem.y), ("target", self.problem.targets)):
+            if labels is not None and (labels >= logits.shape[1]).any():
+                raise AttackError(
+                    f"{name} {int(labels.max())} is out of range for a model of {logits.shape[1]} classes "
+                    f"(0..{logits.shape[1] - 1}); check that data set and model belong together"
+                )
+        return logits
+
+    def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Gradient:
+        """Gradient of the sum of per-sample losses ``loss(logits) -> (n,)`` with respect to ``x``.
+
+        One query and one backward pass each, times ``samples``, over which gradient, loss and logits are
+        averaged. Call it inside `frozen`. The memory format of ``x`` is kept.
+
+        Raises:
+            AttackError: the logits do not depend differentiably on the input.
+        """
+        _count(self.queries, rows, self.samples)
+        _count(self.backwards, rows, self.samples)
+        total = self._gradient(x, loss)
+        for _ in range(self.samples - 1):
+            more = self._gradient(x, loss)
+            total = Gradient(total.grad + more.grad, total.loss + more.loss, total.logits + more.logits)
+        return total if self.samples == 1 else Gradient(*(part / self.samples for part in total))
+
+    def _gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            logits = _logits(self.model, leaf)
+            losses = loss(logits)
+            if not losses.requires_grad:
+                raise AttackError(_NO_GRADIENT)
+            (grad,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+        if grad is None:
+            raise AttackError(_NO_GRADIENT)
+        return Gradient(grad, losses.detach(), logits.detach())
+
+
+_NO_GRADIENT = (
+    "the model's logits carry no gradient to the input (detached, rounded, or computed under no_grad); give "
+    "the model a differentiable stand-in (attacks.bpda) or use a gradient-free attack (square, spsa, rays)"
+)
+
+
+def _logits(model: Model, x: Tensor) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor):
+        raise AttackError(
+            f"the model must return a tensor of logits (N, K), got {type(logits).__name__}; wrap it"
+        )
+    if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        raise AttackError(
+            f"for {len(x)} images expected logits ({len(x)}, K) with K >= 2, the model returned {tuple(logits.shape)}"
+        )
+    return logits.float() if logits.element_size() < 4 else logits
+
+
+def _count(counts: Tensor, rows: Tensor | None, times: int) -> None:
+    if rows is None:
+        counts += times
+    else:
+        counts[rows] += times
