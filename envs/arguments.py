@@ -1,0 +1,54 @@
+"""Arguments that the environment classes have in common."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.datasets import ImageDataset, load_dataset
+from envs.errors import InputError
+
+RENDER_MODES = ("rgb_array",)
+
+
+def resolve_dataset(
+    dataset: str | ImageDataset,
+    split: str,
+    *,
+    data_root: str | Path | None = None,
+    image_size: int | None = None,
+) -> ImageDataset:
+    """Return the data set called ``dataset``, or ``dataset`` itself if it is one already.
+
+    Raises:
+        InputError: as ``load_dataset``, or ``dataset`` is neither a name nor an ``ImageDataset``.
+    """
+    if isinstance(dataset, str):
+        return load_dataset(dataset, split, data_root=data_root, image_size=image_size)
+    if not isinstance(dataset, ImageDataset):
+        raise InputError(f"dataset is a {type(dataset).__name__}; expected a name or an ImageDataset")
+    return dataset
+
+
+def check_render_mode(render_mode: str | None) -> str | None:
+    """Return ``render_mode``, which must be None or ``"rgb_array"``, else raise InputError."""
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise InputError(f"render_mode is {render_mode!r}; expected None or 'rgb_array'")
+    return render_mode
+
+
+def check_actions(actions: Any, num_envs: int, num_actions: int) -> np.ndarray:
+    """Return NumPy actions as they are if they are integers (num_envs,) in [0, num_actions).
+
+    Raises:
+        InputError: another type or shape, or an action out of range.
+    """
+    actions = np.asarray(actions)
+    if actions.shape != (num_envs,) or actions.dtype.kind not in "iu":
+        raise InputError(
+            f"actions are {actions.dtype} of shape {actions.shape}; expected integers of shape ({num_envs},)"
+        )
+    lowest, highest = actions.min(), actions.max()
+    if lowest < 0 or highest >= num_actions:
+        raise InputError(f"actions reach from {lowest} to {highest}; expected labels in 0..{num_actions - 1}")
+    return actions

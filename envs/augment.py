@@ -1,0 +1,175 @@
+"""Random flips and shifts of image batches, every image by its own seed, without a loop over images."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.errors import InputError, unknown_name
+from envs.rng import hash_ints, hash_tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# How an image's 63 random bits are spent: two for the flips, then 15 for each of four shifts.
+_SHIFT_BITS = 15
+_SHIFT_MASK = (1 << _SHIFT_BITS) - 1
+PARTS = ("hflip", "vflip", "translate:FRACTION", "crop:PIXELS")
+_Bits = TypeVar("_Bits", int, Tensor)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is drawn for each image: flips, then one shift by the sum of both draws; zeros fill the gaps.
+
+    Attributes:
+        hflip: mirror left and right with probability 1/2.
+        vflip: mirror top and bottom with probability 1/2.
+        translate: fraction in [0, 1]; shift each axis by a uniform whole number of pixels, at most
+            ``round(translate * size)`` either way.
+        crop_padding: pixels, at least 0; pad by this much on every side and crop back at a uniform place.
+    """
+
+    hflip: bool = False
+    vflip: bool = False
+    translate: float = 0.0
+    crop_padding: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.translate <= 1:
+            raise InputError(f"translate is {self.translate}; expected a fraction of the size, such as 0.1")
+        if self.crop_padding < 0 or self.crop_padding != int(self.crop_padding):
+            raise InputError(
+                f"crop_padding is {self.crop_padding}; expected a whole number of pixels, such as 0 or 4"
+            )
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every image stays as it is."""
+        return not (self.hflip or self.vflip or self.translate or self.crop_padding)
+
+    def max_shifts(self, size: int) -> tuple[int, int]:
+        """Return the largest translation and crop shift, in pixels, of an axis with ``size`` pixels."""
+        largest = _SHIFT_MASK // 2
+        return min(round(self.translate * size), largest), min(self.crop_padding, largest)
+
+    @classmethod
+    def parse(cls, text: str) -> "Augmentation":
+        """Return the augmentation called ``text``: a preset, or a list such as "hflip,translate:0.1,crop:4".
+
+        Presets: ``none``; ``paper`` (both flips, translation by up to 10 %); ``standard`` (hflip, crop with
+        padding 4).
+
+        Raises:
+            InputError: an unknown name, or a number missing, superfluous, malformed or out of range.
+        """
+        if text in PRESETS:
+            return PRESETS[text]
+        fields: dict[str, bool | float | int] = {}
+        for part in text.split(","):
+            name, _, number = part.strip().partition(":")
+            if name in ("hflip", "vflip") and not number:
+                fields[name] = True
+            elif name == "translate":
+                fields["translate"] = _parse_number(part, number, float)
+            elif name == "crop":
+                fields["crop_padding"] = _parse_number(part, number, int)
+            elif name in ("hflip", "vflip"):
+                raise InputError(f"augmentation {part.strip()!r} takes no number; write {name!r}")
+            else:
+                raise unknown_name("augmentation", name, (*PRESETS, *PARTS))
+        return cls(**fields)  # type: ignore[arg-type]
+
+
+PRESETS = {
+    "none": Augmentation(),
+    "paper": Augmentation(hflip=True, vflip=True, translate=0.1),
+    "standard": Augmentation(hflip=True, crop_padding=4),
+}
+
+
+def augment(images: Tensor, seeds: Tensor, augmentation: Augmentation) -> Tensor:
+    """Return the images, each flipped and shifted as its seed says.
+
+    Args:
+        images: uint8 (or any dtype) (N, C, H, W).
+        seeds: int64 (N,), on the same device; equal seeds give equal draws.
+        augmentation: what to draw.
+
+    Returns:
+        The same shape, dtype and device; ``images`` itself if nothing is to be done.
+    """
+    if augmentation.is_identity:
+        return images
+    return augment_rows(images, torch.arange(len(images), device=images.device), seeds, augmentation)
+
+
+def augment_rows(images: Tensor, rows: Tensor, seeds: Tensor, augmentation: Augmentation) -> Tensor:
+    """Return ``augment(images[rows], seeds, augmentation)`` in one gather, without the intermediate copy.
+
+    Args:
+        images: (M, C, H, W).
+        rows: int64 (N,), each in [0, M).
+        seeds: int64 (N,).
+        augmentation: what to draw.
+    """
+    if augmentation.is_identity:
+        return images.index_select(0, rows)
+    _, channels, height, width = images.shape
+    bits = hash_tensor(seeds)
+    y = _source(bits, 0, height, augmentation.vflip, augmentation)
+    x = _source(bits, 1, width, augmentation.hflip, augmentation)
+    inside = ((y >= 0) & (y < height)).unsqueeze(2) & ((x >= 0) & (x < width)).unsqueeze(1)
+    channel = torch.arange(channels, device=images.device)
+    plane = (rows.unsqueeze(1) * channels + channel) * height
+    row = (plane.unsqueeze(2) + y.clamp(0, height - 1).unsqueeze(1)) * width
+    flat = row.unsqueeze(3) + x.clamp(0, width - 1).view(len(rows), 1, 1, width)
+    return torch.take(images, flat) * inside.unsqueeze(1)
+
+
+def augment_one(image: "NDArray[np.uint8]", seed: int, augmentation: Augmentation) -> "NDArray[np.uint8]":
+    """Return the image (C, H, W) as ``augment`` makes it in a batch: always a fresh array."""
+    if augmentation.is_identity:
+        return image.copy()
+    bits = hash_ints(seed)
+    _, height, width = image.shape
+    if augmentation.vflip and bits & 1:
+        image = image[:, ::-1]
+    if augmentation.hflip and bits >> 1 & 1:
+        image = image[:, :, ::-1]
+    dy, dx = (_shift(bits, axis, size, augmentation) for axis, size in enumerate((height, width)))
+    shifted = np.zeros_like(image, order="C")
+    if abs(dy) < height and abs(dx) < width:
+        shifted[:, max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = image[
+            :, max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
+        ]
+    return shifted
+
+
+def _source(bits: Tensor, axis: int, size: int, flip: bool, augmentation: Augmentation) -> Tensor:
+    """Return, for each image and target coordinate of the axis, the source coordinate: int64 (N, size)."""
+    coordinate = torch.arange(size, device=bits.device) - _shift(bits, axis, size, augmentation).unsqueeze(-1)
+    if flip:
+        flipped = (bits >> axis & 1).unsqueeze(-1)
+        coordinate = coordinate + flipped * (size - 1 - 2 * coordinate)
+    return coordinate
+
+
+def _shift(bits: _Bits, axis: int, size: int, augmentation: Augmentation) -> _Bits:
+    """Return how many pixels the image moves towards the end of the axis, for integers as for tensors."""
+    total = bits & 0
+    for draw, largest in enumerate(augmentation.max_shifts(size)):
+        if largest:
+            uniform = (bits >> (2 + (2 * draw + axis) * _SHIFT_BITS)) & _SHIFT_MASK
+            total = total + ((uniform * (2 * largest + 1)) >> _SHIFT_BITS) - largest
+    return total
+
+
+def _parse_number(part: str, number: str, kind: type) -> float | int:
+    try:
+        return kind(number)
+    except ValueError:
+        example = "translate:0.1" if kind is float else "crop:4"
+        raise InputError(f"augmentation {part.strip()!r} lacks a number; write it like {example!r}") from None

@@ -1,0 +1,55 @@
+"""Counter-based random numbers: a draw is a hash of its coordinates (seed, time, ...), on ints and tensors.
+
+With no generator state, a scalar environment and row ``i`` of a batch of thousands see the same draws, on any
+device, and a run resumes from its counters alone. The mixing function is the finaliser of SplitMix64 (Steele,
+Lea, Flood 2014, "Fast splittable pseudorandom number generators"); each coordinate is added, then mixed.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+
+
+def hash_ints(*values: int) -> int:
+    """Return a hash of the integers, uniform on [0, 2**63); each counts modulo 2**64, their order matters.
+
+    >>> hash_ints(0, 1) == hash_ints(0, 1) != hash_ints(1, 0)
+    True
+    """
+    state = 0
+    for value in values:
+        state = (state + value + _GAMMA) & _MASK
+        state = ((state ^ (state >> 30)) * _MULTIPLIER_1) & _MASK
+        state = ((state ^ (state >> 27)) * _MULTIPLIER_2) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def hash_tensor(*values: int | Tensor) -> Tensor:
+    """Return ``hash_ints`` of every element of the broadcast int64 tensors; Python integers count as scalars.
+
+    Returns:
+        int64, of the broadcast shape, each element in [0, 2**63), on the device of the tensors given.
+    """
+    state = torch.zeros((), dtype=torch.int64)
+    for value in values:
+        term = value if isinstance(value, Tensor) else to_int64(value)
+        state = state + term + to_int64(_GAMMA)
+        state = (state ^ _shift_right(state, 30)) * to_int64(_MULTIPLIER_1)
+        state = (state ^ _shift_right(state, 27)) * to_int64(_MULTIPLIER_2)
+        state = state ^ _shift_right(state, 31)
+    return _shift_right(state, 1)
+
+
+def to_int64(value: int) -> int:
+    """Return the signed 64-bit integer that equals ``value`` modulo 2**64."""
+    return ((value + (1 << 63)) & _MASK) - (1 << 63)
+
+
+def _shift_right(state: Tensor, bits: int) -> Tensor:
+    # int64 shifts copy the sign bit in; the mask makes the shift logical, as on unsigned integers.
+    return (state >> bits) & ((1 << (64 - bits)) - 1)
