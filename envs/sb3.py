@@ -1,4 +1,4 @@
-"""Image tasks as a native Stable-Baselines3 ``VecEnv``: one gather per step instead of a loop over environments."""
+"""Image tasks as a native Stable-Baselines3 ``VecEnv``: one gather per step, no loop over environments."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor
@@ -26,16 +25,16 @@ class ImageVecEnv(VecEnv):
     Observations are uint8 (n, C, H, W), rewards float32 (n,), dones bool (n,). Every array is fresh, and the
     environment never writes into one it has returned.
 
-    ``infos`` is one shared list of one empty dictionary while there is nothing to say. One-step episodes carry
+    ``infos`` is one shared list of one empty dictionary while there is nothing to say. One-step episodes have
     no ``terminal_observation``: nothing follows the answer, so no algorithm uses what it would hold. Longer
-    episodes carry it in NumPy mode: the image answered last, again.
+    episodes have it in NumPy mode: the image answered last, again.
 
     Args:
         task: the environments; ``.task`` afterwards.
         tensors: return tensors on the task's device in place of NumPy arrays, and take actions as tensors
             there, unchecked; stock SB3 algorithms need NumPy.
-        monitor: report finished episodes as ``Monitor`` does, ``{"episode": {"r", "l", "t"}}``, for SB3's mean
-            reward. Costs a dictionary per episode.
+        monitor: report finished episodes as ``Monitor`` does, ``{"episode": {"r", "l", "t"}}``, for SB3's
+            mean reward. Costs a dictionary per episode.
         seed: the seed of the first ``reset``, as ``seed()`` would set.
         render_mode: None or ``"rgb_array"``.
     """
@@ -63,7 +62,8 @@ class ImageVecEnv(VecEnv):
 
     def reset(self) -> Any:
         """Begin new episodes and return the images: uint8 (n, C, H, W)."""
-        self.task.reset(None if self._seeds[0] is None else self._seeds)
+        seeds = [seed for seed in self._seeds if seed is not None]
+        self.task.reset(seeds or None)
         self._reset_seeds()
         self._reset_options()
         self._begin_episodes()
@@ -78,7 +78,7 @@ class ImageVecEnv(VecEnv):
         self._actions = torch.as_tensor(actions, device=self.task.device)
 
     def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
-        """Return observations, rewards, dones and infos; environments that are done already show a new image."""
+        """Return observations, rewards, dones and infos; what is done already shows its next image."""
         answered = self._shown
         self._answer = Answer(self.task.indices, self.task.augment_seeds, self._actions)
         rewards, terminated = self.task.step(self._actions)
@@ -87,7 +87,7 @@ class ImageVecEnv(VecEnv):
         return self._shown, self._output(rewards), self._output(terminated), infos
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the next ``reset``: environment i gets ``seed + i``, after those of the shards before this one."""
+        """Seed the next ``reset``: environment i gets ``seed + i``, after those of earlier shards."""
         offset = self.task.shard[0] * self.num_envs
         self._seeds = [int(value) + offset for value in super().seed(seed) if value is not None]
         return self._seeds
@@ -186,8 +186,8 @@ def sb3_env(
     """Return ``num_envs`` environments over a data set as one SB3 ``VecEnv``.
 
     Args:
-        dataset: an ``ImageDataset``, or a name for ``load_dataset``, which also takes ``split``, ``data_root``
-            and ``image_size``.
+        dataset: an ``ImageDataset``, or a name for ``load_dataset``, which also takes ``split``,
+            ``data_root`` and ``image_size``.
         num_envs: how many environments.
         split: ``"train"``, ``"val"`` or ``"test"``.
         tensors: return tensors on ``device`` rather than NumPy arrays, see ``ImageVecEnv``.

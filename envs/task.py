@@ -25,8 +25,8 @@ _NOISE_STREAM = 0x6E6F697365  # "noise": label noise depends on the image alone,
 class ImageTask:
     """``num_envs`` environments that show images of a data set, take labels as actions, and pay rewards.
 
-    Everything stays on one device and nothing waits for it. Environment ``i`` of a task seeded with ``s`` shows
-    what a single environment seeded with ``s + i`` shows.
+    Everything stays on one device and nothing waits for it. Environment i of a task seeded with s shows what a
+    single environment seeded with s + i shows.
 
     Args:
         dataset: the images and labels.
