@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from envs.errors import InputError
+from envs.rng import hash_tensor
 
 _seeds: ContextVar[Tensor | None] = ContextVar("seeds", default=None)
 
@@ -32,7 +33,7 @@ def sample_seeds(seeds: Tensor) -> Iterator[None]:
         _seeds.reset(token)
 
 
-class ConsistentDropout(nn.Module):
+class ConsistentDropout(nn.Dropout):
     """Dropout whose masks can be repeated: "consistent dropout" (Hausknecht and Wagener 2022, arXiv 2202.11818).
 
     The paper stores the masks of the rollout; here they are hashes of (seed of the image, layer, position), so nothing
@@ -44,10 +45,9 @@ class ConsistentDropout(nn.Module):
     """
 
     def __init__(self, p: float, layer: int) -> None:
-        super().__init__()
         if not 0 <= p < 1:
             raise InputError(f"dropout probability {p} is outside [0, 1)")
-        self.p = p
+        super().__init__(p)
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,12 +63,9 @@ class ConsistentDropout(nn.Module):
 
     def _keep(self, seeds: Tensor, x: Tensor) -> Tensor:
         # 32-bit arithmetic, in place: on a CPU this costs what drawing the mask at random does.
-        samples = _mix64(seeds + (self.layer + 1) * _GOLDEN).to(torch.int32)
-        positions = (
-            _mix64(torch.arange(x[0].numel(), device=x.device) * _GOLDEN)
-            .to(torch.int32)
-            .view(1, *x.shape[1:])
-        )
+        samples = hash_tensor(seeds, self.layer).to(torch.int32)
+        positions = hash_tensor(torch.arange(x[0].numel(), device=x.device)).to(torch.int32)
+        positions = positions.view(1, *x.shape[1:])
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             positions = positions.contiguous(memory_format=torch.channels_last)
         bits = samples.view(-1, *[1] * (x.dim() - 1)) ^ positions
@@ -82,31 +79,29 @@ class ConsistentDropout(nn.Module):
         return f"p={self.p}, layer={self.layer}"
 
 
-_GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed integer
-
-
-def _mix64(x: Tensor) -> Tensor:
-    """Return the splitmix64 finaliser of int64 ``x``; shifts are made logical, products wrap."""
-    x = (x ^ ((x >> 30) & (2**34 - 1))) * -4658895280553007687
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * -7723592293110705685
-    return x ^ ((x >> 31) & (2**33 - 1))
-
-
 def _batchnorm_layers(module: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
 
+def freeze_batchnorm(module: nn.Module) -> None:
+    """Let BatchNorm layers use and keep their running statistics, until the next ``module.train()``.
+
+    Their scales and shifts are still learnt.
+    """
+    for layer in _batchnorm_layers(module):
+        layer.eval()
+
+
 @contextmanager
 def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
-    """Within this context BatchNorm layers of ``module`` use and keep their running statistics, whatever the mode.
+    """Within this context BatchNorm layers stay as `freeze_batchnorm` leaves them, even through ``module.train()``.
 
-    ``module.train()`` inside leaves them frozen, so that SB3's ``train()`` may run unchanged; their scales and
-    shifts are still learnt.
+    So SB3's ``train()``, which begins by switching the policy to train mode, may run unchanged.
     """
     layers = _batchnorm_layers(module)
     modes = [layer.training for layer in layers]
+    freeze_batchnorm(module)
     for layer in layers:
-        layer.eval()
         layer.__dict__["train"] = lambda mode=True, layer=layer: layer
     try:
         yield

@@ -27,6 +27,7 @@ Shape = tuple[int, int, int]
 Build = Callable[[Shape], nn.Module]
 
 NETWORKS: dict[str, Build] = {}
+BUILT_IN: frozenset[str] = frozenset()
 SPEC_VERSION = 1
 _STANDARD_STEM = 96  # pixels from which torchvision's stem, made for 224, leaves enough of the image
 
@@ -35,6 +36,8 @@ def register_network(name: str, build: Build | None = None) -> Any:
     """Add ``build``, a function from the image shape (C, H, W) to a body, to `NETWORKS`; also works as a decorator."""
     if build is None:
         return lambda function: register_network(name, function)
+    if name in BUILT_IN:
+        raise InputError(f"network {name!r} is built in; register yours under another name")
     NETWORKS[name] = build
     return build
 
@@ -100,6 +103,7 @@ class ImageNetwork(BaseFeaturesExtractor):
         network: a name in `NETWORKS`, or a function from (C, H, W) to an ``nn.Module``.
         mean: per channel ``(C,)``, of pixels in [0, 1]; subtracted. None: zeros.
         std: per channel ``(C,)``, above 0; divides. None: ones.
+        name: how weights shall call the network. None: its registered name, else its import path.
 
     Raises:
         InputError: unknown network, or one that does not fit the images; wrong mean or std.
@@ -115,13 +119,14 @@ class ImageNetwork(BaseFeaturesExtractor):
         network: str | Build = "small",
         mean: Sequence[float] | Tensor | None = None,
         std: Sequence[float] | Tensor | None = None,
+        name: str | None = None,
     ) -> None:
         shape = tuple(int(size) for size in observation_space.shape or ())
         if len(shape) != 3:
             raise InputError(f"image shape {shape} is not (C, H, W)")
         self.shape: Shape = shape
-        self.network_name = network if isinstance(network, str) else network_name(network)
         build = resolve_network(network) if isinstance(network, str) else network
+        self.network_name = name or (network if isinstance(network, str) else network_name(network))
         body, features_dim = _build_body(build, self.network_name, shape)
         super().__init__(observation_space, features_dim)
         self.network = body
@@ -311,3 +316,6 @@ def densenet121(shape: Shape) -> nn.Module:
         net.features.conv0 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
     net.classifier = nn.Identity()
     return net
+
+
+BUILT_IN = frozenset(NETWORKS)
