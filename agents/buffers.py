@@ -123,7 +123,9 @@ class ImageReplayBuffer(BaseBuffer):
         n_envs: int = 1,
         **_: Any,
     ) -> None:
-        super().__init__(max(buffer_size // n_envs, 1), observation_space, action_space, device, n_envs=n_envs)
+        super().__init__(
+            max(buffer_size // n_envs, 1), observation_space, action_space, device, n_envs=n_envs
+        )
         shape = (self.buffer_size, n_envs)
         names = ("indices", "augment_seeds", "next_indices", "next_augment_seeds", "actions")
         self.storage = {name: torch.zeros(shape, dtype=torch.int64, device=self.device) for name in names}

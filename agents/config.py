@@ -207,7 +207,9 @@ class TrainConfig:
         if self.seed >= 2**32:
             raise InputError(f"--seed is {self.seed}; expected less than 2**32")
         if self.batch_size < 2 and self.algo == "ppo":
-            raise InputError("--batch-size is 1; PPO scales advantages within a minibatch, so it needs at least 2")
+            raise InputError(
+                "--batch-size is 1; PPO scales advantages within a minibatch, so it needs at least 2"
+            )
         if self.ppo.rollout % self.batch_size and "ppo" in dict(self.phases()):
             raise InputError(
                 f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({self.batch_size})"
@@ -229,20 +231,28 @@ class TrainConfig:
 
 def _from_dict(cls: Any, values: Any) -> Any:
     if not isinstance(values, dict):
-        raise InputError(f"a stored configuration has {type(values).__name__} for {cls.__name__}; expected an object")
+        raise InputError(
+            f"a stored configuration has {type(values).__name__} for {cls.__name__}; expected an object"
+        )
     fields = {item.name: item for item in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
             raise unknown_name("field of the stored configuration", name, fields)
     built = {}
     for name, value in values.items():
-        default = fields[name].default_factory() if callable(fields[name].default_factory) else fields[name].default
+        default = (
+            fields[name].default_factory() if callable(fields[name].default_factory) else fields[name].default
+        )
         if dataclasses.is_dataclass(default):
             built[name] = _from_dict(type(default), value)
         elif "Path" in str(fields[name].type) and value is not None:
             built[name] = Path(value)
         else:
-            if default is not None and not isinstance(value, (type(default), int if isinstance(default, float) else type(default))):
-                raise InputError(f"the stored configuration has {name}={value!r}; expected {type(default).__name__}")
+            if default is not None and not isinstance(
+                value, (type(default), int if isinstance(default, float) else type(default))
+            ):
+                raise InputError(
+                    f"the stored configuration has {name}={value!r}; expected {type(default).__name__}"
+                )
             built[name] = value
     return cls(**built)

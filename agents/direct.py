@@ -16,9 +16,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import losses
+from agents.base import ImageAlgorithm
 from agents.buffers import UnusedRolloutBuffer
 from agents.policies import ImagePolicy
-from agents.statistics import RunningMeans
 from envs.errors import InputError
 from envs.task import ImageTask
 
@@ -44,7 +44,7 @@ class Batch:
     action_rewards: Tensor | None = None
 
 
-class DirectAlgorithm(OnPolicyAlgorithm, abc.ABC):
+class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
     """Acts with a forward pass that keeps its graph, then descends its loss: three forwards' worth per image.
 
     Works on any vectorised environment with images and discrete actions; those from ``envs.sb3_env(tensors=True)``
@@ -63,7 +63,10 @@ class DirectAlgorithm(OnPolicyAlgorithm, abc.ABC):
     """
 
     policy: ImagePolicy
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"ImagePolicy": ImagePolicy, "CnnPolicy": ImagePolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "ImagePolicy": ImagePolicy,
+        "CnnPolicy": ImagePolicy,
+    }
 
     def __init__(
         self,
@@ -107,11 +110,10 @@ class DirectAlgorithm(OnPolicyAlgorithm, abc.ABC):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.statistics = RunningMeans(self.device)
         self._batch: Batch | None = None
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "statistics", "_batch", "_last_obs", "_last_episode_starts"]
+        return [*super()._excluded_save_params(), "_batch"]
 
     @abc.abstractmethod
     def choose_actions(self, logits: Tensor) -> Tensor:
@@ -178,9 +180,9 @@ class DirectAlgorithm(OnPolicyAlgorithm, abc.ABC):
         if batch is None:
             raise InputError("nothing was collected; call learn(), which collects before it trains")
         self._update_learning_rate(self.policy.optimizer)
-        log_probs = losses.floored_log_probs(batch.logits)
-        entropy = losses.entropy(log_probs)
         loss = self.loss(batch.logits, batch)
+        with torch.set_grad_enabled(self.ent_coef > 0):
+            entropy = losses.entropy(batch.logits.log_softmax(-1))
         total = loss - self.ent_coef * entropy if self.ent_coef else loss
         self.policy.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -245,7 +247,9 @@ class ExpectedPolicyGradient(Reinforce):
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return a loss whose gradient is the mean of REINFORCE's; see :func:`agents.losses.expected_policy_gradient`."""
         if batch.action_rewards is None:
-            raise InputError("epg needs the reward of every action; train it on an environment from envs.sb3_env")
+            raise InputError(
+                "epg needs the reward of every action; train it on an environment from envs.sb3_env"
+            )
         log_probs = losses.floored_log_probs(logits)
         return losses.expected_policy_gradient(log_probs, batch.action_rewards, self.exploration)
 

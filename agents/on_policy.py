@@ -8,14 +8,14 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents.base import ImageAlgorithm
 from agents.buffers import ImageRolloutBuffer
 from agents.dropout import frozen_batchnorm, refresh_batchnorm, sample_seeds
 from agents.policies import ImagePolicy
-from agents.statistics import RunningMeans
 from envs.errors import InputError
 
 
-class TensorRollouts(OnPolicyAlgorithm):
+class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
     """Collects rollouts as tensors where the environment offers them; everything else is SB3's.
 
     With a NumPy environment (``sb3_env(tensors=False)`` or any other) the collection is SB3's own.
@@ -29,10 +29,6 @@ class TensorRollouts(OnPolicyAlgorithm):
         if self.rollout_buffer_class is None and getattr(self.env, "tensors", False):
             self.rollout_buffer_class = ImageRolloutBuffer
         super()._setup_model()
-        self.statistics = RunningMeans(self.device)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "statistics", "_last_obs", "_last_episode_starts"]
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -41,7 +37,9 @@ class TensorRollouts(OnPolicyAlgorithm):
         if not isinstance(rollout_buffer, ImageRolloutBuffer):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if not getattr(env, "tensors", False):
-            raise InputError("this model was set up for a tensor environment; give it sb3_env(..., tensors=True)")
+            raise InputError(
+                "this model was set up for a tensor environment; give it sb3_env(..., tensors=True)"
+            )
         rollout_buffer.reset()
         rollout_buffer.task = env.task
         callback.on_rollout_start()
@@ -91,8 +89,7 @@ class TensorRollouts(OnPolicyAlgorithm):
             return super().train()
         with frozen_batchnorm(self.policy):
             super().train()
-        norm = torch.stack(torch._foreach_norm([p.detach() for p in self.policy.parameters()])).sum()
-        self.statistics.watch(self.num_timesteps, norm)
+        self._watch_weights()
         return None
 
 
@@ -102,4 +99,3 @@ class PPO(TensorRollouts, ppo.PPO):
 
 class A2C(TensorRollouts, a2c.A2C):
     """SB3's A2C (Mnih et al. 2016, arXiv 1602.01783) with device-resident rollouts."""
-

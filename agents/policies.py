@@ -52,7 +52,9 @@ class ImagePolicy(ActorCriticPolicy):
         use_sde: bool = False,
     ) -> None:
         if not isinstance(action_space, gym.spaces.Discrete):
-            raise InputError(f"an image policy acts by labels; expected a Discrete action space, got {action_space}")
+            raise InputError(
+                f"an image policy acts by labels; expected a Discrete action space, got {action_space}"
+            )
         self.network = network
         self.precision = precision
         self.channels_last = channels_last
@@ -88,11 +90,15 @@ class ImagePolicy(ActorCriticPolicy):
         for name in ("log_std_init", "squash_output", "full_std"):
             parameters.pop(name, None)
         extractor = parameters.pop("features_extractor_kwargs")
-        return parameters | extractor | {
-            "precision": self.precision,
-            "channels_last": self.channels_last,
-            "compile": self.compile_network,
-        }
+        return (
+            parameters
+            | extractor
+            | {
+                "precision": self.precision,
+                "channels_last": self.channels_last,
+                "compile": self.compile_network,
+            }
+        )
 
     @property
     def classifier(self) -> Classifier:

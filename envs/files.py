@@ -9,7 +9,7 @@ from typing import Any
 from envs.errors import InputError
 
 
-def write_atomic(path: str | Path, content: bytes | str) -> None:
+def write_atomic(path: str | Path, content: bytes | memoryview | str) -> None:
     """Write ``content`` to ``path`` so that readers see the old file or the whole new one, even after a crash.
 
     Raises:

@@ -1,0 +1,61 @@
+"""What the project's algorithms add to Stable-Baselines3's: running means, whole-run progress, exact continuation."""
+
+from typing import Any
+
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.statistics import RunningMeans
+
+_COUNTERS = ("num_timesteps", "_n_updates", "_current_progress_remaining")
+
+
+class ImageAlgorithm(BaseAlgorithm):
+    """Mixin over an SB3 algorithm.
+
+    Attributes:
+        statistics: means since they were last read, on the device.
+        progress_total: images of the whole run, where learning is split into several ``learn`` calls; None: of the call.
+    """
+
+    statistics: RunningMeans
+    progress_total: int | None = None
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.statistics = RunningMeans(self.device)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "statistics", "_last_obs", "_last_episode_starts"]
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, self.progress_total or total_timesteps)
+
+    def _watch_weights(self) -> None:
+        """Note in the statistics whether a weight has become NaN or infinite."""
+        norms = torch._foreach_norm([parameter.detach() for parameter in self.policy.parameters()])
+        self.statistics.watch(self.num_timesteps, torch.stack(norms).sum())
+
+    def training_state(self) -> dict[str, Any]:
+        """Return all that :meth:`load_training_state` needs to go on exactly, between two rollouts."""
+        assert self.env is not None
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.policy.optimizer.state_dict(),
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
+            "episode_starts": torch.as_tensor(self._last_episode_starts),
+            "task": self.env.task.state_dict(),
+            "statistics": self.statistics.state_dict(),
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`training_state` returned, into an algorithm of the same configuration."""
+        assert self.env is not None
+        self.policy.load_state_dict(state["policy"])
+        self.policy.optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["counters"].items():
+            setattr(self, name, value)
+        self.env.task.load_state_dict(state["task"])
+        self._last_obs = self.env.task.observe()
+        self._last_episode_starts = state["episode_starts"].to(self.device)
+        self.statistics.load_state_dict(state["statistics"])

@@ -1,0 +1,213 @@
+"""What happens between rollouts: validation, selection, logging, checkpoints, progress, and a clean stop."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.progress import Progress, TaskID
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from torch import Tensor
+
+from agents.checkpoint import save_checkpoint
+from agents.classifier import extract_classifier, save_classifier
+from agents.evaluation import Evaluation, evaluate
+from agents.interrupt import StopRequest
+from agents.logs import JSONLines
+from agents.rundir import RunDir
+from envs import ImageDataset
+from envs.errors import InputError
+
+LOGS_PER_VALIDATION = 4
+_PROGRESS_SECONDS = 0.2
+
+
+@dataclass
+class Selection:
+    """The best weights so far, by validation accuracy and then by validation loss.
+
+    Attributes:
+        weights: the policy's state dict, copied; None before the first validation.
+        score: (accuracy, -loss) of these weights.
+        step: images trained on when they were taken.
+    """
+
+    weights: dict[str, Tensor] | None = None
+    score: tuple[float, float] = (-1.0, 0.0)
+    step: int = 0
+
+    def offer(self, evaluation: Evaluation, step: int, weights: dict[str, Tensor]) -> bool:
+        """Take copies of ``weights`` if they are better; return whether they were."""
+        score = (evaluation.accuracy, -evaluation.loss)
+        if score <= self.score:
+            return False
+        self.weights = {name: value.detach().clone() for name, value in weights.items()}
+        self.score, self.step = score, step
+        return True
+
+
+@dataclass
+class Milestones:
+    """When the next validation and the next log line are due, in images; and what was seen last."""
+
+    next_validation: int
+    next_log: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class TrainingCallback(BaseCallback):
+    """Acts at the start of every rollout, where the state is whole; see the module's docstring.
+
+    Args:
+        run: the run directory.
+        validation: the data by which weights are selected.
+        total: images of the whole run.
+        validate_every: images between validations.
+        stop: asked to stop by Ctrl-C.
+        progress: a bar and its task, or None.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        validation: ImageDataset,
+        total: int,
+        validate_every: int,
+        stop: StopRequest,
+        progress: tuple[Progress, TaskID] | None = None,
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.validation = validation
+        self.total = total
+        self.validate_every = validate_every
+        self.log_every = max(validate_every // LOGS_PER_VALIDATION, 1)
+        self.stop = stop
+        self.progress = progress
+        self.phase = 0
+        self.selection = Selection()
+        self.milestones = Milestones(validate_every, self.log_every)
+        self._began = time.perf_counter()
+        self._seconds_before = 0.0
+        self._shown = 0.0
+        self._clock: tuple[float, int] | None = None
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.boundary()
+
+    def boundary(self, last: bool = False) -> None:
+        """Do what is due at this number of images; ``last`` validates and saves whatever is due."""
+        step = self.model.num_timesteps
+        self._show_progress(step, force=last)
+        if self._clock is None:
+            self._clock = (time.perf_counter(), step)
+        if last or step >= self.milestones.next_log:
+            validate = last or step >= self.milestones.next_validation
+            self._log(step, validate)
+            while self.milestones.next_log <= step:
+                self.milestones.next_log += self.log_every
+            if validate:
+                while self.milestones.next_validation <= step:
+                    self.milestones.next_validation += self.validate_every
+                self.checkpoint()
+        if self.stop.requested and not last:
+            self.checkpoint()
+            raise KeyboardInterrupt(
+                f"stopped after {step:,} of {self.total:,} images; continue with: "
+                f"python -m agents.train --resume {self.run.path}"
+            )
+
+    def checkpoint(self, done: bool = False) -> None:
+        """Write everything that an exact continuation needs, and the best classifier so far."""
+        if self.selection.weights is not None:
+            self._write_selected()
+        save_checkpoint(self.run, self, done)
+
+    def seconds(self) -> float:
+        """Return the seconds spent training, those before a resumption included."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    def state(self) -> dict[str, Any]:
+        """Return the callback's own part of a checkpoint."""
+        metrics = next(output for output in self.model.logger.output_formats if isinstance(output, JSONLines))
+        return {
+            "phase": self.phase,
+            "selection": vars(self.selection),
+            "milestones": vars(self.milestones),
+            "metrics_bytes": metrics.size(),
+            "seconds": self.seconds(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state` returned."""
+        self.phase = state["phase"]
+        self._seconds_before = state["seconds"]
+        self.selection = Selection(**state["selection"])
+        self.selection.score = tuple(self.selection.score)  # type: ignore[assignment]
+        self.milestones = Milestones(**state["milestones"])
+
+    def _log(self, step: int, validate: bool) -> None:
+        bad = self.model.statistics.first_bad_step()
+        if bad is not None:
+            raise InputError(
+                f"training diverged: NaN or infinity in loss, gradients or weights at image {bad:,}; the checkpoint before it "
+                f"is kept in {self.run.path}. Lower --learning-rate, or use --precision fp32"
+            )
+        logger: Logger = self.model.logger
+        record = {f"train/{name}": value for name, value in self.model.statistics.flush().items()}
+        record["train/learning_rate"] = float(self.model.policy.optimizer.param_groups[0]["lr"])
+        record["time/images_per_second"] = self._rate(step)
+        record["time/phase"] = float(self.phase)
+        if validate:
+            record |= self._validate(step)
+        for name, value in record.items():
+            logger.record(name, value)
+        logger.dump(step)
+
+    def _validate(self, step: int) -> dict[str, float]:
+        """Validate, offer the weights to the selection, and return what to log."""
+        policy = self.model.policy
+        evaluation = evaluate(extract_classifier(policy), self.validation)
+        self.selection.offer(evaluation, step, policy.state_dict())
+        self.milestones.history.append({"images": float(step), "accuracy": evaluation.accuracy})
+        if self.progress:
+            bar, task = self.progress
+            bar.update(task, accuracy=evaluation.accuracy)
+        return {
+            "val/accuracy": evaluation.accuracy,
+            "val/loss": evaluation.loss,
+            "val/margin": evaluation.margin,
+            "val/best_accuracy": self.selection.score[0],
+        }
+
+    def _rate(self, step: int) -> float:
+        """Return images per second since the last call; reading the statistics before has waited for the device."""
+        now = time.perf_counter()
+        since, images = self._clock or (now, step)
+        self._clock = (now, step)
+        return (step - images) / max(now - since, 1e-9)
+
+    def _write_selected(self) -> None:
+        """Write ``model.safetensors`` with the selected weights, whatever the policy holds now."""
+        assert self.selection.weights is not None
+        policy = self.model.policy
+        present = {name: value.detach().clone() for name, value in policy.state_dict().items()}
+        policy.load_state_dict(self.selection.weights)
+        try:
+            save_classifier(extract_classifier(policy), self.run.model_path)
+        finally:
+            policy.load_state_dict(present)
+
+    def _show_progress(self, step: int, force: bool = False) -> None:
+        now = time.monotonic()
+        if self.progress is None or (now - self._shown < _PROGRESS_SECONDS and not force):
+            return
+        self._shown = now
+        bar, task = self.progress
+        if torch.device(self.model.device).type == "cuda":
+            torch.cuda.synchronize(self.model.device)  # five times a second: an honest rate for little
+        bar.update(task, completed=min(step, self.total))

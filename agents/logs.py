@@ -1,0 +1,61 @@
+"""Where training figures go: TensorBoard events and one JSON line per logged step."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from torch.utils.tensorboard import SummaryWriter
+
+
+class JSONLines(KVWriter):
+    """Appends the scalars of every dump to a file as one JSON object per line.
+
+    Args:
+        path: the file.
+        keep: bytes to keep of a file that is there already; what follows is cut off.
+    """
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
+        self.file = open(path, "a+b")  # noqa: SIM115 - closed by close()
+        self.file.truncate(keep)
+
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
+        """Append the line of ``step``."""
+        scalars = {
+            key: float(value) for key, value in sorted(key_values.items()) if isinstance(value, (int, float))
+        }
+        scalars = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
+        self.file.write(json.dumps({"step": step, **scalars}).encode() + b"\n")
+
+    def size(self) -> int:
+        """Return the bytes written so far, all of them on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class TensorBoard(TensorBoardOutputFormat):
+    """SB3's TensorBoard writer; when a run goes on, events after its checkpoint are marked as superseded.
+
+    Args:
+        folder: the log directory.
+        purge_step: events from this step on, in files that are there already, are void.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+        self._is_closed = False
+
+
+def make_logger(folder: Path, metrics: Path, keep: int = 0, purge_step: int | None = None) -> Logger:
+    """Return SB3's logger writing to TensorBoard in ``folder`` and to the ``metrics`` file."""
+    return Logger(str(folder), [TensorBoard(folder, purge_step), JSONLines(metrics, keep)])

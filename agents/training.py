@@ -1,0 +1,274 @@
+"""One training run from configuration to run directory."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from stable_baselines3.common.logger import HParam
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.build import Algorithm, build_algorithm, build_env, check_names
+from agents.callback import TrainingCallback
+from agents.checkpoint import load_checkpoint, set_random_state
+from agents.classifier import extract_classifier
+from agents.closing import print_summary, summarise
+from agents.config import TrainConfig
+from agents.interrupt import stop_on_interrupt
+from agents.logs import make_logger
+from agents.rundir import RunDir, device_name, resolve_device, versions
+from envs import ImageDataset, Splits, load_splits
+from envs.errors import InputError
+from envs.files import read_json, write_atomic, write_json
+
+MIN_IMAGES = 60_000
+PASSES = 40
+MAX_VALIDATIONS = 100
+
+
+def train(config: TrainConfig) -> RunDir:
+    """Train, validate, select, attack, and return the run directory.
+
+    Raises:
+        InputError: anything in the configuration or the data is wrong; nothing has been trained then.
+        KeyboardInterrupt: the run was stopped cleanly; its message tells how to continue.
+    """
+    if config.resume is not None:
+        return resume(config.resume, config.progress)
+    config.validate()
+    check_names(config)
+    splits = _load(config)
+    name = "-".join(
+        (
+            _dataset_slug(config.dataset),
+            _algorithm_slug(config),
+            config.network.replace(":", "."),
+            f"s{config.seed}",
+        )
+    )
+    run = RunDir.create(config.run_dir, name)
+    with run.lock():
+        run.write_config(_describe(config, splits.train))
+        _run(config, splits, run)
+    return run
+
+
+def resume(path: Path, progress: bool = True) -> RunDir:
+    """Continue the run at ``path`` exactly where its last checkpoint left it; a finished run only prints its table.
+
+    Raises:
+        InputError: there is no run, its data has changed, or its checkpoint is damaged.
+        KeyboardInterrupt: as in :func:`train`.
+    """
+    run = RunDir.open(path)
+    with run.lock():
+        stored = run.config
+        config = dataclasses.replace(TrainConfig.from_dict(stored["config"]), progress=progress)
+        check_names(config)
+        checkpoint = load_checkpoint(run)
+        if checkpoint is not None and checkpoint["done"]:
+            print_summary(read_json(run.summary_path), run)
+            return run
+        splits = _load(config)
+        if splits.train.fingerprint != stored["dataset"]["fingerprint"]:
+            raise InputError(f"the training data of {path} has changed since the run began; train a new run")
+        _run(config, splits, run, checkpoint)
+    return run
+
+
+def _load(config: TrainConfig) -> Splits:
+    splits = load_splits(config.dataset, data_root=config.data_root, image_size=config.image_size)
+    device = resolve_device(config.device)
+    return Splits(*(part.to(device) for part in splits))
+
+
+def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str, Any] | None = None) -> None:
+    """Train from the start or from ``checkpoint``, then close the run."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(config.deterministic)
+    ends = phase_ends(config, len(splits.train))
+    env = build_env(config, splits.train)
+    with stop_on_interrupt() as stop, _progress_bar(config, ends[-1]) as bar:
+        callback = TrainingCallback(
+            run, splits.val, ends[-1], validation_interval(config, len(splits.train), ends[-1]), stop, bar
+        )
+        model = _learn(config, splits.train, env, ends, callback, checkpoint)
+        callback.boundary(last=True)
+    _close(config, splits.test, run, model, callback)
+
+
+def _learn(
+    config: TrainConfig,
+    dataset: ImageDataset,
+    env: VecEnv,
+    ends: list[int],
+    callback: TrainingCallback,
+    checkpoint: dict[str, Any] | None,
+) -> Algorithm:
+    """Run every phase that is not over, and return the algorithm of the last one."""
+    first = checkpoint["callback"]["phase"] if checkpoint else 0
+    model: Algorithm | None = None
+    for phase, (name, _) in enumerate(config.phases()):
+        if phase < first:
+            continue
+        following = build_algorithm(name, config, env, dataset)
+        following.progress_total = ends[-1]
+        if model is not None:
+            _hand_over(model, following, config.schedule_optimizer == "keep")
+        elif checkpoint:
+            following.load_training_state(checkpoint["algorithm"])
+            callback.load_state(checkpoint["callback"])
+        if model is None:
+            following.set_logger(_logger(callback.run, checkpoint, config))
+            if checkpoint:
+                set_random_state(checkpoint["random"], following.device)
+        else:
+            following.set_logger(model.logger)
+        model, callback.phase = following, phase
+        restart = phase == 0 and checkpoint is None
+        remaining = ends[phase] - model.num_timesteps
+        if remaining > 0:
+            model.learn(remaining, callback=callback, log_interval=None, reset_num_timesteps=restart)  # type: ignore[arg-type]
+    assert model is not None
+    return model
+
+
+def _hand_over(old: Algorithm, new: Algorithm, keep_optimizer: bool) -> None:
+    """Give the next phase the network, the counters and the environment as the last one left them."""
+    optimizer = new.policy.optimizer
+    weights = old.policy.state_dict()
+    new.policy.load_state_dict(weights)
+    if keep_optimizer:
+        optimizer.load_state_dict(old.policy.optimizer.state_dict())
+    new.num_timesteps, new._last_obs = old.num_timesteps, old._last_obs
+    new._last_episode_starts = old._last_episode_starts
+    new._current_progress_remaining = old._current_progress_remaining
+
+
+def _logger(run: RunDir, checkpoint: dict[str, Any] | None, config: TrainConfig) -> Any:
+    if checkpoint is None:
+        logger = make_logger(run.path, run.metrics_path)
+    else:
+        step = checkpoint["algorithm"]["counters"]["num_timesteps"]
+        logger = make_logger(run.path, run.metrics_path, checkpoint["callback"]["metrics_bytes"], step + 1)
+    if checkpoint is None:
+        flat = {
+            key: value
+            for key, value in config.to_dict().items()
+            if isinstance(value, (bool, int, float, str))
+        }
+        logger.record("hparams", HParam(flat, {"val/accuracy": 0.0, "train/reward": 0.0}))
+    return logger
+
+
+def _close(
+    config: TrainConfig, test: ImageDataset, run: RunDir, model: Algorithm, callback: TrainingCallback
+) -> None:
+    """Keep the selected weights in every format, evaluate them and print the table."""
+    seconds = callback.seconds()
+    model.policy.load_state_dict(callback.selection.weights)
+    model.policy.set_training_mode(False)
+    _save_policy(model, run)
+    classifier = extract_classifier(model.policy)
+    record = {
+        "dataset": config.dataset,
+        "algo": config.schedule or config.algo,
+        "network": config.network,
+        "seed": config.seed,
+        "images": model.num_timesteps,
+        "seconds": seconds,
+        "val_accuracy": callback.selection.score[0],
+        "selected_at": callback.selection.step,
+        "device": device_name(test.device),
+    }
+    summary = summarise(classifier, test, config.attack, config.progress, record)
+    write_json(run.summary_path, summary)
+    model.logger.record("summary/test_accuracy", summary["test_accuracy"])
+    model.logger.dump(model.num_timesteps)
+    callback.checkpoint(done=True)
+    model.logger.close()
+    print_summary(summary, run)
+
+
+def _save_policy(model: Algorithm, run: RunDir) -> None:
+    buffer = io.BytesIO()
+    model.save(buffer)
+    write_atomic(run.policy_path, buffer.getvalue())
+
+
+def phase_ends(config: TrainConfig, train_size: int) -> list[int]:
+    """Return the number of images after which each phase ends."""
+    ends: list[int] = []
+    for _, passes in config.phases():
+        if passes is None:
+            images = config.total_images or max(PASSES * train_size, MIN_IMAGES)
+        else:
+            images = max(round(passes * train_size), 1)
+        ends.append((ends[-1] if ends else 0) + images)
+    return ends
+
+
+def validation_interval(config: TrainConfig, train_size: int, total: int) -> int:
+    """Return the images between validations: one pass, or more where that would be over 100 validations."""
+    return config.eval_every or max(train_size, -(-total // MAX_VALIDATIONS))
+
+
+def _describe(config: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
+    """Return the content of ``config.json``."""
+    return {
+        "algo": config.schedule or config.algo,
+        "dataset": {
+            "name": config.dataset,
+            "data_root": None if config.data_root is None else str(config.data_root),
+            "image_size": config.image_size,
+            "fingerprint": dataset.fingerprint,
+            "shape": list(dataset.shape),
+            "classes": list(dataset.classes),
+            "num_classes": dataset.num_classes,
+        },
+        "network": config.network,
+        "seed": config.seed,
+        "config": config.to_dict(),
+        "versions": versions(),
+        "device": device_name(dataset.device),
+    }
+
+
+def _dataset_slug(name: str) -> str:
+    """Return a data set's name as part of a folder's name."""
+    return Path(name.partition(":")[2]).stem if ":" in name else name
+
+
+def _algorithm_slug(config: TrainConfig) -> str:
+    return config.algo if config.schedule is None else "+".join(name for name, _ in config.phases())
+
+
+class _Rate(ProgressColumn):
+    """Images per second over the recent past."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("- images/s" if speed is None else f"{speed:,.0f} images/s")
+
+
+@contextlib.contextmanager
+def _progress_bar(config: TrainConfig, total: int) -> Iterator[tuple[Progress, TaskID] | None]:
+    if not config.progress:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,}/{task.total:,} images"),
+        _Rate(),
+        TextColumn("val {task.fields[accuracy]:.2%}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        yield bar, bar.add_task(f"{_algorithm_slug(config)} on {config.dataset}", total=total, accuracy=0.0)
