@@ -33,7 +33,7 @@ class Classifier(nn.Module):
     Args:
         body: normalises, and extracts features.
         head: the last layer, from features to one logit per class.
-        hidden: layers in between, linear ones and activations, as SB3's ``net_arch`` makes them; usually none.
+        hidden: layers in between, linear ones and activations, as SB3's ``net_arch`` makes them. None: none.
     """
 
     def __init__(self, body: ImageNetwork, head: nn.Linear, hidden: nn.Sequential | None = None) -> None:
@@ -72,8 +72,8 @@ class Classifier(nn.Module):
                 hidden.append(type(layer).__name__)
             else:
                 raise InputError(
-                    f"a {type(layer).__name__} between features and head cannot be described; expected Linear, "
-                    f"{', '.join(ACTIVATIONS)}: put other layers into the network"
+                    f"a {type(layer).__name__} between features and head cannot be saved; expected Linear, "
+                    f"{', '.join(ACTIVATIONS)}; put other layers into the network"
                 )
         return Spec(self.network, self.shape, self.num_classes, tuple(hidden))
 
@@ -104,10 +104,10 @@ def new_classifier(
 
 
 def extract_classifier(policy: BasePolicy) -> Classifier:
-    """Return the classifier inside an SB3 actor-critic or DQN policy over images; the two share their modules.
+    """Return the classifier inside an SB3 actor-critic or DQN policy over images; they share their modules.
 
-    Its argmax is the policy's deterministic action on the same image divided by 255. The modules' modes are the
-    policy's as well: call ``.eval()`` before using it outside of training.
+    Its argmax is the policy's deterministic action on the same image divided by 255. The modules' modes are
+    those of the policy: call ``.eval()`` before using it outside of training.
 
     Raises:
         InputError: the policy is of another kind, or not one from images to labels.
@@ -166,8 +166,8 @@ def load_classifier(
     Args:
         path: run directory, its ``model.safetensors``, or a zip saved by an SB3 algorithm (PPO, A2C, DQN).
         device: where to put it.
-        network: name, import path or function (C, H, W) -> ``nn.Module`` in place of the network named in the file;
-            needed where that is not registered.
+        network: name, import path or function (C, H, W) -> ``nn.Module`` in place of the network named in the
+            file; needed where that is not registered.
 
     Raises:
         InputError: the file is missing, damaged or hostile, or does not fit its network.
@@ -257,8 +257,8 @@ def _check_shapes(classifier: Classifier, state: dict[str, Tensor], origin: str)
         if found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
             kind = "floats" if own.is_floating_point() else "integers"
             raise InputError(
-                f"{origin}: {name} is {found.dtype} {tuple(found.shape)}, expected {kind} {tuple(own.shape)}; "
-                f"its weights are of another network than {classifier.network!r}"
+                f"{origin}: {name} is {found.dtype} {tuple(found.shape)}, expected {kind} {tuple(own.shape)} "
+                f"for network {classifier.network!r}; pass the right one as network="
             )
 
 

@@ -1,7 +1,7 @@
 """Dropout and BatchNorm that agree between a rollout and the policy updates that follow it.
 
-PPO compares log-probabilities of one image under the old and the new weights. Fresh dropout masks, or statistics of
-another minibatch, change them with the weights unchanged, and the ratio of the very first update is no longer 1.
+PPO compares log-probabilities of one image under the old and the new weights. Fresh dropout masks, or
+statistics of another minibatch, change them at unchanged weights: then the first update's ratio is not 1.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ _seeds: ContextVar[Tensor | None] = ContextVar("seeds", default=None)
 
 @contextmanager
 def sample_seeds(seeds: Tensor) -> Iterator[None]:
-    """Within this context every `ConsistentDropout` in train mode derives the mask of image i from ``seeds[i]`` alone.
+    """Within this context a `ConsistentDropout` in train mode takes the mask of image i from ``seeds[i]`` alone.
 
     Args:
         seeds: int64 ``(N,)``, on the device of the images; N is the batch size of every forward pass inside.
@@ -34,10 +34,11 @@ def sample_seeds(seeds: Tensor) -> Iterator[None]:
 
 
 class ConsistentDropout(nn.Dropout):
-    """Dropout whose masks can be repeated: "consistent dropout" (Hausknecht and Wagener 2022, arXiv 2202.11818).
+    """Dropout with repeatable masks (consistent dropout: Hausknecht and Wagener 2022, arXiv 2202.11818).
 
-    The paper stores the masks of the rollout; here they are hashes of (seed of the image, layer, position), so nothing
-    is stored and minibatches may group images in any way. Outside of `sample_seeds` it is ``nn.Dropout``.
+    The paper stores the masks of the rollout; here they are hashes of (seed of the image, layer, position),
+    so nothing is stored and minibatches may group images in any way. Outside of `sample_seeds` it is
+    ``nn.Dropout``.
 
     Args:
         p: probability of zeroing an element, in [0, 1).
@@ -83,25 +84,16 @@ def _batchnorm_layers(module: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
 
-def freeze_batchnorm(module: nn.Module) -> None:
-    """Let BatchNorm layers use and keep their running statistics, until the next ``module.train()``.
-
-    Their scales and shifts are still learnt.
-    """
-    for layer in _batchnorm_layers(module):
-        layer.eval()
-
-
 @contextmanager
 def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
-    """Within this context BatchNorm layers stay as `freeze_batchnorm` leaves them, even through ``module.train()``.
+    """Within this context BatchNorm layers of ``module`` use and keep their running statistics.
 
-    So SB3's ``train()``, which begins by switching the policy to train mode, may run unchanged.
+    They do so even through ``module.train()``, with which SB3's updates begin; scales and shifts still learn.
     """
     layers = _batchnorm_layers(module)
     modes = [layer.training for layer in layers]
-    freeze_batchnorm(module)
     for layer in layers:
+        layer.eval()
         layer.__dict__["train"] = lambda mode=True, layer=layer: layer
     try:
         yield
@@ -113,7 +105,7 @@ def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def refresh_batchnorm(module: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of BatchNorm layers by their mean over ``batches`` under the present weights.
+    """Replace the running statistics of BatchNorm layers by their mean over ``batches`` at the present weights.
 
     Args:
         module: called on every batch in train mode, without gradients; its modes are restored.
@@ -124,7 +116,8 @@ def refresh_batchnorm(module: nn.Module, batches: Iterable[Tensor]) -> None:
         return
     modes = [(part, part.training) for part in module.modules()]
     momenta = [layer.momentum for layer in layers]
-    module.train()
+    for part, _ in modes:
+        part.training = True  # not train(), which frozen_batchnorm disables
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # PyTorch's name for the cumulative mean

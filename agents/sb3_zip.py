@@ -1,8 +1,8 @@
 """Reading what Stable-Baselines3 saved without unpickling anything and without writing anything to disk.
 
-Such a zip holds ``policy.pth``, a PyTorch archive of tensors, and ``data``, a JSON object whose values are pickles
-in base64 beside a readable description of each. The pickles are never decoded; the descriptions are text and tell
-what weights alone do not: activation functions, the image shape, whether pixels were divided by 255.
+Such a zip holds ``policy.pth``, a PyTorch archive of tensors, and ``data``, a JSON object whose values are
+pickles in base64 beside a readable description of each. The pickles are never decoded; the descriptions are
+text and tell what weights alone do not: activation functions, image shape, whether pixels were divided by 255.
 """
 
 import io
@@ -77,7 +77,7 @@ def _member(archive: zipfile.ZipFile, member: str, name: str, limit: int) -> byt
 
 
 def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
-    """Return the state dict in a PyTorch archive; PyTorch compresses nothing, so nothing may grow here either."""
+    """Return the state dict in a PyTorch archive; PyTorch compresses nothing, so nothing may grow here."""
     for entry in _open_zip(content, name).infolist():
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content):
             raise InputError(f"{name} has compressed records, which PyTorch never writes; {_EXPECTED}")
@@ -115,7 +115,7 @@ def _line(error: Exception) -> str:
 
 
 def _described(descriptions: dict[str, Any], section: str, name: str, pattern: str) -> list[str]:
-    """Return the matches of ``pattern`` in what the zip says of ``name`` in ``section``; [] if it says nothing."""
+    """Return the matches of ``pattern`` in what ``section`` says of ``name``, [] if it says nothing."""
     part = descriptions.get(section)
     text = part.get(name) if isinstance(part, dict) else None
     return re.findall(pattern, text) if isinstance(text, str) else []
