@@ -15,14 +15,17 @@ class ImageAlgorithm(BaseAlgorithm):
 
     Attributes:
         statistics: means since they were last read, on the device.
-        progress_total: images of the whole run, where learning is split into several ``learn`` calls; None: of the call.
+        progress_total: images of the whole run, where it takes several ``learn`` calls; None: of the call.
     """
 
     statistics: RunningMeans
     progress_total: int | None = None
+    env: Any
+    _last_obs: Any  # arrays, or tensors on the device
+    _last_episode_starts: Any
 
     def _setup_model(self) -> None:
-        super()._setup_model()
+        super()._setup_model()  # type: ignore[safe-super]
         self.statistics = RunningMeans(self.device)
 
     def _excluded_save_params(self) -> list[str]:
@@ -38,7 +41,6 @@ class ImageAlgorithm(BaseAlgorithm):
 
     def training_state(self) -> dict[str, Any]:
         """Return all that :meth:`load_training_state` needs to go on exactly, between two rollouts."""
-        assert self.env is not None
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.policy.optimizer.state_dict(),
@@ -50,7 +52,6 @@ class ImageAlgorithm(BaseAlgorithm):
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`training_state` returned, into an algorithm of the same configuration."""
-        assert self.env is not None
         self.policy.load_state_dict(state["policy"])
         self.policy.optimizer.load_state_dict(state["optimizer"])
         for name, value in state["counters"].items():

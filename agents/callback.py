@@ -68,6 +68,8 @@ class TrainingCallback(BaseCallback):
         progress: a bar and its task, or None.
     """
 
+    model: Any  # one of the project's algorithms
+
     def __init__(
         self,
         run: RunDir,
@@ -154,8 +156,8 @@ class TrainingCallback(BaseCallback):
         bad = self.model.statistics.first_bad_step()
         if bad is not None:
             raise InputError(
-                f"training diverged: NaN or infinity in loss, gradients or weights at image {bad:,}; the checkpoint before it "
-                f"is kept in {self.run.path}. Lower --learning-rate, or use --precision fp32"
+                f"training diverged: NaN or infinity in loss, gradients or weights at image {bad:,}; "
+                f"the checkpoint before it is kept in {self.run.path}. Lower --learning-rate, or use --precision fp32"
             )
         logger: Logger = self.model.logger
         record = {f"train/{name}": value for name, value in self.model.statistics.flush().items()}

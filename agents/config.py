@@ -149,7 +149,8 @@ class TrainConfig:
             match = re.fullmatch(r"\s*([\w-]+)\s*:\s*(\d+(?:\.\d+)?)\s*", part)
             if match is None or float(match[2]) <= 0:
                 raise InputError(
-                    f"cannot read the phase {part!r} of --schedule; expected algorithm:passes, e.g. supervised:5,reinforce:20"
+                    f"cannot read the phase {part!r} of --schedule; "
+                    "expected algorithm:passes, e.g. supervised:5,reinforce:20"
                 )
             if match[1] not in SCHEDULABLE:
                 raise unknown_name("algorithm in --schedule", match[1], SCHEDULABLE)
@@ -231,28 +232,23 @@ class TrainConfig:
 
 def _from_dict(cls: Any, values: Any) -> Any:
     if not isinstance(values, dict):
-        raise InputError(
-            f"a stored configuration has {type(values).__name__} for {cls.__name__}; expected an object"
-        )
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            raise unknown_name("field of the stored configuration", name, fields)
+        raise InputError(f"a stored configuration has {values!r} for {cls.__name__}; expected an object")
+    defaults = {item.name: getattr(cls(), item.name) for item in dataclasses.fields(cls)}
+    paths = {item.name for item in dataclasses.fields(cls) if "Path" in str(item.type)}
     built = {}
     for name, value in values.items():
-        default = (
-            fields[name].default_factory() if callable(fields[name].default_factory) else fields[name].default
-        )
+        if name not in defaults:
+            raise unknown_name("field of the stored configuration", name, defaults)
+        default = defaults[name]
         if dataclasses.is_dataclass(default):
-            built[name] = _from_dict(type(default), value)
-        elif "Path" in str(fields[name].type) and value is not None:
-            built[name] = Path(value)
-        else:
-            if default is not None and not isinstance(
-                value, (type(default), int if isinstance(default, float) else type(default))
-            ):
-                raise InputError(
-                    f"the stored configuration has {name}={value!r}; expected {type(default).__name__}"
-                )
-            built[name] = value
+            value = _from_dict(type(default), value)
+        elif name in paths and isinstance(value, str):
+            value = Path(value)
+        elif default is not None and not _fits(value, default):
+            raise InputError(f"the stored configuration has {name}={value!r}; expected a {type(default).__name__}")
+        built[name] = value
     return cls(**built)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    return type(value) is type(default) or (isinstance(default, float) and type(value) is int)

@@ -124,7 +124,7 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         """Return the mean loss of ``logits (N, K)`` for the images of ``batch``."""
 
     def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+        self, env: Any, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Act for ``n_rollout_steps`` steps, keeping the graph; return False if the callback asked to stop."""
         self.policy.set_training_mode(True)
@@ -143,7 +143,7 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         callback.on_rollout_end()
         return True
 
-    def _act(self, env: VecEnv) -> tuple[Batch, Tensor]:
+    def _act(self, env: Any) -> tuple[Batch, Tensor]:
         """Answer every environment once; return what happened, returns holding the rewards, and ``dones (n,)``."""
         observations = self._last_obs
         if not isinstance(observations, Tensor):
@@ -245,7 +245,7 @@ class ExpectedPolicyGradient(Reinforce):
     """
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return a loss whose gradient is the mean of REINFORCE's; see :func:`agents.losses.expected_policy_gradient`."""
+        """Return :func:`agents.losses.expected_policy_gradient`, whose gradient is the mean of REINFORCE's."""
         if batch.action_rewards is None:
             raise InputError(
                 "epg needs the reward of every action; train it on an environment from envs.sb3_env"

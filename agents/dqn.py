@@ -1,6 +1,6 @@
 """DQN on tensors: Stable-Baselines3's update over a replay memory of indices."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from stable_baselines3 import dqn
@@ -8,7 +8,6 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents.base import ImageAlgorithm
@@ -31,7 +30,7 @@ class DQN(ImageAlgorithm, dqn.DQN):
 
     def collect_rollouts(
         self,
-        env: VecEnv,
+        env: Any,
         callback: BaseCallback,
         train_freq: TrainFreq,
         replay_buffer: ReplayBuffer,
@@ -61,7 +60,7 @@ class DQN(ImageAlgorithm, dqn.DQN):
         callback.on_rollout_end()
         return RolloutReturn(train_freq.frequency * env.num_envs, 0, continue_training=True)
 
-    def _collect_step(self, env: VecEnv, buffer: ImageReplayBuffer) -> None:
+    def _collect_step(self, env: Any, buffer: ImageReplayBuffer) -> None:
         task = env.task
         indices, augment_seeds, labels = task.indices, task.augment_seeds, task.labels
         actions = self._explore(env.num_envs)
@@ -94,15 +93,12 @@ class DQN(ImageAlgorithm, dqn.DQN):
 
     def training_state(self) -> dict[str, Any]:
         """Return all that :meth:`load_training_state` needs, the replay memory included."""
-        own = {
-            "replay": self.replay_buffer.state_dict(),
-            "calls": self._n_calls,
-            "eps": self.exploration_rate,
-        }  # type: ignore[union-attr]
+        replay = cast(ImageReplayBuffer, self.replay_buffer).state_dict()
+        own = {"replay": replay, "calls": self._n_calls, "eps": self.exploration_rate}
         return super().training_state() | own
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`training_state` returned."""
         super().load_training_state(state)
-        self.replay_buffer.load_state_dict(state["replay"])  # type: ignore[union-attr]
+        cast(ImageReplayBuffer, self.replay_buffer).load_state_dict(state["replay"])
         self._n_calls, self.exploration_rate = state["calls"], state["eps"]

@@ -27,9 +27,10 @@ class JSONLines(KVWriter):
     ) -> None:
         """Append the line of ``step``."""
         scalars = {
-            key: float(value) for key, value in sorted(key_values.items()) if isinstance(value, (int, float))
+            key: float(value) if math.isfinite(value) else None
+            for key, value in sorted(key_values.items())
+            if isinstance(value, (int, float))
         }
-        scalars = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
         self.file.write(json.dumps({"step": step, **scalars}).encode() + b"\n")
 
     def size(self) -> int:

@@ -1,11 +1,12 @@
 """PPO and A2C on tensors: Stable-Baselines3's updates over rollouts that never leave the device."""
 
+from typing import Any
+
 import torch
 from stable_baselines3 import a2c, ppo
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents.base import ImageAlgorithm
@@ -31,7 +32,7 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         super()._setup_model()
 
     def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+        self, env: Any, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Fill the buffer with ``n_rollout_steps`` steps; return False if the callback asked to stop."""
         if not isinstance(rollout_buffer, ImageRolloutBuffer):
@@ -56,7 +57,7 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _collect_step(self, env: VecEnv, buffer: ImageRolloutBuffer) -> Tensor:
+    def _collect_step(self, env: Any, buffer: ImageRolloutBuffer) -> Tensor:
         seeds = torch.randint(2**62, (env.num_envs,), device=self.device)
         indices, augment_seeds, labels = env.task.indices, env.task.augment_seeds, env.task.labels
         with sample_seeds(seeds):
@@ -77,7 +78,7 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         self.num_timesteps += env.num_envs
         return dones
 
-    def _last_values(self, env: VecEnv, dones: Tensor) -> Tensor:
+    def _last_values(self, env: Any, dones: Tensor) -> Tensor:
         """Return the bootstrap values ``(envs,)``; in a bandit every step is terminal and they are not computed."""
         if env.task.length == 1:
             return torch.zeros(env.num_envs, device=self.device)

@@ -1,5 +1,6 @@
 """The policy that on-policy algorithms share: an image network with a head for actions and one for values."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -7,7 +8,7 @@ import torch
 from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.classifier import Classifier, extract_classifier
 from agents.networks import ImageNetwork, to_fast_layout
@@ -36,6 +37,9 @@ class ImagePolicy(ActorCriticPolicy):
         optimizer_kwargs: passed to the optimiser.
     """
 
+    _features: Callable[[Tensor], Tensor]  # the features extractor, compiled if asked for
+    action_net: nn.Linear
+
     def __init__(
         self,
         observation_space: gym.spaces.Space,
@@ -56,6 +60,7 @@ class ImagePolicy(ActorCriticPolicy):
                 f"an image policy acts by labels; expected a Discrete action space, got {action_space}"
             )
         self.network = network
+        self.num_actions = int(action_space.n)
         self.precision = precision
         self.channels_last = channels_last
         self.compile_network = compile
@@ -128,22 +133,22 @@ class ImagePolicy(ActorCriticPolicy):
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, self.value_net(features), distribution.log_prob(actions)
 
-    def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return values ``(N, 1)``, log-probabilities ``(N,)`` of the actions, and entropies ``(N,)`` in nats."""
         features = self.features(self.pixels(obs))
         distribution = self._distribution(features)
         return self.value_net(features), distribution.log_prob(actions), distribution.entropy()
 
-    def predict_values(self, obs: Tensor) -> Tensor:
+    def predict_values(self, obs: Any) -> Tensor:
         """Return the values ``(N, 1)`` of uint8 observations."""
         return self.value_net(self.features(self.pixels(obs)))
 
-    def get_distribution(self, obs: Tensor) -> CategoricalDistribution:
+    def get_distribution(self, obs: Any) -> CategoricalDistribution:
         """Return the distribution over labels of uint8 observations, in float32 whatever the training precision."""
         return self._distribution(self.features_extractor(self.pixels(obs)))
 
     def _distribution(self, features: Tensor) -> CategoricalDistribution:
-        distribution = CategoricalDistribution(int(self.action_space.n))
+        distribution = CategoricalDistribution(self.num_actions)
         # SB3's own constructor validates every batch, which costs more than the sampling and waits for the device.
         distribution.distribution = torch.distributions.Categorical(
             logits=self.action_net(features), validate_args=False

@@ -172,7 +172,7 @@ def _close(
 ) -> None:
     """Keep the selected weights in every format, evaluate them and print the table."""
     seconds = callback.seconds()
-    model.policy.load_state_dict(callback.selection.weights)
+    model.policy.load_state_dict(callback.selection.weights or {})
     model.policy.set_training_mode(False)
     _save_policy(model, run)
     classifier = extract_classifier(model.policy)
