@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from agents.classifier import load_classifier
 from torch import Tensor, nn
 
+from agents.classifier import load_classifier
 from agents.rundir import RunDir
 from envs.datasets import ImageDataset, load_dataset
 from envs.errors import InputError
