@@ -1,21 +1,27 @@
 """Data sets by name: uint8 images and int64 labels on one device, moved there once."""
 
-import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from envs.data.splits import three_way_split
+from envs.data.cache import content_fingerprint, load
+from envs.data.digits import digits_source
+from envs.data.folder import folder_source, imagenet100_source
+from envs.data.npz import npz_source
+from envs.data.places import default_root, user_root
+from envs.data.published import PUBLISHED, published_source
+from envs.data.source import Source
 from envs.errors import InputError, unknown_name
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenet100")
+DATASETS = ("digits", *PUBLISHED, "imagenet100")
 SPLITS = ("train", "val", "test")
 _CHUNK = 1 << 26  # bytes hashed or counted at a time
+_MAX_SIDE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +75,8 @@ class ImageDataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of shape, pixels, labels and class names; name, split and device do not matter."""
-        digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        rows = max(1, _CHUNK // self.images[0].numel())
-        for start in range(0, len(self), rows):
-            digest.update(self.images[start : start + rows].cpu().contiguous().numpy().data)
-        digest.update(self.labels.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        chunks = (chunk.cpu().numpy() for chunk in self._chunks())
+        return content_fingerprint(self.images.shape, chunks, self.labels.cpu().numpy(), self.classes)
 
     def to(self, device: str | torch.device) -> "ImageDataset":
         """Return the data set on ``device`` (itself when it is there already)."""
@@ -110,9 +112,7 @@ class ImageDataset:
     def _channel_stats(self) -> tuple[torch.Tensor, torch.Tensor]:
         channels = self.shape[0]
         counts = torch.zeros(channels, 256, dtype=torch.int64, device=self.device)
-        rows = max(1, _CHUNK // self.images[0].numel())
-        for start in range(0, len(self), rows):
-            chunk = self.images[start : start + rows]
+        for chunk in self._chunks():
             for channel in range(channels):
                 counts[channel] += torch.bincount(chunk[:, channel].reshape(-1), minlength=256)
         counts, values = counts.double().cpu(), torch.arange(256, dtype=torch.float64) / 255
@@ -120,6 +120,9 @@ class ImageDataset:
         mean = counts @ values / total
         variance = (counts * (values - mean[:, None]).square()).sum(1) / total
         return mean.float(), variance.sqrt().float()
+
+    def _chunks(self) -> Iterator[torch.Tensor]:
+        return iter(self.images.split(max(1, _CHUNK // self.images[0].numel())))
 
 
 class Splits(NamedTuple):
@@ -140,12 +143,24 @@ def load_dataset(
 ) -> ImageDataset:
     """Load one split of a data set by name.
 
+    The first call decodes all images and keeps a copy under ``data_root/decoded``; later calls map that copy into
+    memory, so that on the CPU a data set may be larger than memory. Splits are stratified and never change.
+
+    - ``digits``: bundled with scikit-learn. 20 % of every class are the test split, 10 % of the rest validation.
+    - ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100``, ``stl10``: found under ``data_root`` where torchvision
+      puts them, or downloaded; validation is 10 % of train.
+    - ``imagenet100``: image files in ``data_root/imagenet100/{train,val}/CLASS``, 100 classes, fitted to 224 pixels
+      by default; ``val`` is the test split, validation 10 % of train.
+    - ``folder:PATH``: image files in class folders, see ``envs.data.folder``.
+    - ``npz:PATH``: a NumPy archive, see ``envs.data.npz``.
+
     Args:
-        name: one of ``DATASETS``, ``folder:PATH`` or ``npz:PATH``.
+        name: the data set.
         split: ``train``, ``val`` or ``test``.
         data_root: where downloads and decoded copies live; default ``$LABELBANDIT_DATA``, else
             ``~/.cache/labelbandit/data``.
-        image_size: side in pixels to which images are resized; default: the data set's own.
+        image_size: fit images to squares of so many pixels: the largest centred square, scaled (bilinear,
+            antialiased). By default images keep their size, which must then be the same for all.
         device: where the tensors go.
 
     Raises:
@@ -153,7 +168,7 @@ def load_dataset(
     """
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    return getattr(load_splits(name, data_root=data_root, image_size=image_size, device=device), split)
+    return _load(name, (split,), data_root, image_size, device)[0]
 
 
 def load_splits(
@@ -164,19 +179,53 @@ def load_splits(
     device: str | torch.device = "cpu",
 ) -> Splits:
     """Load train, validation and test of a data set; arguments and errors as in ``load_dataset``."""
+    return Splits(*_load(name, SPLITS, data_root, image_size, device))
+
+
+def _load(
+    name: str,
+    splits: tuple[str, ...],
+    data_root: str | Path | None,
+    image_size: int | None,
+    device: str | torch.device,
+) -> list[ImageDataset]:
     target = check_device(device)
-    if name not in _LOADERS:
-        raise unknown_name("data set", name, [*DATASETS, "folder:PATH", "npz:PATH"])
-    images, labels, classes = _LOADERS[name]()
-    parts = zip(SPLITS, three_way_split(labels), strict=True)
-    return Splits(
-        *(
-            ImageDataset(
-                name, split, torch.from_numpy(images[index]), torch.from_numpy(labels[index]), classes
-            ).to(target)
-            for split, index in parts
+    if image_size is not None and (type(image_size) is not int or not 1 <= image_size <= _MAX_SIDE):
+        raise InputError(f"image size {image_size!r}; expected a whole number of pixels, 1 to {_MAX_SIDE}")
+    root = Path(data_root).expanduser().absolute() if data_root else default_root()
+    if root.exists() and not root.is_dir():
+        raise InputError(
+            f"data root {root} is a file; expected a directory; set --data-root or $LABELBANDIT_DATA"
         )
-    )
+    source = _find(name, root, image_size)
+    homes = [] if name == "digits" else [root / "decoded", user_root() / "decoded"]
+    loaded = load(source, homes, splits)
+    datasets = []
+    for split in splits:
+        images, labels, fingerprint = loaded.parts[split]
+        data = ImageDataset(name, split, torch.from_numpy(images), torch.from_numpy(labels), loaded.classes)
+        data.__dict__["fingerprint"] = fingerprint  # known to the cache: saves hashing the images again
+        datasets.append(data.to(target))
+    return datasets
+
+
+def _find(name: str, root: Path, image_size: int | None) -> Source:
+    """Return the source of the data set called ``name``."""
+    if name == "digits":
+        return digits_source(image_size)
+    if name == "imagenet100":
+        return imagenet100_source(root, image_size)
+    if name in PUBLISHED:
+        return published_source(name, root, image_size)
+    kind, _, path = str(name).partition(":")
+    if kind not in _PATH_SOURCES:
+        raise unknown_name("data set", name, [*DATASETS, "folder:PATH", "npz:PATH"])
+    if not path:
+        raise InputError(f"data set {name!r} names no path; expected {kind}:PATH")
+    return _PATH_SOURCES[kind](name, Path(os.path.abspath(os.path.expanduser(path))), image_size)
+
+
+_PATH_SOURCES = {"folder": folder_source, "npz": npz_source}
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -194,18 +243,6 @@ def check_device(device: str | torch.device) -> torch.device:
             f"device {device!r}: this PyTorch sees no CUDA device; use cpu or install a CUDA build"
         )
     return target
-
-
-def _digits() -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """scikit-learn's 1,797 scans of 8x8 pixels with values 0..16, stretched to 0..255."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    return images, bunch.target.astype(np.int64), tuple("0123456789")
-
-
-_LOADERS: dict[str, Callable[[], tuple[np.ndarray, np.ndarray, tuple[str, ...]]]] = {"digits": _digits}
 
 
 def _check(data: ImageDataset) -> None:

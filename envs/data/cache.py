@@ -1,0 +1,240 @@
+"""Decoded copies of data sets: written once, whole or not at all, and mapped into memory ever after.
+
+An entry is a directory ``<home>/<name>-<hash of path and options>`` with, for each split, ``<split>-images.npy`` and
+``<split>-labels.npy``, and ``entry.json`` with the stamp of the files it came from, shapes and checksums. It is built
+beside its place and renamed into it; a lock lets a second process wait instead of decoding the same files.
+"""
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from envs.data.places import locked, make_directory
+from envs.data.source import NOTES, Decoded, Source
+from envs.errors import InputError
+
+_FORMAT = 1
+_WHOLE_CHECK = 1 << 30  # entries up to a GiB are checked whole at each load, larger ones in samples
+_CHUNK = 1 << 26
+_SAMPLE = 1 << 16
+_SAMPLES = 1024
+
+
+class Part(NamedTuple):
+    """One split as loaded: images uint8 (N, C, H, W), perhaps mapped; labels int64 (N,); SHA-256 of its content."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    fingerprint: str
+
+
+class Loaded(NamedTuple):
+    """Class names and the splits that were asked for."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, Part]
+
+
+class _Damaged(Exception):
+    """An entry does not hold what it says it holds."""
+
+
+def content_fingerprint(
+    shape: Iterable[int], chunks: Iterable[np.ndarray], labels: np.ndarray, classes: tuple[str, ...]
+) -> str:
+    """Return the SHA-256 (hex) of an image tensor's shape and bytes (in chunks), labels and class names."""
+    digest = hashlib.sha256(repr((tuple(int(size) for size in shape), classes)).encode())
+    for chunk in chunks:
+        digest.update(np.ascontiguousarray(chunk).data)
+    digest.update(np.ascontiguousarray(labels, dtype=np.int64).data)
+    return digest.hexdigest()
+
+
+def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
+    """Return splits of a data set from its decoded copy; where there is none, decode the source and keep a copy.
+
+    Args:
+        source: the data set.
+        homes: directories for decoded copies, the preferred one first.
+        splits: which to load.
+
+    Raises:
+        InputError: the source is bad, or no copy can be kept and the images do not fit in memory.
+    """
+    name = f"{_slug(source.name)}-{hashlib.sha256(source.identity.encode()).hexdigest()[:16]}"
+    splits = tuple(splits)
+    for home in homes:
+        found = _read(home / name, source.stamp, splits)
+        if found is not None:
+            return found
+    for home in homes:
+        try:
+            make_directory(home)
+            with locked(home / f".{name}.lock"):
+                found = _read(home / name, source.stamp, splits)
+                if found is None:
+                    _build(source, home, name)
+                    found = _read(home / name, source.stamp, splits)
+                if found is not None:
+                    return found
+        except OSError as error:
+            NOTES.warning("no decoded copy of %s in %s: %s", source.name, home, error.strerror or error)
+    return _in_memory(source, splits)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-40:]
+
+
+# Writing
+
+
+def _build(source: Source, home: Path, name: str) -> None:
+    for leftover in home.glob(f".{name}.*.tmp"):  # of killed processes: nobody else builds under our lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=home))
+    try:
+        decoded = source.decode(lambda split, shape: _create(temporary / f"{split}-images.npy", shape))
+        for split, arrays in decoded.splits.items():
+            np.save(temporary / f"{split}-labels.npy", arrays.labels, allow_pickle=False)
+        entry = {
+            "format": _FORMAT,
+            "name": source.name,
+            "stamp": source.stamp,
+            "classes": decoded.classes,
+            "splits": {split: _describe(decoded, split) for split in decoded.splits},
+        }
+        (temporary / "entry.json").write_text(json.dumps(entry, indent=1))
+        _publish(temporary, home / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a new mapped .npy file; its blocks are reserved, since a mapped write to a full disk kills the process."""
+    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return images
+
+
+def _describe(decoded: Decoded, split: str) -> dict[str, Any]:
+    images, labels = decoded.splits[split]
+    if isinstance(images, np.memmap):
+        images.flush()
+    rows = max(1, _CHUNK // images[0].size)
+    chunks = (images[start : start + rows] for start in range(0, len(images), rows))
+    return {
+        "shape": images.shape,
+        "fingerprint": content_fingerprint(images.shape, chunks, labels, decoded.classes),
+        "samples": _sample_hash(images, labels),
+    }
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Rename into place; a stale or damaged entry is moved aside first, and may still be mapped by others."""
+    aside = temporary.with_suffix(".old.tmp")
+    with suppress(FileNotFoundError):
+        final.rename(aside)
+    try:
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _in_memory(source: Source, splits: tuple[str, ...]) -> Loaded:
+    def allocate(split: str, shape: tuple[int, ...]) -> np.ndarray:
+        size, memory = math.prod(shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if size > 0.8 * memory:
+            raise InputError(
+                f"{source.name}: {split} takes {size / 2**30:.1f} GiB, this machine has {memory / 2**30:.1f};"
+                " set --data-root to a directory with that much free space, or reduce --image-size"
+            )
+        return np.empty(shape, dtype=np.uint8)
+
+    decoded = source.decode(allocate)
+    parts = {}
+    for split in splits:
+        images, labels = decoded.splits[split]
+        parts[split] = Part(
+            images, labels, content_fingerprint(images.shape, [images], labels, decoded.classes)
+        )
+    return Loaded(decoded.classes, parts)
+
+
+# Reading
+
+
+def _read(entry: Path, stamp: str, splits: tuple[str, ...]) -> Loaded | None:
+    """Return the entry's splits, or None if there is none, or it is stale or damaged."""
+    try:
+        described = json.loads((entry / "entry.json").read_bytes())
+        if described["format"] != _FORMAT or described["stamp"] != stamp:
+            return None
+        classes = tuple(described["classes"])
+        return Loaded(
+            classes,
+            {split: _read_split(entry, split, classes, described["splits"][split]) for split in splits},
+        )
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, _Damaged) as error:
+        NOTES.warning("the decoded copy in %s is damaged (%s); decoding the data again", entry, error)
+        return None
+
+
+def _read_split(entry: Path, split: str, classes: tuple[str, ...], described: dict[str, Any]) -> Part:
+    images = _map(entry / f"{split}-images.npy")
+    labels = np.load(entry / f"{split}-labels.npy", allow_pickle=False)
+    if images.dtype != np.uint8 or list(images.shape) != described["shape"]:
+        raise _Damaged(f"{split} images are {images.dtype} {images.shape}")
+    if images.nbytes > _WHOLE_CHECK:
+        sound = _sample_hash(images, labels) == described["samples"]
+    else:
+        sound = content_fingerprint(images.shape, [images], labels, classes) == described["fingerprint"]
+    if not sound:
+        raise _Damaged(f"the checksum of {split} differs")
+    return Part(images, labels, described["fingerprint"])
+
+
+def _map(path: Path) -> np.ndarray:
+    """Map a .npy file so that it takes no memory until read and writes to the array stay private to the process."""
+    with path.open("rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise _Damaged(f"{path.name} is no .npy file of format 1.0")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        start = file.tell()
+        if os.fstat(file.fileno()).st_size != start + math.prod(shape) * dtype.itemsize:
+            raise _Damaged(f"{path.name} has the wrong size")
+        if not hasattr(mmap, "MAP_PRIVATE"):
+            return np.load(path, mmap_mode="c", allow_pickle=False)
+        # Linux may refuse private mappings larger than its memory unless told not to reserve any; Python names
+        # that flag from 3.13 on.
+        no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+        mapped = mmap.mmap(
+            file.fileno(), 0, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        )
+    return np.frombuffer(mapped, dtype=dtype, offset=start).reshape(shape)
+
+
+def _sample_hash(images: np.ndarray, labels: np.ndarray) -> str:
+    """Hash 64 MiB spread evenly over the images (all of them where there is less), and the labels."""
+    flat = images.reshape(-1)
+    step = max(_SAMPLE, len(flat) // _SAMPLES)
+    digest = hashlib.sha256(np.ascontiguousarray(labels).data)
+    for start in range(0, len(flat), step):
+        digest.update(flat[start : start + _SAMPLE].data)
+    return digest.hexdigest()

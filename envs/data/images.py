@@ -1,0 +1,124 @@
+"""Decode image files and fit pixels to a size, on all cores."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from envs.data.source import readable
+from envs.errors import InputError
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Only decoders that run inside this process: Pillow hands EPS files, for one, to an external interpreter.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_GRAY = ("1", "L", "LA")
+_COLOUR = ("CMYK", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr", "LAB", "HSV")
+_MAX_PIXELS = 64_000_000
+_BATCH = 64
+_PATIENCE = 1.0  # seconds without a progress bar
+
+
+class Header(NamedTuple):
+    """Width and height in pixels, and whether the pixels have no colour."""
+
+    width: int
+    height: int
+    gray: bool
+
+
+def read_header(path: Path) -> Header:
+    """Return size and kind of an image file without decoding it.
+
+    Raises:
+        InputError: it is not an image, or has over 64 million pixels, or more than 8 bits a channel.
+    """
+    with readable(path, "replace or remove the file"):
+        with Image.open(path, formats=_FORMATS) as image:
+            width, height, mode = *image.size, image.mode
+        if width * height > _MAX_PIXELS:
+            raise InputError(
+                f"{path} has {width} x {height} pixels; expected at most {_MAX_PIXELS:,}; shrink it"
+            )
+        if mode not in _GRAY + _COLOUR:
+            raise InputError(f"{path} has pixels of kind {mode!r}; expected 8 bits a channel; convert it")
+        return Header(width, height, mode in _GRAY)
+
+
+def decode(path: Path, channels: int, side: int | None) -> np.ndarray:
+    """Return the first frame of an image file as uint8 (C, H, W); transparency and orientation tags are ignored.
+
+    Args:
+        path: the file.
+        channels: 1 for gray, 3 for RGB.
+        side: fit the image to a square of so many pixels; None keeps its size.
+
+    Raises:
+        InputError: the file is truncated or damaged.
+    """
+    with readable(path, "replace or remove the file"), Image.open(path, formats=_FORMATS) as image:
+        pixels = image.convert("L" if channels == 1 else "RGB")
+        array = np.asarray(pixels if side is None else _fit(pixels, side))
+        return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def place(out: np.ndarray, positions: np.ndarray, images: np.ndarray) -> None:
+    """Write images (M, C, h, w) to ``out[positions]`` (N, C, H, W), fitted to the square H x W if sizes differ."""
+    if out.shape[1:] == images.shape[1:]:
+        out[positions] = images
+        return
+
+    def fit_one(row: int) -> None:
+        for channel, plane in enumerate(images[row]):
+            out[positions[row], channel] = np.asarray(_fit(Image.fromarray(plane), out.shape[2]))
+
+    parallel(fit_one, len(images), "resizing images")
+
+
+def parallel(work: Callable[[int], None], count: int, title: str) -> None:
+    """Call ``work(0)`` ... ``work(count - 1)`` on threads; what takes over a second shows a progress bar.
+
+    The first error, in order of the index, is raised and stops the rest. Decoders and resizing release Python's
+    lock, so threads use the cores, without the start-up time and the ``__main__`` guards of processes.
+    """
+
+    def run(start: int) -> int:
+        stop = min(start + _BATCH, count)
+        for index in range(start, stop):
+            work(index)
+        return stop
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(title, total=count)
+    begun = time.monotonic()
+    with warnings.catch_warnings(), ThreadPoolExecutor(_cores()) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_header has a limit of its own
+        try:
+            for done in pool.map(run, range(0, count, _BATCH)):
+                bar.update(task, completed=done)
+                if time.monotonic() - begun > _PATIENCE:
+                    bar.start()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            bar.stop()
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """Scale the largest centred square to ``side`` pixels, bilinear with antialiasing: shapes are not stretched."""
+    width, height = image.size
+    edge = min(width, height)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    box = (left, top, left + edge, top + edge)
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,216 @@
+"""Data sets that torchvision downloads: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and STL-10.
+
+torchvision fetches and checks them, in the layout that its own classes read. Reading is ours, since its reader of
+CIFAR unpickles, and its reader of MNIST insists on unpacked files.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs._torchvision import import_torchvision
+from envs.data.cifar import read_batch, read_class_names
+from envs.data.formats import read_idx, read_stl10
+from envs.data.places import locked, make_directory
+from envs.data.source import NOTES, Allocate, Arrays, Decoded, Source, check_labels, readable, stamp_files
+from envs.data.splits import arrange
+from envs.errors import InputError
+
+Contents = tuple[tuple[str, ...], dict[str, Arrays]]
+"""Class names and the parts train and test."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set that torchvision knows.
+
+    Attributes:
+        torchvision: name of its class in ``torchvision.datasets``.
+        side: height and width of its images.
+        folder: where its files are, relative to the data root.
+        files: their names; each may end in ``.gz`` instead.
+        read: from the paths of the files to the contents.
+        checked: whether the files must be those whose MD5 sums torchvision lists.
+    """
+
+    torchvision: str
+    side: int
+    folder: str
+    files: tuple[str, ...]
+    read: Callable[[list[Path]], Contents]
+    checked: bool = True
+
+
+def published_source(name: str, root: Path, image_size: int | None) -> Source:
+    """Find one of ``PUBLISHED`` under ``root``, or download it there.
+
+    Raises:
+        InputError: it is not there and cannot be downloaded or written.
+    """
+    published = PUBLISHED[name]
+    if image_size == published.side:
+        image_size = None
+    paths = _locate(published, root) or _download(name, published, root)
+
+    def decode(allocate: Allocate) -> Decoded:
+        if published.checked:
+            _check_sums(published, root)
+        classes, parts = published.read(paths)
+        return arrange(name, classes, parts, allocate, image_size)
+
+    return Source(name, f"{name}\0{root}\0{image_size}", stamp_files(paths), decode)
+
+
+def _locate(published: Published, root: Path) -> list[Path] | None:
+    paths = []
+    for file in published.files:
+        plain = root / published.folder / file
+        packed = plain.with_name(f"{file}.gz")
+        found = plain if plain.exists() else packed if packed.exists() else None
+        if found is None:
+            return None
+        paths.append(found)
+    return paths
+
+
+def _download(name: str, published: Published, root: Path) -> list[Path]:
+    """Fetch into a temporary folder, then move what is needed into place: nothing half-written is left behind."""
+    torchvision_class = _torchvision_class(published)
+    remedy = f"put {', '.join(published.files)} into {root / published.folder}, or set --data-root to where they are"
+    try:
+        make_directory(root)
+        with locked(root / f".{name}.lock"):
+            paths = _locate(published, root)  # another process may have fetched it while we waited
+            if paths:
+                return paths
+            for leftover in root.glob(f".{name}.*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            NOTES.warning("downloading %s to %s", name, root)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=root))
+            try:
+                fetcher = torchvision_class.__new__(torchvision_class)  # its constructor would unpickle
+                fetcher.root = os.fspath(temporary)
+                fetcher.download()
+                _move(published, temporary, root)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except Exception as error:  # whatever urllib, ssl, tarfile, gzip or the disk came up with
+        cause = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"cannot download {name} to {root}: {cause}; {remedy}") from error
+    return [root / published.folder / file for file in published.files]
+
+
+def _move(published: Published, source: Path, target: Path) -> None:
+    files = [Path(published.folder, file) for file in published.files]
+    for file in files:
+        if not (source / file).is_file():
+            raise FileNotFoundError(2, f"the download holds no {file}")
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source / file, target / file)
+
+
+def _check_sums(published: Published, root: Path) -> None:
+    listed = _torchvision_class(published)
+    sums = dict(listed.train_list + listed.test_list)
+    if hasattr(listed, "meta"):
+        sums[listed.meta["filename"]] = listed.meta["md5"]
+    for file in published.files:
+        path = root / published.folder / file
+        with readable(path), path.open("rb") as opened:
+            found = hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if found != sums[file]:
+            raise InputError(
+                f"{path} is not the published file (MD5 {found}, expected {sums[file]}); delete it to download it anew"
+            )
+
+
+def _torchvision_class(published: Published) -> Any:
+    return getattr(import_torchvision("datasets"), published.torchvision)
+
+
+def _read_mnist(classes: tuple[str, ...]) -> Callable[[list[Path]], Contents]:
+    def read(paths: list[Path]) -> Contents:
+        parts = {}
+        for part, (image_path, label_path) in {"train": paths[:2], "test": paths[2:]}.items():
+            images = read_idx(image_path, 3)
+            if images.shape[1:] != (28, 28):
+                raise InputError(
+                    f"{image_path} has images of {images.shape[1:]}; expected (28, 28); download it anew"
+                )
+            labels = check_labels(read_idx(label_path, 1), len(images), len(classes), os.fspath(label_path))
+            parts[part] = Arrays(images[:, None], labels)
+        return classes, parts
+
+    return read
+
+
+def _read_cifar(label_key: str, name_key: str, num_classes: int) -> Callable[[list[Path]], Contents]:
+    def read(paths: list[Path]) -> Contents:
+        *train_paths, test_path, meta_path = paths
+        classes = read_class_names(meta_path, name_key)
+        if len(classes) != num_classes:
+            raise InputError(
+                f"{meta_path} names {len(classes)} classes; expected {num_classes}; download it anew"
+            )
+        batches = [read_batch(path, label_key, num_classes) for path in train_paths]
+        train = Arrays(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+        return classes, {"train": train, "test": read_batch(test_path, label_key, num_classes)}
+
+    return read
+
+
+def _read_stl10(paths: list[Path]) -> Contents:
+    parts = {}
+    for part, (image_path, label_path) in {"train": paths[:2], "test": paths[2:]}.items():
+        images, labels = read_stl10(image_path, label_path)
+        parts[part] = Arrays(images, check_labels(labels, len(images), len(_STL10), f"{label_path} (from 0)"))
+    return _STL10, parts
+
+
+_MNIST = tuple("0123456789")
+_FASHION = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+_STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+_IDX = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+
+PUBLISHED = {
+    "mnist": Published("MNIST", 28, "MNIST/raw", _IDX, _read_mnist(_MNIST), checked=False),
+    "fashion-mnist": Published(
+        "FashionMNIST", 28, "FashionMNIST/raw", _IDX, _read_mnist(_FASHION), checked=False
+    ),
+    "cifar10": Published(
+        "CIFAR10",
+        32,
+        "cifar-10-batches-py",
+        (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
+        _read_cifar("labels", "label_names", 10),
+    ),
+    "cifar100": Published(
+        "CIFAR100",
+        32,
+        "cifar-100-python",
+        ("train", "test", "meta"),
+        _read_cifar("fine_labels", "fine_label_names", 100),
+    ),
+    "stl10": Published(
+        "STL10", 96, "stl10_binary", ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"), _read_stl10
+    ),
+}

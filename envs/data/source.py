@@ -1,0 +1,132 @@
+"""What the reader of a format hands to the cache, and the checks that all readers share."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from envs.errors import InputError
+
+NOTES = logging.getLogger("labelbandit.data")
+
+Allocate = Callable[[str, tuple[int, int, int, int]], np.ndarray]
+"""Returns the array of a split, uint8 of the given shape (N, C, H, W), for a reader to fill."""
+
+
+class Arrays(NamedTuple):
+    """One split: images uint8 (N, C, H, W) and labels int64 (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Decoded(NamedTuple):
+    """A whole data set: class names and the splits train, val and test."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Arrays]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set on disk that has been found but not decoded.
+
+    Attributes:
+        name: as the user gave it.
+        identity: what chooses the cache entry: where the files are and the options.
+        stamp: what the decoded copy depends on (sizes and times of the files); another stamp makes it stale.
+        decode: reads, checks and returns everything; its images go into arrays that it asks for.
+    """
+
+    name: str
+    identity: str
+    stamp: str
+    decode: Callable[[Allocate], Decoded]
+
+
+def stamp_files(files: Iterable[Path]) -> str:
+    """Return a hash of the files' paths, sizes and modification times.
+
+    Raises:
+        InputError: a file has gone or may not be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        with readable(file):
+            status = file.stat()
+        digest.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def readable(path: Path, remedy: str = "restore it or remove it") -> Iterator[None]:
+    """Turn whatever a reader meets in a missing, forbidden, damaged or hostile file into one line.
+
+    Raises:
+        InputError: anything was raised inside; its message names the file, the cause and the remedy.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"no file or folder {path}; {remedy}") from None
+    except PermissionError:
+        raise InputError(
+            f"no permission to read {path}; make it readable (chmod a+rX) or choose another"
+        ) from None
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"cannot read {path}: {cause}; {remedy}") from error
+
+
+def check_labels(labels: np.ndarray, num_images: int, num_classes: int | None, where: str) -> np.ndarray:
+    """Return the labels as int64 (N,).
+
+    Args:
+        labels: integers, (N,) or (N, 1).
+        num_images: N.
+        num_classes: K, or None where the labels alone say it.
+        where: names the labels in messages.
+
+    Raises:
+        InputError: another type, shape or number of labels, or a label outside 0..K-1.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{where}: labels are {labels.dtype} {labels.shape}; expected one integer an image, shape (N,);"
+            " take the argmax of one-hot rows"
+        )
+    if len(labels) != num_images or num_images == 0:
+        raise InputError(
+            f"{where}: {len(labels)} labels for {num_images} images; expected as many, at least one"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        top = "K-1" if num_classes is None else num_classes - 1
+        raise InputError(f"{where}: labels span {low}..{high}; expected 0..{top}; correct or renumber them")
+    return labels.astype(np.int64)
+
+
+def check_classes(labels: np.ndarray, classes: tuple[str, ...], where: str) -> None:
+    """Check that there are two classes or more and that each has an image among the training labels (N,).
+
+    Raises:
+        InputError: otherwise.
+    """
+    if len(classes) < 2:
+        raise InputError(f"{where}: {len(classes)} class; expected at least two, to choose between")
+    missing = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
+    if missing:
+        raise InputError(
+            f"{where}: class {missing[0]} ({classes[missing[0]]!r}) has no training image; expected one at least;"
+            " add images or renumber the labels"
+        )
