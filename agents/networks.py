@@ -286,7 +286,7 @@ def _small_images(shape: Shape) -> bool:
 
 
 def _resnet(name: str, shape: Shape) -> nn.Module:
-    net = getattr(import_torchvision().models, name)(weights=None)
+    net = getattr(import_torchvision("models"), name)(weights=None)
     if _small_images(shape):
         net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
         net.maxpool = nn.Identity()
@@ -311,7 +311,7 @@ def resnet50(shape: Shape) -> nn.Module:
 @register_network("densenet121")
 def densenet121(shape: Shape) -> nn.Module:
     """DenseNet-121 (Huang et al. 2017); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    net = import_torchvision().models.densenet121(weights=None)
+    net = import_torchvision("models").densenet121(weights=None)
     if _small_images(shape):
         net.features.conv0 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
         net.features.pool0 = nn.Identity()
