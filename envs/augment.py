@@ -93,40 +93,38 @@ PRESETS = {
 def augment(images: Tensor, seeds: Tensor, augmentation: Augmentation) -> Tensor:
     """Return the images, each flipped and shifted as its seed says.
 
+    Rows of pixels are copied whole rather than gathered pixel by pixel: with enough zeros between them in memory,
+    a shifted row is the run of W values that begins as many places earlier.
+
     Args:
-        images: uint8 (or any dtype) (N, C, H, W).
+        images: uint8 (N, C, H, W).
         seeds: int64 (N,), on the same device; equal seeds give equal draws.
         augmentation: what to draw.
 
     Returns:
-        The same shape, dtype and device; ``images`` itself if nothing is to be done.
+        The same shape, type and device; ``images`` itself if nothing is to be done.
     """
     if augmentation.is_identity:
         return images
-    return augment_rows(images, torch.arange(len(images), device=images.device), seeds, augmentation)
+    count, channels, height, width = images.shape
+    rows = images.reshape(-1, width)
+    pitch = width + sum(augmentation.max_shifts(width))
+    copies = 2 if augmentation.hflip else 1
+    memory = images.new_zeros(1 + copies * len(rows), pitch)  # row 0 stays zero
+    memory[1 : 1 + len(rows), :width] = rows
+    if augmentation.hflip:
+        memory[1 + len(rows) :, :width] = rows.flip(1)
 
-
-def augment_rows(images: Tensor, rows: Tensor, seeds: Tensor, augmentation: Augmentation) -> Tensor:
-    """Return ``augment(images[rows], seeds, augmentation)`` in one gather, without the intermediate copy.
-
-    Args:
-        images: (M, C, H, W).
-        rows: int64 (N,), each in [0, M).
-        seeds: int64 (N,).
-        augmentation: what to draw.
-    """
-    if augmentation.is_identity:
-        return images.index_select(0, rows)
-    _, channels, height, width = images.shape
     bits = hash_tensor(seeds)
-    y = _source(bits, 0, height, augmentation.vflip, augmentation)
-    x = _source(bits, 1, width, augmentation.hflip, augmentation)
-    inside = ((y >= 0) & (y < height)).unsqueeze(2) & ((x >= 0) & (x < width)).unsqueeze(1)
-    channel = torch.arange(channels, device=images.device)
-    plane = (rows.unsqueeze(1) * channels + channel) * height
-    row = (plane.unsqueeze(2) + y.clamp(0, height - 1).unsqueeze(1)) * width
-    flat = row.unsqueeze(3) + x.clamp(0, width - 1).view(len(rows), 1, 1, width)
-    return torch.take(images, flat) * inside.unsqueeze(1)
+    y = _source_rows(bits, height, augmentation)
+    inside = (y >= 0) & (y < height)
+    first = torch.arange(1, 1 + len(rows), height, device=images.device).view(count, channels, 1)
+    if augmentation.hflip:
+        first = first + (bits >> 1 & 1).view(count, 1, 1) * len(rows)
+    start = (first + y.unsqueeze(1)) * pitch - _shift(bits, 1, width, augmentation).view(count, 1, 1)
+    start = start * inside.unsqueeze(1)
+    runs = memory.as_strided((memory.numel() - width + 1, width), (1, 1))
+    return runs.index_select(0, start.view(-1)).view(images.shape)
 
 
 def augment_one(image: "NDArray[np.uint8]", seed: int, augmentation: Augmentation) -> "NDArray[np.uint8]":
@@ -148,13 +146,12 @@ def augment_one(image: "NDArray[np.uint8]", seed: int, augmentation: Augmentatio
     return shifted
 
 
-def _source(bits: Tensor, axis: int, size: int, flip: bool, augmentation: Augmentation) -> Tensor:
-    """Return, for each image and target coordinate of the axis, the source coordinate: int64 (N, size)."""
-    coordinate = torch.arange(size, device=bits.device) - _shift(bits, axis, size, augmentation).unsqueeze(-1)
-    if flip:
-        flipped = (bits >> axis & 1).unsqueeze(-1)
-        coordinate = coordinate + flipped * (size - 1 - 2 * coordinate)
-    return coordinate
+def _source_rows(bits: Tensor, height: int, augmentation: Augmentation) -> Tensor:
+    """Return the source row of each row of each image, outside [0, height) if there is none: (N, height)."""
+    y = torch.arange(height, device=bits.device) - _shift(bits, 0, height, augmentation).unsqueeze(1)
+    if augmentation.vflip:
+        y = y + (bits & 1).unsqueeze(1) * (height - 1 - 2 * y)
+    return y
 
 
 def _shift(bits: _Bits, axis: int, size: int, augmentation: Augmentation) -> _Bits:

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.augment import Augmentation, augment_rows
+from envs.augment import Augmentation, augment
 from envs.deal import ORDERS, Deal
 from envs.errors import InputError, unknown_name
 from envs.rng import hash_tensor, to_int64
@@ -25,8 +25,8 @@ _NOISE_STREAM = 0x6E6F697365  # "noise": label noise depends on the image alone,
 class ImageTask:
     """``num_envs`` environments that show images of a data set, take labels as actions, and pay rewards.
 
-    Everything stays on one device and nothing waits for it. Environment i of a task seeded with s shows what a
-    single environment seeded with s + i shows.
+    Everything stays on one device and nothing waits for it. Environment i of a task seeded with s shows what
+    a single environment seeded with s + i shows.
 
     Args:
         dataset: the images and labels.
@@ -147,7 +147,7 @@ class ImageTask:
         Returns:
             uint8 (B, C, H, W), bit for bit what ``observe`` returned then.
         """
-        return augment_rows(self.images, indices, augment_seeds, self.augmentation)
+        return augment(self.images.index_select(0, indices), augment_seeds, self.augmentation)
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Answer every image, then move every environment to its next one; finished episodes start anew.
