@@ -265,8 +265,15 @@ def _check(data: ImageDataset) -> None:
         raise InputError(
             f"{where}: labels are on {labels.device}, images on {images.device}; move both to one device"
         )
+    if not isinstance(data.classes, tuple) or not all(_is_plain(name) for name in data.classes):
+        raise InputError(f"{where}: class names {data.classes!r:.200}; expected a tuple of printable strings")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(data.classes):
         raise InputError(
             f"{where}: labels span {low}..{high}; expected 0..{len(data.classes) - 1}, one per class name"
         )
+
+
+def _is_plain(name: object) -> bool:
+    """Whether a class name is safe to print: control characters could rewrite a terminal."""
+    return isinstance(name, str) and name.isprintable() and name != ""

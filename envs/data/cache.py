@@ -79,9 +79,12 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
         found = _read(home / name, source.stamp, splits)
         if found is not None:
             return found
+    trouble: OSError | None = None
     for home in homes:
         try:
             make_directory(home)
+            if trouble is not None:
+                NOTES.warning("the decoded copy of %s goes to %s: %s", source.name, home, trouble)
             with locked(home / f".{name}.lock"):
                 found = _read(home / name, source.stamp, splits)
                 if found is None:
@@ -90,7 +93,9 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
                 if found is not None:
                     return found
         except OSError as error:
-            NOTES.warning("no decoded copy of %s in %s: %s", source.name, home, error.strerror or error)
+            trouble = error
+    if trouble is not None:
+        NOTES.warning("no decoded copy of %s is kept: %s", source.name, trouble)
     return _in_memory(source, splits)
 
 

@@ -2,7 +2,8 @@
 
 Either ``PATH/{train,test}/CLASS/...`` with an optional ``val``, or ``PATH/CLASS/...``, which is split stratified. Of
 ``train`` and ``val`` alone, ``val`` is the test split, as in ImageNet. Without its own folder, validation is 10 % of
-train. Classes are the sorted folder names. Files are found at any depth below a class by their extension.
+train. Classes are the sorted folder names. Files are found at any depth below a class by their extension. Images are
+gray (1 channel) if the first of every class are, else RGB.
 
 Symbolic links are followed where they lead to regular files or class folders, since subsets of large sets are often
 made of links; those that leave the tree are counted in a note. Links to folders further down are not followed, and
@@ -10,13 +11,13 @@ devices or pipes are never opened.
 """
 
 import os
-import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from envs.data.images import EXTENSIONS, Header, decode, parallel, read_header
+from envs.data.images import EXTENSIONS, decode, parallel, read_header
 from envs.data.source import NOTES, Allocate, Arrays, Decoded, Source, check_classes, readable, stamp_files
 from envs.data.splits import plan_splits
 from envs.errors import InputError
@@ -28,7 +29,7 @@ _IMAGENET_SIDE = 224
 class _Files(NamedTuple):
     """Image files and their labels (N,)."""
 
-    paths: list[Path]
+    paths: list[str]
     labels: np.ndarray
 
 
@@ -43,14 +44,12 @@ def folder_source(name: str, path: Path, image_size: int | None) -> Source:
     files = [file for found in parts.values() for file in found.paths]
 
     def read(allocate: Allocate) -> Decoded:
-        headers = _read_headers(files)
-        channels = 1 if all(header.gray for header in headers) else 3
-        height, width = (image_size, image_size) if image_size else _common_size(name, files, headers)
+        channels, height, width = _image_shape(parts)
         splits = {}
         for split, (part, index) in plan.items():
-            images = allocate(split, (len(index), channels, height, width))
+            images = allocate(split, (len(index), channels, image_size or height, image_size or width))
             paths = [parts[part].paths[i] for i in index]
-            _decode_into(images, paths, image_size, f"decoding {split} images")
+            _decode_all(images, paths, image_size, f"decoding {split} images")
             splits[split] = Arrays(images, parts[part].labels[index])
         return Decoded(classes, splits)
 
@@ -102,6 +101,16 @@ def _find(name: str, root: Path) -> tuple[tuple[str, ...], dict[str, _Files]]:
     return classes, parts
 
 
+def _image_shape(parts: dict[str, _Files]) -> tuple[int, int, int]:
+    """Return (C, H, W) of the first image; colour if the first image of any class is."""
+    headers = []
+    for files in parts.values():
+        firsts = np.unique(files.labels, return_index=True)[1]
+        headers += [read_header(files.paths[first]) for first in firsts]
+    width, height, _ = headers[0]
+    return 1 if all(header.gray for header in headers) else 3, height, width
+
+
 def _folders(root: Path) -> list[str]:
     return sorted(
         entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
@@ -110,88 +119,81 @@ def _folders(root: Path) -> list[str]:
 
 def _find_files(root: Path, classes: tuple[str, ...]) -> _Files:
     """List the images of every class folder under ``root``, by class and name."""
-    unknown = sorted(set(_folders(root)) - set(classes))
+    present = _folders(root)
+    unknown = sorted(set(present) - set(classes))
     if unknown:
         raise InputError(
             f"{root} has a class folder {unknown[0]!r} that train/ lacks; remove it or add it there"
         )
-    paths, labels = [], []
-    ignored: list[Path] = []
-    outside: list[Path] = []
-    home = root.resolve()
-    for label, name in enumerate(classes):
-        if not (root / name).is_dir():
-            continue
-        images = sorted(_walk(root / name, home, ignored, outside))
+    listing = _Listing(os.path.realpath(root))
+    paths: list[str] = []
+    labels: list[int] = []
+    for name in present:
+        images = sorted(listing.walk(os.path.join(root, name)))
         if not images:
             raise InputError(
                 f"{root / name} holds no image ({' '.join(EXTENSIONS)}); add images or remove the folder"
             )
         paths += images
-        labels += [label] * len(images)
-    if ignored:
-        NOTES.warning(
-            "%s: ignored %d files that are not images by extension, e.g. %s", root, len(ignored), ignored[0]
-        )
-    if outside:
-        NOTES.warning("%s: %d links lead out of the folder, e.g. %s", root, len(outside), outside[0])
+        labels += [classes.index(name)] * len(images)
     if not paths:
         raise InputError(f"{root} holds no class folders with images; {_REMEDY}")
+    listing.tell(root)
     return _Files(paths, np.array(labels, dtype=np.int64))
 
 
-def _walk(folder: Path, home: Path, ignored: list[Path], outside: list[Path]) -> list[Path]:
-    """Return the image files below ``folder``; hidden files and Windows' thumbnails do not count as files."""
-    images = []
-    if folder.is_symlink() and not folder.resolve().is_relative_to(home):
-        outside.append(folder)
+class _Listing:
+    """Lists image files below class folders and remembers what the user should be told."""
 
-    def fail(error: OSError) -> None:
-        raise error
+    def __init__(self, home: str) -> None:
+        self.home = home
+        self.ignored: list[str] = []
+        self.outside: list[str] = []
 
-    for directory, inner, names in os.walk(folder, onerror=fail):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in names:
-            path = Path(directory, name)
-            if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
-                continue
-            if not name.lower().endswith(EXTENSIONS):
-                ignored.append(path)
-                continue
-            images.append(path)
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
-                outside.append(path)
-    return images
+    def walk(self, folder: str) -> Iterator[str]:
+        """Yield the image files at any depth; hidden files and Windows' own do not count."""
+        self._follow(folder, os.path.islink(folder))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name.lower()
+                if name.startswith(".") or name in ("thumbs.db", "desktop.ini"):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    yield from self.walk(entry.path)
+                elif not name.endswith(EXTENSIONS):
+                    self.ignored.append(entry.path)
+                elif not entry.is_file():
+                    raise InputError(f"{entry.path} is a broken link or not a regular file; remove it")
+                else:
+                    self._follow(entry.path, entry.is_symlink())
+                    yield entry.path
+
+    def _follow(self, path: str, is_link: bool) -> None:
+        if is_link and not os.path.realpath(path).startswith(self.home + os.sep):
+            self.outside.append(path)
+
+    def tell(self, root: Path) -> None:
+        """Log what was ignored, and links out of the tree."""
+        ignored, outside = self.ignored, self.outside
+        if ignored:
+            NOTES.warning(
+                "%s: ignored %d files without an image's extension, e.g. %s", root, len(ignored), ignored[0]
+            )
+        if outside:
+            NOTES.warning("%s: %d links lead out of the folder, e.g. %s", root, len(outside), outside[0])
 
 
-def _read_headers(files: list[Path]) -> list[Header]:
-    headers: list[Header | None] = [None] * len(files)
+def _decode_all(images: np.ndarray, files: list[str], side: int | None, title: str) -> None:
+    """Decode the files into ``images``, which the first of them gave its shape."""
+    channels, height, width = images.shape[1:]
 
-    def read_one(index: int) -> None:
-        if not stat.S_ISREG(files[index].stat().st_mode):
-            raise InputError(f"{files[index]} is not a regular file; remove it")
-        headers[index] = read_header(files[index])
-
-    parallel(read_one, len(files), "checking image files")
-    return [header for header in headers if header is not None]
-
-
-def _common_size(name: str, files: list[Path], headers: list[Header]) -> tuple[int, int]:
-    first = headers[0]
-    for file, header in zip(files, headers, strict=True):
-        if header[:2] != first[:2]:
+    def decode_one(index: int) -> None:
+        pixels = decode(files[index], channels, side)
+        if pixels.shape != images.shape[1:]:
             raise InputError(
-                f"{name}: {file} is {header.width} x {header.height}, {files[0]} is {first.width} x {first.height};"
+                f"{files[index]} is {pixels.shape[2]} x {pixels.shape[1]} pixels, the first image {width} x {height};"
                 " expected one size; give --image-size to fit all to it"
             )
-    return first.height, first.width
-
-
-def _decode_into(images: np.ndarray, files: list[Path], side: int | None, title: str) -> None:
-    def decode_one(index: int) -> None:
-        pixels = decode(files[index], images.shape[1], side)
-        if pixels.shape != images.shape[1:]:
-            raise InputError(f"{files[index]} changed while it was read; start again")
         images[index] = pixels
 
     parallel(decode_one, len(files), title)

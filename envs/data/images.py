@@ -3,9 +3,9 @@
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -34,39 +34,50 @@ class Header(NamedTuple):
     gray: bool
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: str) -> Header:
     """Return size and kind of an image file without decoding it.
 
     Raises:
         InputError: it is not an image, or has over 64 million pixels, or more than 8 bits a channel.
     """
-    with readable(path, "replace or remove the file"):
-        with Image.open(path, formats=_FORMATS) as image:
-            width, height, mode = *image.size, image.mode
-        if width * height > _MAX_PIXELS:
-            raise InputError(
-                f"{path} has {width} x {height} pixels; expected at most {_MAX_PIXELS:,}; shrink it"
-            )
-        if mode not in _GRAY + _COLOUR:
-            raise InputError(f"{path} has pixels of kind {mode!r}; expected 8 bits a channel; convert it")
-        return Header(width, height, mode in _GRAY)
+    with _open(path) as image:
+        return Header(*image.size, image.mode in _GRAY)
 
 
-def decode(path: Path, channels: int, side: int | None) -> np.ndarray:
+def decode(path: str, channels: int, side: int | None) -> np.ndarray:
     """Return the first frame of an image file as uint8 (C, H, W); transparency and orientation tags are ignored.
 
     Args:
         path: the file.
-        channels: 1 for gray, 3 for RGB.
+        channels: 3 for RGB, gray files included; 1 for gray.
         side: fit the image to a square of so many pixels; None keeps its size.
 
     Raises:
-        InputError: the file is truncated or damaged.
+        InputError: as ``read_header``, or the file is truncated or damaged, or has colour where gray is expected.
     """
-    with readable(path, "replace or remove the file"), Image.open(path, formats=_FORMATS) as image:
+    with _open(path) as image:
+        if channels == 1 and image.mode not in _GRAY:
+            raise InputError(
+                f"{path} is in colour; expected gray like the first images; convert all to one kind"
+            )
         pixels = image.convert("L" if channels == 1 else "RGB")
         array = np.asarray(pixels if side is None else _fit(pixels, side))
         return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+@contextmanager
+def _open(path: str) -> Iterator[Image.Image]:
+    with readable(path, "replace or remove the file"), Image.open(path, formats=_FORMATS) as image:
+        width, height = image.size
+        if width * height > _MAX_PIXELS:
+            raise InputError(
+                f"{path} has {width} x {height} pixels; expected at most {_MAX_PIXELS:,}; shrink it"
+            )
+        if image.mode not in _GRAY + _COLOUR:
+            raise InputError(
+                f"{path} has pixels of kind {image.mode!r}; expected 8 bits a channel; convert it"
+            )
+        yield image
 
 
 def place(out: np.ndarray, positions: np.ndarray, images: np.ndarray) -> None:
@@ -100,7 +111,7 @@ def parallel(work: Callable[[int], None], count: int, title: str) -> None:
     task = bar.add_task(title, total=count)
     begun = time.monotonic()
     with warnings.catch_warnings(), ThreadPoolExecutor(_cores()) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_header has a limit of its own
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open has a limit of its own
         try:
             for done in pool.map(run, range(0, count, _BATCH)):
                 bar.update(task, completed=done)

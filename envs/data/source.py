@@ -50,7 +50,7 @@ class Source:
     decode: Callable[[Allocate], Decoded]
 
 
-def stamp_files(files: Iterable[Path]) -> str:
+def stamp_files(files: Iterable[str | Path]) -> str:
     """Return a hash of the files' paths, sizes and modification times.
 
     Raises:
@@ -59,13 +59,13 @@ def stamp_files(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with readable(file):
-            status = file.stat()
+            status = os.stat(file)
         digest.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 @contextmanager
-def readable(path: Path, remedy: str = "restore it or remove it") -> Iterator[None]:
+def readable(path: str | Path, remedy: str = "restore it or remove it") -> Iterator[None]:
     """Turn whatever a reader meets in a missing, forbidden, damaged or hostile file into one line.
 
     Raises:
