@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from attacks.errors import AttackError
+from attacks.batches import Batches
 from attacks.forward import Oracle, forward
 from attacks.losses import misclassified
 from attacks.problem import Problem
@@ -27,8 +25,8 @@ class AttackResult:
         queries: (N,) int64, forward passes that the attack used on that image, the final verification apart.
         backwards: (N,) int64, backward passes.
         trace: what the attack recorded, samples in the last dimension. Always "nan" (N,) bool, the final
-            logits held NaN (which counts as success), and "outside" (N,) bool, the attack's own point broke the
-            threat model and was projected back.
+            logits held NaN (which counts as success), and "outside" (N,) bool, the attack's own point lay
+            outside the threat model and was projected back.
     """
 
     adversarial: Tensor
@@ -56,6 +54,7 @@ def finish(
     candidate: Tensor,
     *,
     clean_wrong: Tensor | None = None,
+    batches: Batches | None = None,
     trace: dict[str, Tensor] | None = None,
 ) -> AttackResult:
     """Verify an attack's ``candidate`` images by the ball, by [0, 1] and by a fresh forward pass.
@@ -70,6 +69,7 @@ def finish(
         candidate: (N, C, H, W).
         clean_wrong: (N,) bool, clean errors; where the candidate fails, such a sample's clean image is the
         answer.
+        batches: how to split the verifying forward pass; default all at once.
         trace: what the attack recorded.
     """
     x = problem.x
@@ -80,7 +80,11 @@ def finish(
     if outside.any():
         final = torch.where(per_sample(valid, x), candidate, x)
         final = torch.where(per_sample(outside, x), ball_and_box(final, x, problem.eps, problem.norm), final)
-    logits = forward(oracle.model, final)
+    if batches is None:
+        logits = forward(oracle.model, final)
+    else:
+        rows = torch.arange(len(problem), device=x.device)
+        logits = torch.cat(batches.map(lambda part: forward(oracle.model, final[part]), rows))
     success = misclassified(logits, problem.y)
     if clean_wrong is not None and (undone := clean_wrong & ~success).any():
         final = torch.where(per_sample(undone, x), x, final)
@@ -107,36 +111,8 @@ def in_batches(
     Raises:
         AttackError: ``batch_size`` is not positive, or one image alone does not fit in memory.
     """
-    if batch_size is not None and batch_size < 1:
-        raise AttackError(f"batch_size must be at least 1, got {batch_size}; None chooses one")
-    size = batch_size or default_batch_size(problem.x)
-    results: list[AttackResult] = []
-    start = 0
-    while start < len(problem):
-        batch = problem[start : start + size]
-        result = _unless_out_of_memory(attack, batch)
-        if result is not None:
-            results.append(result)
-            start += len(batch)
-        elif len(batch) == 1:
-            raise AttackError(
-                "one image alone does not fit in memory; use a smaller network or another device"
-            )
-        else:
-            size = len(batch) // 2
-            gc.collect()
-            if problem.x.is_cuda:
-                torch.cuda.empty_cache()
-            warnings.warn(f"out of memory: the attack goes on with batches of {size}", stacklevel=2)
-    return join(results)
-
-
-def default_batch_size(x: Tensor) -> int:
-    """Images at once: on a GPU as many as fill it, on a CPU few enough for activations to stay in the
-    caches.
-    """
-    pixels = 2**22 if x.is_cuda else 2**18
-    return max(16, pixels // x[0].numel())
+    rows = torch.arange(len(problem), device=problem.x.device)
+    return join(Batches(problem.x, batch_size).map(lambda part: attack(problem[part]), rows))
 
 
 def join(results: Sequence[AttackResult]) -> AttackResult:
@@ -151,20 +127,3 @@ def join(results: Sequence[AttackResult]) -> AttackResult:
         torch.cat([result.backwards for result in results]),
         trace,
     )
-
-
-def _unless_out_of_memory(attack: Callable[[Problem], AttackResult], batch: Problem) -> AttackResult | None:
-    """The attack's result, or None where memory ran out (the exception, and what it holds, is gone by
-    then).
-    """
-    try:
-        return attack(batch)
-    except torch.OutOfMemoryError:
-        return None
-    except RuntimeError as error:
-        # The CPU allocator and cuDNN report shortage by message alone.
-        if any(
-            sign in str(error) for sign in ("out of memory", "can't allocate memory", "not enough memory")
-        ):
-            return None
-        raise

@@ -50,6 +50,20 @@ class Norm(ABC):
         0.
         """
 
+    def ascend(self, x_adv: Tensor, grad: Tensor, step: Tensor) -> Tensor:
+        """The images (N, ...) moved by the steepest step of length ``step`` (N,); it may leave ball and
+        box.
+        """
+        return torch.addcmul(x_adv, self.step(grad), per_sample(step, x_adv))
+
+    def confine(self, x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """A point inside ball and [0, 1] near ``x_adv``, as projected attacks use it: on the ball, then
+        clipped.
+
+        Clipping cannot leave the ball, because ``x`` lies in the box. At Linf this is the nearest point.
+        """
+        return (x + self.project(x_adv - x, eps)).clamp_(0, 1)
+
     @abstractmethod
     def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
         """Perturbations (N, *shape) uniform in the ball of radius ``eps`` (N,)."""
@@ -177,6 +191,24 @@ class _L1(Norm):
         best = flat.abs().argmax(dim=1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, best, flat.gather(1, best).sign()).view_as(grad)
 
+    def ascend(self, x_adv: Tensor, grad: Tensor, step: Tensor) -> Tensor:
+        """Spend the length on the pixels of largest gradient, each as far as [0, 1] allows: steepest in the
+        box.
+        """
+        slope = grad.flatten(1)
+        room = torch.where(slope > 0, 1 - x_adv.flatten(1), x_adv.flatten(1)).masked_fill(slope == 0, 0)
+        order = slope.abs().argsort(dim=1, descending=True)
+        room = room.gather(1, order)
+        spent = torch.clamp(step[:, None] - (room.cumsum(1) - room), min=0).minimum(room)
+        move = torch.zeros_like(slope).scatter_(1, order, spent) * slope.sign()
+        return x_adv + move.view_as(x_adv)
+
+    def confine(self, x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """The nearest point; clipping after the projection would waste much of an L1 ball (Croce and Hein
+        2021).
+        """
+        return ball_and_box(x_adv, x, eps, self)
+
     def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
         """Exponential lengths divided by their sum and one more are uniform in the simplex."""
         pixels = math.prod(shape)
@@ -210,16 +242,6 @@ def ball_and_box(x_adv: Tensor, x: Tensor, eps: Tensor, norm: str | Norm) -> Ten
     norm = get_norm(norm) if isinstance(norm, str) else norm
     delta = norm.project_box(x_adv - x, -x, 1 - x, eps)
     return (x + delta).clamp_(0, 1)
-
-
-def ball_then_box(x_adv: Tensor, x: Tensor, eps: Tensor, norm: str | Norm) -> Tensor:
-    """Project on the ball, then clip to [0, 1]: inside both, cheaper than `ball_and_box`, and what PGD does
-    at L2.
-
-    Clipping cannot leave the ball, because ``x`` lies in the box. At Linf both give the same point.
-    """
-    norm = get_norm(norm) if isinstance(norm, str) else norm
-    return (x + norm.project(x_adv - x, eps)).clamp_(0, 1)
 
 
 def _shrink(length: Tensor, eps: Tensor) -> Tensor:
