@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.config import TrainConfig
+from agents.config import SMALL_NETWORKS, TrainConfig
 from agents.direct import DirectAlgorithm, ExpectedPolicyGradient, Reinforce, Supervised
 from agents.dqn import DQN
 from agents.networks import ImageNetwork, resolve_network, to_fast_layout
@@ -39,7 +39,7 @@ def build_env(config: TrainConfig, dataset: ImageDataset) -> VecEnv:
     """Return the training environment, ``batch_size`` images at a time, seeded."""
     return sb3_env(
         dataset,
-        num_envs=min(config.batch_size, len(dataset)),
+        num_envs=min(config.images_per_step(), len(dataset)),
         tensors=True,
         device=dataset.device,
         seed=config.seed,
@@ -58,7 +58,7 @@ def build_algorithm(name: str, config: TrainConfig, env: VecEnv, dataset: ImageD
     network = {"network": config.network, "mean": mean, "std": std}
     optimizer = {"weight_decay": config.weight_decay, "fused": True}
     shared: dict[str, Any] = {"env": env, "seed": config.seed, "device": dataset.device}
-    shared["learning_rate"] = learning_rate(config)
+    shared["learning_rate"] = learning_rate(config, name)
     max_norm = config.max_grad_norm or float("inf")
     if name == "dqn":
         return _build_dqn(config, network, optimizer, shared, max_norm)
@@ -69,16 +69,19 @@ def build_algorithm(name: str, config: TrainConfig, env: VecEnv, dataset: ImageD
         "compile": config.compile,
         "optimizer_kwargs": optimizer,
     }
-    shared["ent_coef"] = config.ppo.ent_coef
+    shared["ent_coef"] = {"a2c": 0.1}.get(name, 0.0) if config.ppo.ent_coef is None else config.ppo.ent_coef
     shared["gamma"] = config.ppo.gamma
+    eps, mode = config.exploration_of(name)
     if name in ("ppo", "a2c"):
+        shared["policy_kwargs"] |= {"exploration": eps, "exploration_mode": mode}
         shared |= {
             "gae_lambda": config.ppo.gae_lambda,
             "vf_coef": config.ppo.vf_coef,
             "max_grad_norm": max_norm,
         }
         if name == "a2c":
-            return A2C(ImagePolicy, n_steps=1, use_rms_prop=False, **shared)
+            normalize = config.ppo.normalize_advantage
+            return A2C(ImagePolicy, n_steps=1, use_rms_prop=False, normalize_advantage=normalize, **shared)
         return PPO(
             ImagePolicy,
             n_steps=max(config.ppo.rollout // env.num_envs, 1),
@@ -91,11 +94,9 @@ def build_algorithm(name: str, config: TrainConfig, env: VecEnv, dataset: ImageD
         )
     shared["max_grad_norm"] = config.max_grad_norm
     if name == "supervised":
-        return Supervised(ImagePolicy, **shared)
+        return Supervised(ImagePolicy, **shared | {"ent_coef": 0.0})
     kind = Reinforce if name == "reinforce" else ExpectedPolicyGradient
-    return kind(
-        ImagePolicy, exploration=config.exploration.eps, exploration_mode=config.exploration.mode, **shared
-    )
+    return kind(ImagePolicy, exploration=eps, exploration_mode=mode, **shared)
 
 
 def _build_dqn(
@@ -116,7 +117,7 @@ def _build_dqn(
         gradient_steps=1,
         target_update_interval=max(config.dqn.target_update_interval, num_envs),
         exploration_fraction=config.dqn.exploration_fraction,
-        exploration_final_eps=config.exploration.eps,
+        exploration_final_eps=config.exploration_of("dqn")[0],
         max_grad_norm=max_norm,
         policy_kwargs={
             "features_extractor_class": ImageNetwork,
@@ -132,9 +133,10 @@ def _build_dqn(
     return model
 
 
-def learning_rate(config: TrainConfig) -> float | Callable[[float], float]:
+def learning_rate(config: TrainConfig, algorithm: str) -> float | Callable[[float], float]:
     """Return SB3's schedule: the learning rate as a function of the remaining progress, from 1 to 0."""
-    start = config.learning_rate or (2e-3 if config.network in ("small", "mlp") else 1e-3)
+    default = (2e-3 if config.network in SMALL_NETWORKS else 1e-3) * (0.5 if algorithm == "a2c" else 1)
+    start = config.learning_rate or default
     if config.lr_schedule == "constant":
         return start
     return LearningRate(start, config.lr_schedule)

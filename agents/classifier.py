@@ -129,20 +129,19 @@ def extract_classifier(policy: BasePolicy) -> Classifier:
     if not policy.normalize_images and space.dtype == "uint8":
         raise InputError("the policy has normalize_images=False and sees pixels up to 255; expected [0, 1]")
     head = layers.pop()
-    classifier = Classifier(_as_image_network(extractor, space), head, nn.Sequential(*layers))
+    classifier = Classifier(_as_image_network(extractor, space, policy.device), head, nn.Sequential(*layers))
     classifier.training = policy.training
     return classifier
 
 
-def _as_image_network(extractor: nn.Module, space: spaces.Box) -> ImageNetwork:
+def _as_image_network(extractor: nn.Module, space: spaces.Box, device: torch.device) -> ImageNetwork:
     """Return the features extractor itself, or wrapped, without normalisation, if it is another than ours."""
     if isinstance(extractor, ImageNetwork):
         return extractor
     name = "nature" if type(extractor) is NatureCNN else network_name(type(extractor))
     mode = extractor.training
     body = ImageNetwork(space, lambda shape: extractor, name=name)
-    body.train(mode)
-    return body.to(next(extractor.parameters()).device)
+    return body.train(mode).to(device)
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:

@@ -12,6 +12,7 @@ import tyro
 from envs.errors import InputError, unknown_name
 
 ALGORITHMS = ("ppo", "a2c", "dqn", "reinforce", "epg", "supervised")
+SMALL_NETWORKS = ("small", "mlp")
 SCHEDULABLE = tuple(name for name in ALGORITHMS if name != "dqn")
 
 
@@ -27,8 +28,8 @@ class PPOConfig:
     """PPO: how far the probability ratio may move from 1."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
-    ent_coef: float = 0.0
-    """Weight of the entropy bonus (also for reinforce and epg)."""
+    ent_coef: float | None = None
+    """Weight of the entropy bonus (not dqn, supervised). Default: 0; a2c 0.1, without which it forgets classes."""
     gamma: float = 0.0
     """Discount. Images are drawn independently of the actions, so 0 is right for everything but stop-on-error."""
     gae_lambda: float = 0.95
@@ -41,12 +42,14 @@ class PPOConfig:
 
 @dataclass(frozen=True)
 class ExplorationConfig:
-    """How actions leave the policy (paper: epsilon-greedy on the whole batch, arXiv 2606.12251)."""
+    """How actions leave the policy (epsilon-greedy on the whole batch: arXiv 2606.12251)."""
 
-    eps: float = 0.1
-    """Probability of uniform random actions (reinforce, epg); DQN's final exploration rate."""
-    mode: Literal["batch", "mixture"] = "batch"
-    """``batch``: the whole batch explores at once, as in the paper. ``mixture``: each image on its own."""
+    eps: float | None = None
+    """Probability of uniform random actions. Default: 0.1; ppo 0; dqn ends at 0.05."""
+    mode: Literal["batch", "mixture"] | None = None
+    """``batch``: the whole batch explores at once, as in the paper, and counts as drawn from the policy.
+    ``mixture``: each image on its own, with the mixture's exact log-probability. Default: batch for reinforce and
+    epg, mixture for ppo and a2c."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ class TrainConfig:
     schedule_optimizer: Literal["keep", "reset"] = "keep"
     """Whether the optimiser's state passes from phase to phase."""
 
-    batch_size: int = 256
-    """Images per gradient step."""
+    batch_size: int | None = None
+    """Images per gradient step. Default: 64 for small and mlp, else 256; ppo always 256."""
     learning_rate: float | None = None
-    """Default: 2e-3 for small and mlp, else 1e-3."""
+    """Default: 2e-3 for small and mlp, else 1e-3; half of that for a2c."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls to 2 % of its start."""
     weight_decay: float = 1e-4
@@ -157,6 +160,17 @@ class TrainConfig:
             phases.append((match[1], float(match[2])))
         return tuple(phases)
 
+    def images_per_step(self) -> int:
+        """Return the batch size, or its default."""
+        small = self.network in SMALL_NETWORKS and "ppo" not in dict(self.phases())
+        return self.batch_size or (64 if small else 256)
+
+    def exploration_of(self, algorithm: str) -> tuple[float, Literal["batch", "mixture"]]:
+        """Return (eps, mode) of ``algorithm``, or their defaults."""
+        default = {"ppo": 0.0, "dqn": 0.05}.get(algorithm, 0.1)
+        eps = default if self.exploration.eps is None else self.exploration.eps
+        return eps, self.exploration.mode or ("mixture" if algorithm in ("ppo", "a2c") else "batch")
+
     def validate(self) -> None:
         """Check everything that can be checked without data.
 
@@ -186,7 +200,7 @@ class TrainConfig:
                 raise InputError(f"{option} is {value}; expected a number above 0")
         unit = {
             "--label-noise": self.label_noise,
-            "--exploration.eps": self.exploration.eps,
+            "--exploration.eps": self.exploration.eps or 0.0,
             "--ppo.gamma": self.ppo.gamma,
             "--ppo.gae-lambda": self.ppo.gae_lambda,
             "--dqn.exploration-fraction": self.dqn.exploration_fraction,
@@ -199,7 +213,7 @@ class TrainConfig:
             "--weight-decay": self.weight_decay,
             "--max-grad-norm": self.max_grad_norm,
             "--ppo.vf-coef": self.ppo.vf_coef,
-            "--ppo.ent-coef": self.ppo.ent_coef,
+            "--ppo.ent-coef": self.ppo.ent_coef or 0.0,
             "--dqn.learning-starts": self.dqn.learning_starts,
         }
         for option, value in non_negative.items():
@@ -207,13 +221,13 @@ class TrainConfig:
                 raise InputError(f"{option} is {value}; expected 0 or more")
         if self.seed >= 2**32:
             raise InputError(f"--seed is {self.seed}; expected less than 2**32")
-        if self.batch_size < 2 and self.algo == "ppo":
+        if self.batch_size == 1 and "ppo" in dict(self.phases()):
             raise InputError(
                 "--batch-size is 1; PPO scales advantages within a minibatch, so it needs at least 2"
             )
-        if self.ppo.rollout % self.batch_size and "ppo" in dict(self.phases()):
+        if self.ppo.rollout % self.images_per_step() and "ppo" in dict(self.phases()):
             raise InputError(
-                f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({self.batch_size})"
+                f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({self.images_per_step()})"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,7 +259,9 @@ def _from_dict(cls: Any, values: Any) -> Any:
         elif name in paths and isinstance(value, str):
             value = Path(value)
         elif default is not None and not _fits(value, default):
-            raise InputError(f"the stored configuration has {name}={value!r}; expected a {type(default).__name__}")
+            raise InputError(
+                f"the stored configuration has {name}={value!r}; expected a {type(default).__name__}"
+            )
         built[name] = value
     return cls(**built)
 

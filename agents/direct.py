@@ -198,12 +198,13 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
 class Reinforce(DirectAlgorithm):
     """REINFORCE with epsilon-greedy exploration, as published for image classification (arXiv 2606.12251).
 
-    Actions are drawn from ``p = softmax(logits) + 1e-6``, renormalised; the loss is ``-mean(log p(a) G)`` (Williams
-    1992), without importance weights: uniform actions count as if the policy had drawn them, as in the paper.
+    The loss is ``-mean(log p(a) G)`` (Williams 1992). Under ``batch`` exploration, the paper's, actions are drawn from
+    ``p = softmax(logits) + 1e-6``, renormalised, or uniformly for the whole batch, and uniform ones count as if p had
+    drawn them. Under ``mixture`` exploration p itself is ``(1 - eps) softmax(logits) + eps / K``.
 
     Args:
         exploration: probability of uniform random actions, in [0, 1].
-        exploration_mode: ``batch`` explores with the whole batch at once (the paper), ``mixture`` image by image.
+        exploration_mode: ``batch`` or ``mixture``.
         **kwargs: those of :class:`DirectAlgorithm`.
     """
 
@@ -226,16 +227,20 @@ class Reinforce(DirectAlgorithm):
 
     def choose_actions(self, logits: Tensor) -> Tensor:
         """Draw actions ``(N,)`` from the floored softmax of ``logits (N, K)``, or uniformly when exploring."""
-        actions = losses.sample_actions(losses.floored_log_probs(logits.detach()))
-        if self.exploration == 0:
+        actions = losses.sample_actions(self.log_probs(logits.detach()))
+        if self.exploration_mode == "mixture" or self.exploration == 0:
             return actions
-        coins = 1 if self.exploration_mode == "batch" else len(logits)
-        explore = torch.rand(coins, device=logits.device) < self.exploration
-        return torch.where(explore, torch.randint_like(actions, logits.shape[-1]), actions)
+        return losses.explore_whole_batch(actions, logits.shape[-1], self.exploration)
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Return the log-probabilities ``(N, K)`` whose gradient is followed."""
+        if self.exploration_mode == "mixture":
+            return losses.mixture_log_probs(logits, self.exploration)
+        return losses.floored_log_probs(logits)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return ``-mean(log p(a) G)``."""
-        return losses.sampled_policy_gradient(losses.floored_log_probs(logits), batch.actions, batch.returns)
+        return losses.sampled_policy_gradient(self.log_probs(logits), batch.actions, batch.returns)
 
 
 class ExpectedPolicyGradient(Reinforce):
@@ -250,8 +255,11 @@ class ExpectedPolicyGradient(Reinforce):
             raise InputError(
                 "epg needs the reward of every action; train it on an environment from envs.sb3_env"
             )
-        log_probs = losses.floored_log_probs(logits)
-        return losses.expected_policy_gradient(log_probs, batch.action_rewards, self.exploration)
+        log_probs = self.log_probs(logits)
+        behaviour = log_probs.detach().exp()
+        if self.exploration_mode == "batch":
+            behaviour = (1 - self.exploration) * behaviour + self.exploration / logits.shape[-1]
+        return losses.expected_policy_gradient(log_probs, batch.action_rewards, behaviour)
 
 
 class Supervised(DirectAlgorithm):

@@ -16,6 +16,19 @@ def floored_log_probs(logits: Tensor) -> Tensor:
     return (floored / (1 + logits.shape[-1] * PROBABILITY_FLOOR)).log()
 
 
+def mixture_log_probs(logits: Tensor, exploration: float) -> Tensor:
+    """Return ``log((1 - exploration) softmax(logits) + exploration / K)``, epsilon-greedy's policy, ``(N, K)``."""
+    if exploration == 0:
+        return logits.float().log_softmax(-1)
+    return ((1 - exploration) * logits.float().softmax(-1) + exploration / logits.shape[-1]).log()
+
+
+def explore_whole_batch(actions: Tensor, num_actions: int, exploration: float) -> Tensor:
+    """Return ``actions (N,)``, or with probability ``exploration`` uniform random ones for the whole batch."""
+    explore = torch.rand(1, device=actions.device) < exploration
+    return torch.where(explore, torch.randint_like(actions, num_actions), actions)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy, in nats, of logits ``(N, K)`` and labels ``(N,)``."""
     return F.cross_entropy(logits.float(), labels)
@@ -32,20 +45,18 @@ def sampled_policy_gradient(log_probs: Tensor, actions: Tensor, returns: Tensor)
     return -(log_probs.gather(-1, actions[:, None])[:, 0] * returns).mean()
 
 
-def expected_policy_gradient(log_probs: Tensor, action_rewards: Tensor, exploration: float) -> Tensor:
-    """Return a loss whose gradient is the expectation of :func:`sampled_policy_gradient` over the behaviour policy.
+def expected_policy_gradient(log_probs: Tensor, action_rewards: Tensor, behaviour: Tensor) -> Tensor:
+    """Return a loss whose gradient is the expectation of :func:`sampled_policy_gradient` over the actions.
 
-    The behaviour policy is ``mu = (1 - exploration) p + exploration / K``; the loss is
-    ``-mean(sum_a mu(a) r(a) log p(a))`` with ``mu r`` held constant. With ``r(a) = [a = y]`` each image weighs
-    ``w = (1 - exploration) p(y) + exploration / K``. It has no sampling variance.
+    It is ``-mean(sum_a mu(a) r(a) log p(a))`` with ``mu r`` held constant; it has no sampling variance. With
+    ``r(a) = [a = y]`` and whole-batch exploration each image weighs ``(1 - eps) p(y) + eps / K``.
 
     Args:
-        log_probs: ``(N, K)``.
+        log_probs: ``(N, K)``, log p.
         action_rewards: ``(N, K)``, the reward of every action.
-        exploration: probability of a uniform random action, in [0, 1].
+        behaviour: ``(N, K)``, mu, the probabilities by which actions are drawn.
     """
-    behaviour = (1 - exploration) * log_probs.detach().exp() + exploration / log_probs.shape[-1]
-    return -(behaviour * action_rewards * log_probs).sum(-1).mean()
+    return -(behaviour.detach() * action_rewards * log_probs).sum(-1).mean()
 
 
 def entropy(log_probs: Tensor) -> Tensor:

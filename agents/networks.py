@@ -73,7 +73,7 @@ def resolve_network(name: str, allow_import: bool = False) -> Build:
         build: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             build = getattr(build, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(
             f"cannot import network {name!r}: {error}; expected package.module:Callable"
         ) from error
@@ -161,8 +161,9 @@ def _build_body(build: Build, name: str, shape: Shape) -> tuple[nn.Module, int]:
         if not isinstance(body, nn.Module):
             raise InputError(f"network {name!r} built a {type(body).__name__}; expected an nn.Module")
         body.eval()
+        device = next(body.parameters(), torch.empty(0)).device
         with torch.no_grad():
-            features = body(torch.zeros(1, *shape)).flatten(1)
+            features = body(torch.zeros(1, *shape, device=device)).flatten(1)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{fit}: {reason}; choose another network or a larger image size") from error

@@ -10,11 +10,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from agents import losses
 from agents.classifier import Classifier, extract_classifier
 from agents.networks import ImageNetwork, to_fast_layout
 from envs.errors import InputError
 
 Precision = Literal["fp32", "bf16"]
+ExplorationMode = Literal["batch", "mixture"]
 
 
 class ImagePolicy(ActorCriticPolicy):
@@ -33,6 +35,10 @@ class ImagePolicy(ActorCriticPolicy):
         precision: ``bf16`` runs the network under autocast while training; predictions are always float32.
         channels_last: memory layout of images and convolutions.
         compile: compile the network's training forward with ``torch.compile``.
+        exploration: probability of uniform random actions while training, in [0, 1].
+        exploration_mode: ``mixture``: the policy is ``(1 - exploration) softmax + exploration / K``, with exact
+            log-probabilities. ``batch``: the whole batch acts at random at once, and log-probabilities are those of
+            the softmax (arXiv 2606.12251).
         optimizer_class: AdamW unless given.
         optimizer_kwargs: passed to the optimiser.
     """
@@ -51,6 +57,8 @@ class ImagePolicy(ActorCriticPolicy):
         precision: Precision = "fp32",
         channels_last: bool = True,
         compile: bool = False,
+        exploration: float = 0.0,
+        exploration_mode: ExplorationMode = "mixture",
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -64,6 +72,8 @@ class ImagePolicy(ActorCriticPolicy):
         self.precision = precision
         self.channels_last = channels_last
         self.compile_network = compile
+        self.exploration = exploration
+        self.exploration_mode = exploration_mode
         super().__init__(
             observation_space,
             action_space,
@@ -102,6 +112,8 @@ class ImagePolicy(ActorCriticPolicy):
                 "precision": self.precision,
                 "channels_last": self.channels_last,
                 "compile": self.compile_network,
+                "exploration": self.exploration,
+                "exploration_mode": self.exploration_mode,
             }
         )
 
@@ -129,14 +141,16 @@ class ImagePolicy(ActorCriticPolicy):
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions ``(N,)``, values ``(N, 1)`` and log-probabilities ``(N,)`` for uint8 observations."""
         features = self.features(self.pixels(obs))
-        distribution = self._distribution(features)
+        distribution = self._distribution(features, self.exploration)
         actions = distribution.get_actions(deterministic=deterministic)
+        if self.exploration and self.exploration_mode == "batch" and not deterministic:
+            actions = losses.explore_whole_batch(actions, self.num_actions, self.exploration)
         return actions, self.value_net(features), distribution.log_prob(actions)
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return values ``(N, 1)``, log-probabilities ``(N,)`` of the actions, and entropies ``(N,)`` in nats."""
         features = self.features(self.pixels(obs))
-        distribution = self._distribution(features)
+        distribution = self._distribution(features, self.exploration)
         return self.value_net(features), distribution.log_prob(actions), distribution.entropy()
 
     def predict_values(self, obs: Any) -> Tensor:
@@ -147,10 +161,11 @@ class ImagePolicy(ActorCriticPolicy):
         """Return the distribution over labels of uint8 observations, in float32 whatever the training precision."""
         return self._distribution(self.features_extractor(self.pixels(obs)))
 
-    def _distribution(self, features: Tensor) -> CategoricalDistribution:
+    def _distribution(self, features: Tensor, exploration: float = 0.0) -> CategoricalDistribution:
+        log_probs = self.action_net(features)
+        if exploration and self.exploration_mode == "mixture":
+            log_probs = losses.mixture_log_probs(log_probs, exploration)
         distribution = CategoricalDistribution(self.num_actions)
         # SB3's own constructor validates every batch, which costs more than the sampling and waits for the device.
-        distribution.distribution = torch.distributions.Categorical(
-            logits=self.action_net(features), validate_args=False
-        )
+        distribution.distribution = torch.distributions.Categorical(logits=log_probs, validate_args=False)
         return distribution

@@ -93,13 +93,16 @@ def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
 
 
 def _is_plain(name: object, value: object) -> bool:
+    """Tell whether ``value`` is an ordinary tensor on the CPU, with memory of its own behind every element."""
     if (
         not isinstance(name, str)
         or not isinstance(value, Tensor)
         or type(value) not in (Tensor, nn.Parameter)
     ):
         return False
-    return value.layout == torch.strided and value.device.type == "cpu"
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _json(content: bytes, name: str) -> dict[str, Any]:
@@ -117,8 +120,7 @@ def _line(error: Exception) -> str:
 def _described(descriptions: dict[str, Any], section: str, name: str, pattern: str) -> list[str]:
     """Return the matches of ``pattern`` in what ``section`` says of ``name``, [] if it says nothing."""
     part = descriptions.get(section)
-    text = part.get(name) if isinstance(part, dict) else None
-    return re.findall(pattern, text) if isinstance(text, str) else []
+    return re.findall(pattern, str(part.get(name))) if isinstance(part, dict) else []
 
 
 def _classifier_parts(
