@@ -1,14 +1,15 @@
 """Dynamic indicators: how the gradients behave along the path of a PGD attack, step by step."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from attacks.rng import draws_for
-from attacks.threat import ball_then_box, get_norm
-from eval.gradients import cosines, input_gradient, lengths, units
+from attacks.pgd import pgd
+from attacks.walk import Step
+from eval.gradients import cosines, lengths, units
+from eval.threats import CLEVERHANS_BATCH
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ def dynamic_indicators(
     steps: int = 50,
     step_size: float | None = None,
     loss: str = "ce",
+    protocol: Literal["normalized", "cleverhans"] = "normalized",
+    averaged_over: int = CLEVERHANS_BATCH,
     random_start: bool = True,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
 ) -> DynamicIndicators:
-    """Follow PGD (unit-length steps, projected on ball and box) and record its gradients.
+    """Run PGD to its last step on every image and record its gradients.
 
     Args:
         model: in eval mode, images (N, C, H, W) to logits (N, K).
@@ -75,54 +78,75 @@ def dynamic_indicators(
         steps: T, gradients taken.
         step_size: length of a step in ``norm``; eps / 10 by default.
         loss: a name of `attacks.losses`.
+        protocol: of the steps, see `attacks.pgd`; the gradients recorded are each image's own under both.
+        averaged_over: batch that the cleverhans protocol averages its loss over.
         random_start: start uniformly in the ball instead of at the image.
         batch_size: images at once; no indicator depends on it.
         seed: of the random start.
         sample_ids: (N,), what each image's start hangs on.
     """
-    ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
-    length = eps / 10 if step_size is None else step_size
-    measure = get_norm(norm)
-    common = torch.zeros(steps, x[0].numel(), device=x.device)
-    moving = torch.zeros(steps, device=x.device)
-    correct = torch.zeros(steps, device=x.device)
-    traces: list[tuple[Tensor, ...]] = []
-    for start in range(0, len(x), batch_size):
-        part = slice(start, start + batch_size)
-        images, labels = x[part], y[part]
-        radius = x.new_full((len(images),), eps)
-        point = images
-        if random_start:
-            noise = measure.random(draws_for(seed, ids[part]), x.shape[1:], radius)
-            point = ball_then_box(images + noise, images, radius, measure)
-        norms, turns, signs, losses = [], [], [], []
-        before: Tensor | None = None
-        for step in range(steps):
-            grad, value, logits = input_gradient(model, point, labels, loss)
-            norms.append(lengths(grad))
-            losses.append(value)
-            correct[step] += (logits.argmax(1) == labels).sum()
-            directions = units(grad)
-            common[step] += directions.sum(0)
-            moving[step] += directions.norm(dim=1).sum()
-            if before is not None:
-                turns.append(cosines(before, grad))
-                signs.append((before.sign() == grad.sign()).flatten(1).float().mean(1))
-            before = grad
-            point = ball_then_box(point + length * measure.step(grad), images, radius, measure)
-        traces.append(tuple(torch.stack(rows).cpu() for rows in (norms, turns, signs, losses)))
-    norms_all, turns_all, signs_all, losses_all = (
-        torch.cat(rows, dim=1) for rows in zip(*traces, strict=True)
+    recorder = _Recorder(x, y, steps, averaged_over if protocol == "cleverhans" else 1)
+    pgd(
+        model,
+        x,
+        y,
+        norm=norm,
+        eps=eps,
+        steps=steps,
+        step_size=eps / 10 if step_size is None else step_size,
+        loss=loss,
+        random_start=random_start,
+        protocol=protocol,
+        averaged_over=averaged_over,
+        early_stop=False,
+        batch_size=batch_size,
+        seed=seed,
+        sample_ids=sample_ids,
+        on_step=recorder,
     )
-    return DynamicIndicators(
-        gradient_norm=norms_all,
-        cosine=turns_all,
-        same_sign=signs_all,
-        dispersion=dispersion(common, moving).cpu(),
-        drift=drift(common),
-        loss=losses_all,
-        correct=(correct / len(x)).cpu(),
-    )
+    return recorder.indicators()
+
+
+class _Recorder:
+    """Collects the steps of the batches, one batch's path after the other's."""
+
+    def __init__(self, x: Tensor, y: Tensor, steps: int, scale: int) -> None:
+        n = len(x)
+        self.y, self.steps, self.scale = y, steps, scale
+        self.norms = x.new_zeros(steps, n)
+        self.losses = x.new_zeros(steps, n)
+        self.right = torch.zeros(steps, n, dtype=torch.bool, device=x.device)
+        self.cosine = x.new_zeros(steps - 1, n)
+        self.signs = x.new_zeros(steps - 1, n)
+        self.common = x.new_zeros(steps, x[0].numel())
+        self.path = torch.zeros_like(self.common)  # sums of the batch under way
+        self.before: Tensor | None = None
+
+    def __call__(self, step: Step) -> None:
+        t, rows = step.index, step.rows
+        grad = step.grad * self.scale
+        self.norms[t, rows] = lengths(grad)
+        self.losses[t, rows] = step.loss
+        self.right[t, rows] = step.logits.argmax(1) == self.y[rows]
+        if t and self.before is not None:
+            self.cosine[t - 1, rows] = cosines(self.before, grad)
+            self.signs[t - 1, rows] = (self.before.sign() == grad.sign()).flatten(1).float().mean(1)
+        self.before = grad
+        self.path[t] = units(grad).sum(0)
+        if t == self.steps - 1:  # only whole paths count: one that ran out of memory is walked again
+            self.common += self.path
+
+    def indicators(self) -> DynamicIndicators:
+        """Return what was recorded."""
+        return DynamicIndicators(
+            gradient_norm=self.norms.cpu(),
+            cosine=self.cosine.cpu(),
+            same_sign=self.signs.cpu(),
+            dispersion=dispersion(self.common, (self.norms > 0).sum(1)).cpu(),
+            drift=drift(self.common),
+            loss=self.losses.cpu(),
+            correct=self.right.float().mean(1).cpu(),
+        )
 
 
 def dispersion(common: Tensor, count: Tensor) -> Tensor:

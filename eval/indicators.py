@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from attacks.losses import get_loss
 from attacks.rng import Draws, draws_for
 from attacks.threat import get_norm
+from attacks.walk import STEP_FLOOR
 from eval.gradients import cosines, in_double, input_gradient, lengths, units
-
-# cleverhans divides an L2 step by sqrt(max(1e-12, sum g^2)), where g is the gradient of the loss AVERAGED
-# over a batch.
-CLEVERHANS_FLOOR = 1e-6
+from eval.threats import CLEVERHANS_BATCH
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def static_indicators(
     loss: str = "ce",
     draws: int = 10,
     power_iterations: int = 10,
-    batch: int = 256,
+    batch: int = CLEVERHANS_BATCH,
     batch_size: int = 256,
     seed: int = 0,
     sample_ids: Tensor | None = None,
@@ -109,7 +107,7 @@ def static_indicators(
                 gradient_norm=norms,
                 gradient_norm64=lengths(input_gradient(double, images.double(), labels, loss).grad),
                 zero=norms == 0,
-                under_floor=norms / batch < CLEVERHANS_FLOOR,
+                under_floor=norms / batch < STEP_FLOOR,
                 stability=stability(
                     model, images, labels, centre.grad, norm, eps, loss, draws, stream.fork(0)
                 ),

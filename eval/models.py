@@ -95,9 +95,9 @@ def load_target(spec: str, device: torch.device | str = "cpu", network: str | No
         )
     if network is not None:
         raise InputError(f"--network is {network!r}, but {spec} builds its own network; leave --network out")
-    model = _import_model(spec).to(device).eval()
+    imported = _import_model(spec).to(device).eval()
     folder = Path("results") / re.sub(r"[^\w.]+", "-", spec)
-    return Target(spec, model, model_sha256(model, spec), folder)
+    return Target(spec, imported, model_sha256(imported, spec), folder)
 
 
 def _run_name(path: Path) -> str:

@@ -33,7 +33,7 @@ class AttackResults:
         distance: (n,) float64, length of the perturbation in the attack's norm, pixels in [0, 1].
         queries: (n,) int64, forward passes that the image took.
         broken_by: per sample: the attack that broke it, ``"clean"`` for a clean error, None for a survivor.
-        extra: further per-sample numbers by name, each of length n, such as ``shortened_steps``.
+        extra: further per-sample numbers by name, each of length n, such as ``shortened``.
         cost: ``seconds``, ``forwards``, ``backwards``, counted over images.
         seed: of the attack.
         versions: of the packages; device: what it ran on; created: ISO time.
@@ -89,7 +89,7 @@ class AttackResults:
     @property
     def shortened(self) -> float | None:
         """Mean share of steps that the floor of the cleverhans protocol shortened; None if not traced."""
-        shares = self.extra.get("shortened_steps")
+        shares = self.extra.get("shortened")
         return None if shares is None else float(shares.mean())
 
     def summary(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _from_json(content: dict[str, Any]) -> AttackResults:
         indices=indices,
         **columns,
         broken_by=tuple(broken_by),
-        extra={name: _column(name, values, "f", n) for name, values in samples.items()},
+        extra={name: _column(name, values, "x", n) for name, values in samples.items()},
         cost=dict(content["cost"]),
         seed=int(content["seed"]),
         versions=dict(content["versions"]),
@@ -196,15 +196,15 @@ def _from_json(content: dict[str, Any]) -> AttackResults:
 
 
 def _column(name: str, values: list[Any], kind: str, n: int) -> np.ndarray:
-    """Return a checked column; ``kind`` is b (bool), i (count or index) or f (finite, not negative)."""
+    """Return a checked column; ``kind``: b (bool), i (count), f (number >= 0), x (any number)."""
     array = np.asarray(values)
     if array.shape != (n,) or n < 1:
         raise ValueError(f"{name} has shape {array.shape}, expected ({n},)")
-    if array.dtype.kind not in {"b": "b", "i": "i", "f": "if"}[kind]:
+    if array.dtype.kind not in {"b": "b", "i": "i", "f": "if", "x": "if"}[kind]:
         raise ValueError(f"{name} has the wrong type of value")
     if kind == "b":
         return array
-    if not np.isfinite(array).all() or (array < 0).any():
+    if not np.isfinite(array).all() or (kind != "x" and (array < 0).any()):
         raise ValueError(f"{name} has a negative or infinite value")
     return array.astype(np.int64 if kind == "i" else np.float64)
 

@@ -12,17 +12,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from agents.rundir import device_name, versions
-from attacks.result import AttackResult, default_batch_size
+from attacks.batches import default_batch_size
 from attacks.threat import get_norm
 from envs.errors import InputError
 from envs.files import write_atomic
 from eval.models import Samples, Target
 from eval.partial import REQUIRED, Part, PartialStore, gaps, joined
-from eval.registry import attack_function, resolve_options
+from eval.registry import resolve_options, run_function
 from eval.results import AttackResults, configuration_hash, read_results, result_name, write_results
 from eval.threats import Threat
 
 _LEAST_CHUNK = 128  # a kill loses at most one chunk; smaller ones would waste the batches of the survivors
+_ALARMS = ("nan", "outside")  # recorded only where they rang
 
 
 @dataclass(frozen=True)
@@ -170,51 +171,41 @@ def _attack_rows(
 ) -> Part:
     started = time.perf_counter()
     x, y = samples.batch(rows, target.device)
-    with torch.inference_mode():
-        clean_correct = target.model(x).argmax(1) == y
-    function, options = attack_function(spec.name), dict(spec.options)
-    result = function(
+    result = run_function(
+        spec.name,
         target.model,
         x,
         y,
         norm=spec.threat.norm,
         eps=spec.threat.eps,
+        options=resolve_options(spec.name, spec.options),
         seed=spec.seed,
         sample_ids=samples.indices[rows].to(x.device),
         batch_size=batch_size,
-        **options,
     )
+    with torch.inference_mode():
+        clean_correct = target.model(x).argmax(1) == y
     # A clean error counts as broken even where another batch shape rounds the logits the other way.
     success = result.success | ~clean_correct
-    codes, names = _broken_by(result, spec.name, success, clean_correct)
     columns = {
         "success": success,
         "clean_correct": clean_correct,
         "distance": get_norm(spec.threat.norm).length((result.adversarial - x).double()),
         "queries": result.queries,
         "backwards": result.backwards,
-        "broken_by": codes,
+        # Positions in ("clean", attack), -1 for survivors.
+        "broken_by": torch.where(success, clean_correct.long(), -1),
     }
-    columns |= {
-        f"trace.{name}": values for name, values in result.trace.items() if _is_per_sample(name, values)
-    }
+    columns |= {f"trace.{name}": values for name, values in result.trace.items() if _is_figure(values)}
     if save_images:
         columns["adversarial"] = result.adversarial
     columns = {name: values.cpu() for name, values in columns.items()}
-    return Part(rows.start, rows.stop, columns, names, time.perf_counter() - started)
+    return Part(rows.start, rows.stop, columns, ("clean", spec.name), time.perf_counter() - started)
 
 
-def _is_per_sample(name: str, values: Tensor) -> bool:
-    return values.ndim == 1 and name != "broken_by"
-
-
-def _broken_by(
-    result: AttackResult, name: str, success: Tensor, clean_correct: Tensor
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Return positions in the names, -1 for survivors: clean errors, then the attack or its parts."""
-    names = ("clean", name)
-    codes = torch.where(clean_correct, 1, 0)
-    return torch.where(success, codes, -1), names
+def _is_figure(values: Tensor) -> bool:
+    """Whether a trace holds one finite number per image, as result files need."""
+    return values.ndim == 1 and bool(values.isfinite().all())
 
 
 def _assemble(
@@ -239,7 +230,11 @@ def _assemble(
         distance=columns["distance"].double().numpy(),
         queries=columns["queries"].numpy(),
         broken_by=tuple(broken_by),
-        extra={name: values.double().numpy() for name, values in traces.items() if values.any()},
+        extra={
+            name: values.double().numpy()
+            for name, values in traces.items()
+            if name not in _ALARMS or values.any()
+        },
         cost={
             "seconds": seconds,
             "forwards": int(columns["queries"].sum()),

@@ -8,6 +8,9 @@ from attacks.threat import NORMS
 from envs.errors import InputError, unknown_name
 
 _SPELLINGS = {"linf": "Linf", "inf": "Linf", "l2": "L2", "2": "L2", "l1": "L1", "1": "L1"}
+# Images over which the cleverhans protocol averages its loss where nobody says otherwise. It is part of the
+# question, so that neither the number of images nor the size of batches changes the answer.
+CLEVERHANS_BATCH = 256
 
 
 @dataclass(frozen=True)

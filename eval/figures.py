@@ -1,0 +1,67 @@
+"""The look that all pictures share, and how they are saved."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from envs.files import write_atomic
+
+# Okabe and Ito (2008): told apart under every common form of colour blindness; yellow is left out (weak on white).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK = "#333333"
+DPI = 150
+
+
+def colour(k: int) -> str:
+    """Return the colour of the k-th series."""
+    return COLOURS[k % len(COLOURS)]
+
+
+def marker(k: int) -> str:
+    """Return the marker of the k-th series: a second cue beside colour."""
+    return MARKERS[k % len(MARKERS)]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches; no global state, so threads and notebooks are safe."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def tidy(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+    """Give axes the common look: a light grid, no box, the title at the left."""
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(xlabel, fontsize=9, color=INK)
+    axes.set_ylabel(ylabel, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """Put one legend of the series in ``axes`` under all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9
+        )
+
+
+def shorten(names: Iterable[str], width: int = 34) -> list[str]:
+    """Return names short enough for a legend, cut in the middle, still all different."""
+    result: list[str] = []
+    for name in names:
+        text = name if len(name) <= width else f"{name[: width // 2]}…{name[-(width // 2 - 1) :]}"
+        result.append(text if text not in result else f"{text} ({len(result) + 1})")
+    return result
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write the figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    write_atomic(path, buffer.getvalue())
