@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from envs.datasets import ImageDataset, load_dataset
 from envs.errors import InputError
 
 RENDER_MODES = ("rgb_array",)
+# A thousand scalar environments over one data set share it while any of them lives.
+_loaded: WeakValueDictionary[tuple[Any, ...], ImageDataset] = WeakValueDictionary()
 
 
 def resolve_dataset(
@@ -23,11 +26,15 @@ def resolve_dataset(
     Raises:
         InputError: as ``load_dataset``, or ``dataset`` is neither a name nor an ``ImageDataset``.
     """
-    if isinstance(dataset, str):
-        return load_dataset(dataset, split, data_root=data_root, image_size=image_size)
-    if not isinstance(dataset, ImageDataset):
+    if isinstance(dataset, ImageDataset):
+        return dataset
+    if not isinstance(dataset, str):
         raise InputError(f"dataset is a {type(dataset).__name__}; expected a name or an ImageDataset")
-    return dataset
+    key = (dataset, split, str(data_root), image_size)
+    data = _loaded.get(key)
+    if data is None:
+        data = _loaded[key] = load_dataset(dataset, split, data_root=data_root, image_size=image_size)
+    return data
 
 
 def check_render_mode(render_mode: str | None) -> str | None:

@@ -1,0 +1,86 @@
+"""What the benchmarks share: fair timing, a description of the machine, and result files."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.files import write_atomic, write_json
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "labelbandit")
+
+
+def interleave(work: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, list[float]]:
+    """Return the seconds that each callable took, ``repeats`` times each, after one untimed call.
+
+    The callables take turns, beginning with another one each round, so that a slow phase of a shared machine meets
+    them all; compare medians. Work on a GPU is waited for.
+    """
+    names = list(work)
+    for name in names:
+        work[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(repeats):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            _wait()
+            start = time.perf_counter()
+            work[name]()
+            _wait()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the processor, cores, threads, GPU, system and package versions, ready for JSON."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """Return the machine in one line of Markdown."""
+    packages = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} threads{gpu}; "
+        f"Python {machine['python']}, {packages}."
+    )
+
+
+def write_results(name: str, payload: Mapping[str, Any], markdown: str) -> tuple[Path, Path]:
+    """Write ``docs/results/NAME.json`` and ``NAME.md``; return both paths. The date is added to the payload."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    data, text = RESULTS / f"{name}.json", RESULTS / f"{name}.md"
+    write_json(data, {**payload, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+    write_atomic(text, markdown.rstrip() + "\n")
+    return data, text
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(
+        (model for model in models if model and model != "unknown"), platform.processor() or "unknown CPU"
+    )
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
