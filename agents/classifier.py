@@ -130,7 +130,7 @@ def extract_classifier(policy: BasePolicy) -> Classifier:
         raise InputError("the policy has normalize_images=False and sees pixels up to 255; expected [0, 1]")
     head = layers.pop()
     classifier = Classifier(_as_image_network(extractor, space, policy.device), head, nn.Sequential(*layers))
-    classifier.training = policy.training
+    classifier.training = classifier.hidden.training = policy.training
     return classifier
 
 
@@ -225,6 +225,7 @@ def _restore(spec: Spec, state: dict[str, Tensor], network: str | Build | None, 
     """Build the classifier and fill it; shapes are compared before memory is allocated."""
     if isinstance(network, str):
         network = resolve_network(network, allow_import=True)
+    state.pop("body.spec", None)  # read already; with network= the built one names another network
     body = network or spec.network
 
     def build() -> Classifier:
@@ -237,13 +238,13 @@ def _restore(spec: Spec, state: dict[str, Tensor], network: str | Build | None, 
         classifier = build()
     _check_shapes(classifier, state, origin)
     _check_values(state, origin)
-    # The description was read already; with network= it names another one than the file does.
     classifier.load_state_dict(state | {"body.spec": classifier.body.spec})
     return classifier.eval()
 
 
 def _check_shapes(classifier: Classifier, state: dict[str, Tensor], origin: str) -> None:
     expected = classifier.state_dict()
+    del expected["body.spec"]
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     for problem, names in (("lacks", missing), ("has an unexpected", extra)):
         if names:
@@ -251,8 +252,8 @@ def _check_shapes(classifier: Classifier, state: dict[str, Tensor], origin: str)
                 f"{origin} {problem} tensor {names[0][:80]!r}; its weights are of another network than "
                 f"{classifier.network!r}: pass the right one as network="
             )
-    for name in expected.keys() - {"body.spec"}:
-        own, found = expected[name], state[name]
+    for name, own in expected.items():
+        found = state[name]
         if found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
             kind = "floats" if own.is_floating_point() else "integers"
             raise InputError(
