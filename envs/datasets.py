@@ -1,5 +1,6 @@
 """Data sets by name: uint8 images and int64 labels on one device, moved there once."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -115,11 +116,16 @@ class ImageDataset:
         for chunk in self._chunks():
             for channel in range(channels):
                 counts[channel] += torch.bincount(chunk[:, channel].reshape(-1), minlength=256)
-        counts, values = counts.double().cpu(), torch.arange(256, dtype=torch.float64) / 255
-        total = counts.sum(1)
-        mean = counts @ values / total
-        variance = (counts * (values - mean[:, None]).square()).sum(1) / total
-        return mean.float(), variance.sqrt().float()
+        mean, std = [], []
+        for (
+            histogram
+        ) in counts.tolist():  # in whole numbers, so that nothing is lost before the last division
+            total = sum(histogram)
+            first = sum(value * count for value, count in enumerate(histogram))
+            second = sum(value * value * count for value, count in enumerate(histogram))
+            mean.append(first / (255 * total))
+            std.append(math.sqrt((total * second - first * first) / (255 * total) ** 2))
+        return torch.tensor(mean), torch.tensor(std)
 
     def _chunks(self) -> Iterator[torch.Tensor]:
         return iter(self.images.split(max(1, _CHUNK // self.images[0].numel())))

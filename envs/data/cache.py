@@ -76,7 +76,7 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
     name = f"{_slug(source.name)}-{hashlib.sha256(source.identity.encode()).hexdigest()[:16]}"
     splits = tuple(splits)
     for home in homes:
-        found = _read(home / name, source.stamp, splits)
+        found = _read(home / name, source.stamp, splits, tell=False)
         if found is not None:
             return found
     trouble: OSError | None = None
@@ -86,10 +86,10 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
             if trouble is not None:
                 NOTES.warning("the decoded copy of %s goes to %s: %s", source.name, home, trouble)
             with locked(home / f".{name}.lock"):
-                found = _read(home / name, source.stamp, splits)
+                found = _read(home / name, source.stamp, splits, tell=True)
                 if found is None:
                     _build(source, home, name)
-                    found = _read(home / name, source.stamp, splits)
+                    found = _read(home / name, source.stamp, splits, tell=True)
                 if found is not None:
                     return found
         except OSError as error:
@@ -183,8 +183,8 @@ def _in_memory(source: Source, splits: tuple[str, ...]) -> Loaded:
 # Reading
 
 
-def _read(entry: Path, stamp: str, splits: tuple[str, ...]) -> Loaded | None:
-    """Return the entry's splits, or None if there is none, or it is stale or damaged."""
+def _read(entry: Path, stamp: str, splits: tuple[str, ...], tell: bool) -> Loaded | None:
+    """Return the entry's splits, or None if there is none, or it is stale, or damaged, which a note may ``tell``."""
     try:
         described = json.loads((entry / "entry.json").read_bytes())
         if described["format"] != _FORMAT or described["stamp"] != stamp:
@@ -197,7 +197,8 @@ def _read(entry: Path, stamp: str, splits: tuple[str, ...]) -> Loaded | None:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, _Damaged) as error:
-        NOTES.warning("the decoded copy in %s is damaged (%s); decoding the data again", entry, error)
+        if tell:
+            NOTES.warning("the decoded copy in %s is damaged (%s); decoding the data again", entry, error)
         return None
 
 
