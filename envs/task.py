@@ -73,9 +73,7 @@ class ImageTask:
         self.shard = _check_shard(shard)
         if order not in ORDERS:
             raise unknown_name("order", order, ORDERS)
-        if isinstance(augmentation, str):
-            augmentation = Augmentation.parse(augmentation)
-        self.augmentation = augmentation or Augmentation()
+        self.augmentation = _check_augmentation(augmentation)
         self.images = self.dataset.images
         self.device = self.images.device
         self.num_actions = self.dataset.num_classes
@@ -223,7 +221,7 @@ class ImageTask:
 
     def _seeds(self, seed: int | Sequence[int]) -> Tensor:
         try:
-            if isinstance(seed, Sequence):
+            if isinstance(seed, Sequence) and not isinstance(seed, str):
                 seeds = [operator.index(value) for value in seed]
             else:
                 first = operator.index(seed) + self.shard[0] * self.num_envs
@@ -294,6 +292,16 @@ def _positive(name: str, value: int) -> int:
     if number < 1:
         raise InputError(f"{name} is {value!r}; expected a whole number, at least 1")
     return number
+
+
+def _check_augmentation(augmentation: Augmentation | str | None) -> Augmentation:
+    if isinstance(augmentation, str):
+        return Augmentation.parse(augmentation)
+    if augmentation is not None and not isinstance(augmentation, Augmentation):
+        raise InputError(
+            f"augmentation is {augmentation!r}; expected an Augmentation, text such as 'hflip,crop:4', or None"
+        )
+    return augmentation or Augmentation()
 
 
 def _check_shard(shard: tuple[int, int]) -> tuple[int, int]:

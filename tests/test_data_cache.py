@@ -1,9 +1,8 @@
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import numpy as np
 import pytest
@@ -195,58 +194,43 @@ def test_images_larger_than_memory_need_a_place(monkeypatch):
         cache.load(Source("made", "made", "1", decode), [], SPLITS)
 
 
-SLOW_WORKER = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from envs.data import cache
-from tests.data_files import SPLITS, Counted
-
-made, where = Counted(), Path(sys.argv[2])
-decode = made.source.decode
-
-def slowly(allocate):
-    (where / f"decoded-{time.monotonic_ns()}").touch()
-    time.sleep(0.5)
-    return decode(allocate)
-
-object.__setattr__(made.source, "decode", slowly)
-assert made.matches(cache.load(made.source, [where / "home"], SPLITS))
-"""
-
-DYING_WORKER = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from envs.data import cache
-from envs.data.source import Source
-
-def die(allocate):
-    allocate("train", (5, 1, 4, 4))
-    os.kill(os.getpid(), signal.SIGKILL)
-
-cache.load(Source("made", "made", "1", die), [Path(sys.argv[2])], ("train",))
-"""
+def run_forked(count, work, *arguments):
+    """Run ``work`` in processes that start at once; return their exit codes."""
+    context = multiprocessing.get_context("fork")  # they start in no time, with everything imported
+    workers = [context.Process(target=work, args=arguments) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    return [worker.exitcode for worker in workers]
 
 
-def start(script, tmp_path):
-    project = Path(__file__).parents[1]
-    return subprocess.Popen(
-        [sys.executable, "-c", script, str(project), str(tmp_path)], stderr=subprocess.PIPE
-    )
+def decode_slowly(where):
+    made = Counted()
+
+    def slowly(allocate):
+        (where / f"decoded-{os.getpid()}").touch()
+        time.sleep(0.3)
+        return made.decode(allocate)
+
+    assert made.matches(cache.load(Source("made", "made", "1", slowly), [where / "home"], SPLITS))
+
+
+def die_while_decoding(home):
+    def die(allocate):
+        allocate("train", (5, 1, 4, 4))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    cache.load(Source("made", "made", "1", die), [home], SPLITS)
 
 
 def test_processes_that_start_together_decode_once(tmp_path):
-    workers = [start(SLOW_WORKER, tmp_path) for _ in range(3)]
-    messages = [worker.communicate(timeout=60)[1].decode() for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * 3, messages
+    assert run_forked(4, decode_slowly, tmp_path) == [0] * 4
     assert len(list(tmp_path.glob("decoded-*"))) == 1
 
 
 def test_a_killed_build_is_cleaned_up_by_the_next(tmp_path):
-    worker = start(DYING_WORKER, tmp_path)
-    worker.communicate(timeout=60)
-    assert worker.returncode == -signal.SIGKILL
+    assert run_forked(1, die_while_decoding, tmp_path) == [-signal.SIGKILL]
     assert list(tmp_path.glob(".*.tmp"))
     made = Counted()
     assert made.matches(cache.load(made.source, [tmp_path], SPLITS))
