@@ -50,9 +50,10 @@ def trained(algorithm, policy_kwargs, images=192):
 
 
 def balance(model, images):
-    """Shift the logits so that different images get different actions."""
+    """Shift the logits so that different images get different actions, and spread them so that none tie."""
     classifier = extract_classifier(model.policy).eval()
     with torch.no_grad():
+        classifier.head.weight *= 100
         classifier.head.bias -= classifier(images / 255).mean(0)
 
 
@@ -62,15 +63,15 @@ def actions(model, images):
 
 CASES = [
     (PPO, {}),
-    (PPO, {"net_arch": [], "features_extractor_kwargs": {"network": "cnn4", "mean": [0.3], "std": [0.4]}}),
+    (PPO, {"net_arch": [], "features_extractor_kwargs": {"network": "small", "mean": [0.3], "std": [0.4]}}),
     (
         PPO,
         {"net_arch": {"pi": [32], "vf": [16, 8]}, "activation_fn": nn.ELU, "share_features_extractor": False},
     ),
-    (A2C, {"net_arch": [], "features_extractor_kwargs": {"network": "small", "mean": (0.3,), "std": (0.4,)}}),
+    (A2C, {"net_arch": [], "features_extractor_kwargs": {"network": "cnn4", "mean": (0.3,), "std": (0.4,)}}),
     (A2C, {"activation_fn": nn.ReLU, "features_extractor_kwargs": {"network": "mlp"}}),
     (DQN, {}),
-    (DQN, {"net_arch": [], "features_extractor_kwargs": {"network": "cnn6", "mean": [0.3], "std": [0.4]}}),
+    (DQN, {"net_arch": [], "features_extractor_kwargs": {"network": "cnn4", "mean": [0.3], "std": [0.4]}}),
     (DQN, {"net_arch": [24, 16], "activation_fn": nn.Tanh}),
 ]
 
