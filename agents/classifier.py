@@ -4,6 +4,7 @@ What is trained here can be attacked by any tool, and nothing of reinforcement l
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +173,11 @@ def load_classifier(
         InputError: the file is missing, damaged or hostile, or does not fit its network.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / MODEL_FILE
-    elif not path.exists() and path.with_name(path.name + ".zip").exists():
-        path = path.with_name(path.name + ".zip")
-    if not path.is_file():
+    elif not os.path.exists(path) and os.path.isfile(f"{path}.zip"):
+        path = Path(f"{path}.zip")
+    if not os.path.isfile(path):  # unlike Path's, these tests raise for no path whatever
         raise InputError(f"no weights at {path}; expected a run directory with {MODEL_FILE}, or an SB3 zip")
     spec, state = _read_safetensors(path) if path.suffix == ".safetensors" else read_sb3_zip(path)
     return _restore(spec, state, network, str(path)).to(device)
