@@ -127,9 +127,8 @@ class _Pair:
             space = self.scalars.single_observation_space
             _require(all(row in space for row in array), f"{where}: observations outside the space {space}")
         for i, (row, expected) in enumerate(zip(array, reference, strict=True)):
-            _require(
-                _equal(row, expected, self.rtol), f"{where}: {name}[{i}] is {row}, the scalar's is {expected}"
-            )
+            if not _equal(row, expected, self.rtol):
+                raise AssertionError(f"{where}: {name}[{i}] is {row}, the scalar's is {expected}")
         shared = [kept for kept, old, _ in self.kept if np.shares_memory(array, old)]
         _require(not shared, f"{where}: {name} share memory with earlier {shared}; return fresh arrays")
         self.kept = [*self.kept[-7:], (f"{name} of {where}", array, array.copy())]
@@ -157,10 +156,10 @@ def _compare_infos(infos: Any, reference: dict[str, Any], rtol: float, where: st
         value = _array(infos[key])
         mask = reference.get(f"_{key}", np.ones(len(expected), dtype=bool))
         for i in mask.nonzero()[0]:
-            _require(
-                _equal(value[i], expected[i], rtol),
-                f"{where}: infos[{key!r}][{i}] is {value[i]}, the scalar's is {expected[i]}",
-            )
+            if not _equal(value[i], expected[i], rtol):
+                raise AssertionError(
+                    f"{where}: infos[{key!r}][{i}] is {value[i]}, the scalar's is {expected[i]}"
+                )
 
 
 def _equal(value: Any, reference: Any, rtol: float) -> bool:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _SIDE = 256  # pixels, at least, of the longer side of the enlarged image
 _FONT_SIZE = 18
 _LINE = 26
+_MARGIN = 10
 _PAPER, _INK, _GREY = (255, 255, 255), (32, 33, 36), (110, 114, 120)
 _RIGHT, _WRONG = (24, 128, 56), (200, 30, 30)
 
@@ -28,25 +29,26 @@ def render_answers(task: "ImageTask", answer: Answer | None) -> list[np.ndarray]
     """Return a picture of every environment: what was answered, or the image shown now if nothing was yet."""
     indices, seeds = (answer.indices, answer.augment_seeds) if answer else (task.indices, task.augment_seeds)
     images = task.render_batch(indices, seeds).cpu().numpy()
-    truths = task.all_true_labels[indices].tolist()
-    actions = answer.actions.tolist() if answer else [None] * task.num_envs
     classes = task.dataset.classes
+    if answer is None:
+        return [render_image(image, classes) for image in images]
+    truths = task.all_true_labels[indices].tolist()
     return [
-        render_image(image, truth=truth, action=action, classes=classes)
-        for image, truth, action in zip(images, truths, actions, strict=True)
+        render_image(image, classes, action=action, truth=truth)
+        for image, action, truth in zip(images, answer.actions.tolist(), truths, strict=True)
     ]
 
 
 def render_image(
-    image: np.ndarray, *, truth: int, action: int | None, classes: tuple[str, ...]
+    image: np.ndarray, classes: tuple[str, ...], *, action: int | None = None, truth: int | None = None
 ) -> np.ndarray:
     """Return a picture of one image.
 
     Args:
         image: uint8 (C, H, W); 1 channel is grey, 3 are red, green and blue; of others the mean is shown.
-        truth: the label; drawn only beside an action, so that pictures do not give the answer away.
-        action: the answer, or None before there is one.
         classes: the class names.
+        action: the answer, or None before there is one.
+        truth: the label; leave it out before there is an answer, so that pictures do not give it away.
 
     Returns:
         uint8 (height, width, 3), of one size for all images of a shape.
@@ -56,18 +58,20 @@ def render_image(
     pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
     height, width = pixels.shape[:2]
     scale = max(1, -(-_SIDE // max(height, width)))
-    frame = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+    enlarged = Image.fromarray(np.ascontiguousarray(pixels)).resize(
         (width * scale, height * scale), Image.Resampling.NEAREST
     )
-    picture = Image.new("RGB", (max(frame.width, _SIDE), frame.height + 2 * _LINE + 8), _PAPER)
-    picture.paste(frame, ((picture.width - frame.width) // 2, 0))
+    inner = max(enlarged.width, _SIDE)
+    top = _MARGIN + enlarged.height + 4
+    picture = Image.new("RGB", (inner + 2 * _MARGIN, top + 2 * _LINE + _MARGIN // 2), _PAPER)
+    picture.paste(enlarged, (_MARGIN + (inner - enlarged.width) // 2, _MARGIN))
     draw = ImageDraw.Draw(picture)
-    top = frame.height + 4
     if action is None:
-        _write(draw, top, "action", "not taken yet", _GREY, picture.width)
+        _write(draw, top, "action", "not taken yet", _GREY, inner)
     else:
-        _write(draw, top, "action", classes[action], _RIGHT if action == truth else _WRONG, picture.width)
-        _write(draw, top + _LINE, "truth", classes[truth], _INK, picture.width)
+        _write(draw, top, "action", classes[action], _RIGHT if action == truth else _WRONG, inner)
+    if truth is not None:
+        _write(draw, top + _LINE, "truth", classes[truth], _INK, inner)
     return np.asarray(picture)
 
 
@@ -75,8 +79,8 @@ def _write(
     draw: ImageDraw.ImageDraw, top: int, name: str, value: str, colour: tuple[int, int, int], width: int
 ) -> None:
     font = ImageFont.load_default(_FONT_SIZE)
-    left = 74
-    while value and left + draw.textlength(value, font) > width - 6:
+    left = _MARGIN + 66
+    while value and left + draw.textlength(value, font) > _MARGIN + width:
         value = value[:-2] + "…" if len(value) > 2 else ""
-    draw.text((8, top), name, _GREY, font)
+    draw.text((_MARGIN, top), name, _GREY, font)
     draw.text((left, top), value, colour, font)

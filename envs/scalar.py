@@ -131,10 +131,10 @@ class ImageEpisode(gym.Env[np.ndarray, np.int64]):
         classes = self._task.dataset.classes
         if self._answer is not None:
             image, action, truth = self._answer
-            return render_image(image, truth=truth, action=action, classes=classes)
+            return render_image(image, classes, action=action, truth=truth)
         if self._image is None:
             raise ResetNeeded("nothing to render yet; call reset() first")
-        return render_image(self._image, truth=0, action=None, classes=classes)
+        return render_image(self._image, classes)
 
     def _show_next(self) -> None:
         self._time += 1

@@ -21,6 +21,14 @@ def grey_levels(count: int = 64, num_classes: int = 4, side: int = 8) -> ImageDa
     return _dataset(levels.view(-1, 1, 1, 1).repeat(1, 1, side, side), num_classes)
 
 
+def quadrants(count: int = 64, side: int = 8) -> ImageDataset:
+    """Dark images with one bright quadrant, which tells the class; easy to learn."""
+    images = torch.zeros(count, 1, 2, side // 2, 2, side // 2, dtype=torch.uint8)
+    for k in range(4):
+        images[k::4, :, k // 2, :, k % 2] = 255
+    return _dataset(images.view(count, 1, side, side), 4)
+
+
 def _dataset(images: torch.Tensor, num_classes: int) -> ImageDataset:
     classes = tuple(f"class {k}" for k in range(num_classes))
     return ImageDataset("toy", "train", images, torch.arange(len(images)) % num_classes, classes)
