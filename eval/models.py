@@ -48,24 +48,44 @@ class Target:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images under attack: ``indices`` (n,) int64 on the CPU, positions in ``dataset``, increasing."""
+    """Images under attack.
 
-    dataset: ImageDataset
+    Attributes:
+        images: of the whole split, uint8 in 0..255 or floats in [0, 1], (N, C, H, W).
+        labels: of the whole split, (N,) int64.
+        indices: (n,) int64 on the CPU, the images to attack, increasing.
+        name: of the data set.
+        split: train, val or test.
+        fingerprint: hex digest of images and labels.
+        classes: names of the classes, or () where unknown.
+    """
+
+    images: Tensor
+    labels: Tensor
     indices: Tensor
+    name: str
+    split: str
+    fingerprint: str
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def channels(self) -> int:
+        """Colour channels of an image."""
+        return self.images.shape[1]
 
     def record(self) -> dict[str, Any]:
         """Return what a result file says of the data set."""
-        return {
-            "dataset": self.dataset.name,
-            "split": self.dataset.split,
-            "fingerprint": self.dataset.fingerprint,
-        }
+        return {"dataset": self.name, "split": self.split, "fingerprint": self.fingerprint}
 
     def batch(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return images float32 in [0, 1] (n, C, H, W) and labels (n,) of some of the samples."""
-        chosen = self.indices[rows].to(self.dataset.device)
-        images = self.dataset.images[chosen].to(device).float() / 255
-        return images, self.dataset.labels[chosen].to(device)
+        chosen = self.indices[rows].to(self.images.device)
+        images = self.images[chosen].to(device)
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        return images, self.labels[chosen].to(device)
 
 
 def load_target(spec: str, device: torch.device | str = "cpu", network: str | None = None) -> Target:
@@ -128,11 +148,14 @@ def model_sha256(model: nn.Module, salt: str = "") -> str:
     for name, value in sorted(model.state_dict().items()):
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
+            digest.update(_bytes(value))
         else:  # nn.Module.get_extra_state may hold anything
             digest.update(f"{name} {value!r}".encode())
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def load_samples(
@@ -157,33 +180,46 @@ def load_samples(
     Raises:
         InputError: the data set is not named, cannot be read, or does not fit the model.
     """
+    if n is not None and n < 1:
+        raise InputError(f"--n is {n}; expected at least 1 image")
     known = target.dataset or {}
     name = dataset or known.get("name")
     if name is None:
         raise InputError(f"{target.name} does not say which data set it is for; name one with --dataset")
     if name != known.get("name"):
         known = {}
-    images = load_dataset(
+    loaded = load_dataset(
         name,
         split,
         data_root=data_root or known.get("data_root"),
         image_size=image_size or known.get("image_size"),
         device=target.device,
     )
-    check_fit(target, images)
-    return Samples(images, choose_indices(len(images), n))
+    check_fit(target, loaded)
+    return Samples(
+        loaded.images,
+        loaded.labels,
+        choose_indices(len(loaded), n),
+        loaded.name,
+        loaded.split,
+        loaded.fingerprint,
+        loaded.classes,
+    )
+
+
+def samples_from(images: Tensor, labels: Tensor, name: str = "images") -> Samples:
+    """Return all of ``images`` (N, C, H, W), floats in [0, 1] or uint8, with ``labels`` (N,) as samples."""
+    digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
+    for tensor in (images, labels):
+        digest.update(_bytes(tensor))
+    return Samples(images, labels, torch.arange(len(images)), name, "test", digest.hexdigest())
 
 
 def choose_indices(total: int, n: int | None) -> Tensor:
     """Return ``n`` of ``range(total)``, increasing: the first n of one fixed shuffle, so that choices nest.
 
     The first n as stored would not do: image folders are sorted by class.
-
-    Raises:
-        InputError: n is below 1.
     """
-    if n is not None and n < 1:
-        raise InputError(f"--n is {n}; expected at least 1 image")
     order = hash_tensor(_SAMPLE_STREAM, torch.arange(total)).argsort()
     return order[: total if n is None else n].sort().values
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from envs.errors import InputError
-from envs.files import read_json, write_json
+from envs.files import read_json, write_atomic
 from eval.stats import Interval, wilson
 from eval.threats import Threat
 
@@ -128,22 +128,34 @@ def write_results(path: Path, results: AttackResults) -> None:
     columns = {name: getattr(results, name).tolist() for name in _COLUMNS}
     samples = columns | {"broken_by": list(results.broken_by)}
     samples |= {name: values.tolist() for name, values in results.extra.items()}
-    write_json(
-        path,
-        {
-            "format": FORMAT,
-            "attack": results.attack,
-            "data": results.data | {"n": results.n, "indices": results.indices.tolist()},
-            "model": results.model,
-            "samples": samples,
-            "summary": results.summary(),
-            "cost": results.cost,
-            "seed": results.seed,
-            "versions": results.versions,
-            "device": results.device,
-            "created": results.created,
-        },
-    )
+    content = {
+        "format": FORMAT,
+        "attack": results.attack,
+        "data": results.data | {"n": results.n, "indices": results.indices.tolist()},
+        "model": results.model,
+        "summary": results.summary(),
+        "cost": results.cost,
+        "seed": results.seed,
+        "versions": results.versions,
+        "device": results.device,
+        "created": results.created,
+        "samples": samples,
+    }
+    write_atomic(path, _dump(content))
+
+
+def _dump(content: dict[str, Any]) -> str:
+    """Return JSON with one line per column: readable, and no line per sample."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, allow_nan=False)
+
+    def section(value: Any) -> str:
+        if not isinstance(value, dict) or not value:
+            return line(value)
+        return "{\n  " + ",\n  ".join(f"{line(key)}: {line(item)}" for key, item in value.items()) + "\n }"
+
+    return "{\n " + ",\n ".join(f"{line(key)}: {section(value)}" for key, value in content.items()) + "\n}\n"
 
 
 def read_results(path: str | Path) -> AttackResults:

@@ -70,7 +70,7 @@ Report = Callable[[Progress], None]
 def result_path(target: Target, samples: Samples, spec: AttackSpec, results_dir: Path) -> Path:
     """Return the file that holds, or will hold, the outcome of this attack on these images."""
     attack = spec.record()
-    data = {"fingerprint": samples.dataset.fingerprint, "indices": samples.indices.tolist()}
+    data = {"fingerprint": samples.fingerprint, "indices": samples.indices.tolist()}
     digest = configuration_hash(attack, data, target.sha256, spec.seed)
     return results_dir / f"{result_name(attack, digest)}.json"
 
@@ -122,7 +122,7 @@ def run_attack(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; expected at least 1, or leave it out")
     attack = spec.record()
-    n, store, path = len(samples.indices), None, None
+    n, store, path = len(samples), None, None
     parts: list[Part] = []
     if results_dir is not None:
         path = result_path(target, samples, spec, results_dir)
@@ -217,7 +217,7 @@ def _assemble(
     broken_by: list[str | None],
     seconds: float,
 ) -> AttackResults:
-    labels = samples.dataset.labels.cpu()[samples.indices]
+    labels = samples.labels.cpu()[samples.indices]
     traces = {name.removeprefix("trace."): values for name, values in columns.items() if "." in name}
     return AttackResults(
         attack=attack,

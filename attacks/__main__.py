@@ -1,0 +1,8 @@
+"""The door of ``python -m attacks``; the command line itself lives above, in `eval.attack`."""
+
+import sys
+
+if __name__ == "__main__":
+    from eval.attack import main
+
+    sys.exit(main())

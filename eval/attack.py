@@ -1,0 +1,198 @@
+"""The command line ``python -m attacks``: one attack on one classifier, kept per image, resumable."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from agents.cli import run_cli
+from agents.rundir import resolve_device
+from eval.models import Samples, Target, load_samples, load_target
+from eval.registry import attack_function, parse_option, parse_value, resolve_options
+from eval.results import AttackResults
+from eval.runner import AttackSpec, Progress, Report, images_path, result_path, run_attack, stored_results
+from eval.tables import ATTACK_HEADINGS, attack_cells, attack_label, make_table, percent, print_table
+from eval.threats import Threat, default_eps, parse_eps, parse_norm
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """Options of the attack; one that it does not take is an error. Default: the attack's own."""
+
+    steps: int | None = None
+    """Gradient steps."""
+    step_size: str | None = None
+    """Length of a step, a number or a fraction such as 2/255."""
+    loss: str | None = None
+    """ce, margin, dlr or mifpe."""
+    restarts: int | None = None
+    """Independent starts."""
+    random_start: str | None = None
+    """true, false or odi."""
+    protocol: str | None = None
+    """normalized (unit-length L2 steps) or cleverhans (averaged loss, floored steps)."""
+    averaged_over: int | None = None
+    """Batch that cleverhans averages its loss over."""
+    labels: str | None = None
+    """true, or predicted: move away from the model's own clean predictions."""
+    keep: str | None = None
+    """best or last iterate."""
+    targeted: str | None = None
+    """next, random, second or least-likely: move towards this class."""
+
+    def given(self, more: tuple[str, ...]) -> dict[str, Any]:
+        """Return the options that were given, those of ``more`` ("key=value") included, as Python values."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        parsed = {
+            key: parse_value(value) if key in ("step_size", "random_start") else value
+            for key, value in values.items()
+            if value is not None
+        }
+        return parsed | dict(parse_option(text) for text in more)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images; by default the test images of the run's data set."""
+
+    dataset: str | None = None
+    """Data set by name, folder:PATH or npz:PATH. Default: the run's."""
+    data_root: Path | None = None
+    """Where data sets lie. Default: the run's."""
+    image_size: int | None = None
+    """Resize images to this many pixels a side. Default: the run's."""
+    split: str = "test"
+    """train, val or test."""
+    n: int = 1000
+    """Images, spread over the split; all if it has fewer."""
+
+    def load(self, target: Target) -> Samples:
+        """Load the images for ``target``; errors as in `eval.models.load_samples`."""
+        return load_samples(
+            target,
+            n=self.n,
+            split=self.split,
+            dataset=self.dataset,
+            data_root=self.data_root,
+            image_size=self.image_size,
+        )
+
+
+@dataclass(frozen=True)
+class AttackCommand:
+    """Attack a classifier and keep the outcome per image."""
+
+    target: tyro.conf.Positional[str]
+    """Run directory, Stable-Baselines3 .zip, or package.module:factory of an nn.Module."""
+    attack: str = "pgd"
+    """Name of the attack, e.g. fgsm, pgd, apgd, autoattack."""
+    norm: str = "Linf"
+    """Linf, L2 or L1."""
+    eps: str | None = None
+    """Radius for pixels in [0, 1], a number or a fraction such as 8/255. Default: by the kind of image."""
+    how: Annotated[tyro.conf.OmitArgPrefixes[AttackOptions], tyro.conf.arg(name="attack")] = AttackOptions()
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Any other option of the attack as key=value, e.g. --set queries=1000. May be repeated."""
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = DataOptions()
+    seed: int = 0
+    """Seed of the attack's random draws."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    batch_size: int | None = None
+    """Most images at once. Default: chosen by image size and device; halved when memory runs out."""
+    network: str | None = None
+    """package.module:Callable that builds your own network, where weights alone are not enough."""
+    save_images: bool = False
+    """Also keep the adversarial images, as safetensors beside the result."""
+    results_dir: Path | None = None
+    """Where the result goes. Default: results/ in the run directory."""
+    force: bool = False
+    """Attack again even if this attack has been done."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@contextmanager
+def progress_bar(label: str, total: int, shown: bool) -> Iterator[Report]:
+    """Show a bar with images done, share still robust, images/s and time left; yields what to report to."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[robust]} robust"),
+        TextColumn("{task.fields[rate]:.1f} images/s"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
+        task = bar.add_task(label, total=total, robust="-", rate=0.0)
+
+        def report(progress: Progress) -> None:
+            share = percent(progress.robust / progress.done)
+            bar.update(task, completed=progress.done, robust=share, rate=progress.images_per_second)
+
+        yield report
+
+
+def attack_command(config: AttackCommand) -> int:
+    """Attack a classifier and keep the outcome of every image in a result file."""
+    options = config.how.given(config.set)
+    name = attack_function(config.attack).__name__
+    resolve_options(name, options)
+    norm = parse_norm(config.norm)
+    eps = None if config.eps is None else parse_eps(config.eps, norm)
+    target = load_target(config.target, resolve_device(config.device), config.network)
+    samples = config.data.load(target)
+    eps = default_eps(norm, samples.channels) if eps is None else eps
+    spec = AttackSpec(name, Threat(norm, eps), options, config.seed)
+    folder = config.results_dir or target.results_dir
+    path = result_path(target, samples, spec, folder)
+    results = None if config.force else stored_results(path, config.save_images)
+    if results is not None:
+        print(f"already done: {path} (--force attacks again)")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        with progress_bar(name, len(samples), config.progress) as report:
+            results = run_attack(
+                target,
+                samples,
+                spec,
+                results_dir=folder,
+                batch_size=config.batch_size,
+                save_images=config.save_images,
+                report=report,
+            )
+    print_results(results, path)
+    return 0
+
+
+def print_results(results: AttackResults, path: Path) -> None:
+    """Print the table row of one attack, its file, and what a reader must know before trusting it."""
+    title = f"{results.model['name']} on {results.data['dataset']} ({results.data['split']}, n = {results.n})"
+    table = make_table(title, ("attack", "threat", "protocol"), ("clean", *ATTACK_HEADINGS))
+    protocol, *cells = attack_cells(results)
+    table.add_row(
+        attack_label(results), str(results.threat), protocol, percent(results.clean_accuracy), *cells
+    )
+    print_table(table)
+    for alarm, meaning in (("nan", "the model answered NaN"), ("outside", "the attack left the ball")):
+        if alarm in results.extra:
+            print(
+                f"warning: {meaning} on {int(results.extra[alarm].sum())} of {results.n} images",
+                file=sys.stderr,
+            )
+    print(f"results: {path}")
+    if images_path(path).is_file():
+        print(f"images:  {images_path(path)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_cli(attack_command, AttackCommand, "python -m attacks", argv)
