@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from envs.files import write_atomic, write_json
+from envs.files import read_json, write_atomic, write_json
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "labelbandit")
@@ -68,6 +68,11 @@ def write_results(name: str, payload: Mapping[str, Any], markdown: str) -> tuple
     write_json(data, {**payload, "created": datetime.now(UTC).isoformat(timespec="seconds")})
     write_atomic(text, markdown.rstrip() + "\n")
     return data, text
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """Return what ``write_results`` wrote to ``NAME.json``."""
+    return read_json(RESULTS / f"{name}.json")
 
 
 def _cpu_model() -> str:

@@ -148,21 +148,22 @@ class ImageVecEnv(VecEnv):
         with_observations = self.task.length > 1 and not self.tensors
         if not (self.monitor or with_observations):
             return self._no_infos
-        infos = list(self._no_infos)
-        done = terminated.cpu().numpy()
         if self.monitor:
             self._returns += rewards.cpu().numpy()
             self._lengths += 1
-            elapsed = round(time.time() - self._start_time, 6)
+        done = terminated.cpu().numpy()
+        if not done.any():
+            return self._no_infos
+        infos = list(self._no_infos)
+        elapsed = round(time.time() - self._start_time, 6)
         for i in done.nonzero()[0].tolist():
             infos[i] = {}
             if with_observations:
                 infos[i]["terminal_observation"] = answered[i]
             if self.monitor:
                 infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": elapsed}
-        if self.monitor:
-            self._returns[done] = 0
-            self._lengths[done] = 0
+        self._returns[done] = 0
+        self._lengths[done] = 0
         return infos
 
     def _index_list(self, indices: Indices) -> list[int]:
