@@ -189,9 +189,7 @@ def _read_safetensors(path: Path) -> tuple[Spec, dict[str, Tensor]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; check the path and its permissions"
-        ) from None
+        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from None
     damaged = f"{path} is no safetensors file of labelbandit, or is damaged; copy or save it again"
     length = int.from_bytes(content[:8], "little")
     if not 0 < length <= min(len(content) - 8, _MAX_HEADER):
@@ -203,14 +201,7 @@ def _read_safetensors(path: Path) -> tuple[Spec, dict[str, Tensor]]:
         if metadata["format"] != FORMAT:
             raise ValueError(f"format {metadata['format'][:40]!r}, expected {FORMAT!r}")
         fields = json.loads(metadata["spec"])
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-        RuntimeError,
-        safetensors.SafetensorError,
-    ) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(f"{damaged} ({' '.join(str(error).split())[:120]})") from None
     return Spec.parse(fields, str(path)), state
 
@@ -255,11 +246,10 @@ def _check_shapes(classifier: Classifier, state: dict[str, Tensor], origin: str)
             )
     for name, own in expected.items():
         found = state[name]
-        if found.shape != own.shape or found.is_floating_point() != own.is_floating_point():
-            kind = "floats" if own.is_floating_point() else "integers"
+        if found.shape != own.shape or found.dtype != own.dtype:
             raise InputError(
-                f"{origin}: {name} is {found.dtype} {tuple(found.shape)}, expected {kind} {tuple(own.shape)} "
-                f"for network {classifier.network!r}; pass the right one as network="
+                f"{origin}: {name} is {found.dtype} {tuple(found.shape)}, network {classifier.network!r} expects "
+                f"{own.dtype} {tuple(own.shape)}; pass the right one as network="
             )
 
 

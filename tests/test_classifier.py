@@ -200,7 +200,7 @@ def test_own_networks_are_named_by_the_user(tmp_path, monkeypatch):
         load_classifier(tmp_path)
     for network in (Own, f"{__name__}:Own"):
         assert torch.equal(load_classifier(tmp_path, network=network)(images), classifier(images))
-    with pytest.raises(InputError, match=r"of another network|for network"):
+    with pytest.raises(InputError, match=r"of another network|network 'small' expects"):
         load_classifier(tmp_path, network="small")
 
     register_network("own", Own)
