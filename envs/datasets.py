@@ -16,7 +16,7 @@ from envs.data.folder import folder_source, imagenet100_source
 from envs.data.npz import npz_source
 from envs.data.places import default_root, user_root
 from envs.data.published import PUBLISHED, published_source
-from envs.data.source import Source
+from envs.data.source import Source, is_plain
 from envs.errors import InputError, unknown_name
 
 DATASETS = ("digits", *PUBLISHED, "imagenet100")
@@ -51,6 +51,9 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __deepcopy__(self, memo: object) -> "ImageDataset":
+        return self  # it is never changed; Gymnasium copies the arguments of ``make`` with every ``env.spec``
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.shape))
@@ -271,15 +274,10 @@ def _check(data: ImageDataset) -> None:
         raise InputError(
             f"{where}: labels are on {labels.device}, images on {images.device}; move both to one device"
         )
-    if not isinstance(data.classes, tuple) or not all(_is_plain(name) for name in data.classes):
+    if not isinstance(data.classes, tuple) or not all(is_plain(name) for name in data.classes):
         raise InputError(f"{where}: class names {data.classes!r:.200}; expected a tuple of printable strings")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(data.classes):
         raise InputError(
             f"{where}: labels span {low}..{high}; expected 0..{len(data.classes) - 1}, one per class name"
         )
-
-
-def _is_plain(name: object) -> bool:
-    """Whether a class name is safe to print: control characters could rewrite a terminal."""
-    return isinstance(name, str) and name.isprintable() and name != ""

@@ -145,6 +145,12 @@ def test_environments_by_name_share_their_images() -> None:
     assert np.shares_memory(first._images, second._images)
 
 
+def test_a_specification_does_not_copy_the_images() -> None:
+    env = gym.make("envs:ImageBandit-v0", dataset=DATA)
+    assert env.spec is not None
+    assert env.spec.kwargs["dataset"] is DATA
+
+
 def test_pictures_show_image_action_and_truth() -> None:
     data = grey_levels()
     env = gym.make("envs:ImageBandit-v0", dataset=data, render_mode="rgb_array")
