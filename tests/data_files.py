@@ -81,7 +81,7 @@ def write_cifar10(root: Path, protocol=2) -> Path:
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for name, (data, labels) in cifar_arrays().items():
-        (folder / name).write_bytes(pickle.dumps({b"data": data, b"labels": labels}, protocol=protocol))
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}, protocol=protocol))
     names = [f"class{number}" for number in range(10)]
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, protocol=protocol))
     return root

@@ -116,5 +116,5 @@ def _to_array(value: Any) -> Any:
         return value
     _, shape, dtype, fortran, content = value.state
     if dtype.code not in (b"u1", "u1") or fortran or not isinstance(content, bytes):
-        raise InputError("an array is not of bytes in C order")
+        raise ValueError("an array is not of bytes in C order")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)

@@ -119,7 +119,8 @@ def parallel(work: Callable[[int], None], count: int, title: str) -> None:
                     bar.start()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            bar.stop()
+            if bar.live.is_started:  # stopping prints a line even where nothing was shown
+                bar.stop()
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:

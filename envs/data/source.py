@@ -14,6 +14,7 @@ import numpy as np
 from envs.errors import InputError
 
 NOTES = logging.getLogger("labelbandit.data")
+_MAX_CLASSES = 1_000_000
 
 Allocate = Callable[[str, tuple[int, int, int, int]], np.ndarray]
 """Returns the array of a split, uint8 of the given shape (N, C, H, W), for a reader to fill."""
@@ -75,12 +76,16 @@ def readable(path: str | Path, remedy: str = "restore it or remove it") -> Itera
         yield
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"no file or folder {path}; {remedy}") from None
-    except PermissionError:
+    except FileNotFoundError as error:
+        raise InputError(f"no file or folder {error.filename or path}; {remedy}") from None
+    except PermissionError as error:
+        where = error.filename or path
         raise InputError(
-            f"no permission to read {path}; make it readable (chmod a+rX) or choose another"
+            f"no permission to read {where}; make it readable (chmod a+rX) or choose another"
         ) from None
+    except OSError as error:
+        cause = error.strerror or " ".join(str(error).split())[:200]
+        raise InputError(f"cannot read {error.filename or path}: {cause}; {remedy}") from error
     except Exception as error:  # decoders of damaged files raise nearly anything
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"cannot read {path}: {cause}; {remedy}") from error
@@ -92,7 +97,7 @@ def check_labels(labels: np.ndarray, num_images: int, num_classes: int | None, w
     Args:
         labels: integers, (N,) or (N, 1).
         num_images: N.
-        num_classes: K, or None where the labels alone say it.
+        num_classes: K, or None where the labels alone say it (up to a million).
         where: names the labels in messages.
 
     Raises:
@@ -110,23 +115,33 @@ def check_labels(labels: np.ndarray, num_images: int, num_classes: int | None, w
             f"{where}: {len(labels)} labels for {num_images} images; expected as many, at least one"
         )
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or (num_classes is not None and high >= num_classes):
+    if low < 0 or high >= (_MAX_CLASSES if num_classes is None else num_classes):
         top = "K-1" if num_classes is None else num_classes - 1
         raise InputError(f"{where}: labels span {low}..{high}; expected 0..{top}; correct or renumber them")
     return labels.astype(np.int64)
 
 
 def check_classes(labels: np.ndarray, classes: tuple[str, ...], where: str) -> None:
-    """Check that there are two classes or more and that each has an image among the training labels (N,).
+    """Check that there are two classes or more, that each has an image among the training labels (N,), and a name.
 
     Raises:
         InputError: otherwise.
     """
     if len(classes) < 2:
         raise InputError(f"{where}: {len(classes)} class; expected at least two, to choose between")
+    for name in classes:
+        if not is_plain(name):
+            raise InputError(
+                f"{where}: class name {name!r:.99}; expected printable characters; rename the class"
+            )
     missing = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
     if missing:
         raise InputError(
             f"{where}: class {missing[0]} ({classes[missing[0]]!r}) has no training image; expected one at least;"
             " add images or renumber the labels"
         )
+
+
+def is_plain(name: object) -> bool:
+    """Whether a class name is safe to print: control characters could rewrite a terminal."""
+    return isinstance(name, str) and name.isprintable() and name != ""
