@@ -6,6 +6,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.statistics import RunningMeans
+from envs.errors import InputError
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_current_progress_remaining")
 
@@ -33,6 +34,16 @@ class ImageAlgorithm(BaseAlgorithm):
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, self.progress_total or total_timesteps)
+        # The last rollout may overrun the total; learning rates must not turn negative.
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
+    def _check_env_kind(self, env: Any, tensors: bool) -> None:
+        """Refuse an environment that does not go with the buffer made at set-up."""
+        if getattr(env, "tensors", False) != tensors:
+            raise InputError(
+                f"the model was set up for an environment with tensors={tensors} and has got one with "
+                f"tensors={not tensors}; give it such an environment, or save it and load it with the new one"
+            )
 
     def _watch_weights(self) -> None:
         """Note in the statistics whether a weight has become NaN or infinite."""

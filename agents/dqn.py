@@ -12,7 +12,6 @@ from torch import Tensor
 
 from agents.base import ImageAlgorithm
 from agents.buffers import ImageReplayBuffer
-from envs.errors import InputError
 
 
 class DQN(ImageAlgorithm, dqn.DQN):
@@ -28,6 +27,9 @@ class DQN(ImageAlgorithm, dqn.DQN):
             self.replay_buffer_class = ImageReplayBuffer  # type: ignore[assignment]
         super()._setup_model()
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "replay_buffer_class"]  # chosen anew for the environment
+
     def collect_rollouts(
         self,
         env: Any,
@@ -39,13 +41,10 @@ class DQN(ImageAlgorithm, dqn.DQN):
         log_interval: int | None = None,
     ) -> RolloutReturn:
         """Store ``train_freq.frequency`` steps of every environment in the replay memory."""
+        self._check_env_kind(env, tensors=isinstance(replay_buffer, ImageReplayBuffer))
         if not isinstance(replay_buffer, ImageReplayBuffer):
             return super().collect_rollouts(
                 env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
-            )
-        if not getattr(env, "tensors", False):
-            raise InputError(
-                "this model was set up for a tensor environment; give it sb3_env(..., tensors=True)"
             )
         self.policy.set_training_mode(False)
         replay_buffer.task = env.task

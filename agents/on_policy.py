@@ -13,7 +13,6 @@ from agents.base import ImageAlgorithm
 from agents.buffers import ImageRolloutBuffer
 from agents.dropout import frozen_batchnorm, refresh_batchnorm, sample_seeds
 from agents.policies import ImagePolicy
-from envs.errors import InputError
 
 
 class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
@@ -31,16 +30,16 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
             self.rollout_buffer_class = ImageRolloutBuffer
         super()._setup_model()
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "rollout_buffer_class"]  # chosen anew for the environment
+
     def collect_rollouts(
         self, env: Any, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Fill the buffer with ``n_rollout_steps`` steps; return False if the callback asked to stop."""
+        self._check_env_kind(env, tensors=isinstance(rollout_buffer, ImageRolloutBuffer))
         if not isinstance(rollout_buffer, ImageRolloutBuffer):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        if not getattr(env, "tensors", False):
-            raise InputError(
-                "this model was set up for a tensor environment; give it sb3_env(..., tensors=True)"
-            )
         rollout_buffer.reset()
         rollout_buffer.task = env.task
         callback.on_rollout_start()
