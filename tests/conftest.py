@@ -1,0 +1,22 @@
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - Stable-Baselines3 draws from it
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The directory of a finished run: digits, network ``small``, 95 % or more of the test images right."""
+    from agents.config import TrainConfig
+    from agents.training import train
+
+    path = tmp_path_factory.mktemp("digits") / "run"
+    config = TrainConfig(algo="supervised", total_images=8_000, attack=False, progress=False, run_dir=path)
+    return train(config).path

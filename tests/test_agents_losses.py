@@ -1,0 +1,151 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents import losses
+from agents.direct import Batch, ExpectedPolicyGradient, Reinforce
+from envs import sb3_env
+from envs.errors import InputError
+from tests.env_toys import random_images
+
+LOGITS = torch.tensor([[1.0, -0.5, 0.3], [0.0, 2.0, -1.0], [4.0, 4.0, 4.0], [-30.0, 0.0, 60.0]])
+
+
+def softmax(row):
+    exponentials = [math.exp(value - max(row)) for value in row]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def test_floored_log_probs_follow_the_formula():
+    expected = [[math.log((p + 1e-6) / (1 + 3e-6)) for p in softmax(row)] for row in LOGITS.double().tolist()]
+    found = losses.floored_log_probs(LOGITS)
+    assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
+    assert torch.allclose(found.exp().sum(1), torch.ones(4))
+    assert found[3, 0] == pytest.approx(math.log(1e-6), abs=1e-3)  # the floor, where softmax gives e^-90
+
+
+def test_the_floor_takes_the_gradient_from_saturated_samples():
+    logits = torch.tensor([[0.0, 40.0]], requires_grad=True)
+    losses.floored_log_probs(logits)[0, 0].backward()
+    assert logits.grad.abs().max() < 1e-9
+    logits.grad = None
+    logits.log_softmax(-1)[0, 0].backward()
+    assert logits.grad[0, 0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("exploration", [0.0, 0.1, 1.0])
+def test_mixture_log_probs_follow_the_formula(exploration):
+    expected = [[(1 - exploration) * p + exploration / 3 for p in softmax(row)] for row in LOGITS.tolist()]
+    found = losses.mixture_log_probs(LOGITS, exploration).exp()
+    assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
+
+
+def test_mixture_without_exploration_keeps_the_gradient_of_saturated_samples():
+    logits = torch.tensor([[0.0, 200.0]], requires_grad=True)
+    losses.mixture_log_probs(logits, 0.0)[0, 0].backward()
+    assert logits.grad[0, 0] == pytest.approx(1)
+
+
+def test_cross_entropy_entropy_and_sampled_gradient_have_their_closed_forms():
+    assert losses.cross_entropy(torch.zeros(5, 10), torch.arange(5)).item() == pytest.approx(math.log(10))
+    assert losses.entropy(torch.zeros(2, 8).log_softmax(-1)).item() == pytest.approx(math.log(8))
+    assert losses.entropy(torch.tensor([[0.25, 0.75]]).log()).item() == pytest.approx(0.5623351446)
+    log_probs = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log()
+    found = losses.sampled_policy_gradient(log_probs, torch.tensor([1, 0]), torch.tensor([2.0, -1.0]))
+    assert found.item() == pytest.approx(-(2 * math.log(0.75) - math.log(0.5)) / 2)
+
+
+def test_the_expected_gradient_is_the_weighted_cross_entropy_gradient():
+    """With reward [a = y], log p = log softmax: each image's gradient is w(x) (p - onehot y), eq. in its docstring."""
+    logits = LOGITS[:3].clone().requires_grad_()
+    labels = torch.tensor([2, 1, 0])
+    log_probs = logits.log_softmax(-1)
+    eps = 0.1
+    weight = (1 - eps) * log_probs.detach().exp() + eps / 3
+    losses.expected_policy_gradient(log_probs, torch.eye(3)[labels], weight).backward()
+    p = LOGITS[:3].softmax(-1)
+    at_label = weight.gather(1, labels[:, None])
+    assert torch.allclose(logits.grad, at_label * (p - F.one_hot(labels, 3)) / 3, atol=1e-7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=6), st.floats(0, 1))
+def test_every_policy_is_a_distribution(row, exploration):
+    logits = torch.tensor([row])
+    for log_probs in (losses.floored_log_probs(logits), losses.mixture_log_probs(logits, exploration)):
+        assert torch.allclose(log_probs.exp().sum(), torch.tensor(1.0), atol=1e-5)
+        assert 0 <= losses.entropy(log_probs) <= math.log(len(row)) + 1e-5
+
+
+def test_actions_are_drawn_by_their_probabilities():
+    log_probs = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).log().expand(40_000, 4)
+    shares = losses.sample_actions(log_probs).bincount(minlength=4) / 40_000
+    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=4 * 0.5 / 200)
+    assert shares[3] == 0
+
+
+def test_whole_batches_explore_at_the_given_rate():
+    actions = torch.full((64,), 3)
+    explored = [losses.explore_whole_batch(actions, 4, 0.25) for _ in range(2_000)]
+    changed = [batch for batch in explored if not torch.equal(batch, actions)]
+    assert len(changed) / 2_000 == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 2_000))
+    shares = torch.cat(changed).bincount(minlength=4) / (64 * len(changed))
+    assert torch.allclose(shares, torch.full((4,), 0.25), atol=0.02)
+    assert torch.equal(losses.explore_whole_batch(actions, 4, 0.0), actions)
+
+
+REWARDS = {"accuracy": torch.eye(3), "matrix": torch.tensor([[1.0, -0.5, 0.0], [0.2, 2.0, 0.1], [0, 0, 1]])}
+
+
+def gradient(model, logits, batch):
+    leaf = logits.clone().requires_grad_()
+    model.loss(leaf, batch).backward()
+    return leaf.grad
+
+
+def model_of(kind, mode, reward):
+    env = sb3_env(random_images(12, (1, 3, 3), 3), num_envs=4, tensors=True, reward=reward)
+    return kind(
+        env=env, exploration=0.3, exploration_mode=mode, policy_kwargs={"network": "mlp"}, device="cpu"
+    )
+
+
+@pytest.mark.parametrize("mode", ["batch", "mixture"])
+@pytest.mark.parametrize("reward", list(REWARDS))
+def test_the_mean_of_reinforce_converges_to_the_expected_policy_gradient(mode, reward):
+    """Two-sided z-tests of every component over 2,500 draws; the other mode's expectation must be refused."""
+    logits = LOGITS[:3]
+    action_rewards = REWARDS[reward][torch.tensor([2, 1, 0])]
+    reinforce = model_of(Reinforce, mode, "accuracy")
+    draws = []
+    for _ in range(2_500):
+        actions = reinforce.choose_actions(logits)
+        returns = action_rewards.gather(1, actions[:, None])[:, 0]
+        draws.append(gradient(reinforce, logits, Batch(logits, logits, actions, returns)))
+    draws = torch.stack(draws)
+    mean, error = draws.mean(0), draws.std(0) / math.sqrt(len(draws))
+
+    def scores(mode):
+        batch = Batch(logits, logits, actions, returns, action_rewards=action_rewards)
+        expected = gradient(model_of(ExpectedPolicyGradient, mode, "accuracy"), logits, batch)
+        return ((mean - expected) / error.clamp(min=1e-9)).abs()
+
+    assert scores(mode).max() < 4.5
+    assert scores({"batch": "mixture", "mixture": "batch"}[mode]).max() > 6
+
+
+def test_the_expectation_has_no_variance_and_needs_the_rewards_of_all_actions():
+    model = model_of(ExpectedPolicyGradient, "batch", "accuracy")
+    rewards = torch.eye(3)
+    batches = [Batch(LOGITS[:3], LOGITS[:3], model.choose_actions(LOGITS[:3]), torch.rand(3), None, rewards)]
+    batches.append(
+        Batch(LOGITS[:3], LOGITS[:3], torch.zeros(3, dtype=torch.int64), torch.rand(3), None, rewards)
+    )
+    first, second = (gradient(model, LOGITS[:3], batch) for batch in batches)
+    assert torch.equal(first, second)
+    with pytest.raises(InputError, match=r"reward of every action.*sb3_env"):
+        model.loss(LOGITS[:3], Batch(LOGITS, LOGITS, torch.zeros(3, dtype=torch.int64), torch.zeros(3)))
