@@ -90,7 +90,7 @@ def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
 
     They do so even through ``module.train()``, with which SB3's updates begin; scales and shifts still learn.
     """
-    layers = _batchnorm_layers(module)
+    layers = [layer for layer in _batchnorm_layers(module) if "train" not in layer.__dict__]  # not yet frozen
     modes = [layer.training for layer in layers]
     for layer in layers:
         layer.eval()

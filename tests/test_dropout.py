@@ -122,6 +122,8 @@ def test_frozen_statistics_survive_train_mode():
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
     network.eval()
     with frozen_batchnorm(network):
+        with frozen_batchnorm(network):
+            pass
         network.train()
         assert [part.training for part in network] == [True, False, True]
         network(torch.rand(8, 3)).sum().backward()
