@@ -1,0 +1,223 @@
+"""Images per second of training, every row a ratio to a peer measured in the same run.
+
+``python -m benchmarks.training`` prints a table and writes ``docs/results/training.json`` and ``training.md``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from agents import A2C, PPO, ExpectedPolicyGradient, Reinforce, Supervised
+from agents.policies import ImagePolicy
+from benchmarks import training_peers as peers
+from benchmarks.common import describe_machine, interleave, machine_line, write_results
+from envs import ImageDataset, sb3_env
+
+EPOCHS, ROLLOUT_STEPS = 4, 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network on images of one shape, and how many of them one measurement trains on."""
+
+    name: str
+    network: str
+    shape: tuple[int, int, int]
+    batch: int
+    images: int
+    precisions: tuple[str, ...] = ("fp32",)
+    augmentation: bool = False
+
+
+WORKLOADS = {
+    "tiny": Workload("tiny", "small", (1, 8, 8), 256, 4096, augmentation=True),
+    "cnn4": Workload("cnn4", "cnn4", (3, 32, 32), 256, 1024, ("fp32", "bf16")),
+    "cnn6": Workload("cnn6", "cnn6", (3, 32, 32), 256, 65_536, ("bf16",)),
+    "cnn6-1024": Workload("cnn6-1024", "cnn6", (3, 32, 32), 1024, 131_072, ("bf16",)),
+}
+# (ours, the peer, cost of ours over the peer's in forward passes by the cost model, ratio to reach)
+Row = tuple[str, str, float, float | None]
+
+
+def main(workloads: tuple[str, ...] = (), repeats: int = 7, write: bool = True) -> None:
+    """Time training.
+
+    Args:
+        workloads: tiny, cnn4, cnn6, cnn6-1024; by default the first two, and all on a GPU.
+        repeats: measurements of each contestant, taken in turns.
+        write: write ``docs/results/training.json`` and ``training.md``.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = workloads or (tuple(WORKLOADS) if device.type == "cuda" else ("tiny", "cnn4"))
+    console = Console()
+    rows = []
+    for name in track(names, "timing", console=console, transient=True):
+        rows += measure(WORKLOADS[name], device, repeats)
+    console.print(table(rows))
+    if write:
+        machine = describe_machine()
+        suffix = "-gpu" if device.type == "cuda" else ""
+        data, text = write_results(
+            f"training{suffix}", {"machine": machine, "rows": rows}, markdown(rows, machine)
+        )
+        console.print(f"written: {data} and {text}")
+
+
+def synthetic(shape: tuple[int, int, int], size: int, device: torch.device) -> ImageDataset:
+    """Return random images with random labels of ten classes; speed does not depend on what they show."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (size, *shape), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (size,), generator=generator)
+    classes = tuple(str(label) for label in range(10))
+    return ImageDataset("synthetic", "train", images, labels, classes).to(device)
+
+
+def ours(
+    algorithm: str, dataset: ImageDataset, load: Workload, precision: str, augmentation: str = "none"
+) -> Callable[[int], None]:
+    """Return a function that trains on at least so many more images."""
+    env = sb3_env(
+        dataset,
+        load.batch,
+        tensors=True,
+        device=dataset.device,
+        seed=0,
+        order="epoch",
+        augmentation=augmentation,
+    )
+    kwargs: dict[str, Any] = {
+        "learning_rate": peers.LEARNING_RATE,
+        "policy_kwargs": peers.image_policy_kwargs(dataset, load.network, precision),
+        "device": dataset.device,
+        "seed": 0,
+    }
+    model: Any
+    if algorithm == "ppo":
+        model = PPO(
+            ImagePolicy,
+            env,
+            n_steps=ROLLOUT_STEPS,
+            batch_size=load.batch,
+            n_epochs=EPOCHS,
+            gamma=0.0,
+            **kwargs,
+        )
+    elif algorithm == "a2c":
+        model = A2C(ImagePolicy, env, n_steps=1, use_rms_prop=False, gamma=0.0, **kwargs)
+    else:
+        kinds = {"reinforce": Reinforce, "epg": ExpectedPolicyGradient, "supervised": Supervised}
+        model = kinds[algorithm](ImagePolicy, env, **kwargs)
+    return lambda images: model.learn(images, reset_num_timesteps=False, log_interval=None) and None
+
+
+def contestants(load: Workload, device: torch.device) -> tuple[dict[str, Callable[[int], None]], list[Row]]:
+    """Return what is timed, by name, and which pairs are compared."""
+    dataset = synthetic(load.shape, 4096 if device.type == "cpu" else 45_000, device)
+    work: dict[str, Callable[[int], None]] = {}
+    rows: list[Row] = []
+    cost = (1 + 3 * EPOCHS) / 3
+    for precision in load.precisions:
+        tag = f" {precision}"
+        work[f"bare PyTorch{tag}"] = peers.bare_loop(dataset, load.network, load.batch, precision)
+        for name in ("supervised", "reinforce", "epg", "ppo", "a2c"):
+            work[name + tag] = ours(name, dataset, load, precision)
+        rows += [(name + tag, f"bare PyTorch{tag}", 1.0, 0.95) for name in ("reinforce", "epg")]
+        rows += [(f"supervised{tag}", f"bare PyTorch{tag}", 1.0, None)]
+        rows += [(f"ppo{tag}", f"bare PyTorch{tag}", cost, 0.85)]
+    work["stock SB3 PPO"] = peers.stock_sb3("ppo", dataset, load.network, load.batch, ROLLOUT_STEPS, EPOCHS)
+    work["stock SB3 A2C"] = peers.stock_sb3("a2c", dataset, load.network, load.batch, 1, 1)
+    work["single-file PPO"] = peers.single_file_ppo(dataset, load.network, load.batch, ROLLOUT_STEPS, EPOCHS)
+    for precision in load.precisions:
+        goal = 2.0 if load.name == "tiny" else {"fp32": 1.8, "bf16": 3.0}[precision]
+        rows += [
+            (f"ppo {precision}", "stock SB3 PPO", 1.0, goal),
+            (f"a2c {precision}", "stock SB3 A2C", 1.0, goal),
+        ]
+        rows += [(f"ppo {precision}", "single-file PPO", 1.0, None)]
+    if load.augmentation:
+        work["reinforce fp32, augmented"] = ours("reinforce", dataset, load, "fp32", "paper")
+        for workers in (0, 2):
+            name = f"DataLoader + PIL, {workers} workers"
+            work[name] = peers.pil_loop(dataset, load.network, load.batch, workers)
+            rows += [("reinforce fp32, augmented", name, 1.0, 3.0)]
+    return work, rows
+
+
+def measure(load: Workload, device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """Time all contestants of a workload in turns and return one row per comparison."""
+    work, comparisons = contestants(load, device)
+    seconds = interleave({name: (lambda run=run: run(load.images)) for name, run in work.items()}, repeats)
+    rate = {name: load.images / median(taken) for name, taken in seconds.items()}
+    return [
+        {
+            "workload": load.name,
+            "ours": mine,
+            "images_per_second": rate[mine],
+            "peer": peer,
+            "peer_images_per_second": rate[peer],
+            "ratio": rate[mine] / rate[peer] * cost,
+            "cost_factor": cost,
+            "goal": goal,
+            "seconds": seconds[mine],
+            "peer_seconds": seconds[peer],
+        }
+        for mine, peer, cost, goal in comparisons
+    ]
+
+
+HEADINGS = ("network", "ours", "images/s", "peer", "images/s", "ratio", "goal")
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return a row as text."""
+    corrected = "" if row["cost_factor"] == 1 else " (cost-corrected)"
+    goal = "-" if row["goal"] is None else f"{row['goal']:g}"
+    return (
+        row["workload"],
+        row["ours"],
+        f"{row['images_per_second']:,.0f}",
+        row["peer"],
+        f"{row['peer_images_per_second']:,.0f}",
+        f"{row['ratio']:.2f}{corrected}",
+        goal,
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Return the rows for the terminal."""
+    made = Table(title="training, images per second")
+    for heading in HEADINGS:
+        made.add_column(heading, justify="right" if heading in ("images/s", "ratio", "goal") else "left")
+    for row in rows:
+        made.add_row(*cells(row))
+    return made
+
+
+def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+    """Return the rows as a Markdown page."""
+    lines = [
+        "# Training speed",
+        "",
+        "`python -m benchmarks.training`; medians, contestants taken in turns, images per second of whole updates.",
+        "",
+        machine_line(machine),
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + "---|" * len(HEADINGS),
+        *("| " + " | ".join(cells(row)) + " |" for row in rows),
+        "",
+        f"PPO runs {EPOCHS} epochs over rollouts of {ROLLOUT_STEPS} steps; its ratio to the bare loop is corrected by",
+        f"the cost model's (1 + 3 x {EPOCHS}) / 3. Goals are the project's own.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
