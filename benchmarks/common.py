@@ -39,11 +39,15 @@ def interleave(work: Mapping[str, Callable[[], object]], repeats: int = 7) -> di
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the processor, cores, threads, GPU, system and package versions, ready for JSON."""
+    """Return the processor, cores, threads, load, GPU, system and package versions, ready for JSON.
+
+    The load is the mean number of running processes over the last minute: more than the cores slows every figure.
+    """
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -56,7 +60,8 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} threads{gpu}; "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} threads, "
+        f"load {machine['load']}{gpu}; "
         f"Python {machine['python']}, {packages}."
     )
 

@@ -56,6 +56,7 @@ class ImageVecEnv(VecEnv):
         if seed is not None:
             self.seed(seed)
         self._no_infos: list[dict[str, Any]] = [{}] * self.num_envs
+        self._shown: Any = None
         self._answer: Answer | None = None
         self._start_time = time.time()
         self._begin_episodes()
@@ -155,15 +156,17 @@ class ImageVecEnv(VecEnv):
         if not done.any():
             return self._no_infos
         infos = list(self._no_infos)
-        elapsed = round(time.time() - self._start_time, 6)
-        for i in done.nonzero()[0].tolist():
-            infos[i] = {}
-            if with_observations:
-                infos[i]["terminal_observation"] = answered[i]
-            if self.monitor:
-                infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": elapsed}
-        self._returns[done] = 0
-        self._lengths[done] = 0
+        ended = done.nonzero()[0]
+        if with_observations:
+            for i in ended.tolist():
+                infos[i] = {"terminal_observation": answered[i]}
+        if self.monitor:
+            elapsed = round(time.time() - self._start_time, 6)
+            totals = zip(self._returns[ended].tolist(), self._lengths[ended].tolist(), strict=True)
+            for i, (total, length) in zip(ended.tolist(), totals, strict=True):
+                infos[i] = {**infos[i], "episode": {"r": total, "l": length, "t": elapsed}}
+            self._returns[ended] = 0
+            self._lengths[ended] = 0
         return infos
 
     def _index_list(self, indices: Indices) -> list[int]:

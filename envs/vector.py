@@ -90,6 +90,7 @@ class ImageEpisodeVector(VectorEnv[Any, Any, Any]):
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
         self._tensors = output == "torch"
+        self._shown: Any = None
         self._answer: Answer | None = None
 
     @cached_property
@@ -151,12 +152,12 @@ class ImageEpisodeVector(VectorEnv[Any, Any, Any]):
         self, answered: Any, indices: Tensor, truths: Tensor, terminated: Tensor
     ) -> dict[str, Any]:
         """Return the infos: ended episodes have theirs in ``final_info``, beside the reset's; as Gymnasium merges."""
-        if self.task.length > 1 and not terminated.any():
-            return self._masked(index=self.task.indices, label=truths)
-        going_on = ~terminated
+        ended = self.num_envs if self.task.length == 1 else int(terminated.sum())
         infos = self._masked(index=self.task.indices)
-        if self.task.length > 1 and going_on.any():
-            infos |= self._masked(going_on, label=truths)
+        if ended < self.num_envs:
+            infos |= self._masked(~terminated, label=truths)
+        if ended == 0:
+            return infos
         infos["final_obs"] = answered if self._tensors else _object_array(answered, self._output(terminated))
         infos["_final_obs"] = self._output(terminated.clone())
         infos["final_info"] = self._masked(terminated, index=indices, label=truths)

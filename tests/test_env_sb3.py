@@ -124,6 +124,11 @@ def test_the_interface_of_vecenv() -> None:
     env.close()
 
 
+def test_stepping_before_a_reset_is_named() -> None:
+    with pytest.raises(InputError, match=r"call reset"):
+        sb3_env(DATA, 3).step(np.zeros(3, dtype=int))
+
+
 def test_pictures() -> None:
     env = sb3_env(DATA, 4, seed=0, render_mode="rgb_array")
     scalar = gym.make("envs:ImageBandit-v0", dataset=DATA, render_mode="rgb_array")

@@ -161,6 +161,11 @@ def test_shards_are_parts_of_one_environment() -> None:
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+def test_stepping_before_a_reset_is_named() -> None:
+    with pytest.raises(InputError, match=r"call reset"):
+        make_vec("ImageBandit-v0").step(np.zeros(3, dtype=int))
+
+
 def test_pictures_of_all_environments() -> None:
     env = make_vec("ImageBandit-v0", render_mode="rgb_array")
     scalar = gym.make("envs:ImageBandit-v0", dataset=DATA, render_mode="rgb_array")
