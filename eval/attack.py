@@ -1,23 +1,19 @@
 """The command line ``python -m attacks``: one attack on one classifier, kept per image, resumable."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from agents.cli import run_cli
 from agents.rundir import resolve_device
-from eval.models import Samples, Target, load_samples, load_target
+from eval.cli import DataOptions, progress_bar
+from eval.models import load_target
 from eval.registry import attack_function, parse_option, parse_value, resolve_options
 from eval.results import AttackResults
-from eval.runner import AttackSpec, Progress, Report, images_path, result_path, run_attack, stored_results
+from eval.runner import AttackSpec, images_path, result_path, run_attack, stored_results
 from eval.tables import ATTACK_HEADINGS, attack_cells, attack_label, make_table, percent, print_table
 from eval.threats import Threat, default_eps, parse_eps, parse_norm
 
@@ -59,33 +55,6 @@ class AttackOptions:
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Which images; by default the test images of the run's data set."""
-
-    dataset: str | None = None
-    """Data set by name, folder:PATH or npz:PATH. Default: the run's."""
-    data_root: Path | None = None
-    """Where data sets lie. Default: the run's."""
-    image_size: int | None = None
-    """Resize images to this many pixels a side. Default: the run's."""
-    split: str = "test"
-    """train, val or test."""
-    n: int = 1000
-    """Images, spread over the split; all if it has fewer."""
-
-    def load(self, target: Target) -> Samples:
-        """Load the images for ``target``; errors as in `eval.models.load_samples`."""
-        return load_samples(
-            target,
-            n=self.n,
-            split=self.split,
-            dataset=self.dataset,
-            data_root=self.data_root,
-            image_size=self.image_size,
-        )
-
-
-@dataclass(frozen=True)
 class AttackCommand:
     """Attack a classifier and keep the outcome per image."""
 
@@ -100,7 +69,7 @@ class AttackCommand:
     how: Annotated[tyro.conf.OmitArgPrefixes[AttackOptions], tyro.conf.arg(name="attack")] = AttackOptions()
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Any other option of the attack as key=value, e.g. --set queries=1000. May be repeated."""
-    data: tyro.conf.OmitArgPrefixes[DataOptions] = DataOptions()
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
     seed: int = 0
     """Seed of the attack's random draws."""
     device: str = "auto"
@@ -117,28 +86,6 @@ class AttackCommand:
     """Attack again even if this attack has been done."""
     progress: bool = True
     """Show a progress bar."""
-
-
-@contextmanager
-def progress_bar(label: str, total: int, shown: bool) -> Iterator[Report]:
-    """Show a bar with images done, share still robust, images/s and time left; yields what to report to."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[robust]} robust"),
-        TextColumn("{task.fields[rate]:.1f} images/s"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
-        task = bar.add_task(label, total=total, robust="-", rate=0.0)
-
-        def report(progress: Progress) -> None:
-            share = percent(progress.robust / progress.done)
-            bar.update(task, completed=progress.done, robust=share, rate=progress.images_per_second)
-
-        yield report
 
 
 def attack_command(config: AttackCommand) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,9 @@ def load_target(spec: str, device: torch.device | str = "cpu", network: str | No
     """Load the classifier that ``spec`` names.
 
     Args:
-        spec: a run directory, a Stable-Baselines3 ``.zip``, or ``package.module:name`` of an ``nn.Module`` or
-            of a function without arguments that returns one; this runs its code, so name only what you trust.
+        spec: a run directory, a Stable-Baselines3 ``.zip`` or ``.safetensors`` of this project, or
+            ``package.module:name`` of an ``nn.Module`` or of a function without arguments that returns one;
+            this runs its code, so name only what you trust.
         device: where to load it.
         network: for weights of your own network: ``package.module:Callable`` that builds it.
 
@@ -101,14 +103,15 @@ def load_target(spec: str, device: torch.device | str = "cpu", network: str | No
         InputError: nothing is there, or it is damaged, or it is not a classifier.
     """
     path = Path(spec)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, these tests raise for no text whatever
         run = RunDir.open(path)
         model = load_classifier(path, device, network)
         return Target(_run_name(path), model, model_sha256(model), run.results_dir, run.config.get("dataset"))
-    if path.suffix == ".zip" and path.is_file():
+    if path.suffix in (".zip", ".safetensors") and os.path.isfile(path):
         model = load_classifier(path, device, network)
-        config = RunDir(path.parent).config if (path.parent / "config.json").is_file() else {}
-        return Target(path.stem, model, model_sha256(model), path.parent / "results", config.get("dataset"))
+        run = RunDir(path.parent)
+        dataset = run.config.get("dataset") if run.config_path.is_file() else None
+        return Target(path.name, model, model_sha256(model), run.results_dir, dataset)
     if not _IMPORT_PATH.fullmatch(spec):
         raise InputError(
             f"no classifier at {spec!r}; expected a run directory, an SB3 .zip, or package.module:factory"

@@ -221,12 +221,16 @@ def _column(name: str, values: list[Any], kind: str, n: int) -> np.ndarray:
     return array.astype(np.int64 if kind == "i" else np.float64)
 
 
-def worst_case(results: Sequence[AttackResults]) -> AttackResults:
+def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = None) -> AttackResults:
     """Return the pointwise worst case: an image counts as robust only if NO attack broke it.
 
     This is the mean over images of the minimum over attacks, never the minimum of the attacks' means.
     ``broken_by`` is the first attack of the sequence that succeeded; ``distance`` that of the smallest
     successful perturbation (of the first attack, where none succeeded); queries and costs add up.
+
+    Args:
+        results: of the same model, images and threat model.
+        names: what to call each attack in ``broken_by``; by default its own name.
 
     Raises:
         InputError: nothing given, or the results differ in model, images or threat model.
@@ -238,8 +242,9 @@ def worst_case(results: Sequence[AttackResults]) -> AttackResults:
         _check_comparable(first, other)
     success: np.ndarray = np.stack([result.success for result in results])
     distance = np.where(success, np.stack([result.distance for result in results]), np.inf).min(axis=0)
-    earliest = success.argmax(axis=0)
     broken: np.ndarray = np.any(success, axis=0)
+    names = names or [result.attack["name"] for result in results]
+    blame = (_blame(results[k], names[k], i) for i, k in enumerate(success.argmax(axis=0)))
     return replace(
         first,
         attack={"name": "worst case", "norm": first.threat.norm, "eps": first.threat.eps}
@@ -247,13 +252,18 @@ def worst_case(results: Sequence[AttackResults]) -> AttackResults:
         success=broken,
         distance=np.where(broken, distance, first.distance),
         queries=np.sum([result.queries for result in results], axis=0),
-        broken_by=tuple(
-            results[k].broken_by[i] if hit else None
-            for i, (k, hit) in enumerate(zip(earliest, broken, strict=True))
-        ),
+        broken_by=tuple(blame),
         extra={},
         cost={key: sum(result.cost.get(key, 0) for result in results) for key in first.cost},
     )
+
+
+def _blame(result: AttackResults, name: str, row: int) -> str | None:
+    """Return who broke this image: "clean", the attack under its ``name``, or a part of it as "name/part"."""
+    part = result.broken_by[row]
+    if part in (None, "clean"):
+        return part
+    return name if part == result.attack["name"] else f"{name}/{part}"
 
 
 def _check_comparable(first: AttackResults, other: AttackResults) -> None:

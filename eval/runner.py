@@ -35,14 +35,12 @@ class AttackSpec:
         threat: norm and radius.
         options: of the attack; those left out have its defaults.
         seed: of its random draws.
-        label: what tables call it; the attack's name by default.
     """
 
     name: str
     threat: Threat
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
-    label: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return name, norm, eps and every option with its value, as plain JSON.

@@ -37,7 +37,7 @@ def count(number: float) -> str:
 
 def make_table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
     """Return an empty table with columns of words (``left``) and then of numbers (``right``)."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title)
     for heading in left:
         table.add_column(heading, no_wrap=True)
     for heading in right:
@@ -46,10 +46,12 @@ def make_table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print a table at its full width where the output is not a terminal, so that pipes and files get every column."""
+    """Print a table under its title; at full width where the output is not a terminal, so that files get all."""
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=max(console.width, 160))
+    title, table.title = table.title, None  # rich would wrap it to the width of the table
+    console.print(title, style="bold", highlight=False, soft_wrap=True)
     console.print(table)
 
 

@@ -1,0 +1,63 @@
+"""What the command lines of the evaluation share: the choice of images, and the progress bar."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from eval.models import Samples, Target, load_samples
+from eval.runner import Progress, Report
+from eval.tables import percent
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images; by default the test images of the run's data set."""
+
+    dataset: str | None = None
+    """Data set by name, folder:PATH or npz:PATH. Default: the run's."""
+    data_root: Path | None = None
+    """Where data sets lie. Default: the run's."""
+    image_size: int | None = None
+    """Resize images to this many pixels a side. Default: the run's."""
+    split: str = "test"
+    """train, val or test."""
+    n: int = 1000
+    """Images, spread over the split; all if it has fewer."""
+
+    def load(self, target: Target) -> Samples:
+        """Load the images for ``target``; errors as in `eval.models.load_samples`."""
+        return load_samples(
+            target,
+            n=self.n,
+            split=self.split,
+            dataset=self.dataset,
+            data_root=self.data_root,
+            image_size=self.image_size,
+        )
+
+
+@contextmanager
+def progress_bar(label: str, total: int, shown: bool) -> Iterator[Report]:
+    """Show a bar with images done, share still robust, images/s and time left; yields what to report to."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[robust]} robust"),
+        TextColumn("{task.fields[rate]:.1f} images/s"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
+        task = bar.add_task(label, total=total, robust="-", rate=0.0)
+
+        def report(progress: Progress) -> None:
+            share = percent(progress.robust / progress.done)
+            bar.update(task, completed=progress.done, robust=share, rate=progress.images_per_second)
+
+        yield report
