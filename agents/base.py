@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.adversarial_env import AdversarialObservation
 from agents.statistics import RunningMeans
 from envs.errors import InputError
 
@@ -37,6 +38,12 @@ class ImageAlgorithm(BaseAlgorithm):
         # The last rollout may overrun the total; learning rates must not turn negative.
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
+    def dump_logs(self, *args: Any) -> None:
+        """Write SB3's log line with the running means in it; what a caller of ``learn`` sees."""
+        for name, value in self.statistics.flush().items():
+            self.logger.record(f"train/{name}", value)
+        super().dump_logs(*args)  # type: ignore[misc]
+
     def _check_env_kind(self, env: Any, tensors: bool) -> None:
         """Refuse an environment that does not go with the buffer made at set-up."""
         if getattr(env, "tensors", False) != tensors:
@@ -50,6 +57,10 @@ class ImageAlgorithm(BaseAlgorithm):
         norms = torch._foreach_norm([parameter.detach() for parameter in self.policy.parameters()])
         self.statistics.watch(self.num_timesteps, torch.stack(norms).sum())
 
+    def present_observations(self) -> Any:
+        """Return what the environments show now: uint8 ``(n, C, H, W)`` on the device."""
+        return self.env.observe() if isinstance(self.env, AdversarialObservation) else self.env.task.observe()
+
     def training_state(self) -> dict[str, Any]:
         """Return all that :meth:`load_training_state` needs to go on exactly, between two rollouts."""
         return {
@@ -59,6 +70,7 @@ class ImageAlgorithm(BaseAlgorithm):
             "episode_starts": torch.as_tensor(self._last_episode_starts),
             "task": self.env.task.state_dict(),
             "statistics": self.statistics.state_dict(),
+            "attacked": self._last_obs if isinstance(self.env, AdversarialObservation) else None,
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -68,6 +80,7 @@ class ImageAlgorithm(BaseAlgorithm):
         for name, value in state["counters"].items():
             setattr(self, name, value)
         self.env.task.load_state_dict(state["task"])
-        self._last_obs = self.env.task.observe()
+        attacked = state["attacked"]
+        self._last_obs = self.present_observations() if attacked is None else attacked.to(self.device)
         self._last_episode_starts = state["episode_starts"].to(self.device)
         self.statistics.load_state_dict(state["statistics"])
