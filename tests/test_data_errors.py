@@ -186,10 +186,10 @@ WRONG = {
     ),
     "archive cut off": (npz_bytes(lambda content: content[:-50]), "made.npz.*not a zip file"),
     "archive with a flipped bit": (npz_bytes(lambda b: b[:300] + bytes([b[300] ^ 1]) + b[301:]), "CRC-32"),
-    "no labels": (npz(labels=None), "has the keys images; expected images and labels, or x_train"),
+    "no labels": (npz(labels=None), "has the keys 'images'; expected images and labels, or x_train"),
     "no test arrays": (
         npz(images=None, labels=None, x_train=IMAGES, y_train=LABELS),
-        "keys x_train, y_train; expected",
+        "keys 'x_train', 'y_train'; expected",
     ),
     "objects": (
         npz(images=np.array([{}] * 30, dtype=object)),
@@ -265,6 +265,10 @@ WRONG = {
         "cannot read .*made.npz",
     ),
     "header of the future": (npz_member(npy_header("{}", (9, 0))), r"format \(9, 0\)|9"),
+    "a name of two lines": (
+        npz(labels=None, **{"a\nb": LABELS}),
+        r"has the keys 'a\\nb', 'images'; expected",
+    ),
     # folders
     "no folder": (named("folder:/nowhere"), "no file or folder /nowhere; expected folders PATH/CLASS"),
     "folder is a file": (named(f"folder:{__file__}"), "cannot read .*Not a directory; expected folders"),

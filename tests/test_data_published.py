@@ -237,6 +237,12 @@ def test_hostile_batches_run_nothing(tmp_path, monkeypatch, content):
     assert not Path(MARK).exists()
 
 
+def test_a_batch_cannot_reserve_memory_without_bound(tmp_path):
+    (tmp_path / "batch").write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")
+    with pytest.raises(InputError, match="batch: place 2147483647 after 2 instructions"):
+        read_batch(tmp_path / "batch", "labels", 10)
+
+
 def test_the_hostile_pickles_are_real(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     harmful = 0

@@ -4,7 +4,9 @@ Pickles name functions to call. This reader answers the four names that a pickle
 that only collect the array's description, and refuses any other.
 """
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +58,10 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             raise InputError(
                 f"{path} is larger than {_MAX_SIZE:,} bytes; expected a CIFAR file; download it anew"
             )
-        with path.open("rb") as file:
-            # The files are Python 2's: its strings come back as bytes, both keys and pixels.
-            content = _ArrayUnpickler(file, encoding="bytes").load()
+        pickled = path.read_bytes()
+        _check_memo(pickled)
+        # The files are Python 2's: its strings come back as bytes, both keys and pixels.
+        content = _ArrayUnpickler(io.BytesIO(pickled), encoding="bytes").load()
         if not isinstance(content, dict):
             raise InputError(
                 f"{path} holds a {type(content).__name__}; expected CIFAR's mapping; download it anew"
@@ -67,6 +70,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             key.decode("latin1") if isinstance(key, bytes) else str(key): _to_array(value)
             for key, value in content.items()
         }
+
+
+def _check_memo(pickled: bytes) -> None:
+    """Refuse places in the unpickler's table that no real file uses: it would reserve memory up to them."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument is not None and argument > count:
+            raise ValueError(f"place {argument} after {count} instructions")
 
 
 class _ArrayState:

@@ -18,7 +18,17 @@ from typing import NamedTuple
 import numpy as np
 
 from envs.data.images import EXTENSIONS, decode, parallel, read_header
-from envs.data.source import NOTES, Allocate, Arrays, Decoded, Source, check_classes, readable, stamp_files
+from envs.data.source import (
+    NOTES,
+    Allocate,
+    Arrays,
+    Decoded,
+    Source,
+    check_classes,
+    is_plain,
+    readable,
+    stamp_files,
+)
 from envs.data.splits import plan_splits
 from envs.errors import InputError
 
@@ -112,9 +122,16 @@ def _image_shape(parts: dict[str, _Files]) -> tuple[int, int, int]:
 
 
 def _folders(root: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        _check_name(root, name)
+    return names
+
+
+def _check_name(folder: str | Path, name: str) -> None:
+    if not is_plain(name):
+        raise InputError(f"{folder} holds {name!r:.99}; expected names of printable characters; rename it")
 
 
 def _find_files(root: Path, classes: tuple[str, ...]) -> _Files:
@@ -158,6 +175,7 @@ class _Listing:
                 name = entry.name.lower()
                 if name.startswith(".") or name in ("thumbs.db", "desktop.ini"):
                     continue
+                _check_name(folder, entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     yield from self.walk(entry.path)
                 elif not name.endswith(EXTENSIONS):

@@ -105,7 +105,7 @@ def _choose_keys(name: str, archive: zipfile.ZipFile) -> dict[str, tuple[str, st
         if {"train", "test"} <= set(found):
             return found
     raise InputError(
-        f"{name} has the keys {', '.join(sorted(present)[:8]) or 'none'}; expected images and labels, or x_train,"
+        f"{name} has the keys {str(sorted(present)[:8])[1:-1] or 'none'}; expected images and labels, or x_train,"
         " y_train, x_test, y_test (x_val, y_val); rename them with np.savez"
     )
 
