@@ -43,7 +43,7 @@ def registry(monkeypatch):
 
 @pytest.mark.parametrize("network", sorted(BUILT_IN - {"nature"}))
 def test_every_network_fits_every_image_size(network):
-    for shape in ((1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 96, 96), (4, 11, 17), (3, 224, 224)):
+    for shape in ((1, 8, 8), (4, 11, 17), (3, 32, 32), (3, 224, 224)):
         with torch.device("meta"):
             body = ImageNetwork(image_space(shape), network)
             assert body.eval()(torch.zeros(2, *shape)).shape == (2, body.features_dim)
@@ -112,8 +112,9 @@ def test_small_reads_digits():
     order = torch.randperm(len(labels))
     train, test = order[:1437], order[1437:]
     classifier = to_fast_layout(new_classifier((1, 8, 8), 10))
-    optimizer = torch.optim.Adam(classifier.parameters(), 2e-3)
-    for _ in range(12):
+    optimizer = torch.optim.Adam(classifier.parameters())
+    for epoch in range(12):
+        optimizer.param_groups[0]["lr"] = 4e-3 * (1 - epoch / 12)
         for batch in train[torch.randperm(len(train))].split(64):
             loss = F.cross_entropy(classifier(images[batch]), labels[batch])
             optimizer.zero_grad()
