@@ -52,8 +52,8 @@ class ImageRolloutBuffer(RolloutBuffer):
         """Value targets ``(steps, envs)``; a copy on the host."""
         return self._floats["returns"].cpu().numpy()
 
-    def add_step(self, **values: Tensor) -> None:
-        """Store one step of every environment, as ``(envs,)`` tensors by name."""
+    def add_step(self, observations: Tensor, **values: Tensor) -> None:
+        """Store one step of every environment, as ``(envs,)`` tensors by name; observations are not stored."""
         for name, value in values.items():
             (self._integers if name in self._integers else self._floats)[name][self.pos] = value
         self.pos += 1
@@ -85,13 +85,32 @@ class ImageRolloutBuffer(RolloutBuffer):
             floats = {name: value.view(-1)[rows] for name, value in self._floats.items()}
             with sample_seeds(integers["sample_seeds"]):
                 yield RolloutBufferSamples(
-                    observations=self.task.render_batch(integers["indices"], integers["augment_seeds"]),
+                    observations=self._observations(rows, integers),
                     actions=integers["actions"],
                     old_values=floats["values"],
                     old_log_prob=floats["log_probs"],
                     advantages=floats["advantages"],
                     returns=floats["returns"],
                 )
+
+    def _observations(self, rows: Tensor, integers: dict[str, Tensor]) -> Tensor:
+        """Return the images of these ``rows`` of the rollout, uint8 ``(B, C, H, W)``."""
+        return self.task.render_batch(integers["indices"], integers["augment_seeds"])
+
+
+class ShownImagesBuffer(ImageRolloutBuffer):
+    """A rollout that keeps its images, for environments whose observations cannot be rendered again."""
+
+    def add_step(self, observations: Tensor, **values: Tensor) -> None:
+        """Store one step of every environment, observations uint8 ``(envs, C, H, W)`` included."""
+        if not hasattr(self, "_images"):
+            shape = (self.buffer_size, *observations.shape)
+            self._images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        self._images[self.pos] = observations
+        super().add_step(observations, **values)
+
+    def _observations(self, rows: Tensor, integers: dict[str, Tensor]) -> Tensor:
+        return self._images.flatten(0, 1)[rows]
 
 
 class UnusedRolloutBuffer(RolloutBuffer):

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.adversarial import AdversarialTraining, plan
+from agents.adversarial_env import AdversarialObservation
 from agents.config import SMALL_NETWORKS, TrainConfig
 from agents.direct import DirectAlgorithm, ExpectedPolicyGradient, Reinforce, Supervised
 from agents.dqn import DQN
+from agents.length import phase_ends
 from agents.networks import ImageNetwork, resolve_network, to_fast_layout
 from agents.on_policy import A2C, PPO
 from agents.policies import ImagePolicy
@@ -19,7 +22,6 @@ from envs.errors import InputError
 from envs.files import read_json
 
 Algorithm = PPO | A2C | DQN | DirectAlgorithm
-LR_FLOOR = 0.02
 
 
 def check_names(config: TrainConfig) -> None:
@@ -53,15 +55,23 @@ def build_env(config: TrainConfig, dataset: ImageDataset) -> VecEnv:
 
 
 def build_algorithm(name: str, config: TrainConfig, env: VecEnv, dataset: ImageDataset) -> Algorithm:
-    """Return the algorithm called ``name`` with a new policy on ``env``."""
+    """Return the algorithm called ``name`` with a new policy on ``env``.
+
+    Raises:
+        InputError: the radius of adversarial training is larger than the images allow.
+    """
+    regime = plan_regime(config, dataset)
+    if regime is not None and name in ("ppo", "a2c"):
+        env = _attacked_env(env, regime)
     mean, std = (tuple(values.tolist()) for values in dataset.channel_stats())
     network = {"network": config.network, "mean": mean, "std": std}
     optimizer = {"weight_decay": config.weight_decay, "fused": True}
     shared: dict[str, Any] = {"env": env, "seed": config.seed, "device": dataset.device}
-    shared["learning_rate"] = learning_rate(config, name)
-    max_norm = config.max_grad_norm or float("inf")
+    warmup = config.lr_warmup * len(dataset) / phase_ends(config, len(dataset))[-1]
+    shared["learning_rate"] = learning_rate(config, name, warmup)
+    shared["gamma"] = config.ppo.gamma
     if name == "dqn":
-        return _build_dqn(config, network, optimizer, shared, max_norm)
+        return _build_dqn(config, network, optimizer, shared)
     shared["policy_kwargs"] = {
         **network,
         "precision": config.precision,
@@ -70,33 +80,84 @@ def build_algorithm(name: str, config: TrainConfig, env: VecEnv, dataset: ImageD
         "optimizer_kwargs": optimizer,
     }
     shared["ent_coef"] = {"a2c": 0.1}.get(name, 0.0) if config.ppo.ent_coef is None else config.ppo.ent_coef
-    shared["gamma"] = config.ppo.gamma
-    eps, mode = config.exploration_of(name)
     if name in ("ppo", "a2c"):
-        shared["policy_kwargs"] |= {"exploration": eps, "exploration_mode": mode}
-        shared |= {
-            "gae_lambda": config.ppo.gae_lambda,
-            "vf_coef": config.ppo.vf_coef,
-            "max_grad_norm": max_norm,
-        }
-        if name == "a2c":
-            normalize = config.ppo.normalize_advantage
-            return A2C(ImagePolicy, n_steps=1, use_rms_prop=False, normalize_advantage=normalize, **shared)
-        return PPO(
+        return _build_actor_critic(name, config, shared)
+    return _build_direct(name, config, shared, regime)
+
+
+def plan_regime(config: TrainConfig, dataset: ImageDataset) -> AdversarialTraining | None:
+    """Return how training on ``dataset`` is attacked, or None where it is not.
+
+    Raises:
+        InputError: the radius is larger than the images allow, or the attacks would begin after the end.
+    """
+    if config.adversarial.method == "none":
+        return None
+    regime = plan(config.adversarial, dataset.shape, len(dataset))
+    total = phase_ends(config, len(dataset))[-1]
+    if regime.begins >= total:
+        raise InputError(
+            f"--adv-start is {config.adversarial.start:g} passes, {regime.begins:,} images, but training ends after "
+            f"{total:,}; expected fewer passes, or a larger --total-images"
+        )
+    return regime
+
+
+def _attacked_env(env: VecEnv, regime: AdversarialTraining) -> AdversarialObservation:
+    ascent = regime.ascent
+    return AdversarialObservation(
+        env,
+        eps=ascent.eps,
+        norm=ascent.norm.name,
+        steps=ascent.steps,
+        step_size=ascent.step_size,
+        start=ascent.start,
+        share=regime.share,
+        begins=regime.begins,
+    )
+
+
+def _build_actor_critic(name: str, config: TrainConfig, shared: dict[str, Any]) -> PPO | A2C:
+    env = shared["env"]
+    eps, mode = config.exploration_of(name)
+    shared["policy_kwargs"] |= {"exploration": eps, "exploration_mode": mode}
+    shared |= {
+        "gae_lambda": config.ppo.gae_lambda,
+        "vf_coef": config.ppo.vf_coef,
+        "max_grad_norm": config.max_grad_norm or float("inf"),
+        "normalize_advantage": config.ppo.normalize_advantage,
+    }
+    model: PPO | A2C
+    if name == "a2c":
+        model = A2C(ImagePolicy, n_steps=1, use_rms_prop=False, **shared)
+    else:
+        model = PPO(
             ImagePolicy,
             n_steps=max(config.ppo.rollout // env.num_envs, 1),
             batch_size=env.num_envs,
             n_epochs=config.ppo.epochs,
             clip_range=config.ppo.clip_range,
             target_kl=config.ppo.target_kl,
-            normalize_advantage=config.ppo.normalize_advantage,
             **shared,
         )
+    if isinstance(env, AdversarialObservation):
+        env.watch(model)
+    return model
+
+
+def _build_direct(
+    name: str, config: TrainConfig, shared: dict[str, Any], regime: AdversarialTraining | None
+) -> DirectAlgorithm:
     shared["max_grad_norm"] = config.max_grad_norm
+    model: DirectAlgorithm
     if name == "supervised":
-        return Supervised(ImagePolicy, **shared | {"ent_coef": 0.0})
-    kind = Reinforce if name == "reinforce" else ExpectedPolicyGradient
-    return kind(ImagePolicy, exploration=eps, exploration_mode=mode, **shared)
+        model = Supervised(ImagePolicy, **shared | {"ent_coef": 0.0})
+    else:
+        eps, mode = config.exploration_of(name)
+        kind = Reinforce if name == "reinforce" else ExpectedPolicyGradient
+        model = kind(ImagePolicy, exploration=eps, exploration_mode=mode, **shared)
+    model.adversarial = regime
+    return model
 
 
 def _build_dqn(
@@ -104,7 +165,6 @@ def _build_dqn(
     network: dict[str, Any],
     optimizer: dict[str, Any],
     shared: dict[str, Any],
-    max_norm: float,
 ) -> DQN:
     num_envs = shared["env"].num_envs
     model = DQN(
@@ -112,13 +172,12 @@ def _build_dqn(
         buffer_size=config.dqn.buffer_size,
         learning_starts=config.dqn.learning_starts,
         batch_size=num_envs,
-        gamma=config.ppo.gamma,
         train_freq=1,
         gradient_steps=1,
         target_update_interval=max(config.dqn.target_update_interval, num_envs),
         exploration_fraction=config.dqn.exploration_fraction,
         exploration_final_eps=config.exploration_of("dqn")[0],
-        max_grad_norm=max_norm,
+        max_grad_norm=config.max_grad_norm or float("inf"),
         policy_kwargs={
             "features_extractor_class": ImageNetwork,
             "features_extractor_kwargs": network,
@@ -133,26 +192,38 @@ def _build_dqn(
     return model
 
 
-def learning_rate(config: TrainConfig, algorithm: str) -> float | Callable[[float], float]:
+def learning_rate(
+    config: TrainConfig, algorithm: str, warmup: float = 0.0
+) -> float | Callable[[float], float]:
     """Return SB3's schedule: the learning rate as a function of the remaining progress, from 1 to 0."""
     default = (2e-3 if config.network in SMALL_NETWORKS else 1e-3) * (0.5 if algorithm == "a2c" else 1)
     start = config.learning_rate or default
-    if config.lr_schedule == "constant":
+    if config.lr_schedule == "constant" and not warmup:
         return start
-    return LearningRate(start, config.lr_schedule)
+    return LearningRate(start, config.lr_schedule, config.lr_end, warmup)
 
 
 class LearningRate:
-    """A learning rate that falls from ``start`` to 2 % of it, linearly or along a cosine."""
+    """A learning rate that stays, or falls from ``start`` to ``end`` times that, linearly or along a cosine.
 
-    def __init__(self, start: float, shape: str) -> None:
+    Over the first ``warmup`` of training, a share, it rises from 0 to ``start``.
+    """
+
+    def __init__(self, start: float, shape: str, end: float = 0.02, warmup: float = 0.0) -> None:
         self.start = start
         self.shape = shape
+        self.end = end
+        self.warmup = warmup
 
     def __call__(self, remaining: float) -> float:
         """Return the rate at ``remaining`` progress, from 1 (start) to 0 (end)."""
-        share = remaining if self.shape == "linear" else (1 - np.cos(np.pi * remaining)) / 2
-        return float(self.start * (LR_FLOOR + (1 - LR_FLOOR) * share))
+        if 1 - remaining < self.warmup:
+            return self.start * (1 - remaining) / self.warmup
+        share = remaining / (1 - self.warmup)
+        if self.shape == "constant":
+            return self.start
+        share = share if self.shape == "linear" else (1 - np.cos(np.pi * share)) / 2
+        return float(self.start * (self.end + (1 - self.end) * share))
 
 
 def _reward(reward: str) -> Any:

@@ -1,8 +1,9 @@
 """What happens between rollouts: validation, selection, logging, checkpoints, progress, and a clean stop."""
 
+import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.progress import Progress, TaskID
@@ -15,6 +16,7 @@ from agents.classifier import extract_classifier, save_classifier
 from agents.evaluation import Evaluation, evaluate
 from agents.interrupt import StopRequest
 from agents.logs import JSONLines
+from agents.probe import Probe, overfits_catastrophically
 from agents.rundir import RunDir
 from envs import ImageDataset
 from envs.errors import InputError
@@ -25,25 +27,39 @@ _PROGRESS_SECONDS = 0.2
 
 @dataclass
 class Selection:
-    """The best weights so far, by validation accuracy and then by validation loss.
+    """The best weights so far.
 
     Attributes:
         weights: the policy's state dict, copied; None before the first validation.
-        score: (accuracy, -loss) of these weights.
+        score: of these weights: (accuracy, -loss), or (robust accuracy, accuracy) where robustness selects.
         step: images trained on when they were taken.
+        accuracy: their validation accuracy.
+        robust_accuracy: their accuracy under the probe's PGD, where there is a probe.
     """
 
     weights: dict[str, Tensor] | None = None
     score: tuple[float, float] = (-1.0, 0.0)
     step: int = 0
+    accuracy: float = 0.0
+    robust_accuracy: float | None = None
 
-    def offer(self, evaluation: Evaluation, step: int, weights: dict[str, Tensor]) -> bool:
+    def offer(
+        self,
+        evaluation: Evaluation,
+        step: int,
+        weights: dict[str, Tensor],
+        robust_accuracy: float | None = None,
+        by: Literal["clean", "robust"] = "clean",
+    ) -> bool:
         """Take copies of ``weights`` if they are better; return whether they were."""
         score = (evaluation.accuracy, -evaluation.loss)
+        if by == "robust" and robust_accuracy is not None:
+            score = (robust_accuracy, evaluation.accuracy)
         if score <= self.score:
             return False
         self.weights = {name: value.detach().clone() for name, value in weights.items()}
         self.score, self.step = score, step
+        self.accuracy, self.robust_accuracy = evaluation.accuracy, robust_accuracy
         return True
 
 
@@ -66,6 +82,9 @@ class TrainingCallback(BaseCallback):
         validate_every: images between validations.
         stop: asked to stop by Ctrl-C.
         progress: a bar and its task, or None.
+        probe: attacks a slice of the validation data at every validation; None: nothing does.
+        select: by which validation accuracy weights are kept, clean or the probe's.
+        attacks_begin: images after which training is adversarial; selection starts anew there.
     """
 
     model: Any  # one of the project's algorithms
@@ -78,6 +97,9 @@ class TrainingCallback(BaseCallback):
         validate_every: int,
         stop: StopRequest,
         progress: tuple[Progress, TaskID] | None = None,
+        probe: Probe | None = None,
+        select: Literal["clean", "robust"] = "clean",
+        attacks_begin: int | None = None,
     ) -> None:
         super().__init__()
         self.run = run
@@ -87,6 +109,9 @@ class TrainingCallback(BaseCallback):
         self.log_every = max(validate_every // LOGS_PER_VALIDATION, 1)
         self.stop = stop
         self.progress = progress
+        self.probe = probe
+        self.select = select
+        self.attacks_begin = attacks_begin
         self.phase = 0
         self.selection = Selection()
         self.milestones = Milestones(validate_every, self.log_every)
@@ -173,18 +198,54 @@ class TrainingCallback(BaseCallback):
     def _validate(self, step: int) -> dict[str, float]:
         """Validate, offer the weights to the selection, and return what to log."""
         policy = self.model.policy
-        evaluation = evaluate(extract_classifier(policy), self.validation)
-        self.selection.offer(evaluation, step, policy.state_dict())
-        self.milestones.history.append({"images": float(step), "accuracy": evaluation.accuracy})
+        classifier = extract_classifier(policy)
+        evaluation = evaluate(classifier, self.validation)
+        robustness = self.probe(classifier) if self.probe else None
+        if self.attacks_begin is not None and self.selection.step <= self.attacks_begin < step:
+            self.selection = Selection()  # weights from before the attacks are another regime's
+        robust_accuracy = robustness.accuracy if robustness else None
+        self.selection.offer(evaluation, step, policy.state_dict(), robust_accuracy, self.select)
+        point = {"images": float(step), "accuracy": evaluation.accuracy}
+        if robustness:
+            point |= {"robust_accuracy": robustness.accuracy, "fgsm_accuracy": robustness.fgsm_accuracy}
+        self.milestones.history.append(point)
         if self.progress:
             bar, task = self.progress
             bar.update(task, accuracy=evaluation.accuracy)
-        return {
+        record = {
             "val/accuracy": evaluation.accuracy,
             "val/loss": evaluation.loss,
             "val/margin": evaluation.margin,
-            "val/best_accuracy": self.selection.score[0],
+            "val/best_accuracy": self.selection.accuracy,
         }
+        if robustness:
+            record |= {f"probe/{name}": value for name, value in vars(robustness).items()}
+            record["probe/catastrophic_overfitting"] = float(self._overfits())
+        return record
+
+    def _overfits(self) -> bool:
+        """Return whether the history shows catastrophic overfitting, and say so when it does for the first time."""
+        begin = self.attacks_begin
+        since = [point for point in self.milestones.history if begin is not None and point["images"] > begin]
+        pairs = [
+            (point["fgsm_accuracy"], point["robust_accuracy"]) for point in since if "fgsm_accuracy" in point
+        ]
+        overfits = overfits_catastrophically(pairs)
+        if overfits and not overfits_catastrophically(pairs[:-1]):
+            fgsm, robust = pairs[-1]
+            self._say(
+                f"warning: catastrophic overfitting at {self.model.num_timesteps:,} images: accuracy {fgsm:.1%} under "
+                f"FGSM but {robust:.1%} under PGD; use --adversarial pgd or a smaller --adv-eps, or keep the weights "
+                "from before by --select robust"
+            )
+        return overfits
+
+    def _say(self, message: str) -> None:
+        """Print a line on standard error, above the progress bar where there is one."""
+        if self.progress:
+            self.progress[0].print(message, soft_wrap=True)
+        else:
+            print(message, file=sys.stderr)
 
     def _rate(self, step: int) -> float:
         """Return images per second since the last call; reading the statistics before has waited for the device."""

@@ -9,14 +9,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 import attacks
+from agents.adversarial_config import usual_radius
 from agents.classifier import Classifier
 from agents.evaluation import evaluate, to_pixels
 from agents.rundir import RunDir
 from envs import ImageDataset
 
 ATTACKED_IMAGES = 1000
-# The radii that the field reports: greyscale digits, and colour images (RobustBench; arXiv 2606.12251 for L2 1.0).
-_RADII = {1: {"Linf": 0.1, "L2": 1.5}, 3: {"Linf": 8 / 255, "L2": 1.0}}
 
 
 def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) -> list[dict[str, Any]]:
@@ -30,7 +29,7 @@ def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) ->
     device = next(classifier.parameters()).device
     images = to_pixels(test.images[:ATTACKED_IMAGES].to(device))
     labels = test.labels[:ATTACKED_IMAGES].to(device)
-    radii = _RADII[3 if test.shape[0] == 3 else 1]
+    radii = {norm: usual_radius(norm, test.shape[0]) for norm in ("Linf", "L2")}
     plan: list[tuple[str, str, dict[str, Any]]] = [
         ("fgsm", "Linf", {}),
         ("pgd", "Linf", {"protocol": "normalized"}),
@@ -98,6 +97,10 @@ def print_summary(summary: dict[str, Any], run: RunDir, console: Console | None 
         )
     console.print(table)
     validated = f"validation {summary['val_accuracy']:.2%} at {summary['selected_at']:,} images"
+    if summary.get("val_robust_accuracy") is not None:
+        validated += (
+            f", {summary['val_robust_accuracy']:.2%} under attack (selected by {summary['selected_by']})"
+        )
     console.print(
         f"trained on {summary['images']:,} images in {summary['seconds']:.1f} s "
         f"({summary['images'] / max(summary['seconds'], 1e-9):,.0f} images/s); selected by {validated}"

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from agents.adversarial_config import AdversarialConfig
 from envs.errors import InputError, unknown_name
 
 ALGORITHMS = ("ppo", "a2c", "dqn", "reinforce", "epg", "supervised")
@@ -80,8 +82,14 @@ class TrainConfig:
     """Seed of weights, data order, actions and attacks."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    preset: str | None = None
+    """Begin with the settings of this name, which other options override; see --list-presets."""
+    list_presets: bool = False
+    """Show the presets and stop."""
     total_images: int | None = None
     """Images to train on, repetitions counted. Default: 40 passes, and at least 60,000."""
+    passes: float | None = None
+    """Passes over the training set, in place of --total-images."""
     run_dir: Path | None = None
     """Where the run is kept. Default: runs/<dataset>-<algo>-<network>-s<seed>."""
     resume: Path | None = None
@@ -100,7 +108,11 @@ class TrainConfig:
     learning_rate: float | None = None
     """Default: 2e-3 for small and mlp, else 1e-3; half of that for a2c."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls to 2 % of its start."""
+    """How the learning rate falls to --lr-end."""
+    lr_end: float = 0.02
+    """Share of the learning rate that is left at the end."""
+    lr_warmup: float = 0.0
+    """Passes over the training set in which the learning rate rises from 0."""
     weight_decay: float = 1e-4
     """Of AdamW."""
     max_grad_norm: float = 1.0
@@ -130,11 +142,21 @@ class TrainConfig:
 
     eval_every: int | None = None
     """Images between validations and checkpoints. Default: one pass, and at most 100 validations a run."""
+    select: Literal["clean", "robust"] = "clean"
+    """Keep the weights of best clean, or best robust validation accuracy (that of the probe)."""
+    probe_images: int | None = None
+    """Validation images that each validation attacks by PGD, for robust accuracy, gradient norm and logit margin.
+    Default: 256 for adversarial training and --select robust; else 0, none."""
+    probe_steps: int = 10
+    """Gradient steps of the probe. Its ball is that of --adv-eps and --adv-norm, or their defaults."""
     attack: bool = True
     """Attack the finished classifier for the closing table."""
     progress: bool = True
     """Show a progress bar."""
 
+    adversarial: Annotated[AdversarialConfig, tyro.conf.arg(name="")] = field(
+        default_factory=AdversarialConfig
+    )
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     ppo: Annotated[PPOConfig, tyro.conf.arg(name="ppo")] = field(default_factory=PPOConfig)
     dqn: DQNConfig = field(default_factory=DQNConfig)
@@ -146,7 +168,7 @@ class TrainConfig:
             InputError: the schedule cannot be read.
         """
         if self.schedule is None:
-            return ((self.algo, None),)
+            return ((self.algo, self.passes),)
         phases = []
         for part in self.schedule.split(","):
             match = re.fullmatch(r"\s*([\w-]+)\s*:\s*(\d+(?:\.\d+)?)\s*", part)
@@ -165,6 +187,12 @@ class TrainConfig:
         small = self.network in SMALL_NETWORKS and "ppo" not in dict(self.phases())
         return self.batch_size or (64 if small else 256)
 
+    def probed_images(self) -> int:
+        """Return how many validation images each validation attacks, or the default."""
+        if self.probe_images is None:
+            return 256 if self.adversarial.method != "none" or self.select == "robust" else 0
+        return self.probe_images
+
     def exploration_of(self, algorithm: str) -> tuple[float, Literal["batch", "mixture"]]:
         """Return (eps, mode) of ``algorithm``, or their defaults."""
         default = {"ppo": 0.0, "dqn": 0.05}.get(algorithm, 0.1)
@@ -179,14 +207,33 @@ class TrainConfig:
         """
         if self.algo not in ALGORITHMS:
             raise unknown_name("algorithm", self.algo, ALGORITHMS)
-        self.phases()
+        algorithms = [name for name, _ in self.phases()]
+        self._check_ranges()
+        self._check_length()
+        self.adversarial.validate(algorithms)
+        if self.select == "robust" and self.probe_images == 0:
+            raise InputError("--select robust goes by the probe, and --probe-images is 0; leave it out")
+        if "ppo" not in algorithms:
+            return
+        if self.batch_size == 1:
+            raise InputError(
+                "--batch-size is 1; PPO scales advantages within a minibatch, so it needs at least 2"
+            )
+        if self.ppo.rollout % self.images_per_step():
+            raise InputError(
+                f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({self.images_per_step()})"
+            )
+
+    def _check_ranges(self) -> None:
         positive = {
             "--total-images": self.total_images,
+            "--passes": self.passes,
             "--batch-size": self.batch_size,
             "--learning-rate": self.learning_rate,
             "--image-size": self.image_size,
             "--episode-length": self.episode_length,
             "--eval-every": self.eval_every,
+            "--probe-steps": self.probe_steps,
             "--threads": self.threads,
             "--ppo.rollout": self.ppo.rollout,
             "--ppo.epochs": self.ppo.epochs,
@@ -195,40 +242,50 @@ class TrainConfig:
             "--dqn.buffer-size": self.dqn.buffer_size,
             "--dqn.target-update-interval": self.dqn.target_update_interval,
         }
-        for option, value in positive.items():
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{option} is {value}; expected a number above 0")
         unit = {
+            "--lr-end": self.lr_end,
             "--label-noise": self.label_noise,
-            "--exploration.eps": self.exploration.eps or 0.0,
+            "--exploration.eps": self.exploration.eps,
             "--ppo.gamma": self.ppo.gamma,
             "--ppo.gae-lambda": self.ppo.gae_lambda,
             "--dqn.exploration-fraction": self.dqn.exploration_fraction,
         }
-        for option, value in unit.items():
-            if not 0 <= value <= 1:
-                raise InputError(f"{option} is {value}; expected a number from 0 to 1")
         non_negative = {
             "--seed": self.seed,
+            "--lr-warmup": self.lr_warmup,
+            "--probe-images": self.probe_images,
             "--weight-decay": self.weight_decay,
             "--max-grad-norm": self.max_grad_norm,
             "--ppo.vf-coef": self.ppo.vf_coef,
-            "--ppo.ent-coef": self.ppo.ent_coef or 0.0,
+            "--ppo.ent-coef": self.ppo.ent_coef,
             "--dqn.learning-starts": self.dqn.learning_starts,
         }
-        for option, value in non_negative.items():
-            if not 0 <= value < float("inf"):
-                raise InputError(f"{option} is {value}; expected 0 or more")
+        ranges: tuple[tuple[dict[str, Any], Callable[[float], bool], str], ...] = (
+            (positive, lambda value: 0 < value < float("inf"), "a number above 0"),
+            (unit, lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+            (non_negative, lambda value: 0 <= value < float("inf"), "0 or more"),
+        )
+        for options, fits, expected in ranges:
+            for option, value in options.items():
+                if value is not None and not fits(value):
+                    raise InputError(f"{option} is {value}; expected {expected}")
         if self.seed >= 2**32:
             raise InputError(f"--seed is {self.seed}; expected less than 2**32")
-        if self.batch_size == 1 and "ppo" in dict(self.phases()):
-            raise InputError(
-                "--batch-size is 1; PPO scales advantages within a minibatch, so it needs at least 2"
-            )
-        if self.ppo.rollout % self.images_per_step() and "ppo" in dict(self.phases()):
-            raise InputError(
-                f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({self.images_per_step()})"
-            )
+
+    def _check_length(self) -> None:
+        """Check what is given in passes against each other."""
+        if self.passes is None:
+            total = sum(passes for _, passes in self.phases() if passes) or None
+        elif self.schedule is not None or self.total_images is not None:
+            other = "--schedule" if self.schedule is not None else "--total-images"
+            raise InputError(f"--passes is {self.passes:g} and {other} is given as well; choose one of them")
+        else:
+            total = self.passes
+        for option, value in (("--adv-start", self.adversarial.start), ("--lr-warmup", self.lr_warmup)):
+            if total is not None and value and value >= total:
+                raise InputError(
+                    f"{option} is {value:g} passes, but training ends after {total:g}; expected fewer"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""

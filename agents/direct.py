@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import losses
+from agents.adversarial import AdversarialTraining, adversarial_term, attacked_images
 from agents.base import ImageAlgorithm
 from agents.buffers import UnusedRolloutBuffer
 from agents.policies import ImagePolicy
@@ -60,9 +61,13 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         max_grad_norm: gradients are clipped to this L2 norm; 0 switches it off.
         policy_kwargs: passed to the policy.
         tensorboard_log, verbose, seed, device: as in SB3.
+
+    Attributes:
+        adversarial: how attacked images enter training, from the next step on; None: not at all. Needs an image task.
     """
 
     policy: ImagePolicy
+    adversarial: AdversarialTraining | None = None
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "ImagePolicy": ImagePolicy,
         "CnnPolicy": ImagePolicy,
@@ -113,7 +118,7 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         self._batch: Batch | None = None
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_batch"]
+        return [*super()._excluded_save_params(), "_batch", "adversarial"]
 
     @abc.abstractmethod
     def choose_actions(self, logits: Tensor) -> Tensor:
@@ -152,6 +157,8 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         labels = task.labels if task else None
         action_rewards = task.action_rewards() if task else None
         pixels = self.policy.pixels(observations)
+        if self._attacks("replace"):
+            pixels = attacked_images(self, pixels, *_known(labels, action_rewards))
         logits = self.policy.logits(pixels).float()
         actions = self.choose_actions(logits)
         tensors = getattr(env, "tensors", False)
@@ -165,6 +172,18 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         if labels is not None:
             self.statistics.add(accuracy=(actions == labels).float().mean())
         return Batch(pixels, logits, actions, rewards.float(), labels, action_rewards), dones
+
+    def answer(self, pixels: Tensor, labels: Tensor, action_rewards: Tensor) -> Batch:
+        """Answer images outside of the environment; each is a bandit of its own, so returns are its rewards."""
+        logits = self.policy.logits(pixels).float()
+        actions = self.choose_actions(logits)
+        returns = action_rewards.gather(1, actions[:, None])[:, 0]
+        return Batch(pixels, logits, actions, returns, labels, action_rewards)
+
+    def _attacks(self, *rules: str) -> bool:
+        """Return whether the phase of attacks has begun, under one of these rules."""
+        regime = self.adversarial
+        return regime is not None and regime.rule in rules and self.num_timesteps >= regime.begins
 
     def _discount(self, steps: list[Batch], alive: list[Tensor]) -> None:
         if self.gamma == 0:
@@ -184,6 +203,9 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         with torch.set_grad_enabled(self.ent_coef > 0):
             entropy = losses.entropy(batch.logits.log_softmax(-1))
         total = loss - self.ent_coef * entropy if self.ent_coef else loss
+        if self._attacks("add", "trades"):
+            labels, action_rewards = _known(batch.labels, batch.action_rewards)
+            total = total + adversarial_term(self, batch, labels, action_rewards)
         self.policy.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(
@@ -280,6 +302,12 @@ def image_task(env: VecEnv) -> ImageTask | None:
     """Return the image task behind ``env``, or None where there is none."""
     task = getattr(env, "task", None)
     return task if isinstance(task, ImageTask) else None
+
+
+def _known(labels: Tensor | None, action_rewards: Tensor | None) -> tuple[Tensor, Tensor]:
+    if labels is None or action_rewards is None:
+        raise InputError("adversarial training needs labels; train on an environment from envs.sb3_env")
+    return labels, action_rewards
 
 
 def _concatenate(steps: list[Batch]) -> Batch:

@@ -59,6 +59,15 @@ def expected_policy_gradient(log_probs: Tensor, action_rewards: Tensor, behaviou
     return -(behaviour.detach() * action_rewards * log_probs).sum(-1).mean()
 
 
+def divergence(clean_logits: Tensor, attacked_logits: Tensor) -> Tensor:
+    """Return the mean of ``KL(softmax(clean) || softmax(attacked))``, in nats, of logits ``(N, K)`` (TRADES, eq. 5).
+
+    Gradients reach both arguments (Zhang et al. 2019).
+    """
+    clean, attacked = (logits.float().log_softmax(-1) for logits in (clean_logits, attacked_logits))
+    return F.kl_div(attacked, clean, reduction="batchmean", log_target=True)
+
+
 def entropy(log_probs: Tensor) -> Tensor:
     """Return the mean entropy, in nats, of log-probabilities ``(N, K)``."""
     return -(log_probs.exp() * log_probs).sum(-1).mean()

@@ -27,7 +27,7 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.rollout_buffer_class is None and getattr(self.env, "tensors", False):
-            self.rollout_buffer_class = ImageRolloutBuffer
+            self.rollout_buffer_class = getattr(self.env, "rollout_buffer_class", ImageRolloutBuffer)
         super()._setup_model()
 
     def _excluded_save_params(self) -> list[str]:
@@ -59,10 +59,12 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
     def _collect_step(self, env: Any, buffer: ImageRolloutBuffer) -> Tensor:
         seeds = torch.randint(2**62, (env.num_envs,), device=self.device)
         indices, augment_seeds, labels = env.task.indices, env.task.augment_seeds, env.task.labels
+        shown = self._last_obs
         with sample_seeds(seeds):
-            actions, values, log_probs = self.policy(self._last_obs)
+            actions, values, log_probs = self.policy(shown)
         observations, rewards, dones, _ = env.step(actions)
         buffer.add_step(
+            shown,
             indices=indices,
             augment_seeds=augment_seeds,
             sample_seeds=seeds,

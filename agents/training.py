@@ -13,22 +13,20 @@ from rich.text import Text
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.build import Algorithm, build_algorithm, build_env, check_names
+from agents.build import Algorithm, build_algorithm, build_env, check_names, plan_regime
 from agents.callback import TrainingCallback
 from agents.checkpoint import load_checkpoint, set_random_state
 from agents.classifier import extract_classifier
 from agents.closing import print_summary, summarise
 from agents.config import TrainConfig
 from agents.interrupt import stop_on_interrupt
+from agents.length import phase_ends, validation_interval
 from agents.logs import make_logger
+from agents.probe import Probe
 from agents.rundir import RunDir, device_name, resolve_device, versions
 from envs import ImageDataset, Splits, load_splits
 from envs.errors import InputError
 from envs.files import read_json, write_atomic, write_json
-
-MIN_IMAGES = 60_000
-PASSES = 40
-MAX_VALIDATIONS = 100
 
 
 def train(config: TrainConfig) -> RunDir:
@@ -43,6 +41,8 @@ def train(config: TrainConfig) -> RunDir:
     config.validate()
     check_names(config)
     splits = _load(config)
+    plan_regime(config, splits.train)  # refuses what only the data shows to be wrong
+    Probe.from_config(config, splits.val)
     name = "-".join(
         (
             _dataset_slug(config.dataset),
@@ -94,9 +94,18 @@ def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str,
     torch.use_deterministic_algorithms(config.deterministic)
     ends = phase_ends(config, len(splits.train))
     env = build_env(config, splits.train)
+    regime = plan_regime(config, splits.train)
     with stop_on_interrupt() as stop, _progress_bar(config, ends[-1]) as bar:
         callback = TrainingCallback(
-            run, splits.val, ends[-1], validation_interval(config, len(splits.train), ends[-1]), stop, bar
+            run,
+            splits.val,
+            ends[-1],
+            validation_interval(config, len(splits.train), ends[-1]),
+            stop,
+            bar,
+            probe=Probe.from_config(config, splits.val),
+            select=config.select,
+            attacks_begin=None if regime is None else regime.begins,
         )
         model = _learn(config, splits.train, env, ends, callback, checkpoint)
         callback.boundary(last=True)
@@ -146,7 +155,7 @@ def _hand_over(old: Algorithm, new: Algorithm, keep_optimizer: bool) -> None:
     new.policy.load_state_dict(weights)
     if keep_optimizer:
         optimizer.load_state_dict(old.policy.optimizer.state_dict())
-    new.num_timesteps, new._last_obs = old.num_timesteps, old._last_obs
+    new.num_timesteps, new._last_obs = old.num_timesteps, new.present_observations()
     new._last_episode_starts = old._last_episode_starts
     new._current_progress_remaining = old._current_progress_remaining
 
@@ -183,7 +192,10 @@ def _close(
         "seed": config.seed,
         "images": model.num_timesteps,
         "seconds": seconds,
-        "val_accuracy": callback.selection.score[0],
+        "adversarial": config.to_dict()["adversarial"],
+        "val_accuracy": callback.selection.accuracy,
+        "val_robust_accuracy": callback.selection.robust_accuracy,
+        "selected_by": config.select,
         "selected_at": callback.selection.step,
         "device": device_name(test.device),
     }
@@ -200,23 +212,6 @@ def _save_policy(model: Algorithm, run: RunDir) -> None:
     buffer = io.BytesIO()
     model.save(buffer)
     write_atomic(run.policy_path, buffer.getvalue())
-
-
-def phase_ends(config: TrainConfig, train_size: int) -> list[int]:
-    """Return the number of images after which each phase ends."""
-    ends: list[int] = []
-    for _, passes in config.phases():
-        if passes is None:
-            images = config.total_images or max(PASSES * train_size, MIN_IMAGES)
-        else:
-            images = max(round(passes * train_size), 1)
-        ends.append((ends[-1] if ends else 0) + images)
-    return ends
-
-
-def validation_interval(config: TrainConfig, train_size: int, total: int) -> int:
-    """Return the images between validations: one pass, or more where that would be over 100 validations."""
-    return config.eval_every or max(train_size, -(-total // MAX_VALIDATIONS))
 
 
 def _describe(config: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
@@ -246,7 +241,9 @@ def _dataset_slug(name: str) -> str:
 
 
 def _algorithm_slug(config: TrainConfig) -> str:
-    return config.algo if config.schedule is None else "+".join(name for name, _ in config.phases())
+    algorithms = config.algo if config.schedule is None else "+".join(name for name, _ in config.phases())
+    method = config.adversarial.method
+    return algorithms if method == "none" else f"{algorithms}-{method}"
 
 
 class _Rate(ProgressColumn):

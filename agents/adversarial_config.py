@@ -1,0 +1,178 @@
+"""The options of adversarial training, their defaults by method, and the checks that need no data."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from agents.cli import parse_number
+from envs.errors import InputError
+
+DIRECT = ("supervised", "reinforce", "epg")
+WRAPPED = ("ppo", "a2c")
+_DEFAULT_STEPS = {"fgsm": 1, "pgd": 7, "trades": 10}
+_NUMBER = PrimitiveConstructorSpec[float](
+    nargs=1,
+    metavar="FLOAT|FRACTION",
+    instance_from_str=lambda words: parse_number(words[0]),
+    is_instance=lambda value: value is None or isinstance(value, (int, float)),
+    str_from_instance=lambda value: [str(value)],
+)
+_LONGEST_STEP = 1.25  # in radii; for a single step from a random start (Wong et al. 2020)
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Train on attacked images. Every option is None where the method's default applies."""
+
+    method: Annotated[Literal["none", "fgsm", "pgd", "trades"], arg(name="adversarial")] = "none"
+    """fgsm: the loss plus --adv-weight times the loss on images moved by one signed gradient step (Goodfellow et al.
+    2015; the rule of arXiv 2606.12251). pgd: the loss on images from projected gradient ascent (Madry et al. 2018).
+    trades: the loss plus --adv-weight times KL(p(x) || p(x_adv)) (Zhang et al. 2019). ppo and a2c see the attacked
+    images as observations (fgsm, pgd); dqn does not train adversarially."""
+    eps: Annotated[float | None, _NUMBER, arg(name="adv-eps")] = None
+    """Radius in units of pixels in [0, 1], e.g. 0.1 or 8/255. Default: Linf 0.1 and L2 1.5 for greyscale images, 8/255
+    and 1.0 for colour."""
+    norm: Annotated[Literal["Linf", "L2", "L1"] | None, arg(name="adv-norm")] = None
+    """Norm of the ball. Default: Linf."""
+    steps: Annotated[int | None, arg(name="adv-steps")] = None
+    """Gradient steps of the attack. Default: pgd 7, trades 10."""
+    step_size: Annotated[float | None, _NUMBER, arg(name="adv-step-size")] = None
+    """Length of a step, like --adv-eps. Default: 2.5 eps / steps, and at most 1.25 eps."""
+    mix: Annotated[Literal["add", "replace"] | None, arg(name="adv-mix")] = None
+    """add: clean loss + weight * loss on attacked images. replace: attacked images alone, acted on as they were shown.
+    Default: fgsm add, pgd replace; ppo and a2c always replace."""
+    weight: Annotated[float | None, arg(name="adv-weight")] = None
+    """Weight of the adversarial term. Default: 1 for --adv-mix add, 6 for trades; replace has none."""
+    objective: Annotated[Literal["own", "ce"] | None, arg(name="adv-objective")] = None
+    """What the attack raises: the algorithm's own loss, actions sampled, or cross-entropy. Default: fgsm own, pgd ce;
+    trades always raises the KL divergence."""
+    share: Annotated[float | None, arg(name="adv-share")] = None
+    """Share of the images that --adv-mix replace attacks. Default: 1."""
+    start: Annotated[float | None, arg(name="adv-start")] = None
+    """Passes over the training set before the first attack. Default: 0. Selection starts anew there."""
+
+    @property
+    def rule(self) -> Literal["add", "replace", "trades"]:
+        """How attacked images enter the loss of supervised, reinforce and epg."""
+        if self.method == "trades":
+            return "trades"
+        return self.mix or ("add" if self.method == "fgsm" else "replace")
+
+    def full_weight(self) -> float:
+        """Return the weight of the adversarial term, or its default."""
+        return (6.0 if self.method == "trades" else 1.0) if self.weight is None else self.weight
+
+    def full_steps(self) -> int:
+        """Return the number of gradient steps, or its default."""
+        return self.steps or _DEFAULT_STEPS[self.method]
+
+    def full_objective(self) -> Literal["own", "ce"]:
+        """Return what the attack raises, or its default."""
+        return self.objective or ("own" if self.method == "fgsm" else "ce")
+
+    def full_eps(self, channels: int) -> float:
+        """Return the radius, or the one that is usual for images with ``channels`` channels."""
+        return usual_radius(self.norm or "Linf", channels) if self.eps is None else self.eps
+
+    def full_step_size(self, eps: float) -> float:
+        """Return the length of a step, or its default: any point of the ball can be reached."""
+        if self.method == "fgsm":
+            return eps
+        return default_step_size(eps, self.full_steps()) if self.step_size is None else self.step_size
+
+    def validate(self, algorithms: Iterable[str]) -> None:
+        """Check all options against each other and against the algorithms that they are for.
+
+        Raises:
+            InputError: a value is out of its range, or does not go with the method or an algorithm.
+        """
+        if self.method == "none":
+            for item in fields(self)[1:]:
+                if (value := getattr(self, item.name)) is not None:
+                    raise InputError(
+                        f"{_option(item.name)} is {value} but --adversarial is none; choose fgsm, pgd or trades, "
+                        "or leave the option out"
+                    )
+            return
+        self._check_ranges()
+        algorithms = tuple(algorithms)
+        for algorithm in algorithms:
+            self._check_algorithm(algorithm)
+        self._check_method({"replace" if algorithm in WRAPPED else self.rule for algorithm in algorithms})
+
+    def _check_ranges(self) -> None:
+        for name in ("eps", "steps", "step_size", "weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{_option(name)} is {value}; expected a number above 0")
+        if self.eps is not None and (self.norm or "Linf") == "Linf" and self.eps > 1:
+            raise InputError(
+                f"--adv-eps is {self.eps:g}; pixels lie in [0, 1], so expected at most 1; divide by 255, "
+                f"e.g. {self.eps:g}/255"
+            )
+        if self.share is not None and not 0 < self.share <= 1:
+            raise InputError(f"--adv-share is {self.share}; expected a share above 0 and up to 1")
+        if self.start is not None and not 0 <= self.start < math.inf:
+            raise InputError(f"--adv-start is {self.start}; expected 0 or more passes over the training set")
+
+    def _check_method(self, rules: set[str]) -> None:
+        """Refuse options that the method, or the ``rules`` by which its images enter the loss, have no use for."""
+        unused = {
+            "fgsm": {"steps": "fgsm takes one step; use --adversarial pgd", "step_size": "its step is eps"},
+            "trades": {
+                "mix": "trades keeps the clean loss and adds the divergence",
+                "objective": "trades raises the divergence",
+            },
+        }.get(self.method, {})
+        if rules == {"replace"}:
+            unused = unused | {"weight": "attacked images alone are trained on; use --adv-mix add"}
+        elif "replace" not in rules:
+            unused = unused | {"share": "every image is shown both ways; use --adv-mix replace"}
+        for name, reason in unused.items():
+            if (value := getattr(self, name)) is not None:
+                raise InputError(
+                    f"{_option(name)} is {value} but has no meaning for --adversarial {self.method}: {reason}"
+                )
+
+    def _check_algorithm(self, algorithm: str) -> None:
+        if algorithm in DIRECT:
+            return
+        if self.method == "trades":
+            raise InputError(
+                f"trades needs the logits of clean images in the loss, and {algorithm} has none; "
+                f"use it with {', '.join(DIRECT)}, or choose --adversarial pgd"
+            )
+        if algorithm not in WRAPPED:
+            raise InputError(
+                f"--adversarial {self.method} is not offered for {algorithm}; use {', '.join((*DIRECT, *WRAPPED))}"
+            )
+        if self.mix == "add" or self.weight is not None:
+            raise InputError(
+                f"{algorithm} sees attacked images in place of clean ones, so --adv-mix add and --adv-weight have no "
+                "meaning; leave them out, or attack a part of the images by --adv-share"
+            )
+        if self.objective == "own":
+            raise InputError(f"{algorithm} has no loss before its rollout is over; use --adv-objective ce")
+
+
+def usual_radius(norm: str, channels: int) -> float:
+    """Return the radius that the field reports, for greyscale digits or for colour images.
+
+    Linf and L1 as in Croce and Hein (2020, 2021) and Tramer and Boneh (2019); L2 1.0 as in arXiv 2606.12251.
+    """
+    colour = {"Linf": 8 / 255, "L2": 1.0, "L1": 12.0}
+    grey = {"Linf": 0.1, "L2": 1.5, "L1": 10.0}
+    return (colour if channels == 3 else grey)[norm]
+
+
+def default_step_size(eps: float, steps: int) -> float:
+    """Return 2.5 eps / steps, and at most 1.25 eps."""
+    return eps * min(2.5 / steps, _LONGEST_STEP)
+
+
+def _option(name: str) -> str:
+    return f"--adv-{name.replace('_', '-')}"
