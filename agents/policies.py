@@ -161,6 +161,12 @@ class ImagePolicy(ActorCriticPolicy):
         """Return the distribution over labels of uint8 observations, in float32 whatever the training precision."""
         return self._distribution(self.features_extractor(self.pixels(obs)))
 
+    def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
+        """Return actions ``(N,)``; the likeliest by logits, as SB3's rounded probabilities tie where logits do not."""
+        if deterministic:
+            return self.action_net(self.features_extractor(self.pixels(observation))).argmax(-1)
+        return super()._predict(observation)
+
     def _distribution(self, features: Tensor, exploration: float = 0.0) -> CategoricalDistribution:
         log_probs = self.action_net(features)
         if exploration and self.exploration_mode == "mixture":
