@@ -32,18 +32,25 @@ def parse_number(text: str) -> float:
 
 
 def run_cli(
-    main: Callable[[Any], int | None], config_class: Any, prog: str, argv: Sequence[str] | None = None
+    main: Callable[[Any], int | None],
+    config_class: Any,
+    prog: str,
+    argv: Sequence[str] | None = None,
+    defaults: Callable[[Sequence[str]], Any | None] | None = None,
 ) -> int:
     """Parse ``argv`` into ``config_class``, call ``main`` with it, and return the exit status.
 
     Errors meant for people (:class:`InputError`, :class:`AttackError`, :class:`OSError`) become one line on standard
     error and status 2; Ctrl-C becomes status 130. ``--debug`` anywhere on the line shows the traceback as well.
+    ``defaults`` may look at the arguments and return the configuration that they override.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        config = tyro.cli(config_class, prog=prog, args=arguments, description=main.__doc__)
+        start = defaults(arguments) if defaults else None
+        known = {} if start is None else {"default": start}
+        config = tyro.cli(config_class, prog=prog, args=arguments, description=main.__doc__, **known)
         return main(config) or 0
     except SystemExit as stop:  # tyro has printed its own message, help included
         return stop.code if isinstance(stop.code, int) else USAGE_ERROR

@@ -1,17 +1,27 @@
-"""Command line: ``python -m agents.train --algo ppo``."""
+"""Command line: ``python -m agents.train --algo ppo``, or ``--preset NAME``."""
 
 import sys
+from collections.abc import Sequence
 
 from agents.cli import run_cli
 from agents.config import TrainConfig
+from agents.presets import preset_from, print_presets
 
 
 def main(config: TrainConfig) -> None:
     """Train an image classifier as a policy, attack it, and print the table."""
+    if config.list_presets:
+        print_presets()
+        return
     from agents.training import train
 
     train(config)
 
 
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` and return the exit status."""
+    return run_cli(main, TrainConfig, prog="python -m agents.train", argv=argv, defaults=preset_from)
+
+
 if __name__ == "__main__":
-    sys.exit(run_cli(main, TrainConfig, prog="python -m agents.train"))
+    sys.exit(run())
