@@ -200,8 +200,7 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
             raise InputError("nothing was collected; call learn(), which collects before it trains")
         self._update_learning_rate(self.policy.optimizer)
         loss = self.loss(batch.logits, batch)
-        with torch.set_grad_enabled(self.ent_coef > 0):
-            entropy = losses.entropy(batch.logits.log_softmax(-1))
+        entropy = losses.entropy(batch.logits if self.ent_coef else batch.logits.detach())
         total = loss - self.ent_coef * entropy if self.ent_coef else loss
         if self._attacks("add", "trades"):
             labels, action_rewards = _known(batch.labels, batch.action_rewards)
@@ -214,7 +213,7 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         self.policy.optimizer.step()
         self._n_updates += 1
         self.statistics.add(loss=loss, entropy=entropy, grad_norm=norm)
-        self.statistics.watch(self.num_timesteps, loss, norm)
+        self.statistics.watch(self.num_timesteps, norm)
 
 
 class Reinforce(DirectAlgorithm):
@@ -249,8 +248,13 @@ class Reinforce(DirectAlgorithm):
 
     def choose_actions(self, logits: Tensor) -> Tensor:
         """Draw actions ``(N,)`` from the floored softmax of ``logits (N, K)``, or uniformly when exploring."""
-        actions = losses.sample_actions(self.log_probs(logits.detach()))
-        if self.exploration_mode == "mixture" or self.exploration == 0:
+        weights = logits.detach().softmax(-1)
+        if self.exploration_mode == "mixture":
+            return losses.sample_actions(
+                (1 - self.exploration) * weights + self.exploration / logits.shape[-1]
+            )
+        actions = losses.sample_actions(weights + losses.PROBABILITY_FLOOR)
+        if self.exploration == 0:
             return actions
         return losses.explore_whole_batch(actions, logits.shape[-1], self.exploration)
 

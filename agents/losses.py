@@ -68,11 +68,14 @@ def divergence(clean_logits: Tensor, attacked_logits: Tensor) -> Tensor:
     return F.kl_div(attacked, clean, reduction="batchmean", log_target=True)
 
 
-def entropy(log_probs: Tensor) -> Tensor:
-    """Return the mean entropy, in nats, of log-probabilities ``(N, K)``."""
-    return -(log_probs.exp() * log_probs).sum(-1).mean()
+def entropy(logits: Tensor) -> Tensor:
+    """Return the mean entropy, in nats, of the softmax of logits ``(N, K)``."""
+    return torch.special.entr(logits.float().softmax(-1)).sum(-1).mean()
 
 
-def sample_actions(log_probs: Tensor) -> Tensor:
-    """Draw one action per row of ``(N, K)`` log-probabilities without waiting for the device (exponential races)."""
-    return (log_probs.detach().exp() / torch.empty_like(log_probs).exponential_()).argmax(-1)
+def sample_actions(weights: Tensor) -> Tensor:
+    """Draw one action per row of ``(N, K)`` probabilities, in any scale, without waiting for the device.
+
+    Exponential races: with ``E_a`` standard exponential, the largest ``w_a / E_a`` is a with probability ``w_a``.
+    """
+    return (weights / torch.empty_like(weights).exponential_()).argmax(-1)

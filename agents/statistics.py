@@ -17,7 +17,7 @@ class RunningMeans:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._steps = 0
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._first_bad = torch.full((), torch.inf, dtype=torch.float64, device=device)
 
     def add(self, **values: Tensor) -> None:
         """Add one observation of each named scalar."""
@@ -26,16 +26,14 @@ class RunningMeans:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def watch(self, step: int, *values: Tensor) -> None:
-        """Note ``step`` if any of the scalars is NaN or infinite and no earlier step was noted."""
-        total = sum(value.detach() for value in values)
-        bad = ~torch.isfinite(torch.as_tensor(total, device=self.device))
-        self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
+    def watch(self, step: int, value: Tensor) -> None:
+        """Note ``step`` if the scalar is NaN or infinite and no earlier step was noted."""
+        self._first_bad.clamp_(max=torch.where(value.detach().isfinite(), torch.inf, float(step)))
 
     def first_bad_step(self) -> int | None:
         """Return the first step noted by :meth:`watch`, or None; waits for the device."""
-        step = int(self._first_bad)
-        return None if step < 0 else step
+        step = float(self._first_bad)
+        return None if step == torch.inf else int(step)
 
     def flush(self) -> dict[str, float]:
         """Return the means since the last call and start anew; waits for the device."""

@@ -83,7 +83,7 @@ def test_every_policy_is_a_distribution(row, exploration):
 
 def test_actions_are_drawn_by_their_probabilities():
     log_probs = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).log().expand(40_000, 4)
-    shares = losses.sample_actions(log_probs).bincount(minlength=4) / 40_000
+    shares = losses.sample_actions(log_probs.exp()).bincount(minlength=4) / 40_000
     assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=4 * 0.5 / 200)
     assert shares[3] == 0
 
