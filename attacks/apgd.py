@@ -1,0 +1,285 @@
+"""Auto-PGD (Croce and Hein 2020, arXiv 2003.01690): PGD with momentum and a step size that adapts itself.
+
+Broken samples leave a run at once. A run's state is its sample's alone, so those that stay are not affected.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks.apgd_steps import Steps, radii_schedule, steps_for
+from attacks.batches import default_batch_size
+from attacks.forward import Model, Oracle, fast_layout, frozen
+from attacks.losses import Loss, get_loss, misclassified
+from attacks.pgd import at_least_one
+from attacks.problem import Problem, pose
+from attacks.result import AttackResult, finish, in_batches
+from attacks.runs import Rows, ranked_targets, tries_of, waves
+from attacks.sources import check_random, source_for
+from attacks.threat import per_sample
+
+_STREAM = 1
+
+
+class _Run(Rows):
+    """n ascents in progress, one per (sample, try).
+
+    Attributes:
+        row: the sample, an index into the problem (n,).
+        slot: the place of this run among all that started together (n,).
+        goal: the class to reach (n,), or None.
+        point, grad, loss, logits: where the run is and what the model says there.
+        best, best_grad, best_loss: the point of highest loss so far.
+    """
+
+    def __init__(self, problem: Problem, row: Tensor, goal: Tensor | None, steps: Steps) -> None:
+        self.row = row
+        self.slot = torch.arange(len(row), device=row.device)
+        self.y = problem.y[row]
+        self.goal = goal
+        self.steps = steps
+
+    def evaluate(self, oracle: Oracle, loss: Loss, point: Tensor) -> None:
+        """Move to ``point`` (n, ...) and ask the model there."""
+        self.point = point
+        found = oracle.gradient(point, lambda logits: loss(logits, self.y, self.goal), self.row)
+        self.grad, self.loss, self.logits = found.grad.contiguous(), found.loss, found.logits
+
+    def begin(self, iterations: int) -> None:
+        """Take the present point as the first and best of a stage."""
+        self.best, self.best_grad, self.best_loss = self.point, self.grad, self.loss
+        self.steps.begin(self.point, self.loss, iterations)
+
+    def note(self) -> None:
+        """Keep the present point where it is the best so far."""
+        better = self.loss > self.best_loss
+        wide = per_sample(better, self.point)
+        self.best = torch.where(wide, self.point, self.best)
+        self.best_grad = torch.where(wide, self.grad, self.best_grad)
+        self.best_loss = torch.where(better, self.loss, self.best_loss)
+        self.steps.observe(self.loss)
+
+    def adapt(self) -> None:
+        """Judge the step sizes; where told so, go back to the best point."""
+        back = per_sample(self.steps.judge(self.best, self.best_loss), self.point)
+        self.point = torch.where(back, self.best, self.point)
+        self.grad = torch.where(back, self.best_grad, self.grad)
+
+
+class _Found:
+    """What each of m runs, or samples, has come to.
+
+    Attributes:
+        adversarial: a misclassified point (m, ...) where ``broken`` (m,) says so.
+        best, best_loss: the point of highest loss (m, ...) and its loss (m,).
+        flat: bool (m,), the gradient at a start was exactly zero.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.adversarial = x.clone()
+        self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.best = x.clone()
+        self.best_loss = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        self.flat = torch.zeros_like(self.broken)
+
+    def broke(self, run: _Run, wrong: Tensor) -> None:
+        """Note the present points of the ``wrong`` (n,) runs as adversarial."""
+        self.adversarial[run.slot[wrong]] = run.point[wrong]
+        self.broken[run.slot[wrong]] = True
+
+    def close(self, run: _Run) -> None:
+        """Note the best points of runs that end."""
+        self.best[run.slot], self.best_loss[run.slot] = run.best, run.best_loss
+
+    def merge(self, rows: Tensor, runs: _Found) -> None:
+        """Take over, for samples ``rows`` (n,), the first success and the highest loss of their tries' ``runs``."""
+        tries = len(runs.broken) // len(rows)
+        first = runs.broken.view(-1, tries).int().argmax(1)
+        highest = runs.best_loss.view(-1, tries).argmax(1)
+        offset = torch.arange(len(rows), device=rows.device) * tries
+        self.adversarial[rows] = runs.adversarial[offset + first]
+        self.broken[rows] = runs.broken[offset + first]
+        self.flat[rows] |= runs.flat.view(-1, tries).any(1)
+        better = runs.best_loss[offset + highest] > self.best_loss[rows]
+        self.best[rows[better]] = runs.best[(offset + highest)[better]]
+        self.best_loss[rows[better]] = runs.best_loss[(offset + highest)[better]]
+
+
+@dataclass(frozen=True)
+class Apgd:
+    """APGD's options; calling it attacks one batch. See `apgd` and `apgd_targeted`."""
+
+    loss: str = "ce"
+    steps: int = 100
+    restarts: int = 1
+    num_targets: int = 0
+    eot_samples: int = 1
+    early_stop: bool = True
+    random: str = "sample"
+
+    def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
+        """Attack ``problem`` in one batch; call inside `frozen`."""
+        return _Attack(self, Oracle(model, problem, samples=self.eot_samples), seed).run()
+
+
+class _Attack:
+    """One batch under attack."""
+
+    def __init__(self, options: Apgd, oracle: Oracle, seed: int) -> None:
+        self.options = options
+        self.oracle = oracle
+        self.problem = oracle.problem
+        self.source = source_for(options.random, seed, self.problem, _STREAM)
+        self.loss = get_loss(options.loss)
+        self.leave = options.early_stop and not self.source.original
+
+    def run(self) -> AttackResult:
+        """All tries, then the verification."""
+        with nullcontext() if self.source.original else fast_layout(self.oracle.model):
+            clean = self.oracle.clean_logits()
+            wrong = misclassified(clean, self.problem.y)
+            self.goals = ranked_targets(clean, self.problem.y, self.options.num_targets)
+            found = _Found(self.problem.x)
+            found.broken |= wrong
+            for wave in self._waves():
+                rows = (~found.broken).nonzero().squeeze(1)
+                for part in rows.split(self._samples_at_once(len(wave))):
+                    found.merge(part, self._lockstep(part, wave))
+        candidate = torch.where(per_sample(found.broken, found.best), found.adversarial, found.best)
+        trace = {"loss": found.best_loss, "zero_gradient": found.flat}
+        return finish(self.oracle, self.problem, candidate, clean_wrong=wrong, trace=trace)
+
+    def _waves(self) -> list[range]:
+        tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
+        return waves(tries, (1,) * tries) if self.source.original else waves(tries)
+
+    def _samples_at_once(self, tries: int) -> int:
+        most = max(len(self.problem), default_batch_size(self.problem.x))
+        return most if self.source.original else max(1, most // tries)
+
+    def _lockstep(self, rows: Tensor, wave: range) -> _Found:
+        """Some tries of the samples ``rows`` (n,) together, through all stages of the radius."""
+        row, attempt = tries_of(rows, wave)
+        goal = self.goals[row, attempt // self.options.restarts] if self.options.num_targets else None
+        found = _Found(self.problem.x[row])
+        stages = radii_schedule(self.problem.norm.name, self.options.steps)
+        point: Tensor | None = None
+        for factor, iterations in stages:
+            steps = steps_for(self.problem, row, factor, self.source.original)
+            start = steps.start(self.source, row, attempt) if point is None else point
+            run = _Run(self.problem, row, goal, steps)
+            run.point = steps.enter(start, self.source, row)
+            self._climb(run, found, iterations, judge=factor == 1)
+            point = found.best
+        return found
+
+    def _climb(self, run: _Run, found: _Found, iterations: int, *, judge: bool) -> None:
+        """``iterations`` steps of all runs from their present points; success counts where ``judge`` says so."""
+        run.evaluate(self.oracle, self.loss, run.point)
+        run.begin(iterations)
+        found.flat |= (run.grad == 0).flatten(1).all(1)
+        wait = run.steps.window
+        for iteration in range(iterations + 1):
+            if iteration:
+                run.evaluate(self.oracle, self.loss, run.steps.advance(run.point, run.grad))
+                run.note()
+                wait -= 1
+            wrong = misclassified(run.logits, run.y)
+            if judge and wrong.any():
+                found.broke(run, wrong)
+                if self.leave:
+                    found.close(run)
+                    run.keep(~torch.isin(run.row, run.row[wrong]))
+                    if not len(run.row):
+                        return
+            if iteration and not wait:
+                run.adapt()
+                wait = run.steps.window
+        found.close(run)
+
+
+def apgd(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    loss: str = "ce",
+    steps: int = 100,
+    restarts: int = 1,
+    eot_samples: int = 1,
+    early_stop: bool = True,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    random: str = "sample",
+) -> AttackResult:
+    """Auto-PGD, untargeted (Croce and Hein 2020; at L1 Croce and Hein 2021, through radii 3 eps, 2 eps and eps).
+
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, K).
+        x: images (N, C, H, W), floats in [0, 1].
+        y: labels (N,) int64.
+        norm: "Linf", "L2" or "L1".
+        eps: radius in units of pixels, one for all or per sample (N,).
+        loss: what is raised: "ce", "margin", "dlr" (3 classes or more) or "mifpe".
+        steps: iterations per restart.
+        restarts: independent starts; later ones attack the samples that are still unbroken.
+        eot_samples: gradients and decisions are averaged over this many passes, for models with random outputs.
+        early_stop: broken samples leave at once; False keeps their last misclassified iterate, as the original does.
+        batch_size: the most images at once; None chooses. It changes no result (but see ``random``).
+        seed: seeds the starts.
+        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
+        random: "original" repeats the published implementation's draws, batch by batch, and its arithmetic, so that
+            results compare bit by bit; it keeps broken samples, and its results depend on the batches.
+
+    Returns:
+        The result. ``adversarial`` is a misclassified point, or where there is none that of highest loss; the trace
+        holds its "loss" (N,) and "zero_gradient" (N,): the gradient at a start was exactly zero.
+
+    Raises:
+        AttackError: wrong inputs, too few classes for the loss, or a model without gradients.
+    """
+    attack = Apgd(loss, steps, restarts, 0, eot_samples, early_stop, random)
+    return _run(attack, model, pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed)
+
+
+def apgd_targeted(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    loss: str = "dlr",
+    steps: int = 100,
+    restarts: int = 1,
+    num_targets: int = 9,
+    eot_samples: int = 1,
+    early_stop: bool = True,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    random: str = "sample",
+) -> AttackResult:
+    """Auto-PGD towards each of the ``num_targets`` best wrong classes in turn; any misclassification is a success.
+
+    Arguments, result and errors are those of `apgd`, with the targeted losses ("dlr" needs 4 classes or more).
+    """
+    attack = Apgd(
+        loss, steps, restarts, at_least_one("num_targets", num_targets), eot_samples, early_stop, random
+    )
+    return _run(attack, model, pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed)
+
+
+def _run(attack: Apgd, model: Model, problem: Problem, batch_size: int | None, seed: int) -> AttackResult:
+    check_random(attack.random)
+    for name in ("steps", "restarts", "eot_samples"):
+        at_least_one(name, getattr(attack, name))
+    with frozen(model):
+        return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size)

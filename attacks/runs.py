@@ -1,0 +1,46 @@
+"""Bookkeeping that iterative attacks share: runs in lock-step, one per (sample, try), of which some leave early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """State of n runs: every tensor attribute has n rows, which `keep` selects together."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these ``rows`` (mask (n,) or indices) alone; nested states follow."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value[rows])
+            elif isinstance(value, Rows):
+                value.keep(rows)
+
+
+def waves(tries: int, sizes: Sequence[int] = (1, 2)) -> list[range]:
+    """Consecutive groups of 0..tries-1 to run in lock-step: ``sizes`` first, then the rest together.
+
+    The first tries break most samples, so they go alone; the later ones share batches, where the first success ends
+    all tries of that sample. The groups do not depend on the batch size, so neither does the result.
+    """
+    groups, start = [], 0
+    for size in (*sizes, tries):
+        if start < tries:
+            groups.append(range(start, min(start + size, tries)))
+            start = groups[-1].stop
+    return groups
+
+
+def tries_of(rows: Tensor, wave: range) -> tuple[Tensor, Tensor]:
+    """The runs of these samples ``rows`` (n,) for every try of ``wave``: sample and try of each, sample by sample."""
+    tries = torch.tensor(list(wave), device=rows.device)
+    return rows.repeat_interleave(len(tries)), tries.repeat(len(rows))
+
+
+def ranked_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The ``count`` (at most K-1) best other classes than ``y`` of each sample, best first: (N, count) int64."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
