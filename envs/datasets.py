@@ -120,9 +120,8 @@ class ImageDataset:
             for channel in range(channels):
                 counts[channel] += torch.bincount(chunk[:, channel].reshape(-1), minlength=256)
         mean, std = [], []
-        for (
-            histogram
-        ) in counts.tolist():  # in whole numbers, so that nothing is lost before the last division
+        # In whole numbers, so that nothing is lost before the last division.
+        for histogram in counts.tolist():
             total = sum(histogram)
             first = sum(value * count for value, count in enumerate(histogram))
             second = sum(value * value * count for value, count in enumerate(histogram))
@@ -207,7 +206,8 @@ def _load(
             f"data root {root} is a file; expected a directory; set --data-root or $LABELBANDIT_DATA"
         )
     source = _find(name, root, image_size)
-    homes = [] if name == "digits" else [root / "decoded", user_root() / "decoded"]
+    roots = [] if name == "digits" else dict.fromkeys([root, user_root()])
+    homes = [home / "decoded" for home in roots]
     loaded = load(source, homes, splits)
     datasets = []
     for split in splits:
@@ -241,7 +241,7 @@ def check_device(device: str | torch.device) -> torch.device:
     """Return ``device`` as a torch device that this machine has.
 
     Raises:
-        InputError: the name is not a device, or CUDA is not available.
+        InputError: the name is not a device, or CUDA or that GPU is not available.
     """
     try:
         target = torch.device(device)
@@ -251,6 +251,8 @@ def check_device(device: str | torch.device) -> torch.device:
         raise InputError(
             f"device {device!r}: this PyTorch sees no CUDA device; use cpu or install a CUDA build"
         )
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r}; expected cuda:0 to cuda:{torch.cuda.device_count() - 1} here")
     return target
 
 

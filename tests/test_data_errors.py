@@ -361,6 +361,13 @@ def test_cuda_that_is_not_there(monkeypatch):
         load_dataset("digits", device="cuda")
 
 
+def test_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(InputError, match=r"device 'cuda:2'; expected cuda:0 to cuda:1 here"):
+        load_dataset("digits", device="cuda:2")
+
+
 def as_plain_user(check):
     """Run ``check`` in a process without root's right to read everything; return whether it succeeded."""
     child = os.fork()

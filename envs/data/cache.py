@@ -100,7 +100,7 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[-40:]
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)[-40:].strip("-")
 
 
 # Writing

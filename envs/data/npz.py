@@ -70,7 +70,7 @@ def _read(name: str, archive: zipfile.ZipFile, allocate: Allocate, image_size: i
         for part, (_, key) in keys.items()
     }
     classes = _class_names(name, archive, labels)
-    check_classes(labels.get("all", labels.get("train", np.empty(0))), classes, name)
+    check_classes(labels["all" if "all" in labels else "train"], classes, name)
     layouts = {part: _layout(name, member) for part, member in members.items()}
     sizes = {
         tuple(member.shape[axis] if axis else 1 for axis in layouts[part]) for part, member in members.items()
