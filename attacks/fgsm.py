@@ -19,10 +19,10 @@ def fgsm(
     targets: Tensor | None = None,
     batch_size: int | None = None,
 ) -> AttackResult:
-    """One step to the edge of the ball (Goodfellow et al. 2015): x + eps * sign(grad) at Linf, clipped to [0,
-    1].
+    """One step to the edge of the ball, then clipped to [0, 1] (Goodfellow et al. 2015).
 
-    At L2 the step is eps * grad / |grad|; at L1 it is spent on the pixels of largest gradient.
+    At Linf the step is eps * sign(grad); at L2 eps * grad / |grad|; at L1 it is spent on the pixels of
+    largest gradient.
 
     Args:
         model: images (n, C, H, W) in [0, 1] to logits (n, K).

@@ -1,6 +1,4 @@
-"""How attacks reach the model: frozen parameters, logits, input gradients, and an exact count of both per
-sample.
-"""
+"""How attacks reach the model: frozen parameters, logits and input gradients, counted exactly per sample."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,10 +23,9 @@ class Gradient(NamedTuple):
 
 @contextmanager
 def frozen(model: Model) -> Iterator[None]:
-    """Parameters need no gradient inside the block, so backward passes reach the input alone; restored after
-    errors too.
+    """Parameters need no gradient inside the block, so backward passes reach the input alone.
 
-    May be nested. A callable that is no ``nn.Module`` has nothing to freeze.
+    Restored at the end, after errors too; may be nested. A callable that is no ``nn.Module`` has nothing to freeze.
     """
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     needed = [parameter.requires_grad for parameter in parameters]
@@ -43,20 +40,14 @@ def frozen(model: Model) -> Iterator[None]:
 
 @contextmanager
 def fast_layout(model: Model) -> Iterator[None]:
-    """Hold the weights of plain ``nn.Conv2d`` layers channels_last inside the block, on the CPU; restored
-    after.
+    """On the CPU, hold the weights of plain ``nn.Conv2d`` layers channels_last inside the block; images follow.
 
-    Measured on CPU, forward and backward run up to 1.5 times as fast. The values are the same, but another
-    kernel may round differently in the last bit, so the final verification belongs outside the block.
+    Measured on CPU, passes run up to 1.7 times as fast. The values are the same, but another kernel may round
+    differently in the last bit, so the final verification belongs outside the block.
     """
-    compiled = hasattr(model, "_orig_mod")  # would compile anew for the new strides
-    layers = model.modules() if isinstance(model, nn.Module) and not compiled else []
-    weights = {
-        layer.weight for layer in layers if type(layer) is nn.Conv2d and layer.weight.device.type == "cpu"
-    }
-    original = {weight: weight.data for weight in weights}
+    original = {w: w.data for w in _convolution_weights(model) if w.device.type == "cpu"}
     try:
-        for weight in weights:
+        for weight in original:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         yield
     finally:
@@ -94,10 +85,13 @@ class Oracle:
         self.samples = samples
         self.queries = torch.zeros(len(problem), dtype=torch.int64, device=problem.x.device)
         self.backwards = torch.zeros_like(self.queries)
+        self._witness = next(
+            (w for w in _convolution_weights(model) if w[0].numel() > max(w.shape[1:])), None
+        )
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
-        logits = forward(self.model, x)
+        logits = forward(self.model, self._lay_out(x))
         _count(self.queries, rows, 1)
         return logits
 
@@ -128,9 +122,25 @@ class Oracle:
         _count(self.backwards, rows, self.samples)
         return total if self.samples == 1 else Gradient(*(part / self.samples for part in total))
 
+    def jacobian(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (n, K) and the gradient of each with respect to ``x``, (n, K, ...); K backward passes each.
+
+        Raises:
+            AttackError: the logits do not depend differentiably on the input.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = self._lay_out(x.detach()).requires_grad_()
+            logits = _logits(self.model, leaf)
+            if not logits.requires_grad:
+                raise AttackError(_NO_GRADIENT)
+            grads = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in logits.T]
+        _count(self.queries, rows, 1)
+        _count(self.backwards, rows, len(grads))
+        return logits.detach(), torch.stack(grads, 1)
+
     def _gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = x.detach().requires_grad_()
+            leaf = self._lay_out(x.detach()).requires_grad_()
             logits = _logits(self.model, leaf)
             losses = loss(logits)
             if not losses.requires_grad:
@@ -139,6 +149,11 @@ class Oracle:
         if grad is None:
             raise AttackError(_NO_GRADIENT)
         return Gradient(grad, losses.detach(), logits.detach())
+
+    def _lay_out(self, x: Tensor) -> Tensor:
+        """Images in the memory format of the model's convolutions, which otherwise costs layers like pooling dear."""
+        channels_last = x.ndim == 4 and self._witness is not None and not self._witness.is_contiguous()
+        return x.to(memory_format=torch.channels_last) if channels_last else x
 
 
 def check_labels(problem: Problem, classes: int) -> None:
@@ -157,6 +172,13 @@ _NO_GRADIENT = (
 )
 
 
+def _convolution_weights(model: Model) -> list[Tensor]:
+    """Weights that may change strides: of no subclass that might view them, of no model compiled for the old."""
+    if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
+        return []
+    return [layer.weight for layer in model.modules() if type(layer) is nn.Conv2d]
+
+
 def _logits(model: Model, x: Tensor) -> Tensor:
     logits = model(x)
     if not isinstance(logits, Tensor):
@@ -173,4 +195,4 @@ def _count(counts: Tensor, rows: Tensor | None, times: int) -> None:
     if rows is None:
         counts += times
     else:
-        counts[rows] += times
+        counts.index_add_(0, rows, torch.full_like(rows, times))

@@ -43,11 +43,11 @@ def pgd(
 ) -> AttackResult:
     """Projected gradient descent (Madry et al. 2018): ascend the loss in small steps inside ball and [0, 1].
 
-    Protocol "normalized": each sample's own gradient; steps of length ``step_size`` (sign at Linf, unit
-    length at L2, largest gradients first at L1); start uniform in the ball. Protocol "cleverhans", for
-    results published with that
-    library: the gradient of the loss *averaged* over the batch, L2 steps grad / sqrt(max(1e-12, sum grad^2)),
-    which shrink where the gradient vanishes, and a start uniform per pixel in +-eps, then projected.
+    Protocol "normalized": each sample's own gradient; steps of length ``step_size`` (sign at Linf, unit length at
+    L2, largest gradients first at L1); start uniform in the ball. Protocol "cleverhans", for results published
+    with that library: the gradient of the loss *averaged* over the batch, L2 steps of
+    grad / sqrt(max(1e-12, sum grad^2)), which shrink where the gradient vanishes, and a start uniform per pixel in
+    +-eps, then projected.
 
     Args:
         model: images (n, C, H, W) in [0, 1] to logits (n, K).
@@ -60,18 +60,16 @@ def pgd(
         loss: what is raised: "ce", "margin", "dlr" or "mifpe".
         restarts: independent starts; later ones attack the samples that are still unbroken.
         random_start: False starts at ``x``; "odi" moves the random start to a diverse output (Tashiro et al.
-        2020).
+            2020).
         protocol: "normalized" or "cleverhans".
         averaged_over: batch size over which cleverhans' loss is averaged, and which its floor is counted for;
             default N. It stays the same however the work is split and whichever samples have left.
-        labels: "predicted" climbs away from the model's own clean predictions; success is still judged by
-        ``y``.
+        labels: "predicted" climbs away from the model's own clean predictions; ``y`` still judges success.
         targets: classes (N,) to reach: a sample is done when it gets there; ``success`` stays any
             misclassification and the trace "hit_target" (N,) bool tells who arrived.
         keep: "best" returns a misclassified iterate if there was one, else that of highest loss; "last" the
             last one, as cleverhans does, so a clean error may end up classified correctly.
-        early_stop: broken samples leave the batch (with ``keep="best"`` only); False goes on to raise their
-        loss.
+        early_stop: broken samples leave the batch; False goes on to raise their loss, and so does keep="last".
         eot_samples: gradients are averaged over this many passes, for models with random outputs.
         batch_size: the most images at once; None chooses. It changes no result.
         seed: seeds the starts.
@@ -80,8 +78,7 @@ def pgd(
 
     Returns:
         The result; its trace holds "shortened" (N,), the share of the sample's steps that cleverhans' floor
-        shortens (at Linf and L1: whose gradient is exactly 0), and "loss" (N,), the loss of the best iterate (of the last, if
-        that is kept).
+        shortens (at Linf and L1: whose gradient is exactly 0), and "loss" (N,), the loss of ``adversarial``.
 
     Raises:
         AttackError: wrong inputs, or a model without gradients.
