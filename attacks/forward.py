@@ -77,16 +77,14 @@ class Oracle:
     """
 
     def __init__(self, model: Model, problem: Problem, *, samples: int = 1) -> None:
-        """Wrap ``model``; ``samples`` > 1 averages gradients over that many passes, for models with random
-        outputs.
-        """
+        """Wrap ``model``; ``samples`` > 1 averages gradients over that many passes, for random outputs."""
         self.model = model
         self.problem = problem
         self.samples = samples
         self.queries = torch.zeros(len(problem), dtype=torch.int64, device=problem.x.device)
         self.backwards = torch.zeros_like(self.queries)
         self._witness = next(
-            (w for w in _convolution_weights(model) if w[0].numel() > max(w.shape[1:])), None
+            (w for w in _convolution_weights(model) if w.shape[1] > 1 < w[0, 0].numel()), None
         )
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -109,7 +107,7 @@ class Oracle:
         """Gradient of the sum of per-sample losses ``loss(logits) -> (n,)`` with respect to ``x``.
 
         One query and one backward pass each, times ``samples``, over which gradient, loss and logits are
-        averaged. Call it inside `frozen`. The memory format of ``x`` is kept.
+        averaged. Call it inside `frozen`.
 
         Raises:
             AttackError: the logits do not depend differentiably on the input.
@@ -151,7 +149,7 @@ class Oracle:
         return Gradient(grad, losses.detach(), logits.detach())
 
     def _lay_out(self, x: Tensor) -> Tensor:
-        """Images in the memory format of the model's convolutions, which otherwise costs layers like pooling dear."""
+        """Images in the memory format of the model's convolutions; a mixture slows layers like pooling."""
         channels_last = x.ndim == 4 and self._witness is not None and not self._witness.is_contiguous()
         return x.to(memory_format=torch.channels_last) if channels_last else x
 
