@@ -25,6 +25,7 @@ class DynamicIndicators:
         drift: 1 - mean cosine over all pairs of steps of the common directions.
         loss: (T, N), cross-entropy before each step.
         correct: (T,), share of the images classified correctly before each step.
+        adversarial: (N, C, H, W) on the images' device, what the attack returned.
     """
 
     gradient_norm: Tensor
@@ -34,6 +35,7 @@ class DynamicIndicators:
     drift: float
     loss: Tensor
     correct: Tensor
+    adversarial: Tensor
 
     def figures(self) -> dict[str, Any]:
         """Return, per step, mean and quartiles over the images, as plain JSON (None where undefined)."""
@@ -86,7 +88,7 @@ def dynamic_indicators(
         sample_ids: (N,), what each image's start hangs on.
     """
     recorder = _Recorder(x, y, steps, averaged_over if protocol == "cleverhans" else 1)
-    pgd(
+    result = pgd(
         model,
         x,
         y,
@@ -104,7 +106,7 @@ def dynamic_indicators(
         sample_ids=sample_ids,
         on_step=recorder,
     )
-    return recorder.indicators()
+    return recorder.indicators(result.adversarial)
 
 
 class _Recorder:
@@ -136,7 +138,7 @@ class _Recorder:
         if t == self.steps - 1:  # only whole paths count: one that ran out of memory is walked again
             self.common += self.path
 
-    def indicators(self) -> DynamicIndicators:
+    def indicators(self, adversarial: Tensor) -> DynamicIndicators:
         """Return what was recorded."""
         return DynamicIndicators(
             gradient_norm=self.norms.cpu(),
@@ -146,6 +148,7 @@ class _Recorder:
             drift=drift(self.common),
             loss=self.losses.cpu(),
             correct=self.right.float().mean(1).cpu(),
+            adversarial=adversarial,
         )
 
 

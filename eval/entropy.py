@@ -10,23 +10,37 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class EntropySplit:
-    """Predictive entropies of one set of images.
+    """Predictions of one set of images, and how uncertain they are.
 
     Attributes:
-        bits: (N,), between 0 and log2(K).
-        correct: (N,) bool, the image is classified correctly.
-        most: log2(K), the entropy of a uniform prediction.
+        logits: (N, K) float32 on the CPU.
+        labels: true labels (N,).
     """
 
-    bits: Tensor
-    correct: Tensor
-    most: float
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def bits(self) -> Tensor:
+        """Entropy of each prediction (N,), between 0 and log2(K)."""
+        return entropy_bits(self.logits).float()
+
+    @property
+    def correct(self) -> Tensor:
+        """(N,) bool, the image is classified correctly."""
+        return self.logits.argmax(1) == self.labels
+
+    @property
+    def most(self) -> float:
+        """log2(K), the entropy of a uniform prediction."""
+        return math.log2(self.logits.shape[1])
 
     def figures(self, bins: int = 20) -> dict[str, Any]:
         """Return count, mean, quartiles and histogram over [0, log2 K] for all, correct and wrong images."""
-        groups = {"all": torch.ones_like(self.correct), "correct": self.correct, "wrong": ~self.correct}
+        entropy, right = self.bits, self.correct
+        groups = {"all": entropy, "correct": entropy[right], "wrong": entropy[~right]}
         return {"max_bits": self.most} | {
-            name: _group(self.bits[mask], self.most, bins) for name, mask in groups.items()
+            name: _group(values, self.most, bins) for name, values in groups.items()
         }
 
 
@@ -49,6 +63,5 @@ def entropy_bits(logits: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def entropy_split(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 512) -> EntropySplit:
-    """Return the predictive entropies of the images ``x`` (N, C, H, W) with labels ``y`` (N,)."""
-    logits = torch.cat([model(images) for images in x.split(batch_size)]).float().cpu()
-    return EntropySplit(entropy_bits(logits).float(), logits.argmax(1) == y.cpu(), math.log2(logits.shape[1]))
+    """Return the predictions of the images ``x`` (N, C, H, W) with labels ``y`` (N,)."""
+    return EntropySplit(torch.cat([model(images) for images in x.split(batch_size)]).float().cpu(), y.cpu())

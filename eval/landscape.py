@@ -95,29 +95,37 @@ def landscape(
     directions = plane(x, adversarial, norm, seed, sample_ids)
     line = torch.linspace(-extent * eps, extent * eps, resolution, device=x.device)
     sums = torch.zeros(3, resolution * resolution, dtype=torch.float64, device=x.device)
-    predicted = torch.zeros(resolution * resolution, dtype=torch.int64, device=x.device)
-    losses = get_loss("ce"), get_loss("margin")
     for i in range(len(x)):
-        for start in range(0, resolution * resolution, batch_size):
-            points = torch.arange(start, min(start + batch_size, resolution * resolution), device=x.device)
-            along, across = line[points % resolution], line[points // resolution]
-            moved = torch.addcmul(x[i], per_sample(along, x), directions[i, 0])
-            logits = model(moved.addcmul_(per_sample(across, x), directions[i, 1])).float()
-            label = y[i].expand(len(points))
-            for row, loss in enumerate(losses):
-                sums[row, points] += loss(logits, label, None)
-            predicted[points] = logits.argmax(1)
-            sums[2, points] += predicted[points] == y[i]
+        losses, predicted = _one_plane(model, x[i], y[i], directions[i], line, batch_size)
+        sums[:2] += losses
+        sums[2] += predicted == y[i]
     ce, margin, correct = (sums / len(x)).view(3, resolution, resolution).float().cpu()
     one = len(x) == 1
     return Landscape(
-        line.cpu(),
-        ce,
-        margin,
-        correct,
-        predicted.view(resolution, resolution).cpu() if one else None,
-        norm,
-        eps,
-        len(x),
-        int(y[0]) if one else None,
+        coordinates=line.cpu(),
+        cross_entropy=ce,
+        margin=margin,
+        correct=correct,
+        predicted=predicted.view(resolution, resolution).cpu() if one else None,
+        norm=norm,
+        eps=eps,
+        images=len(x),
+        label=int(y[0]) if one else None,
     )
+
+
+def _one_plane(
+    model: nn.Module, x: Tensor, y: Tensor, directions: Tensor, line: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return cross-entropy and margin (2, R * R) and predicted classes (R * R,) on one image's plane."""
+    total = len(line) ** 2
+    losses, predicted = [], []
+    for start in range(0, total, batch_size):
+        points = torch.arange(start, min(start + batch_size, total), device=x.device)
+        along, across = line[points % len(line)], line[points // len(line)]
+        images = torch.addcmul(x, along.view(-1, 1, 1, 1), directions[0])
+        logits = model(images.addcmul_(across.view(-1, 1, 1, 1), directions[1])).float()
+        label = y.expand(len(points))
+        losses.append(torch.stack([get_loss(name)(logits, label, None) for name in ("ce", "margin")]))
+        predicted.append(logits.argmax(1))
+    return torch.cat(losses, dim=1), torch.cat(predicted)

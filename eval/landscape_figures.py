@@ -112,13 +112,14 @@ def _frame(axes: Axes, item: Landscape, title: str) -> None:
     tidy(axes, title, f"adversarial direction ({item.norm})", f"random direction ({item.norm})")
     axes.grid(visible=False)
     axes.set_aspect("equal")
-    seen_anywhere = [withStroke(linewidth=3, foreground="white")]  # dark line, white halo: on any colour
-    axes.plot(0, 0, "o", color=INK, markersize=4, path_effects=seen_anywhere)
+    halo = [withStroke(linewidth=3, foreground="white")]  # dark on white is seen on any colour
+    axes.plot(0, 0, "o", color=INK, markersize=4, path_effects=halo)
     if item.norm == "L2":  # the axes are orthonormal, so the ball cuts the plane in a circle
-        ball = Circle((0, 0), item.eps, fill=False, linestyle="--", edgecolor=INK, path_effects=seen_anywhere)
-        axes.add_patch(ball)
+        for shade, width, style in (("white", 2.6, "-"), (INK, 1.2, "--")):
+            circle = Circle((0, 0), item.eps, fill=False, edgecolor=shade, linewidth=width, linestyle=style)
+            axes.add_patch(circle)
     else:
-        axes.plot([-item.eps, item.eps], [0, 0], "|", color=INK, markersize=9, path_effects=seen_anywhere)
+        axes.plot([-item.eps, item.eps], [0, 0], "|", color=INK, markersize=9, path_effects=halo)
 
 
 def _surface(axes: Axes, item: Landscape, loss: str, limits: tuple[float, float]) -> None:

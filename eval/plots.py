@@ -120,7 +120,7 @@ def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat) -> F
         ("gradient_norm", "gradient norm", "L2, per pixel unit", 0),
         ("cosine", "cosine to the previous gradient", "cosine", 1),
         ("same_sign", "equal signs with the previous gradient", "share of pixels", 1),
-        ("dispersion", "dispersion between images", "1 - mean cosine to the common direction", 0),
+        ("dispersion", "dispersion between images", "1 - mean cosine", 0),
         ("loss", "cross-entropy", "nats", 0),
         ("correct", "classified correctly", "share of images", 0),
     )

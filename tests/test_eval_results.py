@@ -46,9 +46,7 @@ def make_results(success, name="pgd", clean=None, distance=None, **changes):
 
 
 def test_a_file_holds_everything(tmp_path):
-    result = make_results(
-        [1, 0, 0, 1], clean=[1, 1, 0, 1], extra={"shortened": np.array([0, 0.5, 1, 0.25])}
-    )
+    result = make_results([1, 0, 0, 1], clean=[1, 1, 0, 1], extra={"shortened": np.array([0, 0.5, 1, 0.25])})
     write_results(tmp_path / "r.json", result)
     again = read_results(tmp_path / "r.json")
     for name in ("attack", "data", "model", "broken_by", "cost", "seed", "versions", "device", "created"):

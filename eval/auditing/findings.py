@@ -1,0 +1,46 @@
+"""What the audit concludes from: single findings, and the causes that they may add up to."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What the audit says of one model under one threat model."""
+
+    SOUND = "sound"
+    MASKED = "masked"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Cause(StrEnum):
+    """Mechanisms that hide adversarial images from standard gradient attacks."""
+
+    RANDOM = "randomised output"
+    BATCH = "batch-dependent output"
+    PROBABILITIES = "probabilities instead of logits"
+    DETACHED = "missing gradient (a detached or non-differentiable stage)"
+    QUANTISED = "piecewise constant output (a quantised stage, zero gradient)"
+    SATURATED = "saturated logits (vanishing loss gradient)"
+    SHATTERED = "shattered gradients (slopes that do not describe the function)"
+    UNEXPLAINED = "gradient attacks lose to gradient-free or transferred ones (mechanism unknown)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of evidence.
+
+    Attributes:
+        check: what was looked at.
+        value: the figure; None where it could not be measured.
+        limit: what it is compared with; None for figures that inform only.
+        alarm: the figure is on the wrong side of the limit.
+        source: where check and limit come from, one line.
+        note: what a reader should know.
+    """
+
+    check: str
+    value: float | None
+    limit: float | None = None
+    alarm: bool = False
+    source: str = ""
+    note: str = ""

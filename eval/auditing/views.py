@@ -1,0 +1,182 @@
+"""Views of a classifier: modules with the same answers that an attack can make more of."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class View(nn.Module):
+    """A classifier seen through another."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # Not a child: neither train() nor eval() of a view may reach the audited model, whose mode is its own.
+        self._seen = (model,)
+
+    @property
+    def model(self) -> nn.Module:
+        """The classifier that is looked at."""
+        return self._seen[0]
+
+    def parameters(self, recurse: bool = True) -> Any:
+        """Yield the seen model's parameters, so that attacks can freeze them."""
+        return self.model.parameters(recurse)
+
+    def modules(self) -> Any:
+        """Yield the seen model's modules."""
+        return self.model.modules()
+
+
+class Counted(View):
+    """Counts images passed forward, and those of them passed with gradients."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.forwards = 0
+        self.backwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's logits."""
+        self.forwards += len(x)
+        self.backwards += len(x) if x.requires_grad and torch.is_grad_enabled() else 0
+        return self.model(x)
+
+
+class LogProbabilities(View):
+    """Logits of a model that returns probabilities: their logarithm, which leaves every decision as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return log p (N, K)."""
+        p = self.model(x)
+        return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+
+
+class Rescaled(View):
+    """Logits divided by one number for all images."""
+
+    def __init__(self, model: nn.Module, scale: float) -> None:
+        super().__init__(model)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled logits (N, K)."""
+        return self.model(x) / self.scale
+
+
+class Averaged(View):
+    """Mean logits over several passes, for models with random outputs: expectation over transformation.
+
+    Athalye et al. 2018.
+    """
+
+    def __init__(self, model: nn.Module, passes: int) -> None:
+        super().__init__(model)
+        self.passes = passes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean logits (N, K)."""
+        return torch.stack([self.model(x).float() for _ in range(self.passes)]).mean(0)
+
+
+class WithCompanions(View):
+    """Each image passed alone among fixed clean neighbours: what a model that looks at its batch says of that image.
+
+    Without it, images attacked together would shift the batch's statistics together, and cancel out.
+    """
+
+    def __init__(self, model: nn.Module, companions: Tensor) -> None:
+        super().__init__(model)
+        self.companions = companions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K) of each image in its own batch."""
+        rows = [self.model(torch.cat([image[None], self.companions]))[:1] for image in x]
+        return torch.cat(rows)
+
+
+class Smoothed(View):
+    """The model's logits with the gradient of their mean over Gaussian noise.
+
+    Averaging finds the slope under shattered gradients; the decision stays the model's.
+    """
+
+    def __init__(self, model: nn.Module, sigma: float, draws: int) -> None:
+        super().__init__(model)
+        self.sigma, self.draws = sigma, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's logits (N, K)."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return self.model(x)
+        with torch.no_grad():
+            hard = self.model(x)
+        noisy = x.repeat(self.draws, *(1,) * (x.ndim - 1))
+        soft = self.model(noisy + self.sigma * torch.randn_like(noisy)).view(self.draws, len(x), -1).mean(0)
+        return soft + (hard - soft).detach()
+
+
+class BackwardThrough(View):
+    """The model's logits with the gradient of a differentiable stand-in (BPDA, Athalye et al. 2018)."""
+
+    def __init__(self, model: nn.Module, stand_in: nn.Module) -> None:
+        super().__init__(model)
+        self._stand_in = (stand_in,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's logits (N, K)."""
+        with torch.no_grad():
+            hard = self.model(x).float()
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return hard
+        soft = self._stand_in[0](x)
+        return soft + (hard - soft).detach()
+
+
+class Differenced(View):
+    """The model's logits with a gradient from finite differences along random orthogonal directions.
+
+    With as many directions as pixels it is exact for a linear function; with fewer it is an unbiased estimate of the
+    slope smoothed over ``radius`` (Spall 1992; Ilyas et al. 2018). It needs no gradient of the model.
+    """
+
+    def __init__(self, model: nn.Module, radius: float, directions: int) -> None:
+        super().__init__(model)
+        self.radius, self.directions = radius, directions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's logits (N, K)."""
+        with torch.no_grad():
+            hard = self.model(x).float()
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return hard
+        return _Difference.apply(x, hard, self)
+
+    def slope(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the estimated gradient of (weights * logits).sum() with respect to ``x``."""
+        pixels = x[0].numel()
+        count = min(self.directions, pixels)
+        basis = torch.linalg.qr(torch.randn(pixels, count, device=x.device)).Q.T
+        basis = basis.to(x.dtype) * (pixels**0.5)  # one unit a pixel, on average
+        grad = torch.zeros_like(x).flatten(1)
+        for direction in basis:
+            move = self.radius * direction.view_as(x[0])
+            ahead, behind = self.model(x + move).float(), self.model(x - move).float()
+            slope = (weights * (ahead - behind)).sum(1) / (2 * self.radius)
+            grad += slope[:, None] * direction
+        return (grad / count).view_as(x)
+
+
+class _Difference(torch.autograd.Function):
+    """Hands logits on and asks the view for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, logits: Tensor, view: Differenced) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.view = view
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return ctx.view.slope(x, weights), None, None
