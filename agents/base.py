@@ -52,7 +52,7 @@ class ImageAlgorithm(BaseAlgorithm):
                 f"tensors={not tensors}; give it such an environment, or save it and load it with the new one"
             )
 
-    def _watch_weights(self) -> None:
+    def watch_weights(self) -> None:
         """Note in the statistics whether a weight has become NaN or infinite."""
         norms = torch._foreach_norm([parameter.detach() for parameter in self.policy.parameters()])
         self.statistics.watch(self.num_timesteps, torch.stack(norms).sum())

@@ -1,5 +1,7 @@
 """What happens between rollouts: validation, selection, logging, checkpoints, progress, and a clean stop."""
 
+import math
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
@@ -126,14 +128,19 @@ class TrainingCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         self.boundary()
 
-    def boundary(self, last: bool = False) -> None:
-        """Do what is due at this number of images; ``last`` validates and saves whatever is due."""
+    def boundary(self, log: bool = False, validate: bool = False) -> None:
+        """Do what is due at this number of images; ``log``, and ``validate`` with it, whether that is due or not.
+
+        Raises:
+            InputError: training has diverged.
+            KeyboardInterrupt: somebody asked to stop; everything is saved.
+        """
         step = self.model.num_timesteps
-        self._show_progress(step, force=last)
+        self._show_progress(step, force=validate)
         if self._clock is None:
             self._clock = (time.perf_counter(), step)
-        if last or step >= self.milestones.next_log:
-            validate = last or step >= self.milestones.next_validation
+        if log or step >= self.milestones.next_log:
+            validate = validate or step >= self.milestones.next_validation
             self._log(step, validate)
             while self.milestones.next_log <= step:
                 self.milestones.next_log += self.log_every
@@ -141,15 +148,25 @@ class TrainingCallback(BaseCallback):
                 while self.milestones.next_validation <= step:
                     self.milestones.next_validation += self.validate_every
                 self.checkpoint()
-        if self.stop.requested and not last:
+        if self.stop.requested:
             self.checkpoint()
-            raise KeyboardInterrupt(
-                f"stopped after {step:,} of {self.total:,} images; continue with: "
-                f"python -m agents.train --resume {self.run.path}"
-            )
+            raise self.stopped()
+
+    def stopped(self) -> KeyboardInterrupt:
+        """Return the exception that tells how to continue."""
+        command = f"python -m agents.train --resume {shlex.quote(str(self.run.path))}"
+        if ":" in self.model.policy.features_extractor.network_name:
+            command += f" --network {self.model.policy.features_extractor.network_name}"
+        images = f"{self.model.num_timesteps:,} of {self.total:,} images"
+        return KeyboardInterrupt(f"stopped after {images}; continue with: {command}")
 
     def checkpoint(self, done: bool = False) -> None:
-        """Write everything that an exact continuation needs, and the best classifier so far."""
+        """Write everything that an exact continuation needs, and the best classifier so far.
+
+        Raises:
+            InputError: training has diverged; the files stay as they were.
+        """
+        self._refuse_divergence()
         if self.selection.weights is not None:
             self._write_selected()
         save_checkpoint(self.run, self, done)
@@ -177,13 +194,21 @@ class TrainingCallback(BaseCallback):
         self.selection.score = tuple(self.selection.score)  # type: ignore[assignment]
         self.milestones = Milestones(**state["milestones"])
 
-    def _log(self, step: int, validate: bool) -> None:
+    def _refuse_divergence(self) -> None:
+        self.model.watch_weights()
         bad = self.model.statistics.first_bad_step()
         if bad is not None:
-            raise InputError(
-                f"training diverged: NaN or infinity in loss, gradients or weights at image {bad:,}; "
-                f"the checkpoint before it is kept in {self.run.path}. Lower --learning-rate, or use --precision fp32"
-            )
+            raise self._diverged(f"loss, gradients or weights at image {bad:,}")
+
+    def _diverged(self, where: str) -> InputError:
+        kept = "the checkpoint before it is kept in" if self.run.checkpoint_path.exists() else "nothing is saved in"
+        return InputError(
+            f"training diverged: NaN or infinity in {where}; {kept} {self.run.path}. "
+            "Lower --learning-rate, or use --precision fp32"
+        )
+
+    def _log(self, step: int, validate: bool) -> None:
+        self._refuse_divergence()
         logger: Logger = self.model.logger
         record = {f"train/{name}": value for name, value in self.model.statistics.flush().items()}
         record["train/learning_rate"] = float(self.model.policy.optimizer.param_groups[0]["lr"])
@@ -200,6 +225,8 @@ class TrainingCallback(BaseCallback):
         policy = self.model.policy
         classifier = extract_classifier(policy)
         evaluation = evaluate(classifier, self.validation)
+        if not math.isfinite(evaluation.loss):
+            raise self._diverged(f"the validation loss after {step:,} images")
         robustness = self.probe(classifier) if self.probe else None
         if self.attacks_begin is not None and self.selection.step <= self.attacks_begin < step:
             self.selection = Selection()  # weights from before the attacks are another regime's

@@ -1,7 +1,9 @@
 """Checkpoints: everything that an exact continuation needs, in one file that is read without executing anything."""
 
+import contextlib
 import io
 import pickle
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,14 +60,41 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
 
     Raises:
         InputError: the file is damaged, or of another format.
+        OSError: it cannot be read.
     """
     try:
         state = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{run.checkpoint_path} cannot be read ({reason}); train the run anew") from None
+    except OSError:
+        raise
+    except pickle.UnpicklingError:  # PyTorch's own message advises to execute what is in the file
+        raise InputError(
+            f"{run.checkpoint_path} is damaged or holds more than tensors and numbers; train the run anew"
+        ) from None
+    except Exception as error:  # damaged files raise a dozen kinds
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{run.checkpoint_path} is damaged ({reason}); train the run anew") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{run.checkpoint_path} is not of format {FORMAT}; train the run anew")
+    with restoring(run):
+        for part in ("done", "algorithm", "callback", "random"):
+            state[part]
+        state["callback"]["phase"], state["callback"]["metrics_bytes"]
     return state
+
+
+@contextlib.contextmanager
+def restoring(run: RunDir) -> Iterator[None]:
+    """Turn whatever goes wrong while a checkpoint's content is put to use into one clear error.
+
+    Raises:
+        InputError: something did; what the file holds is not what this run writes.
+    """
+    try:
+        yield
+    except Exception as error:  # anything may be missing, of another type or of another shape
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(
+            f"{run.checkpoint_path} does not fit {run.config_path.name} ({reason}); train the run anew"
+        ) from None

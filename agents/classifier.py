@@ -153,7 +153,17 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
     metadata = {"format": FORMAT, "spec": classifier.spec.to_json()}
-    write_atomic(path, safetensors.torch.save(tensors, metadata))
+    write_atomic(path, _in_order(safetensors.torch.save(tensors, metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return the safetensors file with its metadata sorted, which come in random order: equal weights, equal files."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns tensors to eight bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_classifier(

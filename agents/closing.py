@@ -1,10 +1,12 @@
 """The end of a training run: test accuracy, first attacks, and the table that people read."""
 
+import shlex
 import time
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
@@ -14,6 +16,8 @@ from agents.classifier import Classifier
 from agents.evaluation import evaluate, to_pixels
 from agents.rundir import RunDir
 from envs import ImageDataset
+from envs.errors import InputError
+from envs.files import read_json
 
 ATTACKED_IMAGES = 1000
 
@@ -77,11 +81,29 @@ def summarise(
     }
 
 
+def print_stored_summary(run: RunDir) -> None:
+    """Print the table of a run that was finished before.
+
+    Raises:
+        InputError: ``summary.json`` is missing or damaged.
+    """
+    summary = read_json(run.summary_path)
+    try:
+        print_summary(summary, run)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"{run.summary_path} is not the summary of a run; restore it, or evaluate with: "
+            f"python -m eval.robustness {run.path}"
+        ) from None
+
+
 def print_summary(summary: dict[str, Any], run: RunDir, console: Console | None = None) -> None:
     """Print the table of a finished run, and what to type next."""
     console = console or Console()
     table = Table(
-        title=f"{summary['dataset']} - {summary['algo']} - {summary['network']}, seed {summary['seed']}"
+        title=escape(
+            f"{summary['dataset']} - {summary['algo']} - {summary['network']}, seed {summary['seed']}"
+        )
     )
     for heading in ("evaluation", "threat", "protocol"):
         table.add_column(heading)
@@ -105,10 +127,11 @@ def print_summary(summary: dict[str, Any], run: RunDir, console: Console | None 
         f"trained on {summary['images']:,} images in {summary['seconds']:.1f} s "
         f"({summary['images'] / max(summary['seconds'], 1e-9):,.0f} images/s); selected by {validated}"
     )
-    console.print(f"run directory: {run.path}\n\nnext:", highlight=False)
+    console.print(f"run directory: {run.path}\n\nnext:", highlight=False, markup=False, soft_wrap=True)
+    path = shlex.quote(str(run.path))
     for command in (
-        f"python -m eval.robustness {run.path}",
-        f"python -m attacks {run.path} --attack pgd --norm L2 --eps 1.0 --steps 100",
-        f"tensorboard --logdir {run.path.parent}",
+        f"python -m eval.robustness {path}",
+        f"python -m attacks {path} --attack pgd --norm L2 --eps 1.0 --steps 100",
+        f"tensorboard --logdir {shlex.quote(str(run.path.parent))}",
     ):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -213,13 +214,12 @@ class TrainConfig:
         self.adversarial.validate(algorithms)
         if self.select == "robust" and self.probe_images == 0:
             raise InputError("--select robust goes by the probe, and --probe-images is 0; leave it out")
-        if "ppo" not in algorithms:
-            return
-        if self.batch_size == 1:
+        if self.batch_size == 1 and self.ppo.normalize_advantage and {"ppo", "a2c"} & set(algorithms):
             raise InputError(
-                "--batch-size is 1; PPO scales advantages within a minibatch, so it needs at least 2"
+                "--batch-size is 1; ppo and a2c scale advantages within a minibatch, so they need at least 2, "
+                "or --ppo.no-normalize-advantage"
             )
-        if self.ppo.rollout % self.images_per_step():
+        if "ppo" in algorithms and self.ppo.rollout % self.images_per_step():
             raise InputError(
                 f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({self.images_per_step()})"
             )
@@ -304,24 +304,29 @@ class TrainConfig:
 def _from_dict(cls: Any, values: Any) -> Any:
     if not isinstance(values, dict):
         raise InputError(f"a stored configuration has {values!r} for {cls.__name__}; expected an object")
-    defaults = {item.name: getattr(cls(), item.name) for item in dataclasses.fields(cls)}
-    paths = {item.name for item in dataclasses.fields(cls) if "Path" in str(item.type)}
+    hints = get_type_hints(cls)
     built = {}
     for name, value in values.items():
-        if name not in defaults:
-            raise unknown_name("field of the stored configuration", name, defaults)
-        default = defaults[name]
-        if dataclasses.is_dataclass(default):
-            value = _from_dict(type(default), value)
-        elif name in paths and isinstance(value, str):
+        if name not in hints:
+            raise unknown_name("field of the stored configuration", name, hints)
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _from_dict(hint, value)
+        elif not _fits(value, hint):
+            expected = str(getattr(hint, "__name__", hint)).replace("typing.", "").replace("pathlib.", "")
+            raise InputError(f"the stored configuration has {name}={value!r}; expected {expected}")
+        elif Path in get_args(hint) and value is not None:
             value = Path(value)
-        elif default is not None and not _fits(value, default):
-            raise InputError(
-                f"the stored configuration has {name}={value!r}; expected a {type(default).__name__}"
-            )
         built[name] = value
     return cls(**built)
 
 
-def _fits(value: Any, default: Any) -> bool:
-    return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value from JSON is of the type that a field's annotation names."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is (str if hint is Path else hint)

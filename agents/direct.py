@@ -23,6 +23,8 @@ from agents.policies import ImagePolicy
 from envs.errors import InputError
 from envs.task import ImageTask
 
+ENTROPY_EVERY = 8  # updates; logging it costs a softmax
+
 
 @dataclass
 class Batch:
@@ -116,9 +118,10 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._batch: Batch | None = None
+        self._parameters = list(self.policy.parameters())
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_batch", "adversarial"]
+        return [*super()._excluded_save_params(), "_batch", "_parameters", "adversarial"]
 
     @abc.abstractmethod
     def choose_actions(self, logits: Tensor) -> Tensor:
@@ -168,9 +171,9 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
             self._update_info_buffer(infos, dones)
         rewards, dones = (torch.as_tensor(value, device=self.device) for value in (rewards, dones))
         self.num_timesteps += env.num_envs
-        self.statistics.add(reward=rewards.float().mean())
+        self.statistics.add(reward=rewards)
         if labels is not None:
-            self.statistics.add(accuracy=(actions == labels).float().mean())
+            self.statistics.add(accuracy=actions == labels)
         return Batch(pixels, logits, actions, rewards.float(), labels, action_rewards), dones
 
     def answer(self, pixels: Tensor, labels: Tensor, action_rewards: Tensor) -> Batch:
@@ -200,19 +203,22 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
             raise InputError("nothing was collected; call learn(), which collects before it trains")
         self._update_learning_rate(self.policy.optimizer)
         loss = self.loss(batch.logits, batch)
-        entropy = losses.entropy(batch.logits if self.ent_coef else batch.logits.detach())
-        total = loss - self.ent_coef * entropy if self.ent_coef else loss
+        total = loss
+        if self.ent_coef or self._n_updates % ENTROPY_EVERY == 0:
+            entropy = losses.entropy(batch.logits if self.ent_coef else batch.logits.detach())
+            self.statistics.add(entropy=entropy)
+            total = loss - self.ent_coef * entropy if self.ent_coef else loss
         if self._attacks("add", "trades"):
             labels, action_rewards = _known(batch.labels, batch.action_rewards)
             total = total + adversarial_term(self, batch, labels, action_rewards)
         self.policy.optimizer.zero_grad(set_to_none=True)
         total.backward()
         norm = torch.nn.utils.clip_grad_norm_(
-            self.policy.parameters(), self.max_grad_norm or float("inf"), foreach=True
+            self._parameters, self.max_grad_norm or float("inf"), foreach=True
         )
         self.policy.optimizer.step()
         self._n_updates += 1
-        self.statistics.add(loss=loss, entropy=entropy, grad_norm=norm)
+        self.statistics.add(loss=loss, grad_norm=norm)
         self.statistics.watch(self.num_timesteps, norm)
 
 

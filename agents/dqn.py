@@ -74,7 +74,7 @@ class DQN(ImageAlgorithm, dqn.DQN):
             dones=dones.float(),
         )
         self.num_timesteps += env.num_envs
-        self.statistics.add(reward=rewards.mean(), accuracy=(actions == labels).float().mean())
+        self.statistics.add(reward=rewards, accuracy=actions == labels)
 
     @torch.no_grad()
     def _explore(self, num_envs: int) -> Tensor:
@@ -88,7 +88,7 @@ class DQN(ImageAlgorithm, dqn.DQN):
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Run SB3's update and watch the weights for NaN."""
         super().train(gradient_steps, batch_size)
-        self._watch_weights()
+        self.watch_weights()
 
     def training_state(self) -> dict[str, Any]:
         """Return all that :meth:`load_training_state` needs, the replay memory included."""

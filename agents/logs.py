@@ -2,12 +2,15 @@
 
 import json
 import math
+import numbers
 import os
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
+
+from envs.errors import InputError
 
 
 class JSONLines(KVWriter):
@@ -16,10 +19,15 @@ class JSONLines(KVWriter):
     Args:
         path: the file.
         keep: bytes to keep of a file that is there already; what follows is cut off.
+
+    Raises:
+        InputError: the file is shorter than that.
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
         self.file = open(path, "a+b")  # noqa: SIM115 - closed by close()
+        if self.file.seek(0, os.SEEK_END) < keep:
+            raise InputError(f"{path} has lost lines: expected at least {keep} bytes; restore it, or train anew")
         self.file.truncate(keep)
 
     def write(
@@ -29,13 +37,13 @@ class JSONLines(KVWriter):
         scalars = {
             key: float(value) if math.isfinite(value) else None
             for key, value in sorted(key_values.items())
-            if isinstance(value, (int, float))
+            if isinstance(value, numbers.Real)  # NumPy's included
         }
         self.file.write(json.dumps({"step": step, **scalars}).encode() + b"\n")
+        self.file.flush()
 
     def size(self) -> int:
         """Return the bytes written so far, all of them on disk."""
-        self.file.flush()
         os.fsync(self.file.fileno())
         return self.file.seek(0, os.SEEK_END)
 
@@ -52,11 +60,11 @@ class TensorBoard(TensorBoardOutputFormat):
         purge_step: events from this step on, in files that are there already, are void.
     """
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+    def __init__(self, folder: Path, purge_step: int = 0) -> None:
         self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
         self._is_closed = False
 
 
-def make_logger(folder: Path, metrics: Path, keep: int = 0, purge_step: int | None = None) -> Logger:
+def make_logger(folder: Path, metrics: Path, keep: int = 0, purge_step: int = 0) -> Logger:
     """Return SB3's logger writing to TensorBoard in ``folder`` and to the ``metrics`` file."""
     return Logger(str(folder), [TensorBoard(folder, purge_step), JSONLines(metrics, keep)])

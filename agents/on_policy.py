@@ -74,7 +74,7 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
             rewards=rewards,
             episode_starts=torch.as_tensor(self._last_episode_starts, device=self.device),
         )
-        self.statistics.add(reward=rewards.mean(), accuracy=(actions == labels).float().mean())
+        self.statistics.add(reward=rewards, accuracy=actions == labels)
         self._last_obs, self._last_episode_starts = observations, dones
         self.num_timesteps += env.num_envs
         return dones
@@ -91,7 +91,7 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
             return super().train()
         with frozen_batchnorm(self.policy):
             super().train()
-        self._watch_weights()
+        self.watch_weights()
         return None
 
 

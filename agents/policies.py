@@ -161,6 +161,11 @@ class ImagePolicy(ActorCriticPolicy):
         """Return the distribution over labels of uint8 observations, in float32 whatever the training precision."""
         return self._distribution(self.features_extractor(self.pixels(obs)))
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Put the policy in train or eval mode; walking a large network on every step costs time, so only on change."""
+        if mode != self.training:
+            super().set_training_mode(mode)
+
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         """Return actions ``(N,)``; the likeliest by logits, as SB3's rounded probabilities tie where logits do not."""
         if deterministic:

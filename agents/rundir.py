@@ -108,7 +108,7 @@ class RunDir:
             run = cls(path)
             try:
                 run.path.mkdir(parents=True, exist_ok=True)
-                taken = any(entry.name != ".lock" for entry in run.path.iterdir())
+                taken = any(not entry.name.startswith(".") for entry in run.path.iterdir())
             except OSError as error:
                 raise InputError(
                     f"cannot make the run directory {run.path}: {error.strerror}; choose another"
@@ -148,6 +148,11 @@ class RunDir:
     def write_config(self, config: dict[str, Any]) -> None:
         """Write ``config.json`` with the format's number."""
         write_json(self.config_path, {"format": FORMAT, **config})
+
+    def remove_leftovers(self) -> None:
+        """Delete what writes cut short by a crash have left; only for the holder of the lock."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -16,14 +16,15 @@ class RunningMeans:
         self.device = device
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._steps = 0
         self._first_bad = torch.full((), torch.inf, dtype=torch.float64, device=device)
 
     def add(self, **values: Tensor) -> None:
-        """Add one observation of each named scalar."""
+        """Add observations of each name: a scalar, or a tensor of one shape, all of whose elements count."""
         for name, value in values.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            if name in self._sums:
+                self._sums[name].add_(value.detach())
+            else:
+                self._sums[name] = value.detach().to(torch.float32, copy=True)
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def watch(self, step: int, value: Tensor) -> None:
@@ -37,15 +38,18 @@ class RunningMeans:
 
     def flush(self) -> dict[str, float]:
         """Return the means since the last call and start anew; waits for the device."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        means = {name: float(total.mean()) / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that :meth:`load_state_dict` needs."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        return {
+            "sums": {name: total.clone() for name, total in self._sums.items()},
+            "counts": dict(self._counts),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self._sums = {name: value.to(self.device, copy=True) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from stable_baselines3.common.logger import HParam
@@ -15,9 +16,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.build import Algorithm, build_algorithm, build_env, check_names, plan_regime
 from agents.callback import TrainingCallback
-from agents.checkpoint import load_checkpoint, set_random_state
+from agents.checkpoint import load_checkpoint, restoring, set_random_state
 from agents.classifier import extract_classifier
-from agents.closing import print_summary, summarise
+from agents.closing import print_stored_summary, print_summary, summarise
 from agents.config import TrainConfig
 from agents.interrupt import stop_on_interrupt
 from agents.length import phase_ends, validation_interval
@@ -26,7 +27,7 @@ from agents.probe import Probe
 from agents.rundir import RunDir, device_name, resolve_device, versions
 from envs import ImageDataset, Splits, load_splits
 from envs.errors import InputError
-from envs.files import read_json, write_atomic, write_json
+from envs.files import write_atomic, write_json
 
 
 def train(config: TrainConfig) -> RunDir:
@@ -37,11 +38,12 @@ def train(config: TrainConfig) -> RunDir:
         KeyboardInterrupt: the run was stopped cleanly; its message tells how to continue.
     """
     if config.resume is not None:
-        return resume(config.resume, config.progress)
+        return resume(config.resume, config.progress, config.network)
     config.validate()
     check_names(config)
     splits = _load(config)
-    plan_regime(config, splits.train)  # refuses what only the data shows to be wrong
+    # What only the data shows to be wrong is refused here, before a directory is made.
+    build_algorithm(config.phases()[0][0], config, build_env(config, splits.train), splits.train)
     Probe.from_config(config, splits.val)
     name = "-".join(
         (
@@ -53,13 +55,19 @@ def train(config: TrainConfig) -> RunDir:
     )
     run = RunDir.create(config.run_dir, name)
     with run.lock():
+        run.remove_leftovers()
         run.write_config(_describe(config, splits.train))
         _run(config, splits, run)
     return run
 
 
-def resume(path: Path, progress: bool = True) -> RunDir:
+def resume(path: Path, progress: bool = True, network: str | None = None) -> RunDir:
     """Continue the run at ``path`` exactly where its last checkpoint left it; a finished run only prints its table.
+
+    Args:
+        path: the run directory.
+        progress: show a progress bar.
+        network: the import path of the run's network, where it has one: files are not trusted to name code.
 
     Raises:
         InputError: there is no run, its data has changed, or its checkpoint is damaged.
@@ -67,18 +75,36 @@ def resume(path: Path, progress: bool = True) -> RunDir:
     """
     run = RunDir.open(path)
     with run.lock():
-        stored = run.config
-        config = dataclasses.replace(TrainConfig.from_dict(stored["config"]), progress=progress)
-        check_names(config)
+        run.remove_leftovers()
+        fingerprint, config = _stored(run, network)
+        config = dataclasses.replace(config, progress=progress)
         checkpoint = load_checkpoint(run)
         if checkpoint is not None and checkpoint["done"]:
-            print_summary(read_json(run.summary_path), run)
+            print_stored_summary(run)
             return run
         splits = _load(config)
-        if splits.train.fingerprint != stored["dataset"]["fingerprint"]:
+        if splits.train.fingerprint != fingerprint:
             raise InputError(f"the training data of {path} has changed since the run began; train a new run")
         _run(config, splits, run, checkpoint)
     return run
+
+
+def _stored(run: RunDir, network: str | None) -> tuple[str, TrainConfig]:
+    """Return the fingerprint of the training data and the configuration in ``config.json``, checked."""
+    stored = run.config
+    try:
+        fingerprint, config = stored["dataset"]["fingerprint"], stored["config"]
+    except (KeyError, TypeError):
+        raise InputError(f"{run.config_path} lacks dataset or config; train the run anew") from None
+    config = TrainConfig.from_dict(config)
+    if ":" in config.network and config.network != network:
+        raise InputError(
+            f"{run.config_path} names the network {config.network!r}, and code named by a file is not imported; "
+            f"if you trust it, add --network {config.network}"
+        )
+    config.validate()
+    check_names(config)
+    return fingerprint, config
 
 
 def _load(config: TrainConfig) -> Splits:
@@ -108,8 +134,10 @@ def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str,
             attacks_begin=None if regime is None else regime.begins,
         )
         model = _learn(config, splits.train, env, ends, callback, checkpoint)
-        callback.boundary(last=True)
-    _close(config, splits.test, run, model, callback)
+    try:
+        _close(config, splits.test, run, model, callback)
+    except KeyboardInterrupt:
+        raise callback.stopped() from None
 
 
 def _learn(
@@ -130,20 +158,21 @@ def _learn(
         following.progress_total = ends[-1]
         if model is not None:
             _hand_over(model, following, config.schedule_optimizer == "keep")
+            following.set_logger(model.logger)
         elif checkpoint:
-            following.load_training_state(checkpoint["algorithm"])
-            callback.load_state(checkpoint["callback"])
+            with restoring(callback.run):
+                following.load_training_state(checkpoint["algorithm"])
+                callback.load_state(checkpoint["callback"])
+                set_random_state(checkpoint["random"], following.device)
         if model is None:
             following.set_logger(_logger(callback.run, checkpoint, config))
-            if checkpoint:
-                set_random_state(checkpoint["random"], following.device)
-        else:
-            following.set_logger(model.logger)
         model, callback.phase = following, phase
+        callback.init_callback(model)
         restart = phase == 0 and checkpoint is None
         remaining = ends[phase] - model.num_timesteps
-        if remaining > 0:
+        if remaining > 0:  # a run may have been stopped when a phase had ended and nothing else had begun
             model.learn(remaining, callback=callback, log_interval=None, reset_num_timesteps=restart)  # type: ignore[arg-type]
+            callback.boundary(log=True, validate=model.num_timesteps >= ends[-1])
     assert model is not None
     return model
 
@@ -161,12 +190,11 @@ def _hand_over(old: Algorithm, new: Algorithm, keep_optimizer: bool) -> None:
 
 
 def _logger(run: RunDir, checkpoint: dict[str, Any] | None, config: TrainConfig) -> Any:
-    if checkpoint is None:
-        logger = make_logger(run.path, run.metrics_path)
-    else:
+    if checkpoint is not None:
         step = checkpoint["algorithm"]["counters"]["num_timesteps"]
         logger = make_logger(run.path, run.metrics_path, checkpoint["callback"]["metrics_bytes"], step + 1)
-    if checkpoint is None:
+    else:
+        logger = make_logger(run.path, run.metrics_path)
         flat = {
             key: value
             for key, value in config.to_dict().items()
@@ -202,7 +230,7 @@ def _close(
     summary = summarise(classifier, test, config.attack, config.progress, record)
     write_json(run.summary_path, summary)
     model.logger.record("summary/test_accuracy", summary["test_accuracy"])
-    model.logger.dump(model.num_timesteps)
+    model.logger.dump(model.num_timesteps + 1)  # a step of its own, which a resumed run voids if it got no further
     callback.checkpoint(done=True)
     model.logger.close()
     print_summary(summary, run)
@@ -268,4 +296,5 @@ def _progress_bar(config: TrainConfig, total: int) -> Iterator[tuple[Progress, T
         TimeRemainingColumn(),
     )
     with Progress(*columns) as bar:
-        yield bar, bar.add_task(f"{_algorithm_slug(config)} on {config.dataset}", total=total, accuracy=0.0)
+        description = escape(f"{_algorithm_slug(config)} on {config.dataset}")
+        yield bar, bar.add_task(description, total=total, accuracy=0.0)

@@ -44,6 +44,7 @@ class Deal:
         self._shuffle_seed = to_int64(int(seeds[0]) - shard[0] * len(seeds))
         self._rows = max(1, _BLOCK // len(seeds))
         self._block = -1
+        self._time = -1
         self._first_epoch = 0
         self._permutations = seeds.new_empty(0, num_images)
 
@@ -56,10 +57,12 @@ class Deal:
         return self._row(time)[1]
 
     def _row(self, time: int) -> tuple[Tensor, Tensor]:
-        block, row = divmod(time, self._rows)
-        if block != self._block:
-            self._draw(block)
-        return self._indices[row], self._augment_seeds[row]
+        if time != self._time:
+            block, row = divmod(time, self._rows)
+            if block != self._block:
+                self._draw(block)
+            self._time, self._shown = time, (self._indices[row], self._augment_seeds[row])
+        return self._shown
 
     def _draw(self, block: int) -> None:
         times = torch.arange(self._rows, device=self.seeds.device).unsqueeze(1) + block * self._rows

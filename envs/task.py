@@ -81,7 +81,7 @@ class ImageTask:
         self.all_true_labels = self.dataset.labels
         self.all_labels = noisy_labels(self.dataset.labels, self.num_actions, label_noise)
         self.label_noise = label_noise
-        self._time = -1
+        self._time = self._labelled = -1
         self._deal: Deal | None = None
         self._played = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
 
@@ -123,8 +123,10 @@ class ImageTask:
 
     @property
     def labels(self) -> Tensor:
-        """The labels that the rewards go by, label noise included: int64 (n,)."""
-        return self.all_labels.index_select(0, self.indices)
+        """The labels that the rewards go by, label noise included: int64 (n,); read only."""
+        if self._labelled != self._time:
+            self._labelled, self._labels = self._time, self.all_labels.index_select(0, self.indices)
+        return self._labels
 
     @property
     def true_labels(self) -> Tensor:
@@ -205,7 +207,7 @@ class ImageTask:
         return torch.from_numpy(self.images.numpy().take(indices.numpy(), axis=0))
 
     def _start(self, seeds: Tensor) -> None:
-        self._time = 0
+        self._time, self._labelled = 0, -1
         self._deal = Deal(
             seeds,
             len(self.dataset),
