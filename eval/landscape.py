@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attacks.forward import fast_layout
 from attacks.losses import get_loss
 from attacks.rng import draws_for
 from attacks.threat import get_norm, per_sample
 
+_CPU_BATCH, _GPU_BATCH = 64, 2048  # measured: on a CPU activations then stay in its caches
 _PLANE_STREAM = 0x706C616E65  # "plane": the random direction is no other draw of the same seed
 
 
@@ -60,7 +62,7 @@ def plane(x: Tensor, adversarial: Tensor, norm: str, seed: int, sample_ids: Tens
     return torch.stack(pair, dim=1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def landscape(
     model: nn.Module,
     x: Tensor,
@@ -71,7 +73,7 @@ def landscape(
     eps: float,
     extent: float = 3.0,
     resolution: int = 300,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
 ) -> Landscape:
@@ -88,17 +90,19 @@ def landscape(
         eps: radius of the threat model.
         extent: the axes reach from -extent * eps to extent * eps.
         resolution: points per axis, R; the model sees N * R * R images.
-        batch_size: images at once.
+        batch_size: images at once; by default 64 on a CPU, 2048 on a GPU.
         seed: of the random direction.
         sample_ids: (N,), what each image's random direction hangs on.
     """
     directions = plane(x, adversarial, norm, seed, sample_ids)
     line = torch.linspace(-extent * eps, extent * eps, resolution, device=x.device)
     sums = torch.zeros(3, resolution * resolution, dtype=torch.float64, device=x.device)
-    for i in range(len(x)):
-        losses, predicted = _one_plane(model, x[i], y[i], directions[i], line, batch_size)
-        sums[:2] += losses
-        sums[2] += predicted == y[i]
+    size = batch_size or (_GPU_BATCH if x.is_cuda else _CPU_BATCH)
+    with fast_layout(model):
+        for i in range(len(x)):
+            losses, predicted = _one_plane(model, x[i], y[i], directions[i], line, size)
+            sums[:2] += losses
+            sums[2] += predicted == y[i]
     ce, margin, correct = (sums / len(x)).view(3, resolution, resolution).float().cpu()
     one = len(x) == 1
     return Landscape(

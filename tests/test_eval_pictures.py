@@ -27,8 +27,6 @@ from eval.stats import wilson
 from eval.threats import Threat
 from tests.test_eval_attack import MODEL
 
-OTHER = "tests.test_eval_robustness:blurred"
-
 
 def texts(figure):
     return " ".join(text.get_text() for text in figure.findobj(Text))
@@ -144,12 +142,12 @@ QUICK = (
 
 def test_mechanism_command_writes_figures_and_pictures(tmp_path, capsys):
     out = tmp_path / "m"
-    arguments = [MODEL, OTHER, "--dataset", "digits", "--out", str(out), *QUICK, "--no-progress"]
+    arguments = [MODEL, "--dataset", "digits", "--out", str(out), *QUICK, "--no-progress"]
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "input-gradient norm" in printed
     content = json.loads((out / "mechanism.json").read_text(), parse_constant=pytest.fail)
-    assert [model["name"] for model in content["models"]] == [MODEL, OTHER]
+    assert [model["name"] for model in content["models"]] == [MODEL]
     first = content["models"][0]
     assert first["static"]["gradient_norm"]["n"] == 12
     assert len(first["dynamic"]["cosine"]["median"]) == 2

@@ -109,6 +109,8 @@ _FLAT: dict[Callable[..., Any], tuple[str, Callable[..., Tensor]]] = {
     **dict.fromkeys(_functions("round", "floor", "ceil", "trunc", "fix"), ("rounding", _same)),
     **dict.fromkeys(_functions("sign", "sgn"), ("sign", _clipped)),
     **dict.fromkeys(_functions("detach"), ("detach", _same)),
-    **dict.fromkeys(_functions("gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"), ("comparison", _above)),
+    **dict.fromkeys(
+        _functions("gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"), ("comparison", _above)
+    ),
     **dict.fromkeys(_functions("lt", "le", "less", "less_equal", "__lt__", "__le__"), ("comparison", _below)),
 }

@@ -1,0 +1,200 @@
+"""The attacks of an audit, family by family; each function adds to the arena."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from attacks.apgd import apgd, apgd_targeted
+from attacks.fgsm import fgsm
+from attacks.forward import forward
+from attacks.pgd import pgd
+from attacks.rng import draws_for
+from attacks.square import square
+from attacks.threat import get_norm
+from eval.auditing.arena import Arena, Family
+from eval.auditing.budget import Budget
+from eval.auditing.stand_in import distil
+from eval.auditing.straight_through import StraightThrough
+from eval.auditing.views import BackwardThrough, Differenced, Rescaled, Smoothed
+from eval.threats import CLEVERHANS_BATCH
+
+PGD_CE = "PGD, cross-entropy"
+PGD_FLOORED = "PGD, cross-entropy, cleverhans"
+APGD_CE = "APGD, cross-entropy"
+SEEN_CE = "PGD, cross-entropy, view"
+SINGLE_STEP = "FGSM"
+PGD_MARGIN = "PGD, margin"
+# Losses that saturation cannot silence, each on the engine and budget of PGD_CE.
+IMMUNE = (PGD_MARGIN, "PGD, DLR", "PGD, MIFPE", "PGD, rescaled cross-entropy")
+# Noise per pixel, standard deviation: one grey level, and an eighth of a typical image's own spread.
+SMOOTHING = (1 / 255, 0.05)
+_SMOOTHING_DRAWS = 8
+
+
+def standard_attacks(arena: Arena, raw: nn.Module, budget: Budget) -> None:
+    """Attack the model as it is, as most papers do: no repair, all images."""
+    rows = torch.arange(len(arena.x), device=arena.x.device)
+    arena.run(SINGLE_STEP, Family.STANDARD, _without_ids(fgsm), raw, rows)
+    arena.run(PGD_CE, Family.STANDARD, pgd, raw, rows, steps=budget.steps)
+    if arena.norm != "L1":
+        arena.run(
+            PGD_FLOORED,
+            Family.STANDARD,
+            pgd,
+            raw,
+            rows,
+            steps=budget.steps,
+            protocol="cleverhans",
+            averaged_over=CLEVERHANS_BATCH,
+        )
+    arena.run(APGD_CE, Family.STANDARD, apgd, raw, rows, steps=budget.steps)
+
+
+def gradient_attacks(arena: Arena, raw: nn.Module, view: nn.Module, budget: Budget) -> None:
+    """Attack the view by its own gradients: four losses on one engine, then targeted APGD on the survivors."""
+    rows = torch.arange(len(arena.x), device=arena.x.device)
+    if view is not raw:
+        arena.run(SEEN_CE, Family.GRADIENT, pgd, view, rows, steps=budget.steps)
+    for name, loss in zip(IMMUNE, ("margin", "dlr", "mifpe"), strict=False):
+        arena.run(name, Family.GRADIENT, pgd, view, rows, steps=budget.steps, loss=loss)
+    rescaled = Rescaled(view, _logit_gap(view, arena.x))
+    arena.run(IMMUNE[-1], Family.GRADIENT, pgd, rescaled, rows, steps=budget.steps)
+    targeted(arena, view, budget, Family.GRADIENT, "APGD, targeted DLR")
+
+
+def targeted(arena: Arena, view: nn.Module, budget: Budget, family: Family, name: str) -> None:
+    """Run APGD towards each of the best wrong classes, on the survivors."""
+    classes = forward(view, arena.x[:2]).shape[1]
+    loss = "dlr" if classes >= 4 else "margin"  # the targeted ratio needs four classes
+    arena.run(
+        name, family, apgd_targeted, view, steps=budget.steps, num_targets=min(budget.targets, classes - 1), loss=loss
+    )
+
+
+def _logit_gap(view: nn.Module, x: Tensor) -> float:
+    top = forward(view, x).topk(2, dim=1).values
+    return max(float((top[:, 0] - top[:, 1]).median()), 1e-12)
+
+
+def repaired_attacks(arena: Arena, view: nn.Module, through: nn.Module | None, budget: Budget) -> None:
+    """Attack survivors by gradients of another origin.
+
+    Args:
+        arena: the record.
+        view: the model.
+        through: the view with straight-through gradients, where that changes anything.
+        budget: what to spend.
+    """
+    if through is not None:
+        for loss in ("margin", "mifpe"):
+            name = f"straight-through PGD, {loss}"
+            arena.run(name, Family.REPAIRED, pgd, through, steps=budget.steps, loss=loss, restarts=2)
+        targeted(arena, through, budget, Family.REPAIRED, "straight-through APGD, targeted DLR")
+    for sigma in SMOOTHING:
+        smoothed = Smoothed(view, sigma, _SMOOTHING_DRAWS)
+        name = f"smoothed-gradient PGD, noise {sigma:.3f}"
+        arena.run(name, Family.REPAIRED, pgd, smoothed, steps=budget.steps // 2, loss="margin")
+
+
+def straight_through_changes(raw: nn.Module, x: Tensor) -> tuple[bool, str]:
+    """Return whether flat operations lie on the way from image to logits, and which."""
+    view = StraightThrough(raw)
+    with torch.enable_grad():
+        try:
+            view(x[:2].detach().requires_grad_())
+        except (RuntimeError, TypeError, ValueError):
+            return False, ""
+    return bool(view.replaced), ", ".join(sorted(view.replaced))
+
+
+def free_attacks(arena: Arena, view: nn.Module, budget: Budget, gradients_missing: bool) -> None:
+    """Attack survivors without gradients: random points, Square, finite differences."""
+    random_points(arena, budget.random_points)
+    arena.run("Square", Family.FREE, square, view, queries=budget.square_queries)
+    directions = budget.directions if gradients_missing else budget.directions // 2
+    for radius in SMOOTHING:
+        differenced = Differenced(view, radius, directions)
+        name = f"finite-difference PGD, radius {radius:.3f}"
+        arena.run(name, Family.FREE, pgd, differenced, steps=budget.difference_steps, loss="margin")
+
+
+def random_points(arena: Arena, count: int) -> None:
+    """Try ``count`` points of each survivor's ball, uniform (Carlini et al. 2019)."""
+    rows = arena.survivors
+    stream = draws_for(arena.seed, rows)
+    measure = get_norm(arena.norm)
+    x, y = arena.x[rows], arena.y[rows]
+    best, found = x.clone(), torch.zeros(len(rows), dtype=torch.bool, device=x.device)
+    radius = x.new_full((len(rows),), arena.eps)
+    for draw in range(count):
+        open_rows = (~found).nonzero().squeeze(1)
+        if not len(open_rows):
+            break
+        noise = measure.random(stream[open_rows].fork(draw), x.shape[1:], radius[open_rows])
+        points = measure.confine(x[open_rows] + noise, x[open_rows], radius[open_rows])
+        wrong = forward(arena.judge, points).argmax(1) != y[open_rows]
+        best[open_rows[wrong]], found[open_rows[wrong]] = points[wrong], True
+    arena.record(f"{count} random points", Family.FREE, rows, best, found, 0.0)
+
+
+def transfer_attacks(
+    arena: Arena, view: nn.Module, surrogates: Mapping[str, nn.Module], budget: Budget
+) -> None:
+    """Attack survivors by the gradients of other models: those given, and one distilled here, twice.
+
+    Every iterate is shown to the audited model, so a path that crosses its errors counts.
+    """
+    for name, surrogate in surrogates.items():
+        crossed = BackwardThrough(view, surrogate)
+        for loss in ("ce", "margin"):
+            arena.run(f"transfer from {name}, {loss}", Family.TRANSFER, pgd, crossed, steps=budget.steps, loss=loss)
+    points = arena.points
+    for turn in ("distilled", "distilled again"):
+        rows = arena.survivors
+        if not len(rows):
+            return
+        stand_in = distil(
+            view, arena.x, points, arena.norm, arena.eps, budget.distillation_steps, arena.seed
+        )
+        crossed = BackwardThrough(view, stand_in)
+        options = {"steps": budget.steps, "loss": "margin"}
+        arena.run(f"transfer from {turn} stand-in", Family.TRANSFER, pgd, crossed, **options)
+        plain = pgd(
+            stand_in, arena.x, arena.y, norm=arena.norm, eps=arena.eps, steps=10, loss="margin", early_stop=False
+        )
+        points = plain.adversarial
+
+
+def second_try(arena: Arena, view: nn.Module, budget: Budget, rows: Tensor) -> None:
+    """Give the gradient attacks a longer try at images that only others broke: did they fail, or just stop early?"""
+    steps = 3 * budget.steps
+    arena.run(
+        "PGD, margin, longer", Family.GRADIENT, pgd, view, rows, steps=steps, loss="margin", restarts=3, seed=1
+    )
+    arena.run(
+        "PGD, MIFPE, longer", Family.GRADIENT, pgd, view, rows, steps=steps, loss="mifpe", restarts=3, seed=1
+    )
+    classes = forward(view, arena.x[:2]).shape[1]
+    arena.run(
+        "APGD, targeted, longer",
+        Family.GRADIENT,
+        apgd_targeted,
+        view,
+        rows,
+        steps=steps,
+        num_targets=min(budget.targets, classes - 1),
+        loss="dlr" if classes >= 4 else "margin",
+        seed=1,
+    )
+
+
+def _without_ids(attack):  # type: ignore[no-untyped-def]
+    """FGSM draws nothing: it takes neither seed nor ids."""
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, *, seed: int, sample_ids: Tensor, **options):  # type: ignore
+        return attack(model, x, y, **options)
+
+    return run
+
+
