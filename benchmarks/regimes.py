@@ -1,0 +1,308 @@
+"""The paper's regimes side by side: clean and robust accuracy on MNIST, over seeds.
+
+``python -m benchmarks.regimes --data-root DIR`` trains every cell, attacks it, prints the table and writes
+``docs/results/regimes.json`` and ``regimes.md``. Finished cells are reused when the command is run again, and a cell
+that another process is training is left to it, so the command may run several times side by side.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import attacks
+from agents.adversarial_config import AdversarialConfig
+from agents.classifier import load_classifier
+from agents.config import TrainConfig
+from agents.evaluation import to_pixels
+from agents.training import train
+from benchmarks.common import describe_machine, machine_line, write_results
+from benchmarks.strided import strided
+from envs import ImageDataset, load_dataset
+from envs.errors import InputError
+from envs.files import read_json, write_json
+from eval.stats import mean_interval, wilson
+
+THREATS = {"Linf": 0.1, "L2": 1.5}
+STEPS = 3
+SHARED = "any"  # regimes whose training knows no threat are trained once and attacked under each
+
+
+PLAIN = AdversarialConfig()
+PAPER = AdversarialConfig("fgsm", eps=0.01, norm="Linf", weight=0.2)
+PGD_AT = AdversarialConfig("pgd", steps=STEPS)
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A row of the table; ``passes`` over the training set, ``method`` with the threat's ball if ``threat`` is set."""
+
+    name: str
+    algo: str
+    passes: float
+    adversarial: AdversarialConfig = PLAIN
+    threat: bool = False
+
+
+REGIMES = (
+    Regime("SL", "supervised", 2),
+    Regime("SL-adv (PGD-AT)", "supervised", 2, PGD_AT, threat=True),
+    Regime("RL", "reinforce", 2),
+    Regime("RL-adv (paper's rule)", "reinforce", 2, PAPER),
+    Regime("RL-adv (PGD-AT)", "reinforce", 2, PGD_AT, threat=True),
+    Regime("EPG", "epg", 2),
+    Regime("EPG-adv (PGD-AT)", "epg", 2, PGD_AT, threat=True),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained classifier: a regime, the norm it was trained against (or ``any``), and a seed."""
+
+    regime: Regime
+    norm: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        words = "".join(letter if letter.isalnum() else " " for letter in self.regime.name.lower())
+        return f"{'-'.join(words.split())}-{self.norm.lower()}-s{self.seed}"
+
+    def config(self, path: Path, data_root: Path | None) -> TrainConfig:
+        adversarial = self.regime.adversarial
+        if self.regime.threat:
+            adversarial = dataclasses.replace(adversarial, norm=self.norm, eps=THREATS[self.norm])  # type: ignore[arg-type]
+        return TrainConfig(
+            algo=self.regime.algo,
+            dataset="mnist",
+            data_root=data_root,
+            network="benchmarks.strided:strided",
+            seed=self.seed,
+            passes=self.regime.passes,
+            batch_size=128,
+            learning_rate=2e-3,
+            eval_every=27_000,
+            select="robust" if self.regime.threat else "clean",
+            adversarial=adversarial,
+            attack=False,
+            progress=False,
+            threads=torch.get_num_threads(),
+            run_dir=path,
+        )
+
+
+def main(
+    data_root: Path | None = None,
+    seeds: int = 3,
+    images: int = 200,
+    runs: Path = Path("runs/regimes"),
+    threads: int = 2,
+    train_only: bool = False,
+    write: bool = True,
+) -> None:
+    """Train and attack every regime.
+
+    Args:
+        data_root: where MNIST lies.
+        seeds: trainings of each cell.
+        images: test images attacked per training.
+        runs: where trainings and attacks are kept.
+        threads: CPU threads.
+        train_only: leave attacks and table to a later call.
+        write: write ``docs/results/regimes.json`` and ``regimes.md``.
+    """
+    torch.set_num_threads(threads)
+    console = Console()
+    test = load_dataset("mnist", "test", data_root=data_root)
+    found = []
+    for cell in cells(seeds):
+        summary = trained(cell, runs, data_root, console)
+        if train_only:
+            continue
+        for norm in THREATS if cell.norm == SHARED else (cell.norm,):
+            row = attacked(cell, norm, runs, test, images, console)
+            found.append(row | {"clean": summary["test_accuracy"], "train_seconds": summary["seconds"]})
+    if train_only:
+        return
+    rows = [summarise(regime, norm, found) for norm in THREATS for regime in REGIMES]
+    console.print(table(rows))
+    if write:
+        machine = describe_machine()
+        payload = {"machine": machine, "rows": rows, "cells": found}
+        data, text = write_results("regimes", payload, markdown(rows, found, machine))
+        console.print(f"written: {data} and {text}")
+
+
+def cells(seeds: int) -> Iterator[Cell]:
+    """Yield every training, whole tables first: an interrupted command has finished some seeds."""
+    for seed in range(seeds):
+        for regime in REGIMES:
+            for norm in THREATS if regime.threat else (SHARED,):
+                yield Cell(regime, norm, seed)
+
+
+def trained(cell: Cell, runs: Path, data_root: Path | None, console: Console) -> dict[str, Any]:
+    """Return the summary of the cell's training, trained now unless it is there."""
+    path = runs / cell.folder
+    while not (path / "summary.json").is_file():
+        console.print(f"training {cell.folder}")
+        if path.exists() and not _busy(path):
+            shutil.rmtree(path)  # a training that was cut short
+        try:
+            train(cell.config(path, data_root))
+        except InputError:
+            if not path.exists():
+                raise
+            time.sleep(10)  # another process trains this cell
+    return read_json(path / "summary.json")
+
+
+def attacked(
+    cell: Cell, norm: str, runs: Path, test: ImageDataset, images: int, console: Console
+) -> dict[str, Any]:
+    """Return the outcome of the strongest attack there is on the cell's classifier, attacked now unless it is there."""
+    name, attack = strongest_attack()
+    path = runs / cell.folder / f"{name}-{norm}-{images}.json"
+    if not path.is_file():
+        console.print(f"attacking {cell.folder} by {name} at {norm}")
+        classifier = load_classifier(runs / cell.folder, network=strided)
+        start = time.perf_counter()
+        survived = attack(classifier, to_pixels(test.images[:images]), test.labels[:images], norm)
+        write_json(
+            path,
+            {
+                "regime": cell.regime.name,
+                "norm": norm,
+                "seed": cell.seed,
+                "attack": name,
+                "survived": survived.tolist(),
+                "seconds": time.perf_counter() - start,
+            },
+        )
+    return read_json(path)
+
+
+def strongest_attack() -> tuple[str, Any]:
+    """Return AutoAttack, or PGD on the margin where this version has none, as (name, attack -> survivors ``(N,)``)."""
+    if hasattr(attacks, "autoattack"):
+        return (
+            "autoattack",
+            lambda model, x, y, norm: ~attacks.autoattack(model, x, y, norm=norm, eps=THREATS[norm]).success,
+        )
+    return (
+        "margin-pgd",
+        lambda model, x, y, norm: (
+            ~attacks.pgd(
+                model, x, y, norm=norm, eps=THREATS[norm], loss="margin", steps=100, restarts=2
+            ).success
+        ),
+    )
+
+
+def summarise(regime: Regime, norm: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a row: means over seeds, Student's interval over seeds, Wilson's over images at the mean."""
+    mine = [row for row in found if row["regime"] == regime.name and row["norm"] == norm]
+    clean = mean_interval([row["clean"] for row in mine])
+    robust = mean_interval([mean(row["survived"]) for row in mine])
+    images = len(mine[0]["survived"])
+    return {
+        "regime": regime.name,
+        "norm": norm,
+        "eps": THREATS[norm],
+        "attack": mine[0]["attack"],
+        "seeds": len(mine),
+        "images": images,
+        "clean": clean.mean,
+        "clean_over_seeds": clean.interval,
+        "robust": robust.mean,
+        "robust_over_seeds": robust.interval,
+        "robust_over_images": wilson(round(robust.mean * images), images),
+        "train_seconds": mean(row["train_seconds"] for row in mine),
+    }
+
+
+HEADINGS = (
+    "regime",
+    "threat",
+    "clean",
+    "robust",
+    "95 % over seeds",
+    "95 % over images",
+    "seeds",
+    "training s",
+)
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    return [
+        row["regime"],
+        f"{row['norm']} {row['eps']:g}",
+        f"{row['clean']:.1%}",
+        f"{row['robust']:.1%}",
+        _interval(row["robust_over_seeds"]),
+        _interval(row["robust_over_images"]),
+        str(row["seeds"]),
+        f"{row['train_seconds']:.0f}",
+    ]
+
+
+def _interval(interval: Any) -> str:
+    if interval is None:
+        return "-"
+    low, high = (min(max(bound, 0.0), 1.0) for bound in interval)
+    return f"{low:.1%} to {high:.1%}"
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    grid = Table(title=f"MNIST, robust accuracy under {rows[0]['attack']}, {rows[0]['images']} images")
+    for index, heading in enumerate(HEADINGS):
+        grid.add_column(heading, justify="left" if index < 2 else "right")
+    for row in rows:
+        grid.add_row(*_texts(row))
+    return grid
+
+
+def markdown(rows: list[dict[str, Any]], found: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+    lines = [
+        "# Regimes on MNIST",
+        "",
+        f"Robust accuracy under {rows[0]['attack']} on the first {rows[0]['images']} test images; clean accuracy on "
+        "all 10,000. Made by `python -m benchmarks.regimes --data-root DIR`; finished cells are reused.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + "---|" * len(HEADINGS),
+        *("| " + " | ".join(_texts(row)) + " |" for row in rows),
+        "",
+        f"Network: `benchmarks/strided.py`; batch 128, AdamW at 2e-3 falling linearly; {REGIMES[0].passes:g} passes. "
+        f"PGD-AT: {STEPS} steps from a random start in the threat's ball on cross-entropy, attacked images alone, kept "
+        "by robust validation accuracy. Paper's rule: FGSM of Linf .01 on the policy-gradient loss, weight .2. Regimes "
+        "that know no threat are trained once per seed and attacked under both. Intervals: Student's t over seeds; "
+        "Wilson over images at the mean.",
+        "",
+        machine_line(machine),
+    ]
+    return "\n".join(lines)
+
+
+def _busy(path: Path) -> bool:
+    """Return whether another process holds the run directory."""
+    from agents.rundir import RunDir
+
+    try:
+        with RunDir(path).lock():
+            return False
+    except InputError:
+        return True
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
