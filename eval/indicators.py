@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.losses import get_loss
+from attacks.forward import fast_layout
+from attacks.losses import get_loss, margin
 from attacks.rng import Draws, draws_for
 from attacks.threat import get_norm
 from attacks.walk import STEP_FLOOR
-from eval.gradients import cosines, in_double, input_gradient, lengths, units
+from eval.gradients import InputGradient, cosines, in_double, input_gradient, lengths, units
+from eval.stats import bootstrap
 from eval.threats import CLEVERHANS_BATCH
 
 
@@ -52,13 +54,49 @@ class StaticIndicators:
 
 
 def spread(values: Tensor) -> dict[str, Any]:
-    """Return count, mean, minimum, quartiles and maximum of the finite values; None where there are none."""
+    """Return count, mean with its bootstrap interval, extremes and quartiles of the finite values.
+
+    Entries are None where there is no value, or no interval because there is only one.
+    """
     finite = values[values.isfinite()].double()
     keys = ("min", "q25", "median", "q75", "max")
     if not len(finite):
-        return {"n": 0, "mean": None} | dict.fromkeys(keys)
+        return {"n": 0, "mean": None, "ci95": None} | dict.fromkeys(keys)
+    mean, interval, n = bootstrap(finite.numpy())
     points = torch.quantile(finite, torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)).tolist()
-    return {"n": len(finite), "mean": float(finite.mean())} | dict(zip(keys, points, strict=True))
+    ci95 = None if interval is None else list(interval)
+    return {"n": n, "mean": mean, "ci95": ci95} | dict(zip(keys, points, strict=True))
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Images, what the model says at them, and the ball in which the indicators look around.
+
+    Attributes:
+        model: in eval mode, images (N, C, H, W) to logits (N, K).
+        x: images in [0, 1], (N, C, H, W).
+        y: labels, (N,).
+        loss: a name of `attacks.losses`.
+        norm: of the ball.
+        eps: its radius.
+        centre: gradient, loss and logits at the images.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    loss: str
+    norm: str
+    eps: float
+    centre: InputGradient
+
+    def move(self, stream: Draws) -> Tensor:
+        """Return one perturbation per image, uniform in the ball."""
+        return get_norm(self.norm).random(stream, self.x.shape[1:], self.x.new_full((len(self.x),), self.eps))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the input gradient at other points ``x``."""
+        return input_gradient(self.model, x, self.y, self.loss).grad
 
 
 def static_indicators(
@@ -94,80 +132,63 @@ def static_indicators(
     """
     ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
     double = in_double(model)
-    rows: list[StaticIndicators] = []
-    for start in range(0, len(x), batch_size):
-        part = slice(start, start + batch_size)
-        images, labels, stream = x[part], y[part], draws_for(seed, ids[part])
-        centre = input_gradient(model, images, labels, loss)
-        norms = lengths(centre.grad)
-        top = centre.logits.topk(2, dim=1)
-        other = torch.where(top.indices[:, 0] == labels, top.values[:, 1], top.values[:, 0])
-        rows.append(
-            StaticIndicators(
-                gradient_norm=norms,
-                gradient_norm64=lengths(input_gradient(double, images.double(), labels, loss).grad),
-                zero=norms == 0,
-                under_floor=norms / batch < STEP_FLOOR,
-                stability=stability(
-                    model, images, labels, centre.grad, norm, eps, loss, draws, stream.fork(0)
-                ),
-                nonlinearity=nonlinearity(model, images, labels, norm, eps, loss, draws, stream.fork(1)),
-                logit_scale=centre.logits.std(dim=1, correction=0),
-                margin=centre.logits.gather(1, labels[:, None]).squeeze(1) - other,
-                curvature=curvature(model, images, labels, loss, power_iterations, stream.fork(2)),
+    columns: list[dict[str, Tensor]] = []
+    with fast_layout(model):
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
+            images, labels, stream = x[part], y[part], draws_for(seed, ids[part])
+            centre = input_gradient(model, images, labels, loss)
+            place = Neighbourhood(model, images, labels, loss, norm, eps, centre)
+            norms = lengths(centre.grad)
+            columns.append(
+                {
+                    "gradient_norm": norms,
+                    "gradient_norm64": lengths(input_gradient(double, images.double(), labels, loss).grad),
+                    "zero": norms == 0,
+                    "under_floor": norms / batch < STEP_FLOOR,
+                    "stability": stability(place, draws, stream.fork(0)),
+                    "nonlinearity": nonlinearity(place, draws, stream.fork(1)),
+                    "logit_scale": centre.logits.std(dim=1, correction=0),
+                    "margin": -margin(centre.logits, labels),
+                    "curvature": curvature(place, power_iterations, stream.fork(2)),
+                }
             )
-        )
-    return StaticIndicators(**{k: torch.cat([vars(row)[k] for row in rows]).cpu() for k in vars(rows[0])})
+    return StaticIndicators(**{key: torch.cat([row[key] for row in columns]).cpu() for key in columns[0]})
 
 
-def stability(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    grad: Tensor,
-    norm: str,
-    eps: float,
-    loss: str,
-    draws: int,
-    stream: Draws,
-) -> Tensor:
-    """Return the mean cosine (N,) between ``grad`` at ``x`` and the gradients at points of the ball."""
-    radius = x.new_full((len(x),), eps)
-    total = torch.zeros(len(x), device=x.device)
+def stability(place: Neighbourhood, draws: int, stream: Draws) -> Tensor:
+    """Return the mean cosine (N,) between the gradients at the images and at points of the ball, in [0, 1]."""
+    total = torch.zeros(len(place.x), device=place.x.device)
     for k in range(draws):
-        noise = get_norm(norm).random(stream.fork(k), x.shape[1:], radius)
-        total += cosines(grad, input_gradient(model, (x + noise).clamp(0, 1), y, loss).grad)
+        point = (place.x + place.move(stream.fork(k))).clamp(0, 1)
+        total += cosines(place.centre.grad, place.gradient(point))
     return total / draws
 
 
-def nonlinearity(
-    model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, loss: str, draws: int, stream: Draws
-) -> Tensor:
+def nonlinearity(place: Neighbourhood, draws: int, stream: Draws) -> Tensor:
     """Return the largest error (N,) of the loss's linear model over random points and the gradient step."""
-    centre = input_gradient(model, x, y, loss)
-    radius, measure = x.new_full((len(x),), eps), get_norm(norm)
-    moves = [measure.random(stream.fork(k), x.shape[1:], radius) for k in range(draws)]
-    worst = torch.zeros(len(x), device=x.device)
-    with torch.inference_mode():
-        for move in (*moves, eps * measure.step(centre.grad)):
+    loss, centre = get_loss(place.loss), place.centre
+    worst = torch.zeros(len(place.x), device=place.x.device)
+    ascent = place.eps * get_norm(place.norm).step(centre.grad)
+    with torch.no_grad():
+        for move in (*(place.move(stream.fork(k)) for k in range(draws)), ascent):
             linear = centre.loss + (move * centre.grad).flatten(1).sum(1)
-            worst = torch.maximum(worst, (get_loss(loss)(model(x + move), y, None) - linear).abs())
+            error = loss(place.model(place.x + move), place.y, None) - linear
+            worst = torch.maximum(worst, error.abs())
     return worst
 
 
-def curvature(
-    model: nn.Module, x: Tensor, y: Tensor, loss: str, iterations: int, stream: Draws, step: float = 0.01
-) -> Tensor:
+def curvature(place: Neighbourhood, iterations: int, stream: Draws, step: float = 0.01) -> Tensor:
     """Return the Rayleigh quotient (N,) after power iteration on the Hessian: its largest eigenvalue by size.
 
     The Hessian times a unit vector v is (g(x + h v) - g(x - h v)) / 2h with h = ``step``: unlike double
     differentiation this sees the kinks of ReLU networks, and it needs no second derivative of any layer.
     """
-    direction = units(stream.normal(x.shape[1:]))
-    quotient = torch.zeros(len(x), device=x.device)
+    direction = units(stream.normal(place.x.shape[1:]))
+    quotient = torch.zeros(len(place.x), device=place.x.device)
     for _ in range(iterations):
-        move = step * direction.view_as(x)
-        ahead, behind = (input_gradient(model, x + sign * move, y, loss).grad for sign in (1, -1))
+        move = step * direction.view_as(place.x)
+        ahead, behind = (place.gradient(place.x + sign * move) for sign in (1, -1))
         product = (ahead - behind).flatten(1) / (2 * step)
         quotient = (product * direction).sum(1)
         direction = torch.where(product.abs().amax(1, keepdim=True) > 0, units(product), direction)

@@ -9,12 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from attacks.walk import STEP_FLOOR
 from eval.dynamic import DynamicIndicators
 from eval.entropy import EntropySplit
 from eval.figures import INK, colour, legend_below, marker, new_figure, shorten, tidy
 from eval.indicators import StaticIndicators
 from eval.stats import Interval
-from eval.threats import Threat
+from eval.threats import CLEVERHANS_BATCH, Threat
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,10 @@ def static_figure(models: Mapping[str, StaticIndicators]) -> Figure:
                 _cumulative(axes, item.gradient_norm64, logarithmic, colour(k), None, ":")
         if logarithmic:
             axes.set_xscale("log")
+        if name == "gradient_norm":
+            floor = STEP_FLOOR * CLEVERHANS_BATCH
+            axes.axvline(floor, color=INK, linewidth=1, linestyle="--")
+            axes.annotate("cleverhans' floor ", (floor, 0.97), fontsize=7, color=INK, ha="right", va="top")
         axes.set_ylim(0, 1.02)
     legend_below(figure, panels[0])
     return figure

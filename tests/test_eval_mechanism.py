@@ -85,6 +85,7 @@ def test_zero_and_under_floor_gradients(problem, scale, zero, floor):
         assert figures["stability"] == {
             "n": 0,
             "mean": None,
+            "ci95": None,
             **dict.fromkeys(("min", "q25", "median", "q75", "max")),
         }
 
