@@ -254,12 +254,10 @@ class Reinforce(DirectAlgorithm):
 
     def choose_actions(self, logits: Tensor) -> Tensor:
         """Draw actions ``(N,)`` from the floored softmax of ``logits (N, K)``, or uniformly when exploring."""
-        weights = logits.detach().softmax(-1)
+        logits = logits.detach()
         if self.exploration_mode == "mixture":
-            return losses.sample_actions(
-                (1 - self.exploration) * weights + self.exploration / logits.shape[-1]
-            )
-        actions = losses.sample_actions(weights + losses.PROBABILITY_FLOOR)
+            return losses.sample_actions(losses.mixture_log_probs(logits, self.exploration))
+        actions = losses.sample_actions(logits, losses.PROBABILITY_FLOOR)
         if self.exploration == 0:
             return actions
         return losses.explore_whole_batch(actions, logits.shape[-1], self.exploration)
@@ -272,7 +270,9 @@ class Reinforce(DirectAlgorithm):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return ``-mean(log p(a) G)``."""
-        return losses.sampled_policy_gradient(self.log_probs(logits), batch.actions, batch.returns)
+        mixture = self.exploration if self.exploration_mode == "mixture" else None
+        log_probs = losses.action_log_probs(logits, batch.actions, mixture)
+        return losses.sampled_policy_gradient(log_probs, batch.returns)
 
 
 class ExpectedPolicyGradient(Reinforce):

@@ -37,7 +37,7 @@ class Workload:
 
 
 WORKLOADS = {
-    "tiny": Workload("tiny", "mlp", (1, 8, 8), 256, 16_384, augmentation=True),
+    "tiny": Workload("tiny", "mlp", (1, 8, 8), 1024, 32_768, augmentation=True),
     "small": Workload("small", "small", (1, 8, 8), 256, 4096),
     "cnn4": Workload("cnn4", "cnn4", (3, 32, 32), 256, 1024, ("fp32", "bf16")),
     "cnn6": Workload("cnn6", "cnn6", (3, 32, 32), 256, 65_536, ("bf16",)),

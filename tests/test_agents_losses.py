@@ -54,8 +54,7 @@ def test_cross_entropy_entropy_and_sampled_gradient_have_their_closed_forms():
     assert losses.cross_entropy(torch.zeros(5, 10), torch.arange(5)).item() == pytest.approx(math.log(10))
     assert losses.entropy(torch.zeros(2, 8).log_softmax(-1)).item() == pytest.approx(math.log(8))
     assert losses.entropy(torch.tensor([[0.25, 0.75]]).log()).item() == pytest.approx(0.5623351446)
-    log_probs = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log()
-    found = losses.sampled_policy_gradient(log_probs, torch.tensor([1, 0]), torch.tensor([2.0, -1.0]))
+    found = losses.sampled_policy_gradient(torch.tensor([0.75, 0.5]).log(), torch.tensor([2.0, -1.0]))
     assert found.item() == pytest.approx(-(2 * math.log(0.75) - math.log(0.5)) / 2)
 
 
@@ -81,9 +80,17 @@ def test_every_policy_is_a_distribution(row, exploration):
         assert 0 <= losses.entropy(log_probs) <= math.log(len(row)) + 1e-5
 
 
+@pytest.mark.parametrize("mixture", [None, 0.0, 0.3])
+def test_the_log_probability_of_one_action_is_that_of_all(mixture):
+    actions = torch.arange(len(LOGITS)) % LOGITS.shape[1]
+    every = losses.floored_log_probs(LOGITS) if mixture is None else losses.mixture_log_probs(LOGITS, mixture)
+    found = losses.action_log_probs(LOGITS, actions, mixture)
+    assert torch.allclose(found, every.gather(1, actions[:, None])[:, 0], atol=1e-6)
+
+
 def test_actions_are_drawn_by_their_probabilities():
     log_probs = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).log().expand(40_000, 4)
-    shares = losses.sample_actions(log_probs.exp()).bincount(minlength=4) / 40_000
+    shares = losses.sample_actions(log_probs).bincount(minlength=4) / 40_000
     assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=4 * 0.5 / 200)
     assert shares[3] == 0
 
