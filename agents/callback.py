@@ -155,8 +155,9 @@ class TrainingCallback(BaseCallback):
     def stopped(self) -> KeyboardInterrupt:
         """Return the exception that tells how to continue."""
         command = f"python -m agents.train --resume {shlex.quote(str(self.run.path))}"
-        if ":" in self.model.policy.features_extractor.network_name:
-            command += f" --network {self.model.policy.features_extractor.network_name}"
+        network = extract_classifier(self.model.policy).network
+        if ":" in network:  # code, which resuming imports only if the user names it again
+            command += f" --network {network}"
         images = f"{self.model.num_timesteps:,} of {self.total:,} images"
         return KeyboardInterrupt(f"stopped after {images}; continue with: {command}")
 
@@ -201,7 +202,8 @@ class TrainingCallback(BaseCallback):
             raise self._diverged(f"loss, gradients or weights at image {bad:,}")
 
     def _diverged(self, where: str) -> InputError:
-        kept = "the checkpoint before it is kept in" if self.run.checkpoint_path.exists() else "nothing is saved in"
+        saved = self.run.checkpoint_path.exists()
+        kept = "the checkpoint before it is kept in" if saved else "nothing was saved yet in"
         return InputError(
             f"training diverged: NaN or infinity in {where}; {kept} {self.run.path}. "
             "Lower --learning-rate, or use --precision fp32"

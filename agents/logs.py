@@ -27,7 +27,9 @@ class JSONLines(KVWriter):
     def __init__(self, path: Path, keep: int = 0) -> None:
         self.file = open(path, "a+b")  # noqa: SIM115 - closed by close()
         if self.file.seek(0, os.SEEK_END) < keep:
-            raise InputError(f"{path} has lost lines: expected at least {keep} bytes; restore it, or train anew")
+            raise InputError(
+                f"{path} has lost lines: expected {keep} bytes or more; restore it or train anew"
+            )
         self.file.truncate(keep)
 
     def write(

@@ -230,7 +230,7 @@ def _close(
     summary = summarise(classifier, test, config.attack, config.progress, record)
     write_json(run.summary_path, summary)
     model.logger.record("summary/test_accuracy", summary["test_accuracy"])
-    model.logger.dump(model.num_timesteps + 1)  # a step of its own, which a resumed run voids if it got no further
+    model.logger.dump(model.num_timesteps + 1)  # a step of its own, void if the run is resumed from before
     callback.checkpoint(done=True)
     model.logger.close()
     print_summary(summary, run)

@@ -71,7 +71,7 @@ def test_advantages_equal_stable_baselines(gamma, gae_lambda):
             values,
             log_probs,
         )
-        ours.add_step(rewards=rewards, values=values, log_probs=log_probs, episode_starts=starts)
+        ours.add_step(None, rewards=rewards, values=values, log_probs=log_probs, episode_starts=starts)
     last, dones = torch.randn(5), torch.rand(5) < 0.5
     stock.compute_returns_and_advantage(last, dones.numpy())
     ours.compute_returns_and_advantage(last, dones)
