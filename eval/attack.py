@@ -9,11 +9,11 @@ import tyro
 
 from agents.cli import run_cli
 from agents.rundir import resolve_device
-from eval.cli import DataOptions, progress_bar
+from eval.cli import DataOptions, progress_bar, warn_about
 from eval.models import load_target
 from eval.registry import attack_function, parse_option, parse_value, resolve_options
 from eval.results import AttackResults
-from eval.runner import AttackSpec, images_path, result_path, run_attack, stored_results
+from eval.runner import AttackSpec, check_batch_size, images_path, result_path, run_attack, stored_results
 from eval.tables import ATTACK_HEADINGS, attack_cells, attack_label, make_table, percent, print_table
 from eval.threats import Threat, default_eps, parse_eps, parse_norm
 
@@ -90,6 +90,7 @@ class AttackCommand:
 
 def attack_command(config: AttackCommand) -> int:
     """Attack a classifier and keep the outcome of every image in a result file."""
+    check_batch_size(config.batch_size)
     options = config.how.given(config.set)
     name = attack_function(config.attack).__name__
     resolve_options(name, options)
@@ -105,6 +106,7 @@ def attack_command(config: AttackCommand) -> int:
     if results is not None:
         print(f"already done: {path} (--force attacks again)")
     else:
+        warn_about(target, samples, [spec.threat], spec.record().get("loss", "ce"))
         folder.mkdir(parents=True, exist_ok=True)
         with progress_bar(name, len(samples), config.progress) as report:
             results = run_attack(

@@ -1,6 +1,7 @@
 """What the command lines of the evaluation share: the choice of images, and the progress bar."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from attacks.checks import check_model
 from eval.models import Samples, Target, load_samples
 from eval.runner import Progress, Report
 from eval.tables import percent
+from eval.threats import Threat
+
+_CHECKED_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,23 @@ class DataOptions:
             data_root=self.data_root,
             image_size=self.image_size,
         )
+
+
+def warn_about(target: Target, samples: Samples, threats: Sequence[Threat], loss: str = "ce") -> None:
+    """Examine the model on a few images before it is attacked, and print what threatens the attack's figures.
+
+    Raises:
+        AttackError: what would make them meaningless, such as a layer in training mode or an impossible radius.
+    """
+    x, y = samples.batch(slice(0, _CHECKED_IMAGES), target.device)
+    warnings: dict[str, None] = {}
+    for threat in threats:
+        found = check_model(
+            target.model, x, y, norm=threat.norm, eps=threat.eps, loss=loss, needs_gradient=False
+        )
+        warnings |= dict.fromkeys(found.warnings)
+    for line in warnings:
+        print(f"warning: {target.name}: {line}", file=sys.stderr)
 
 
 @contextmanager

@@ -14,13 +14,13 @@ from agents.cli import run_cli
 from agents.rundir import resolve_device
 from envs.errors import InputError
 from eval.battery import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
-from eval.cli import DataOptions, progress_bar
+from eval.cli import DataOptions, progress_bar, warn_about
 from eval.figures import save_figure
 from eval.models import Samples, Target, load_target
 from eval.plots import SecurityCurve, security_figure
 from eval.results import AttackResults
 from eval.robustness_plots import robustness_figure
-from eval.runner import Report
+from eval.runner import Report, check_batch_size
 from eval.stats import mcnemar, wilson
 from eval.tables import ATTACK_HEADINGS, attack_cells, make_table, percent, print_table, with_interval
 from eval.threats import Threat, default_eps, default_threats, parse_eps, parse_norm
@@ -81,9 +81,12 @@ def robustness_command(config: RobustnessCommand) -> int:
         raise InputError("no model given; name run directories, .zip files or package.module:factory")
     if not config.attacks:
         raise InputError("--attacks is empty; name at least one attack")
+    check_batch_size(config.batch_size)
     battery(config.attacks, config.threats(1))  # wrong names and radii end here, before anything is loaded
     device = resolve_device(config.device)
     loaded = [_load(config, spec, device) for spec in config.targets]
+    for target, samples in loaded:
+        warn_about(target, samples, config.threats(samples.channels))
     reports = [_run(config, target, samples) for target, samples in loaded]
     out = config.out or loaded[0][0].results_dir
     out.mkdir(parents=True, exist_ok=True)

@@ -89,6 +89,12 @@ def stored_results(path: Path, with_images: bool = False) -> AttackResults | Non
     return read_results(path)
 
 
+def check_batch_size(batch_size: int | None) -> None:
+    """Raise an InputError unless ``batch_size`` is None or at least 1."""
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size is {batch_size}; expected at least 1, or leave it out")
+
+
 def run_attack(
     target: Target,
     samples: Samples,
@@ -117,8 +123,7 @@ def run_attack(
         InputError, AttackError: a wrong option or model, before anything is attacked.
         KeyboardInterrupt: with a message on how to go on.
     """
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"--batch-size is {batch_size}; expected at least 1, or leave it out")
+    check_batch_size(batch_size)
     attack = spec.record()
     n, store, path = len(samples), None, None
     parts: list[Part] = []

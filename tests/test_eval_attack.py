@@ -29,8 +29,8 @@ def nearest_mean():
     means = torch.stack([images[data.labels == k].mean(0) for k in range(10)])
     layer = nn.Linear(64, 10)
     with torch.no_grad():
-        layer.weight.copy_(20 * means)
-        layer.bias.copy_(-10 * means.square().sum(1))
+        layer.weight.copy_(4 * means)
+        layer.bias.copy_(-2 * means.square().sum(1))
     return nn.Sequential(nn.Flatten(), layer)
 
 
@@ -233,6 +233,15 @@ def test_wrong_input_ends_with_one_line(run, tmp_path, arguments, expected):
     assert expected in err
     assert out == ""
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_odd_models_are_told_before_the_attack(run, monkeypatch):
+    monkeypatch.setattr(
+        "tests.test_eval_attack.five_classes", lambda: nn.Sequential(nearest_mean(), nn.Softmax(1))
+    )
+    status, _, err = run("--attack", "fgsm", "--n", "20", target="tests.test_eval_attack:five_classes")
+    assert status == 0
+    assert "returns probabilities, not logits" in err
 
 
 @pytest.mark.parametrize(
