@@ -261,8 +261,8 @@ def page(rows: list[dict[str, Any]], machine: dict[str, Any], images: int) -> st
     lines = [
         "# Accuracy of the fast paths",
         "",
-        f"`python -m benchmarks.accuracy --data-root DIR`; MNIST, network `{NETWORK}`, {images:,} images, batch {BATCH},",
-        f"learning rate {LEARNING_RATE:g}. Test accuracy at the end, mean and deviation over seeds; CPU seconds of one process.",
+        f"`python -m benchmarks.accuracy --data-root DIR`; MNIST, `{NETWORK}`, {images:,} images, batch {BATCH},",
+        f"learning rate {LEARNING_RATE:g}. Test accuracy at the end, mean and deviation over seeds; CPU seconds.",
         "",
         machine_line(machine),
         "",
