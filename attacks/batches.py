@@ -62,7 +62,7 @@ class Batches:
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        warnings.warn(f"out of memory: going on with batches of {self.size} images", stacklevel=3)
+        warnings.warn(f"out of memory: going on with batches of {self.size} images", stacklevel=2)
 
 
 def default_batch_size(x: Tensor) -> int:
