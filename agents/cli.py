@@ -1,5 +1,8 @@
 """The frame around every command line: typed options in, one line of error out."""
 
+import contextlib
+import difflib
+import io
 import os
 import re
 import sys
@@ -50,9 +53,9 @@ def run_cli(
     try:
         start = defaults(arguments) if defaults else None
         known = {} if start is None else {"default": start}
-        config = tyro.cli(config_class, prog=prog, args=arguments, description=main.__doc__, **known)
-        return main(config) or 0
-    except SystemExit as stop:  # tyro has printed its own message, help included
+        options: dict[str, Any] = {"prog": prog, "args": arguments, "description": main.__doc__, **known}
+        return main(_parse(config_class, options)) or 0
+    except SystemExit as stop:  # the help has been printed
         return stop.code if isinstance(stop.code, int) else USAGE_ERROR
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,8 +72,43 @@ def run_cli(
         return INTERRUPTED
 
 
+def _parse(config_class: Any, options: dict[str, Any]) -> Any:
+    """Return the configuration that the command line describes; ``options`` are those of ``tyro.cli``.
+
+    Raises:
+        InputError: it cannot be read; tyro's own message fills a box.
+        SystemExit: it asks for help, which has been printed.
+    """
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(config_class, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(f"{_gist(messages.getvalue())}; see {options['prog']} --help") from None
+
+
+def _gist(message: str) -> str:
+    """Return what matters of tyro's message: the problem, and the option that was perhaps meant."""
+    lines = [line.strip(" |\u2502") for line in message.splitlines()][1:]  # the first is a title
+    problem: list[str] = []
+    for line in lines:
+        if re.match("[-\u2500\u2570]{3}|Got errors", line):
+            if problem:
+                break
+        else:
+            problem.append(line)
+    text = " ".join(" ".join(problem).removeprefix("Error parsing ").split()).rstrip(".")
+    unknown = re.findall(r"--[\w.-]+", text)
+    if not unknown or "Perhaps you meant" not in message:
+        return text
+    names = [name for line in lines if line.startswith("--") for name in re.findall(r"--[\w.-]+", line)]
+    return f"{text}; did you mean {difflib.get_close_matches(unknown[0], names, 1, cutoff=0)[0]}?"
+
+
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and not isinstance(error, InputError):
-        where = f" {error.filename!r}" if error.filename else ""
-        return f"{error.strerror}:{where}; check the path, its permissions and the free space"
+        where = f": {error.filename!r}" if error.filename else ""
+        return f"{error.strerror}{where}; check the path, its permissions and the free space"
     return " ".join(str(error).split())
