@@ -139,7 +139,7 @@ class TrainConfig:
     deterministic: bool = False
     """Deterministic CUDA kernels; the CPU is deterministic anyway."""
     threads: int | None = None
-    """CPU threads. Default: PyTorch's."""
+    """CPU threads. Default: PyTorch's; 1 for images of up to 16x16 pixels, where threads wait more than they work."""
 
     eval_every: int | None = None
     """Images between validations and checkpoints. Default: one pass, and at most 100 validations a run."""
