@@ -1,5 +1,6 @@
 """The record that every attack of an audit writes to: what it broke, judged the same way for all."""
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import AttackError
+from attacks.forward import forward
 from attacks.losses import misclassified
 from attacks.result import AttackResult
 
@@ -80,13 +82,11 @@ class Arena:
 
     def wrong(self, x: Tensor, y: Tensor) -> Tensor:
         """bool (m,): most votes misclassify the image."""
-        with torch.no_grad():
-            parts = zip(x.split(256), y.split(256), strict=True)
-            counts = [
-                sum(misclassified(self.judge(images), labels).int() for _ in range(self.votes))
-                for images, labels in parts
-            ]
-        return torch.cat([count * 2 > self.votes for count in counts])  # type: ignore[operator]
+        counts = torch.zeros_like(y)
+        for _ in range(self.votes):
+            for rows in torch.arange(len(x), device=x.device).split(256):
+                counts[rows] += misclassified(forward(self.judge, x[rows]), y[rows])
+        return counts * 2 > self.votes
 
     @property
     def survivors(self) -> Tensor:
@@ -127,7 +127,9 @@ class Arena:
         if len(rows):
             common = {"norm": self.norm, "eps": self.eps, "seed": self.seed, "sample_ids": rows}
             try:
-                result = attack(model, x, y, **{**common, **options})
+                takes = inspect.signature(attack).parameters
+                taken = {key: value for key, value in common.items() if key in takes}
+                result = attack(model, x, y, **{**taken, **options})
                 points, claimed, trace = result.adversarial, result.success, result.trace
             except (AttackError, RuntimeError, ValueError) as problem:
                 error = str(problem).splitlines()[0]

@@ -30,12 +30,13 @@ IMMUNE = (PGD_MARGIN, "PGD, DLR", "PGD, MIFPE", "PGD, rescaled cross-entropy")
 # Noise per pixel, standard deviation: one grey level, and an eighth of a typical image's own spread.
 SMOOTHING = (1 / 255, 0.05)
 _SMOOTHING_DRAWS = 8
+_TYPICAL_GAP = 5.0  # of the two largest logits, to which the rescaled ones are brought
 
 
 def standard_attacks(arena: Arena, raw: nn.Module, budget: Budget) -> None:
     """Attack the model as it is, as most papers do: no repair, all images."""
     rows = torch.arange(len(arena.x), device=arena.x.device)
-    arena.run(SINGLE_STEP, Family.STANDARD, _without_ids(fgsm), raw, rows)
+    arena.run(SINGLE_STEP, Family.STANDARD, fgsm, raw, rows)
     arena.run(PGD_CE, Family.STANDARD, pgd, raw, rows, steps=budget.steps)
     if arena.norm != "L1":
         arena.run(
@@ -58,7 +59,7 @@ def gradient_attacks(arena: Arena, raw: nn.Module, view: nn.Module, budget: Budg
         arena.run(SEEN_CE, Family.GRADIENT, pgd, view, rows, steps=budget.steps)
     for name, loss in zip(IMMUNE, ("margin", "dlr", "mifpe"), strict=False):
         arena.run(name, Family.GRADIENT, pgd, view, rows, steps=budget.steps, loss=loss)
-    rescaled = Rescaled(view, _logit_gap(view, arena.x))
+    rescaled = Rescaled(view, _logit_gap(view, arena.x) / _TYPICAL_GAP)
     arena.run(IMMUNE[-1], Family.GRADIENT, pgd, rescaled, rows, steps=budget.steps)
     targeted(arena, view, budget, Family.GRADIENT, "APGD, targeted DLR")
 
@@ -68,7 +69,13 @@ def targeted(arena: Arena, view: nn.Module, budget: Budget, family: Family, name
     classes = forward(view, arena.x[:2]).shape[1]
     loss = "dlr" if classes >= 4 else "margin"  # the targeted ratio needs four classes
     arena.run(
-        name, family, apgd_targeted, view, steps=budget.steps, num_targets=min(budget.targets, classes - 1), loss=loss
+        name,
+        family,
+        apgd_targeted,
+        view,
+        steps=budget.steps,
+        num_targets=min(budget.targets, classes - 1),
+        loss=loss,
     )
 
 
@@ -112,7 +119,7 @@ def free_attacks(arena: Arena, view: nn.Module, budget: Budget, gradients_missin
     """Attack survivors without gradients: random points, Square, finite differences."""
     random_points(arena, budget.random_points)
     arena.run("Square", Family.FREE, square, view, queries=budget.square_queries)
-    directions = budget.directions if gradients_missing else budget.directions // 2
+    directions = budget.directions if gradients_missing else budget.directions // 4
     for radius in SMOOTHING:
         differenced = Differenced(view, radius, directions)
         name = f"finite-difference PGD, radius {radius:.3f}"
@@ -141,36 +148,43 @@ def random_points(arena: Arena, count: int) -> None:
 def transfer_attacks(
     arena: Arena, view: nn.Module, surrogates: Mapping[str, nn.Module], budget: Budget
 ) -> None:
-    """Attack survivors by the gradients of other models: those given, and one distilled here, twice.
+    """Attack survivors by the gradients of other models: those given, and one distilled here.
 
-    Every iterate is shown to the audited model, so a path that crosses its errors counts.
+    Every iterate is shown to the audited model, so a path that crosses its errors counts. A stand-in that breaks
+    images is distilled again, with what it found.
     """
     for name, surrogate in surrogates.items():
         crossed = BackwardThrough(view, surrogate)
         for loss in ("ce", "margin"):
-            arena.run(f"transfer from {name}, {loss}", Family.TRANSFER, pgd, crossed, steps=budget.steps, loss=loss)
-    points = arena.points
-    for turn in ("distilled", "distilled again"):
-        rows = arena.survivors
-        if not len(rows):
+            arena.run(
+                f"transfer from {name}, {loss}", Family.TRANSFER, pgd, crossed, steps=budget.steps, loss=loss
+            )
+    for turn in ("stand-in", "second stand-in"):
+        before = len(arena.survivors)
+        if not before:
             return
         stand_in = distil(
-            view, arena.x, points, arena.norm, arena.eps, budget.distillation_steps, arena.seed
+            view, arena.x, arena.points, arena.norm, arena.eps, budget.distillation_steps, arena.seed
         )
-        crossed = BackwardThrough(view, stand_in)
-        options = {"steps": budget.steps, "loss": "margin"}
-        arena.run(f"transfer from {turn} stand-in", Family.TRANSFER, pgd, crossed, **options)
-        plain = pgd(
-            stand_in, arena.x, arena.y, norm=arena.norm, eps=arena.eps, steps=10, loss="margin", early_stop=False
-        )
-        points = plain.adversarial
+        crossed, name = BackwardThrough(view, stand_in), f"transfer from distilled {turn}"
+        arena.run(name, Family.TRANSFER, pgd, crossed, steps=budget.steps, loss="margin", restarts=2)
+        if len(arena.survivors) == before:
+            return
 
 
 def second_try(arena: Arena, view: nn.Module, budget: Budget, rows: Tensor) -> None:
     """Give the gradient attacks a longer try at images that only others broke: did they fail, or just stop early?"""
     steps = 3 * budget.steps
     arena.run(
-        "PGD, margin, longer", Family.GRADIENT, pgd, view, rows, steps=steps, loss="margin", restarts=3, seed=1
+        "PGD, margin, longer",
+        Family.GRADIENT,
+        pgd,
+        view,
+        rows,
+        steps=steps,
+        loss="margin",
+        restarts=3,
+        seed=1,
     )
     arena.run(
         "PGD, MIFPE, longer", Family.GRADIENT, pgd, view, rows, steps=steps, loss="mifpe", restarts=3, seed=1
@@ -187,14 +201,3 @@ def second_try(arena: Arena, view: nn.Module, budget: Budget, rows: Tensor) -> N
         loss="dlr" if classes >= 4 else "margin",
         seed=1,
     )
-
-
-def _without_ids(attack):  # type: ignore[no-untyped-def]
-    """FGSM draws nothing: it takes neither seed nor ids."""
-
-    def run(model: nn.Module, x: Tensor, y: Tensor, *, seed: int, sample_ids: Tensor, **options):  # type: ignore
-        return attack(model, x, y, **options)
-
-    return run
-
-

@@ -28,11 +28,11 @@ class Features(View):
 
     def __init__(self, model: nn.Module, layer: nn.Linear | None) -> None:
         super().__init__(model)
-        self._layer = (layer,)
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (N, D)."""
-        layer = self._layer[0]
+        layer = self.layer
         if layer is None:
             return self.model(x).float()
         seen: list[Tensor] = []
@@ -58,7 +58,11 @@ def last_layer(model: nn.Module, x: Tensor) -> nn.Linear | None:
     finally:
         for handle in handles:
             handle.remove()
-    return found[-1][0] if found and found[-1][1].shape == logits.shape and torch.equal(found[-1][1], logits) else None
+    return (
+        found[-1][0]
+        if found and found[-1][1].shape == logits.shape and torch.equal(found[-1][1], logits)
+        else None
+    )
 
 
 class Readout(nn.Module):
@@ -97,13 +101,24 @@ def binarization_test(
             weights, bias, valid = _fit(features, x, measure, arena.eps, inner, stream)
             if valid.any():
                 outcome = _attack(
-                    features, x[valid], weights[valid], bias[valid], arena, len(rows), steps, stream[valid], seed
+                    features,
+                    x[valid],
+                    weights[valid],
+                    bias[valid],
+                    arena,
+                    len(rows),
+                    steps,
+                    stream[valid],
+                    seed,
                 )
         except (AttackError, RuntimeError, ValueError) as error:
             note = str(error).splitlines()[0]
     rate = outcome.success / outcome.valid if outcome.valid else None
-    where = "features of the last layer" if features._layer[0] is not None else "logits"
-    note = note or f"{outcome.valid} of {outcome.images} readouts of the {where} separate; chance breaks {outcome.chance}"
+    where = "features of the last layer" if features.layer is not None else "logits"
+    note = (
+        note
+        or f"{outcome.valid} of {outcome.images} readouts of the {where} separate; chance breaks {outcome.chance}"
+    )
     return outcome, Finding(
         "binarization test: success of the attack where an adversarial image is known",
         rate,
@@ -131,7 +146,9 @@ def _fit(
         rest = f[1:] - f[1:].mean(0)
         scatter = rest.T @ rest / len(rest)
         ridge = _RIDGE * scatter.diagonal().mean().clamp_min(1e-30)
-        w = torch.linalg.solve(scatter + ridge * torch.eye(len(scatter), dtype=f.dtype, device=x.device), f[0] - f[1:].mean(0))
+        w = torch.linalg.solve(
+            scatter + ridge * torch.eye(len(scatter), dtype=f.dtype, device=x.device), f[0] - f[1:].mean(0)
+        )
         w = w / w.norm().clamp_min(1e-30)
         scores = f @ w
         weights.append(w.float())
@@ -153,7 +170,7 @@ def _attack(
 ) -> Test:
     readout = Readout(features, weights, bias)
     inside = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    with frozen(features.model if isinstance(features, View) else features):
+    with frozen(features):
         # All readouts stay in one batch, in order: each row has its own classifier.
         result = pgd(
             readout,

@@ -14,7 +14,7 @@ class Budget:
         square_queries: of the Square attack.
         label_queries: of the hard-label attack.
         difference_steps: of PGD on finite differences.
-        directions: of a finite-difference gradient; halved where gradients exist and it only checks them.
+        directions: of a finite-difference gradient; a quarter where gradients exist and it only checks them.
         random_points: uniform draws from the ball, per image.
         passes: over which random outputs are averaged in attacks.
         votes: passes whose majority is a random model's decision.
@@ -28,12 +28,12 @@ class Budget:
     targets: int = 9
     square_queries: int = 1000
     label_queries: int = 400
-    difference_steps: int = 20
+    difference_steps: int = 15
     directions: int = 64
     random_points: int = 100
     passes: int = 8
     votes: int = 15
-    distillation_steps: int = 300
+    distillation_steps: int = 250
     binarization_images: int = 16
     inner_points: int = 199
 

@@ -1,5 +1,7 @@
 """Sanity checks of an evaluation (Carlini et al. 2019): what holds whenever attacks do their work."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from attacks.pgd import pgd
@@ -63,10 +65,10 @@ def growing_radius(arena: Arena, view: nn.Module, budget: Budget) -> list[Findin
         return []
     x, y = arena.x[rows], arena.y[rows]
     most = get_norm(arena.norm).diameter(x[0].numel())
-    radii = [min(arena.eps * factor, most) for factor in _FACTORS] + [most]
-    rates = [_success(arena, view, x, y, rows, radius, budget) for radius in dict.fromkeys(radii)]
-    drop = max(earlier - later for earlier, later in zip(rates, rates[1:], strict=False))
-    curve = ", ".join(f"{rate:.2f} at {radius:.3g}" for radius, rate in zip(dict.fromkeys(radii), rates, strict=True))
+    radii = dict.fromkeys([*(min(arena.eps * factor, most) for factor in _FACTORS), most])
+    rates = [_success(arena, view, x, y, rows, radius, budget) for radius in radii]
+    drop = max(earlier - later for earlier, later in pairwise(rates))
+    curve = ", ".join(f"{rate:.2f} at {radius:.3g}" for radius, rate in zip(radii, rates, strict=True))
     return [
         Finding(
             "largest drop of success as eps grows",
@@ -102,5 +104,3 @@ def _success(
         sample_ids=rows,
     )
     return float(arena.wrong(result.adversarial, y).double().mean())
-
-

@@ -55,9 +55,19 @@ def _upcast(logits: Tensor) -> Tensor:
 
 
 def probe_slopes(
-    model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, seed: int
+    raw: nn.Module, model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, seed: int
 ) -> tuple[Slopes, list[Finding]]:
-    """Measure gradients at the images and at random points of the ball around them."""
+    """Measure gradients at the images and at random points of the ball around them.
+
+    Args:
+        raw: the audited model, whose float64 copy is asked too.
+        model: the view of it that attacks use, with logits for outputs.
+        x: images (N, C, H, W).
+        y: labels (N,).
+        norm: of the ball.
+        eps: its radius.
+        seed: of the random points.
+    """
     stream = draws_for(seed, torch.arange(len(x), device=x.device))
     radius = x.new_full((len(x),), eps)
     start = (x + get_norm(norm).random(stream.fork(0), x.shape[1:], radius)).clamp(0, 1)
@@ -67,7 +77,7 @@ def probe_slopes(
         for loss in ("margin", "ce"):
             norms = lengths(input_slopes(model, points, y, loss))
             shares[place, loss] = _vanishing(norms, loss, place, findings)
-    findings.append(_in_float64(model, x, y))
+    findings.append(_in_float64(raw, x, y))
     zero = max(shares["the images", "margin"], shares["random points", "margin"])
     constant = _constant(model, x, stream.fork(1).normal((8, *x.shape[1:])))
     unexplained = _unexplained(model, x, y, stream.fork(2).normal((8, *x.shape[1:])))
@@ -133,7 +143,7 @@ def _in_float64(model: nn.Module, x: Tensor, y: Tensor) -> Finding:
     share, note = None, ""
     try:
         with torch.no_grad():
-            double = in_double(getattr(model, "model", model))
+            double = in_double(model)
         norms = lengths(input_slopes(double, x.double(), y, "ce"))
         share = float((norms == 0).double().mean())
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:

@@ -7,25 +7,11 @@ from torch import Tensor, nn
 
 
 class View(nn.Module):
-    """A classifier seen through another."""
+    """A classifier seen through another; the mode, training or not, is the seen model's own."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # Not a child: neither train() nor eval() of a view may reach the audited model, whose mode is its own.
-        self._seen = (model,)
-
-    @property
-    def model(self) -> nn.Module:
-        """The classifier that is looked at."""
-        return self._seen[0]
-
-    def parameters(self, recurse: bool = True) -> Any:
-        """Yield the seen model's parameters, so that attacks can freeze them."""
-        return self.model.parameters(recurse)
-
-    def modules(self) -> Any:
-        """Yield the seen model's modules."""
-        return self.model.modules()
+        self.model = model
 
 
 class Counted(View):
@@ -121,7 +107,7 @@ class BackwardThrough(View):
 
     def __init__(self, model: nn.Module, stand_in: nn.Module) -> None:
         super().__init__(model)
-        self._stand_in = (stand_in,)
+        self.stand_in = stand_in
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the model's logits (N, K)."""
@@ -129,7 +115,7 @@ class BackwardThrough(View):
             hard = self.model(x).float()
         if not (torch.is_grad_enabled() and x.requires_grad):
             return hard
-        soft = self._stand_in[0](x)
+        soft = self.stand_in(x)
         return soft + (hard - soft).detach()
 
 
