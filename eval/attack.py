@@ -14,7 +14,15 @@ from eval.models import load_target
 from eval.registry import attack_function, parse_option, parse_value, resolve_options
 from eval.results import AttackResults
 from eval.runner import AttackSpec, check_batch_size, images_path, result_path, run_attack, stored_results
-from eval.tables import ATTACK_HEADINGS, attack_cells, attack_label, make_table, percent, print_table
+from eval.tables import (
+    ATTACK_HEADINGS,
+    attack_cells,
+    attack_label,
+    blame_line,
+    make_table,
+    percent,
+    print_table,
+)
 from eval.threats import Threat, default_eps, parse_eps, parse_norm
 
 
@@ -40,6 +48,12 @@ class AttackOptions:
     """true, or predicted: move away from the model's own clean predictions."""
     keep: str | None = None
     """best or last iterate."""
+    eot_samples: int | None = None
+    """Passes over which gradients are averaged, for models with random outputs."""
+    version: str | None = None
+    """Of AutoAttack: standard, plus, rand or fast."""
+    queries: int | None = None
+    """Budget of a black-box attack, per image."""
     targeted: str | None = None
     """next, random, second or least-likely: move towards this class."""
 
@@ -131,12 +145,10 @@ def print_results(results: AttackResults, path: Path) -> None:
         attack_label(results), str(results.threat), protocol, percent(results.clean_accuracy), *cells
     )
     print_table(table)
-    for alarm, meaning in (("nan", "the model answered NaN"), ("outside", "the attack left the ball")):
-        if alarm in results.extra:
-            print(
-                f"warning: {meaning} on {int(results.extra[alarm].sum())} of {results.n} images",
-                file=sys.stderr,
-            )
+    if blame := blame_line(results):
+        print(blame)
+    for line in results.warnings:
+        print(f"warning: {line}", file=sys.stderr)
     print(f"results: {path}")
     if images_path(path).is_file():
         print(f"images:  {images_path(path)}")

@@ -13,8 +13,9 @@ from envs.files import write_json
 from eval.models import Samples, Target, model_sha256, samples_from
 from eval.registry import attack_function, attack_names
 from eval.results import AttackResults, worst_case
-from eval.runner import AttackSpec, Report, result_path, run_attack, stored_results
+from eval.runner import AttackSpec, result_path, run_attack, stored_results
 from eval.threats import Threat, default_threats
+from eval.watch import Report
 
 # Attacks by the names that reports use. "paper" is the protocol of Zou et al. 2026 (arXiv 2606.12251) to the letter.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -23,6 +24,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgd-margin": ("pgd", {"loss": "margin"}),
     "pgd-dlr": ("pgd", {"loss": "dlr"}),
     "pgd-mifpe": ("pgd", {"loss": "mifpe"}),
+    "autoattack-fast": ("autoattack", {"version": "fast"}),
     "pgd-paper": ("pgd", {"protocol": "cleverhans", "labels": "predicted", "keep": "last"}),
 }
 DEFAULT_BATTERY = ("fgsm", "pgd", "pgd-cleverhans", "pgd-margin", "pgd-mifpe")

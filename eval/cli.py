@@ -12,9 +12,9 @@ from rich.progress import Progress as Bar
 
 from attacks.checks import check_model
 from eval.models import Samples, Target, load_samples
-from eval.runner import Progress, Report
 from eval.tables import percent
 from eval.threats import Threat
+from eval.watch import Progress, Report
 
 _CHECKED_IMAGES = 64
 
@@ -79,7 +79,13 @@ def progress_bar(label: str, total: int, shown: bool) -> Iterator[Report]:
         task = bar.add_task(label, total=total, robust="-", rate=0.0)
 
         def report(progress: Progress) -> None:
-            share = percent(progress.robust / progress.done)
-            bar.update(task, completed=progress.done, robust=share, rate=progress.images_per_second)
+            bar.update(
+                task,
+                description=f"{label} {progress.stage}",
+                completed=progress.done,
+                total=progress.total,
+                robust=percent(progress.robust),
+                rate=progress.images_per_second,
+            )
 
         yield report

@@ -1,11 +1,14 @@
 """Finished parts of an unfinished evaluation, so that a killed one goes on where it stopped."""
 
 import contextlib
+import io
 import json
+import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from envs.files import write_atomic
 
+_STATE = "state.pt"
 REQUIRED = ("success", "clean_correct", "distance", "queries", "backwards", "broken_by")
 
 
@@ -27,6 +31,7 @@ class Part:
         columns: per-sample tensors on the CPU; ``broken_by`` holds positions in ``names``, -1 for survivors.
         names: of the attacks that ``broken_by`` refers to.
         seconds: what the part took.
+        warnings: what the attack found doubtful.
     """
 
     start: int
@@ -34,6 +39,12 @@ class Part:
     columns: dict[str, Tensor]
     names: tuple[str, ...]
     seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def broken_by(self) -> tuple[str | None, ...]:
+        """Per sample, the attack that broke it, or None."""
+        return tuple(self.names[code] if code >= 0 else None for code in self.columns["broken_by"].tolist())
 
 
 class PartialStore:
@@ -54,9 +65,9 @@ class PartialStore:
         """Keep one part."""
         self.folder.mkdir(parents=True, exist_ok=True)
         columns = {name: values.contiguous() for name, values in part.columns.items()}
-        facts = {"names": json.dumps(part.names), "seconds": repr(part.seconds)}
+        words = {"names": part.names, "warnings": part.warnings, "seconds": part.seconds}
         path = self.folder / f"rows-{part.start:08d}-{part.stop:08d}.safetensors"
-        write_atomic(path, save(columns, facts))
+        write_atomic(path, save(columns, {"words": json.dumps(words)}))
 
     def read(self, n: int) -> list[Part]:
         """Return the sound parts among rows 0..n-1, in order and disjoint; damaged files are left out."""
@@ -72,12 +83,32 @@ class PartialStore:
             start, stop = (int(text) for text in path.stem.split("-")[1:])
             with safe_open(path, "pt") as file:
                 columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                facts = file.metadata()
-            part = Part(start, stop, columns, tuple(json.loads(facts["names"])), float(facts["seconds"]))
+                words = json.loads(file.metadata()["words"])
+            names, warnings, seconds = (
+                tuple(words["names"]),
+                tuple(words["warnings"]),
+                float(words["seconds"]),
+            )
+            part = Part(start, stop, columns, names, seconds, warnings)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
         sound = all(name in columns for name in self.required)
         return part if sound and all(len(values) == stop - start for values in columns.values()) else None
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Keep the state of an attack that goes on from it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.folder / _STATE, buffer.getvalue())
+
+    def read_state(self) -> dict[str, Any] | None:
+        """Return the state that was kept, on the CPU; None where there is none or it is damaged."""
+        try:
+            state = torch.load(self.folder / _STATE, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
+            return None
+        return state if isinstance(state, dict) else None
 
     def remove(self) -> None:
         """Delete the parts, and the folder above them when nothing else is there."""
@@ -95,17 +126,14 @@ def gaps(parts: list[Part], n: int, size: int) -> Iterator[slice]:
         position = end
 
 
-def joined(parts: list[Part]) -> tuple[dict[str, Tensor], list[str | None], float]:
-    """Return the columns of all parts in row order, the names in ``broken_by``, and the seconds they took.
+def joined(parts: list[Part]) -> Part:
+    """Return the parts of a whole as one, in row order; columns that not every part has are left out.
 
-    Columns that not every part has are left out.
+    The parts must name the same attacks.
     """
     parts = sorted(parts, key=lambda part: part.start)
     shared = [name for name in parts[0].columns if all(name in part.columns for part in parts)]
     columns = {name: torch.cat([part.columns[name] for part in parts]) for name in shared}
-    broken_by = [
-        part.names[code] if code >= 0 else None
-        for part in parts
-        for code in part.columns["broken_by"].tolist()
-    ]
-    return columns, broken_by, sum(part.seconds for part in parts)
+    warnings = tuple(dict.fromkeys(line for part in parts for line in part.warnings))
+    seconds = sum(part.seconds for part in parts)
+    return Part(parts[0].start, parts[-1].stop, columns, parts[0].names, seconds, warnings)

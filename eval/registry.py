@@ -22,7 +22,7 @@ from eval.threats import CLEVERHANS_BATCH
 Attack = Callable[..., AttackResult]
 
 # Set by the evaluation, or of no meaning on a command line (tensors and callbacks).
-_RESERVED = {"norm", "eps", "targets", "seed", "sample_ids", "batch_size", "on_step"}
+_RESERVED = {"norm", "eps", "targets", "seed", "sample_ids", "batch_size", "on_step", "state", "on_progress"}
 TARGETED = ("next", "random", "second", "least-likely")
 _TARGET_STREAM = 0x746172676574  # "target"
 
@@ -88,7 +88,9 @@ def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_kind(name: str, key: str, value: Any, default: Any) -> None:
     """Compare the kinds of value and default; a bool may become a word (``random_start=odi``) but not a number."""
-    kinds = {bool: (bool, str), int: (int,), float: (int, float), str: (str,)}.get(type(default), (object,))
+    kinds = {bool: (bool, str), int: (int,), float: (int, float), str: (str, list)}.get(
+        type(default), (object,)
+    )
     wrong_bool = isinstance(value, bool) and not isinstance(default, bool) and default is not None
     if value is not None and (not isinstance(value, kinds) or wrong_bool):
         kind = "true or false" if isinstance(default, bool) else f"a value like {default!r}"
@@ -129,6 +131,8 @@ def run_function(
     seed: int,
     sample_ids: Tensor,
     batch_size: int | None,
+    state: dict[str, Any] | None = None,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
     **threat: Any,
 ) -> AttackResult:
     """Call an attack with its resolved ``options`` and with those of the other arguments that it takes.
@@ -142,15 +146,36 @@ def run_function(
         seed: of the random draws.
         sample_ids: (N,), what each image's draws hang on.
         batch_size: most images at once, or None.
+        state: from which an attack that keeps one goes on.
+        on_progress: called by such an attack with its state.
         threat: ``norm`` and ``eps``.
     """
     function, options = attack_function(name), dict(options)
     targeted = options.pop("targeted", None)
     common = {"seed": seed, "sample_ids": sample_ids, "batch_size": batch_size}
+    common |= {"state": state, "on_progress": on_progress}
     taken = {key: value for key, value in common.items() if key in inspect.signature(function).parameters}
     if targeted is not None:
         taken["targets"] = choose_targets(targeted, model, x, y, sample_ids)
     return function(model, x, y, **threat, **taken, **options)
+
+
+def takes_state(name: str) -> bool:
+    """Return whether an attack can go on from its own state: it takes ``state`` and ``on_progress``."""
+    return {"state", "on_progress"} <= set(inspect.signature(attack_function(name)).parameters)
+
+
+def result_stages(result: AttackResult, name: str) -> tuple[str, ...]:
+    """Return the names of the attack's stages, or its own ``name`` where it has none."""
+    stages = getattr(result, "stages", ("clean", name))
+    return tuple(stages[1:])
+
+
+def result_warnings(result: AttackResult) -> tuple[str, ...]:
+    """Return what the attack found doubtful in its own outcome, less what was said of the model before."""
+    report = getattr(result, "report", None)
+    before = () if report is None else report.warnings
+    return tuple(line for line in getattr(result, "warnings", ()) if line not in before)
 
 
 def choose_targets(how: str, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor) -> Tensor:

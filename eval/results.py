@@ -35,6 +35,7 @@ class AttackResults:
         broken_by: per sample: the attack that broke it, ``"clean"`` for a clean error, None for a survivor.
         extra: further per-sample numbers by name, each of length n, such as ``shortened``.
         cost: ``seconds``, ``forwards``, ``backwards``, counted over images.
+        warnings: what makes the outcome doubtful, one line each.
         seed: of the attack.
         versions: of the packages; device: what it ran on; created: ISO time.
     """
@@ -51,6 +52,7 @@ class AttackResults:
     broken_by: tuple[str | None, ...]
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     seed: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
@@ -135,6 +137,7 @@ def write_results(path: Path, results: AttackResults) -> None:
         "model": results.model,
         "summary": results.summary(),
         "cost": results.cost,
+        "warnings": list(results.warnings),
         "seed": results.seed,
         "versions": results.versions,
         "device": results.device,
@@ -200,6 +203,7 @@ def _from_json(content: dict[str, Any]) -> AttackResults:
         broken_by=tuple(broken_by),
         extra={name: _column(name, values, "x", n) for name, values in samples.items()},
         cost=dict(content["cost"]),
+        warnings=tuple(str(line) for line in content["warnings"]),
         seed=int(content["seed"]),
         versions=dict(content["versions"]),
         device=str(content["device"]),
@@ -254,6 +258,7 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
         queries=np.sum([result.queries for result in results], axis=0),
         broken_by=tuple(blame),
         extra={},
+        warnings=tuple(dict.fromkeys(line for result in results for line in result.warnings)),
         cost={key: sum(result.cost.get(key, 0) for result in results) for key in first.cost},
     )
 

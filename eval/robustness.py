@@ -20,10 +20,11 @@ from eval.models import Samples, Target, load_target
 from eval.plots import SecurityCurve, security_figure
 from eval.results import AttackResults
 from eval.robustness_plots import robustness_figure
-from eval.runner import Report, check_batch_size
+from eval.runner import check_batch_size
 from eval.stats import mcnemar, wilson
 from eval.tables import ATTACK_HEADINGS, attack_cells, make_table, percent, print_table, with_interval
 from eval.threats import Threat, default_eps, default_threats, parse_eps, parse_norm
+from eval.watch import Report
 
 _CURVE_FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 

@@ -1,7 +1,6 @@
 """Run one attack over many images: in chunks, resumable, kept per sample, never done twice."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,17 +12,24 @@ from torch import Tensor
 
 from agents.rundir import device_name, versions
 from attacks.batches import default_batch_size
+from attacks.result import AttackResult
 from attacks.threat import get_norm
 from envs.errors import InputError
 from envs.files import write_atomic
 from eval.models import Samples, Target
 from eval.partial import REQUIRED, Part, PartialStore, gaps, joined
-from eval.registry import resolve_options, run_function
+from eval.registry import resolve_options, result_stages, result_warnings, run_function, takes_state
 from eval.results import AttackResults, configuration_hash, read_results, result_name, write_results
 from eval.threats import Threat
+from eval.watch import Progress, Report, Watch
 
 _LEAST_CHUNK = 128  # a kill loses at most one chunk; smaller ones would waste the batches of the survivors
-_ALARMS = ("nan", "outside")  # recorded only where they rang
+# Traces that say whether something went wrong with an image; they become warnings.
+_ALARMS = {
+    "nan": "the model answered NaN",
+    "outside": "the attack left the ball and was projected back",
+    "zero_gradient": "the gradient was exactly zero",
+}
 
 
 @dataclass(frozen=True)
@@ -50,19 +56,6 @@ class AttackSpec:
         """
         head = {"name": self.name, "norm": self.threat.norm, "eps": self.threat.eps}
         return head | resolve_options(self.name, self.options)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an evaluation is: images done of ``total``, robust among them, rate of this process."""
-
-    done: int
-    total: int
-    robust: int
-    images_per_second: float
-
-
-Report = Callable[[Progress], None]
 
 
 def result_path(target: Target, samples: Samples, spec: AttackSpec, results_dir: Path) -> Path:
@@ -125,124 +118,154 @@ def run_attack(
     """
     check_batch_size(batch_size)
     attack = spec.record()
-    n, store, path = len(samples), None, None
-    parts: list[Part] = []
+    path, store = None, None
     if results_dir is not None:
         path = result_path(target, samples, spec, results_dir)
-        store = PartialStore(
-            results_dir / ".partial" / path.stem, (*REQUIRED, "adversarial") if save_images else REQUIRED
-        )
-        parts = store.read(n)
-    size = batch_size or max(_LEAST_CHUNK, default_batch_size(samples.batch(slice(0, 1), target.device)[0]))
-    started, kept = time.perf_counter(), sum(part.stop - part.start for part in parts)
-    try:
-        for rows in gaps(parts.copy(), n, size):
-            part = _attack_rows(target, samples, spec, rows, batch_size, save_images)
-            parts.append(part)
-            if store is not None:
-                store.write(part)
-            if report is not None:
-                report(_progress(parts, n, kept, time.perf_counter() - started))
-    except KeyboardInterrupt:
-        done = sum(part.stop - part.start for part in parts)
-        hint = "; the same command goes on from there" if store is not None else ""
-        raise KeyboardInterrupt(f"interrupted after {done} of {n} images{hint}") from None
-    columns, broken_by, seconds = joined(parts)
-    images = columns.pop("adversarial", None)
-    results = _assemble(target, samples, spec, attack, columns, broken_by, seconds)
+        required = (*REQUIRED, "adversarial") if save_images else REQUIRED
+        store = PartialStore(results_dir / ".partial" / path.stem, required)
+    outcome = _Run(target, samples, spec, batch_size, save_images, store, report).finish()
+    images = outcome.columns.pop("adversarial", None)
+    results = _assemble(target, samples, spec, attack, outcome)
     if path is not None and store is not None:
-        if save_images and images is not None:
+        if images is not None:
             write_atomic(images_path(path), save({"adversarial": images, "indices": samples.indices}))
         write_results(path, results)
         store.remove()
     return results
 
 
-def _progress(parts: list[Part], n: int, kept: int, seconds: float) -> Progress:
-    done = sum(part.stop - part.start for part in parts)
-    robust = sum(int((~part.columns["success"]).sum()) for part in parts)
-    return Progress(done, n, robust, (done - kept) / max(seconds, 1e-9))
+class _Run:
+    """One attack under way: the parts that are done, and how to do the rest."""
+
+    def __init__(
+        self,
+        target: Target,
+        samples: Samples,
+        spec: AttackSpec,
+        batch_size: int | None,
+        save_images: bool,
+        store: PartialStore | None,
+        report: Report | None,
+    ) -> None:
+        self.target, self.samples, self.spec = target, samples, spec
+        self.options = resolve_options(spec.name, spec.options)
+        self.batch_size, self.save_images = batch_size, save_images
+        self.store, self.report = store, report
+        self.parts = store.read(len(samples)) if store else []
+
+    def finish(self) -> Part:
+        """Do what is missing and return the whole."""
+        n, kept, started = len(self.samples), self._done(), time.perf_counter()
+        try:
+            for rows in gaps(self.parts.copy(), n, self._chunk()):
+                part = self._attack(rows)
+                self.parts.append(part)
+                if self.store is not None:
+                    self.store.write(part)
+                if self.report is not None:
+                    rate = (self._done() - kept) / max(time.perf_counter() - started, 1e-9)
+                    self.report(Progress(self._done(), n, self._robust(), rate))
+        except KeyboardInterrupt:
+            hint = "; the same command goes on from there" if self.store is not None else ""
+            raise KeyboardInterrupt(f"interrupted after {self._done()} of {n} images{hint}") from None
+        return joined(self.parts)
+
+    def _done(self) -> int:
+        return sum(part.stop - part.start for part in self.parts)
+
+    def _robust(self) -> float:
+        return sum(int((~part.columns["success"]).sum()) for part in self.parts) / self._done()
+
+    def _chunk(self) -> int:
+        """Images per part; an attack that keeps its own state gets all at once, so that its survivors share batches."""
+        if takes_state(self.spec.name):
+            return len(self.samples)
+        return self.batch_size or max(_LEAST_CHUNK, default_batch_size(self._images(slice(0, 1))[0]))
+
+    def _images(self, rows: slice) -> tuple[Tensor, Tensor]:
+        return self.samples.batch(rows, self.target.device)
+
+    def _attack(self, rows: slice) -> Part:
+        x, y = self._images(rows)
+        watch = Watch(self.store, self.report)
+        result = run_function(
+            self.spec.name,
+            self.target.model,
+            x,
+            y,
+            norm=self.spec.threat.norm,
+            eps=self.spec.threat.eps,
+            options=self.options,
+            seed=self.spec.seed,
+            sample_ids=self.samples.indices[rows].to(x.device),
+            batch_size=self.batch_size,
+            state=watch.state,
+            on_progress=watch,
+        )
+        columns, names = self._columns(result, x, y)
+        return Part(rows.start, rows.stop, columns, names, watch.seconds, tuple(result_warnings(result)))
+
+    def _columns(
+        self, result: AttackResult, x: Tensor, y: Tensor
+    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        size = self.batch_size or default_batch_size(x)
+        with torch.inference_mode():
+            clean_correct = torch.cat([self.target.model(images).argmax(1) for images in x.split(size)]) == y
+        # A clean error counts as broken even where another batch shape rounds the logits the other way.
+        success = result.success | ~clean_correct
+        names = ("clean", *result_stages(result, self.spec.name))
+        # Position of the attack or stage that broke the image: "clean" is 0, survivors have -1.
+        stage = result.trace.get("broken_by", torch.ones_like(y))
+        columns = {
+            "success": success,
+            "clean_correct": clean_correct,
+            "distance": get_norm(self.spec.threat.norm).length((result.adversarial - x).double()),
+            "queries": result.queries,
+            "backwards": result.backwards,
+            "broken_by": torch.where(success, torch.where(clean_correct, stage, 0), -1),
+        }
+        traced = {
+            f"trace.{name}": values for name, values in result.trace.items() if _is_figure(name, values)
+        }
+        if self.save_images:
+            columns["adversarial"] = result.adversarial
+        return {name: values.cpu() for name, values in (columns | traced).items()}, names
 
 
-def _attack_rows(
-    target: Target,
-    samples: Samples,
-    spec: AttackSpec,
-    rows: slice,
-    batch_size: int | None,
-    save_images: bool,
-) -> Part:
-    started = time.perf_counter()
-    x, y = samples.batch(rows, target.device)
-    result = run_function(
-        spec.name,
-        target.model,
-        x,
-        y,
-        norm=spec.threat.norm,
-        eps=spec.threat.eps,
-        options=resolve_options(spec.name, spec.options),
-        seed=spec.seed,
-        sample_ids=samples.indices[rows].to(x.device),
-        batch_size=batch_size,
-    )
-    with torch.inference_mode():
-        clean_correct = target.model(x).argmax(1) == y
-    # A clean error counts as broken even where another batch shape rounds the logits the other way.
-    success = result.success | ~clean_correct
-    columns = {
-        "success": success,
-        "clean_correct": clean_correct,
-        "distance": get_norm(spec.threat.norm).length((result.adversarial - x).double()),
-        "queries": result.queries,
-        "backwards": result.backwards,
-        # Positions in ("clean", attack), -1 for survivors.
-        "broken_by": torch.where(success, clean_correct.long(), -1),
-    }
-    columns |= {f"trace.{name}": values for name, values in result.trace.items() if _is_figure(values)}
-    if save_images:
-        columns["adversarial"] = result.adversarial
-    columns = {name: values.cpu() for name, values in columns.items()}
-    return Part(rows.start, rows.stop, columns, ("clean", spec.name), time.perf_counter() - started)
-
-
-def _is_figure(values: Tensor) -> bool:
-    """Whether a trace holds one finite number per image, as result files need."""
-    return values.ndim == 1 and bool(values.isfinite().all())
+def _is_figure(name: str, values: Tensor) -> bool:
+    """Whether a trace holds one finite number per image that is not among the columns already."""
+    return name not in REQUIRED and values.ndim == 1 and bool(values.isfinite().all())
 
 
 def _assemble(
-    target: Target,
-    samples: Samples,
-    spec: AttackSpec,
-    attack: dict[str, Any],
-    columns: dict[str, Tensor],
-    broken_by: list[str | None],
-    seconds: float,
+    target: Target, samples: Samples, spec: AttackSpec, attack: dict[str, Any], outcome: Part
 ) -> AttackResults:
-    labels = samples.labels.cpu()[samples.indices]
+    columns = outcome.columns
     traces = {name.removeprefix("trace."): values for name, values in columns.items() if "." in name}
+    alarms = {name: values.bool() for name, values in traces.items() if name in _ALARMS}
+    warnings = [
+        f"{_ALARMS[name]} on {int(rang.sum())} of {len(samples)} images"
+        for name, rang in alarms.items()
+        if rang.any()
+    ]
     return AttackResults(
         attack=attack,
         data=samples.record(),
         model={"sha256": target.sha256, "name": target.name},
         indices=samples.indices.numpy(),
-        label=labels.numpy(),
+        label=samples.labels.cpu()[samples.indices].numpy(),
         clean_correct=columns["clean_correct"].numpy(),
         success=columns["success"].numpy(),
         distance=columns["distance"].double().numpy(),
         queries=columns["queries"].numpy(),
-        broken_by=tuple(broken_by),
-        extra={
-            name: values.double().numpy()
-            for name, values in traces.items()
-            if name not in _ALARMS or values.any()
-        },
+        broken_by=outcome.broken_by,
+        extra={name: values.double().numpy() for name, values in traces.items() if name not in _ALARMS},
         cost={
-            "seconds": seconds,
+            "seconds": outcome.seconds,
             "forwards": int(columns["queries"].sum()),
             "backwards": int(columns["backwards"].sum()),
         },
+        warnings=(*warnings, *outcome.warnings),
         seed=spec.seed,
         versions=versions(),
         device=device_name(target.device),

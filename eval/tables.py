@@ -46,7 +46,7 @@ def make_table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print a table under its title; at full width where the output is not a terminal, so that files get all."""
+    """Print a table under its title, at full width where the output is not a terminal, so that files get all."""
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=max(console.width, 160))
@@ -71,14 +71,23 @@ def attack_label(results: AttackResults) -> str:
 
 
 def attack_cells(results: AttackResults) -> Sequence[str]:
-    """Return protocol, robust accuracy with interval, share of shortened steps, queries per image and seconds."""
+    """Return protocol (or version), robust accuracy with interval, share of shortened steps, queries per image and seconds."""
     return (
-        str(results.attack.get("protocol", "-")),
+        str(results.attack.get("protocol") or results.attack.get("version") or "-"),
         with_interval(results.robust_accuracy, results.interval),
         percent(results.shortened if results.threat.norm == "L2" else None),
         count(float(results.queries.mean())),
         duration(results.cost.get("seconds", 0.0)),
     )
+
+
+def blame_line(results: AttackResults) -> str | None:
+    """Return how many images each stage of the attack was the first to break; None if it has no stages."""
+    names = [name for name in results.broken_by if name is not None]
+    if set(names) <= {"clean", results.attack["name"]}:
+        return None
+    tally = {name: names.count(name) for name in dict.fromkeys(sorted(names))}
+    return "broken by: " + ", ".join(f"{name} {number}" for name, number in tally.items())
 
 
 ATTACK_HEADINGS = ("robust [95 %]", "steps shortened", "queries/image", "time")

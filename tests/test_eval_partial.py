@@ -10,7 +10,7 @@ from eval.partial import REQUIRED, Part, PartialStore, gaps, joined
 def make_part(start, stop):
     rows = torch.arange(start, stop)
     columns = {name: rows.clone() for name in REQUIRED} | {"broken_by": rows % 3 - 1}
-    return Part(start, stop, columns, ("clean", "pgd"), 0.5)
+    return Part(start, stop, columns, ("clean", "pgd"), 0.5, ("odd",))
 
 
 def test_parts_are_read_back_in_order(tmp_path):
@@ -20,10 +20,11 @@ def test_parts_are_read_back_in_order(tmp_path):
         store.write(make_part(start, stop))
     parts = store.read(10)
     assert [(part.start, part.stop) for part in parts] == [(0, 4), (4, 6), (6, 10)]
-    columns, broken_by, seconds = joined(parts)
-    assert columns["queries"].tolist() == list(range(10))
-    assert broken_by[:4] == [None, "clean", "pgd", None]
-    assert seconds == 1.5
+    whole = joined(parts[::-1])
+    assert (whole.start, whole.stop, whole.seconds) == (0, 10, 1.5)
+    assert whole.columns["queries"].tolist() == list(range(10))
+    assert whole.broken_by[:4] == (None, "clean", "pgd", None)
+    assert whole.warnings == ("odd",)
     store.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -41,6 +42,20 @@ def test_damaged_parts_are_done_again(tmp_path):
     assert [(part.start, part.stop) for part in store.read(10)] == [(8, 10)]
     assert store.read(9) == []
     assert PartialStore(store.folder, (*REQUIRED, "adversarial")).read(10) == []
+
+
+def test_states_survive_unless_damaged(tmp_path):
+    store = PartialStore(tmp_path / "pgd")
+    assert store.read_state() is None
+    store.write_state({"state": {"stage": 2, "rows": torch.arange(3)}, "seconds": 1.5})
+    state = store.read_state()
+    assert state["seconds"] == 1.5
+    assert state["state"]["rows"].tolist() == [0, 1, 2]
+    path = store.folder / "state.pt"
+    content = path.read_bytes()
+    for damaged in (content[:-40], b"", b"pickle"):
+        path.write_bytes(damaged)
+        assert store.read_state() is None
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.lists(st.integers(0, 60), max_size=6))

@@ -36,6 +36,7 @@ def make_results(success, name="pgd", clean=None, distance=None, **changes):
         broken_by=tuple(
             "clean" if not c else name if s else None for s, c in zip(success, clean, strict=True)
         ),
+        warnings=(f"{name} is odd",),
         cost={"seconds": 1.5, "forwards": 11 * n, "backwards": 10 * n},
         seed=3,
         versions={"torch": "2"},
@@ -49,7 +50,18 @@ def test_a_file_holds_everything(tmp_path):
     result = make_results([1, 0, 0, 1], clean=[1, 1, 0, 1], extra={"shortened": np.array([0, 0.5, 1, 0.25])})
     write_results(tmp_path / "r.json", result)
     again = read_results(tmp_path / "r.json")
-    for name in ("attack", "data", "model", "broken_by", "cost", "seed", "versions", "device", "created"):
+    for name in (
+        "attack",
+        "data",
+        "model",
+        "broken_by",
+        "cost",
+        "warnings",
+        "seed",
+        "versions",
+        "device",
+        "created",
+    ):
         assert getattr(again, name) == getattr(result, name), name
     for name in ("indices", "label", "clean_correct", "success", "distance", "queries"):
         np.testing.assert_array_equal(getattr(again, name), getattr(result, name))
@@ -152,6 +164,7 @@ def test_worst_case_is_the_mean_of_the_minimum():
     assert worst.distance.tolist() == [0.3, 0.7, 0.5, 0.1]
     assert worst.queries.tolist() == [33] * 4
     assert worst.cost["seconds"] == 4.5
+    assert worst.warnings == ("apgd is odd", "fab is odd", "square is odd")
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=5))
