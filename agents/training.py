@@ -14,7 +14,7 @@ from rich.text import Text
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.build import Algorithm, build_algorithm, build_env, check_names, plan_regime
+from agents.build import Algorithm, build_algorithm, build_env, check_names, plan_regime, try_out
 from agents.callback import TrainingCallback
 from agents.checkpoint import load_checkpoint, restoring, set_random_state
 from agents.classifier import extract_classifier
@@ -29,6 +29,8 @@ from envs import ImageDataset, Splits, load_splits
 from envs.errors import InputError
 from envs.files import write_atomic, write_json
 
+SMALL_IMAGE = 256  # pixels, up to which a second thread waits more than it works
+
 
 def train(config: TrainConfig) -> RunDir:
     """Train, validate, select, attack, and return the run directory.
@@ -42,8 +44,7 @@ def train(config: TrainConfig) -> RunDir:
     config.validate()
     check_names(config)
     splits = _load(config)
-    # What only the data shows to be wrong is refused here, before a directory is made.
-    build_algorithm(config.phases()[0][0], config, build_env(config, splits.train), splits.train)
+    try_out(config, splits.train)
     Probe.from_config(config, splits.val)
     name = "-".join(
         (
@@ -115,29 +116,30 @@ def _load(config: TrainConfig) -> Splits:
 
 def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str, Any] | None = None) -> None:
     """Train from the start or from ``checkpoint``, then close the run."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(_threads(config, splits.train))
     torch.use_deterministic_algorithms(config.deterministic)
     ends = phase_ends(config, len(splits.train))
     env = build_env(config, splits.train)
     regime = plan_regime(config, splits.train)
-    with stop_on_interrupt() as stop, _progress_bar(config, ends[-1]) as bar:
-        callback = TrainingCallback(
-            run,
-            splits.val,
-            ends[-1],
-            validation_interval(config, len(splits.train), ends[-1]),
-            stop,
-            bar,
-            probe=Probe.from_config(config, splits.val),
-            select=config.select,
-            attacks_begin=None if regime is None else regime.begins,
-        )
-        model = _learn(config, splits.train, env, ends, callback, checkpoint)
-    try:
-        _close(config, splits.test, run, model, callback)
-    except KeyboardInterrupt:
-        raise callback.stopped() from None
+    with contextlib.ExitStack() as logs:
+        with stop_on_interrupt() as stop, _progress_bar(config, ends[-1]) as bar:
+            callback = TrainingCallback(
+                run,
+                splits.val,
+                ends[-1],
+                validation_interval(config, len(splits.train), ends[-1]),
+                stop,
+                bar,
+                probe=Probe.from_config(config, splits.val),
+                select=config.select,
+                attacks_begin=None if regime is None else regime.begins,
+            )
+            logs.callback(callback.close)
+            model = _learn(config, splits.train, env, ends, callback, checkpoint)
+        try:
+            _close(config, splits.test, run, model, callback)
+        except KeyboardInterrupt:
+            raise callback.stopped() from None
 
 
 def _learn(
@@ -150,6 +152,8 @@ def _learn(
 ) -> Algorithm:
     """Run every phase that is not over, and return the algorithm of the last one."""
     first = checkpoint["callback"]["phase"] if checkpoint else 0
+    if first >= len(ends):
+        raise InputError(f"{callback.run.checkpoint_path} is of another schedule; train the run anew")
     model: Algorithm | None = None
     for phase, (name, _) in enumerate(config.phases()):
         if phase < first:
@@ -171,7 +175,11 @@ def _learn(
         restart = phase == 0 and checkpoint is None
         remaining = ends[phase] - model.num_timesteps
         if remaining > 0:  # a run may have been stopped when a phase had ended and nothing else had begun
-            model.learn(remaining, callback=callback, log_interval=None, reset_num_timesteps=restart)  # type: ignore[arg-type]
+            try:
+                model.learn(remaining, callback=callback, log_interval=None, reset_num_timesteps=restart)  # type: ignore[arg-type]
+            except (RuntimeError, ValueError):
+                callback.refuse_divergence()  # nothing can be drawn from a policy of NaN
+                raise
             callback.boundary(log=True, validate=model.num_timesteps >= ends[-1])
     assert model is not None
     return model
@@ -232,8 +240,13 @@ def _close(
     model.logger.record("summary/test_accuracy", summary["test_accuracy"])
     model.logger.dump(model.num_timesteps + 1)  # a step of its own, void if the run is resumed from before
     callback.checkpoint(done=True)
-    model.logger.close()
     print_summary(summary, run)
+
+
+def _threads(config: TrainConfig, dataset: ImageDataset) -> int:
+    """Return the CPU threads to use; see ``TrainConfig.threads``."""
+    _, height, width = dataset.shape
+    return config.threads or (1 if height * width <= SMALL_IMAGE else torch.get_num_threads())
 
 
 def _save_policy(model: Algorithm, run: RunDir) -> None:
