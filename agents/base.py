@@ -77,8 +77,8 @@ class ImageAlgorithm(BaseAlgorithm):
         """Restore what :meth:`training_state` returned, into an algorithm of the same configuration."""
         self.policy.load_state_dict(state["policy"])
         self.policy.optimizer.load_state_dict(state["optimizer"])
-        for name, value in state["counters"].items():
-            setattr(self, name, value)
+        for name in _COUNTERS:
+            setattr(self, name, state["counters"][name])
         self.env.task.load_state_dict(state["task"])
         attacked = state["attacked"]
         self._last_obs = self.present_observations() if attacked is None else attacked.to(self.device)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from agents.adversarial import AdversarialTraining, plan
 from agents.adversarial_env import AdversarialObservation
@@ -37,6 +38,20 @@ def check_names(config: TrainConfig) -> None:
     _reward(config.reward)
 
 
+def try_out(config: TrainConfig, dataset: ImageDataset) -> None:
+    """Build everything once, so that what only the data shows to be wrong is refused before a run begins.
+
+    Raises:
+        InputError: the configuration does not fit the data.
+    """
+    env = build_env(config, dataset)
+    model = build_algorithm(config.phases()[0][0], config, env, dataset)
+    if env.num_envs == 1 and any(isinstance(layer, _BatchNorm) for layer in model.policy.modules()):
+        raise InputError(
+            f"--batch-size is 1, and network {config.network!r} has BatchNorm; expected at least 2 images at a time"
+        )
+
+
 def build_env(config: TrainConfig, dataset: ImageDataset) -> VecEnv:
     """Return the training environment, ``batch_size`` images at a time, seeded."""
     return sb3_env(
@@ -63,8 +78,9 @@ def build_algorithm(name: str, config: TrainConfig, env: VecEnv, dataset: ImageD
     regime = plan_regime(config, dataset)
     if regime is not None and name in ("ppo", "a2c"):
         env = _attacked_env(env, regime)
-    mean, std = (tuple(values.tolist()) for values in dataset.channel_stats())
-    network = {"network": config.network, "mean": mean, "std": std}
+    mean, std = (values.tolist() for values in dataset.channel_stats())
+    std = [value or 1.0 for value in std]  # a channel may be constant
+    network = {"network": config.network, "mean": tuple(mean), "std": tuple(std)}
     optimizer = {"weight_decay": config.weight_decay, "fused": True}
     shared: dict[str, Any] = {"env": env, "seed": config.seed, "device": dataset.device}
     warmup = config.lr_warmup * len(dataset) / phase_ends(config, len(dataset))[-1]

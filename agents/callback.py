@@ -167,10 +167,15 @@ class TrainingCallback(BaseCallback):
         Raises:
             InputError: training has diverged; the files stay as they were.
         """
-        self._refuse_divergence()
+        self.refuse_divergence()
         if self.selection.weights is not None:
             self._write_selected()
         save_checkpoint(self.run, self, done)
+
+    def close(self) -> None:
+        """Close the logs."""
+        if hasattr(self, "model"):
+            self.model.logger.close()
 
     def seconds(self) -> float:
         """Return the seconds spent training, those before a resumption included."""
@@ -195,7 +200,8 @@ class TrainingCallback(BaseCallback):
         self.selection.score = tuple(self.selection.score)  # type: ignore[assignment]
         self.milestones = Milestones(**state["milestones"])
 
-    def _refuse_divergence(self) -> None:
+    def refuse_divergence(self) -> None:
+        """Raise InputError if a loss, a gradient or a weight has become NaN or infinite."""
         self.model.watch_weights()
         bad = self.model.statistics.first_bad_step()
         if bad is not None:
@@ -210,7 +216,7 @@ class TrainingCallback(BaseCallback):
         )
 
     def _log(self, step: int, validate: bool) -> None:
-        self._refuse_divergence()
+        self.refuse_divergence()
         logger: Logger = self.model.logger
         record = {f"train/{name}": value for name, value in self.model.statistics.flush().items()}
         record["train/learning_rate"] = float(self.model.policy.optimizer.param_groups[0]["lr"])

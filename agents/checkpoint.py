@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import operator
 import pickle
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +65,8 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
         OSError: it cannot be read.
     """
     try:
-        state = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
     except OSError:
@@ -78,9 +81,10 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{run.checkpoint_path} is not of format {FORMAT}; train the run anew")
     with restoring(run):
-        for part in ("done", "algorithm", "callback", "random"):
-            state[part]
-        state["callback"]["phase"], state["callback"]["metrics_bytes"]
+        state["random"], state["done"]
+        counts = (state["callback"]["phase"], state["callback"]["metrics_bytes"])
+        if min(map(operator.index, (*counts, state["algorithm"]["counters"]["num_timesteps"]))) < 0:
+            raise ValueError("a negative count")
     return state
 
 

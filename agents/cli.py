@@ -104,7 +104,9 @@ def _gist(message: str) -> str:
     if not unknown or "Perhaps you meant" not in message:
         return text
     names = [name for line in lines if line.startswith("--") for name in re.findall(r"--[\w.-]+", line)]
-    return f"{text}; did you mean {difflib.get_close_matches(unknown[0], names, 1, cutoff=0)[0]}?"
+    return text + "".join(
+        f"; did you mean {name}?" for name in difflib.get_close_matches(unknown[0], names, 1, 0)
+    )
 
 
 def _one_line(error: BaseException) -> str:

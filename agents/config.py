@@ -220,8 +220,10 @@ class TrainConfig:
                 "or --ppo.no-normalize-advantage"
             )
         if "ppo" in algorithms and self.ppo.rollout % self.images_per_step():
+            batch = self.images_per_step()
+            near = max(round(self.ppo.rollout / batch), 1) * batch
             raise InputError(
-                f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({self.images_per_step()})"
+                f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({batch}), such as {near}"
             )
 
     def _check_ranges(self) -> None:
@@ -313,7 +315,7 @@ def _from_dict(cls: Any, values: Any) -> Any:
         if dataclasses.is_dataclass(hint):
             value = _from_dict(hint, value)
         elif not _fits(value, hint):
-            expected = str(getattr(hint, "__name__", hint)).replace("typing.", "").replace("pathlib.", "")
+            expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise InputError(f"the stored configuration has {name}={value!r}; expected {expected}")
         elif Path in get_args(hint) and value is not None:
             value = Path(value)

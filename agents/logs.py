@@ -25,11 +25,11 @@ class JSONLines(KVWriter):
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
-        self.file = open(path, "a+b")  # noqa: SIM115 - closed by close()
-        if self.file.seek(0, os.SEEK_END) < keep:
+        if keep and path.stat().st_size < keep:
             raise InputError(
                 f"{path} has lost lines: expected {keep} bytes or more; restore it or train anew"
             )
+        self.file = open(path, "a+b")  # noqa: SIM115 - closed by close()
         self.file.truncate(keep)
 
     def write(
@@ -69,4 +69,5 @@ class TensorBoard(TensorBoardOutputFormat):
 
 def make_logger(folder: Path, metrics: Path, keep: int = 0, purge_step: int = 0) -> Logger:
     """Return SB3's logger writing to TensorBoard in ``folder`` and to the ``metrics`` file."""
-    return Logger(str(folder), [TensorBoard(folder, purge_step), JSONLines(metrics, keep)])
+    lines = JSONLines(metrics, keep)  # first: it may refuse
+    return Logger(str(folder), [TensorBoard(folder, purge_step), lines])

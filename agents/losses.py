@@ -107,4 +107,4 @@ def sample_actions(log_weights: Tensor, floor: float = 0.0) -> Tensor:
         probs = probs + floor * probs.sum(-1, keepdim=True)
     cumulative = probs.cumsum(-1)
     drawn = torch.rand(len(probs), 1, device=probs.device, dtype=probs.dtype) * cumulative[:, -1:]
-    return (cumulative[:, :-1] < drawn).sum(-1)
+    return (cumulative[:, :-1] <= drawn).sum(-1)  # drawn may be 0: an impossible first action is passed over

@@ -164,7 +164,9 @@ def _build_body(build: Build, name: str, shape: Shape) -> tuple[nn.Module, int]:
         device = next(body.parameters(), torch.empty(0)).device
         with torch.no_grad():
             features = body(torch.zeros(1, *shape, device=device)).flatten(1)
-    except (RuntimeError, AssertionError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a user's own code raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{fit}: {reason}; choose another network or a larger image size") from error
     body.train()

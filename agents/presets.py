@@ -153,7 +153,7 @@ def preset_from(arguments: Sequence[str]) -> TrainConfig | None:
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     """Return the value that ``arguments`` give ``option`` last, as ``--option value`` or ``--option=value``."""
     found = None
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if word == option:
             found = following
         elif word.startswith(f"{option}="):

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from agents.config import DQNConfig, PPOConfig, TrainConfig
 from agents.interrupt import StopRequest
@@ -42,6 +44,11 @@ CASES = {
         "ppo": PPOConfig(rollout=100, epochs=1),
     },
 }
+
+
+def normed(shape: tuple[int, int, int]) -> nn.Module:
+    """Return a network as users bring them, by import path; with BatchNorm."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 16), nn.BatchNorm1d(16), nn.ReLU())
 
 
 def short(path: Path, case: str, **options) -> TrainConfig:

@@ -1,6 +1,10 @@
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from tensorboard.summary.writer import event_file_writer
 
 torch.set_num_threads(1)
 
@@ -9,6 +13,13 @@ torch.set_num_threads(1)
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - Stable-Baselines3 draws from it
+
+
+@pytest.fixture
+def event_files_in_order(monkeypatch):
+    """TensorBoard reads files in the order of their names: second, process, number. Tests write many in a second."""
+    monkeypatch.setattr(event_file_writer.os, "getpid", lambda: 1)
+    monkeypatch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=time.time_ns))
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from tensorboard.summary.writer import event_file_writer
 
 import agents.callback
 import agents.training
@@ -20,12 +18,7 @@ from envs import files
 from envs.errors import InputError
 from tests.agent_runs import CASES, assert_same_runs, short, stopping
 
-
-@pytest.fixture(autouse=True)
-def _event_files_in_order(monkeypatch):
-    """TensorBoard reads files in the order of their names: second, process, number; here all within one second."""
-    monkeypatch.setattr(event_file_writer.os, "getpid", lambda: 1)
-    monkeypatch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=time.time_ns))
+pytestmark = pytest.mark.usefixtures("event_files_in_order")
 
 
 @pytest.fixture(scope="module")
