@@ -1,7 +1,7 @@
 """Which attacks there are, and which options each takes: read off the functions themselves, so nothing is listed twice.
 
-An attack is any function that the package `attacks` exports with the signature ``(model, x, y, *, norm, eps, ...)``;
-its further keyword arguments are its options, their defaults included.
+An attack is any function that the package `attacks` exports with the signature ``(model, x, y, *, norm, eps, ...)``
+whose other arguments have defaults; its further keyword arguments are its options, their defaults included.
 """
 
 import inspect
@@ -22,7 +22,8 @@ from eval.threats import CLEVERHANS_BATCH
 Attack = Callable[..., AttackResult]
 
 # Set by the evaluation, or of no meaning on a command line (tensors and callbacks).
-_RESERVED = {"norm", "eps", "targets", "seed", "sample_ids", "batch_size", "on_step", "state", "on_progress"}
+_RESERVED = ("norm", "eps", "targets", "seed", "sample_ids", "batch_size", "on_step", "state", "on_progress")
+_PLAIN = (type(None), bool, int, float, str, list, tuple)  # defaults that a command line and JSON can hold
 TARGETED = ("next", "random", "second", "least-likely")
 _TARGET_STREAM = 0x746172676574  # "target"
 
@@ -33,10 +34,13 @@ def attack_names() -> tuple[str, ...]:
 
 
 def _is_attack(candidate: Any) -> bool:
+    """Whether it is a function ``(model, x, y, *, norm, eps, ...)`` that needs nothing else."""
     if not inspect.isfunction(candidate):
         return False
     parameters = inspect.signature(candidate).parameters
-    return list(parameters)[:3] == ["model", "x", "y"] and {"norm", "eps"} <= set(parameters)
+    needed = {key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    fixed = {"model", "x", "y", "norm", "eps"}
+    return list(parameters)[:3] == ["model", "x", "y"] and needed <= fixed <= set(parameters)
 
 
 def attack_function(name: str) -> Attack:
@@ -61,7 +65,7 @@ def attack_options(name: str) -> dict[str, Any]:
     options = {
         key: parameter.default
         for key, parameter in parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in _RESERVED
+        if key not in ("model", "x", "y", *_RESERVED) and isinstance(parameter.default, _PLAIN)
     }
     return options | ({"targeted": None} if "targets" in parameters else {})
 

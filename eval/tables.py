@@ -71,7 +71,7 @@ def attack_label(results: AttackResults) -> str:
 
 
 def attack_cells(results: AttackResults) -> Sequence[str]:
-    """Return protocol (or version), robust accuracy with interval, share of shortened steps, queries per image and seconds."""
+    """Return protocol (or version), robust accuracy, share of shortened steps, queries per image, time."""
     return (
         str(results.attack.get("protocol") or results.attack.get("version") or "-"),
         with_interval(results.robust_accuracy, results.interval),
