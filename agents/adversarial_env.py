@@ -112,8 +112,9 @@ class AdversarialObservation(VecEnvWrapper):
         if self.model.num_timesteps < self.begins:
             return observations
         clean = torch.as_tensor(observations, device=self.model.device)
-        pixels = clean.float().div_(255)
-        with crafting(self.model.policy):
+        policy = self.model.policy
+        pixels = policy.pixels(clean) if isinstance(policy, ImagePolicy) else clean.float().div_(255)
+        with crafting(policy):
             attacked = self.ascent.climb(self._objective(), pixels)
         images = quantise(attacked, clean, self.ascent.norm, self.ascent.eps)
         if self.share < 1:
