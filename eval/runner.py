@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agents.rundir import device_name, versions
 from attacks.batches import default_batch_size
+from attacks.losses import misclassified
 from attacks.result import AttackResult
 from attacks.threat import get_norm
 from envs.errors import InputError
@@ -210,7 +211,8 @@ class _Run:
     ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         size = self.batch_size or default_batch_size(x)
         with torch.inference_mode():
-            clean_correct = torch.cat([self.target.model(images).argmax(1) for images in x.split(size)]) == y
+            clean = torch.cat([self.target.model(images) for images in x.split(size)])
+        clean_correct = ~misclassified(clean, y)
         # A clean error counts as broken even where another batch shape rounds the logits the other way.
         success = result.success | ~clean_correct
         names = ("clean", *result_stages(result, self.spec.name))

@@ -244,6 +244,21 @@ def test_odd_models_are_told_before_the_attack(run, monkeypatch):
     assert "returns probabilities, not logits" in err
 
 
+def test_nan_answers_are_errors_and_are_reported(run, tmp_path, monkeypatch):
+    class Half(nn.Module):
+        def forward(self, x):
+            logits = nearest_mean()(x)
+            return torch.where(x.flatten(1).sum(1, keepdim=True) > 20, torch.nan, logits)
+
+    monkeypatch.setattr("tests.test_eval_attack.five_classes", Half)
+    status, _, err = run("--attack", "fgsm", "--n", "20", target="tests.test_eval_attack:five_classes")
+    assert status == 0
+    assert "the model answered NaN on" in err
+    results = read_results(only_file(tmp_path))
+    assert results.clean_accuracy < 0.9
+    assert (results.success >= ~results.clean_correct).all()
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
