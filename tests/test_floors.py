@@ -1,0 +1,135 @@
+"""The floors of the project: imports go only downwards, and the attacks need PyTorch alone."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "envs": {"envs"},
+    "attacks": {"attacks"},
+    "agents": {"agents", "envs", "attacks"},
+    "eval": {"eval", "agents", "envs", "attacks"},
+    "benchmarks": {"benchmarks", "tests", "eval", "agents", "envs", "attacks"},
+}
+LAZY = {"attacks/__main__.py": {"eval"}}  # against the rule, when it runs as a program
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "stable_baselines3": "stable-baselines3"}
+
+
+def imports(path):
+    """Return (package, whether importing the file imports it) of every import in it; "" stands for relative ones."""
+    found = []
+
+    def visit(node, top):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.extend((alias.name.partition(".")[0], top) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                found.append(("" if child.level else child.module.partition(".")[0], top))
+            else:
+                lazy = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) or as_program(child)
+                visit(child, top and not lazy)
+
+    visit(ast.parse(path.read_text()), True)
+    return found
+
+
+def as_program(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def modules(package):
+    paths = sorted((ROOT / package).rglob("*.py"))
+    assert paths
+    return [path.relative_to(ROOT).as_posix() for path in paths]
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_go_downwards(package):
+    ours = {*FLOORS, "tests"}
+    for name in modules(package):
+        for imported, top in imports(ROOT / name):
+            allowed = imported in FLOORS[package] or (imported in LAZY.get(name, ()) and not top)
+            assert allowed or imported not in ours, f"{name} imports {imported}"
+
+
+def test_attacks_import_torch_alone():
+    for name in modules("attacks"):
+        for imported, top in imports(ROOT / name):
+            allowed = imported in {"", "torch", "attacks"} or imported in sys.stdlib_module_names
+            lazily = {"foolbox", *LAZY.get(name, ())}
+            assert allowed or (imported in lazily and not top), f"{name} imports {imported}"
+
+
+def test_everything_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+    optional = {
+        re.match(r"[\w-]+", requirement)[0]
+        for group in project["optional-dependencies"].values()
+        for requirement in group
+    }
+    for package in FLOORS:
+        for name in modules(package):
+            for imported, top in imports(ROOT / name):
+                if imported in {"", "tests", *FLOORS} or imported in sys.stdlib_module_names:
+                    continue
+                known = declared if top and package != "benchmarks" else declared | optional
+                assert PACKAGES.get(imported, imported) in known, f"{name} imports {imported}"
+
+
+NOT_FOR_ATTACKS = (
+    "numpy",
+    "scipy",
+    "gymnasium",
+    "stable_baselines3",
+    "torchvision",
+    "tyro",
+    "rich",
+    "foolbox",
+)
+WITHOUT = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {(*NOT_FOR_ATTACKS, "envs", "agents", "eval")!r}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import torch
+import attacks
+
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+images = torch.rand(8, 3, 2, 2)
+labels = model(images).argmax(1)
+result = attacks.pgd(model, images, labels, norm="L2", eps=1.0, steps=5)
+print(result.success.sum().item(), len(labels))
+"""
+
+
+def test_attacks_run_where_nothing_but_torch_is_installed():
+    """The import hook stands for a machine that lacks the other packages, NumPy included."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    broken, images = map(int, done.stdout.split())
+    assert 0 < broken <= images
+
+
+def test_the_check_sees_what_it_should(tmp_path):
+    """Imports in functions, relative ones and dotted ones count."""
+    source = tmp_path / "module.py"
+    source.write_text(
+        "import numpy.linalg\nfrom . import own\n"
+        "def function():\n    from agents.config import x\n"
+        "class Kind:\n    import envs\n"
+        "if __name__ == '__main__':\n    import eval\n"
+    )
+    found = [("numpy", True), ("", True), ("agents", False), ("envs", True), ("eval", False)]
+    assert imports(source) == found
