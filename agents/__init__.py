@@ -1,5 +1,6 @@
 """Policies, algorithms and the training of image classifiers by reinforcement learning."""
 
+from agents.adversarial_env import AdversarialObservation
 from agents.classifier import Classifier, extract_classifier, load_classifier, save_classifier
 from agents.direct import ExpectedPolicyGradient, Reinforce, Supervised
 from agents.dqn import DQN
@@ -12,6 +13,7 @@ __all__ = [
     "DQN",
     "NETWORKS",
     "PPO",
+    "AdversarialObservation",
     "Classifier",
     "ExpectedPolicyGradient",
     "ImageNetwork",

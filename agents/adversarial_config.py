@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -83,6 +83,24 @@ class AdversarialConfig:
         if self.method == "fgsm":
             return eps
         return default_step_size(eps, self.full_steps()) if self.step_size is None else self.step_size
+
+    def resolved(self, channels: int) -> dict[str, Any] | None:
+        """Return every value that training on images with ``channels`` channels uses, for records; None: no attacks."""
+        if self.method == "none":
+            return None
+        eps = self.full_eps(channels)
+        return {
+            "method": self.method,
+            "norm": self.norm or "Linf",
+            "eps": eps,
+            "steps": self.full_steps(),
+            "step_size": self.full_step_size(eps),
+            "rule": self.rule,
+            "weight": None if self.rule == "replace" else self.full_weight(),
+            "objective": "divergence" if self.method == "trades" else self.full_objective(),
+            "share": self.share or 1.0,
+            "start": self.start or 0.0,
+        }
 
     def validate(self, algorithms: Iterable[str]) -> None:
         """Check all options against each other and against the algorithms that they are for.

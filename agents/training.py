@@ -228,7 +228,7 @@ def _close(
         "seed": config.seed,
         "images": model.num_timesteps,
         "seconds": seconds,
-        "adversarial": config.to_dict()["adversarial"],
+        "adversarial": config.adversarial.resolved(test.shape[0]),
         "val_accuracy": callback.selection.accuracy,
         "val_robust_accuracy": callback.selection.robust_accuracy,
         "selected_by": config.select,

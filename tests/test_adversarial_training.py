@@ -1,7 +1,6 @@
 """What adversarial training adds to the losses, against the formulas; and what a run of it leaves behind."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from agents.adversarial_config import AdversarialConfig
 from agents.networks import NETWORKS
 from agents.training import resume, train
 from envs import sb3_env
-from tests.agent_runs import SHORT, metrics, same, short, state, stopping
+from tests.agent_runs import SHORT, metrics, same, short, state, stopping, summary
 from tests.env_toys import random_images
 
 SHAPE = (3, 9, 8)
@@ -247,9 +246,27 @@ def test_a_schedule_trains_every_phase_adversarially(tmp_path):
     path = train(config).path
     shown = [line["train/accuracy"] for line in metrics(path) if "train/accuracy" in line]
     assert len(shown) >= SHORT["total_images"] // 300
-    summary = json.loads((path / "summary.json").read_text())
-    assert summary["adversarial"]["method"] == "pgd"
-    assert summary["val_robust_accuracy"] <= summary["val_accuracy"]
+    found = summary(path)
+    assert found["adversarial"]["method"] == "pgd"
+    assert found["val_robust_accuracy"] <= found["val_accuracy"]
+
+
+def test_attacks_at_half_precision_stay_in_the_ball_and_train(tmp_path):
+    adversarial = AdversarialConfig("pgd", steps=2)
+    path = train(
+        short(tmp_path / "run", "epg", adversarial=adversarial, precision="bf16", total_images=300)
+    ).path
+    assert all(line.get("train/loss", 0) < 10 for line in metrics(path))
+
+
+def test_the_record_of_a_run_holds_the_values_used(tmp_path):
+    adversarial = AdversarialConfig("trades", norm="L2", start=0.1)
+    path = train(short(tmp_path / "run", "supervised", adversarial=adversarial, total_images=200)).path
+    assert summary(path)["adversarial"] == {
+        "method": "trades", "norm": "L2", "eps": 1.5, "steps": 10, "step_size": 0.375, "rule": "trades",
+        "weight": 6.0, "objective": "divergence", "share": 1.0, "start": 0.1,
+    }  # fmt: skip
+    assert AdversarialConfig().resolved(3) is None
 
 
 def test_a_run_is_named_after_its_regime(tmp_path, monkeypatch):
