@@ -125,9 +125,16 @@ class Arena:
         start = time.perf_counter()
         points, claimed, error, trace = x, torch.zeros_like(y, dtype=torch.bool), "", None
         if len(rows):
-            common = {"norm": self.norm, "eps": self.eps, "seed": self.seed, "sample_ids": rows}
+            common: dict[str, Any] = {
+                "norm": self.norm,
+                "eps": self.eps,
+                "seed": self.seed,
+                "sample_ids": rows,
+            }
             try:
                 takes = inspect.signature(attack).parameters
+                if self.votes > 1:  # one wrong answer is no majority: climb on
+                    common["early_stop"] = False
                 taken = {key: value for key, value in common.items() if key in takes}
                 result = attack(model, x, y, **{**taken, **options})
                 points, claimed, trace = result.adversarial, result.success, result.trace

@@ -102,18 +102,33 @@ class AuditReport:
     def _attack_table(self, name: str) -> Table:
         title = f"{name}: attacks, {Threat(self.norm, self.eps)}, n = {self.n}"
         table = make_table(
-            title, ("attack", "needs"), ("tried", "claims", "judged", "first to break", "time")
+            title, ("attack", "needs"), ("tried", "breaks", "claims", "judged", "first to break", "time")
         )
         for outcome in self.attacks:
-            first = self.broken_by.count(outcome.name)
-            cells = (str(int(outcome.tried.sum())), percent(outcome.claimed), percent(outcome.accuracy))
+            tried, breaks = int(outcome.tried.sum()), int((outcome.broken & outcome.tried).sum())
+            every = tried == self.n  # shares of the survivors alone would read as accuracies
+            cells = (
+                str(breaks),
+                *(percent(share) if every else "" for share in (outcome.claimed, outcome.accuracy)),
+            )
             if outcome.error:
-                cells = (cells[0], "failed", "-")
-            table.add_row(outcome.name, str(outcome.family), *cells, str(first), duration(outcome.seconds))
+                cells = ("failed", "", "")
+            first = str(self.broken_by.count(outcome.name))
+            table.add_row(
+                outcome.name, str(outcome.family), str(tried), *cells, first, duration(outcome.seconds)
+            )
         table.add_section()
         worst = with_interval(self.robust_accuracy, self.interval)
         table.add_row(
-            "worst case per image", "", "", "", worst, "", duration(self.cost.get("seconds", 0)), style="bold"
+            "worst case per image",
+            "",
+            "",
+            "",
+            "",
+            worst,
+            "",
+            duration(self.cost.get("seconds", 0)),
+            style="bold",
         )
         return table
 

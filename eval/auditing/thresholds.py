@@ -33,6 +33,9 @@ SATURATED_GAP = 16.6
 # Adversarially trained networks lose up to 6 points from PGD to AutoAttack on CIFAR-10 (RobustBench).
 OVERSTATED = 0.10
 
+# Ours: where the gradients provably do not describe the function, this gap to the worst case is one too many.
+VISIBLE = 0.02
+
 # Croce and Hein 2020 flag .2 points by which Square beats the gradient attacks, Carlini et al. 2019 any image;
 # ours: 2 points and at least 2 images, after the gradient attacks had a second, longer try at those images.
 BLACK_BOX_POINTS = 0.02

@@ -169,9 +169,7 @@ def _cause(outputs: Outputs, slopes: Slopes | None, gaps: Gaps) -> tuple[Cause |
         return Cause.SATURATED, "the cross-entropy's gradients die where other losses find adversarial images"
     if gaps.floor > thresholds.OVERSTATED:
         return Cause.SATURATED, "gradients fall under the step floor of cleverhans, whose attack hardly moves"
-    if slopes.unexplained > thresholds.UNEXPLAINED and (
-        beaten(gaps) or gaps.standard > thresholds.OVERSTATED
-    ):
+    if slopes.unexplained > thresholds.UNEXPLAINED and gaps.standard > thresholds.VISIBLE:
         return Cause.SHATTERED, "gradients do not describe the function, and attacks that follow them lose"
     if beaten(gaps):
         return Cause.UNEXPLAINED, f"{gaps.best_free} breaks images that no gradient attack does"
