@@ -2,9 +2,9 @@
 
 import contextlib
 import io
-import operator
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,10 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
         OSError: it cannot be read.
     """
     try:
+        with zipfile.ZipFile(run.checkpoint_path) as archive:
+            broken = archive.testzip()  # compares check sums, which PyTorch writes and does not read
+        if broken is not None:
+            raise ValueError(f"the check sum of {broken} is wrong")
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -78,14 +82,22 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
     except Exception as error:  # damaged files raise a dozen kinds
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"{run.checkpoint_path} is damaged ({reason}); train the run anew") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    found = state.get("format") if isinstance(state, dict) else None
+    if type(found) is not int or found != FORMAT:
         raise InputError(f"{run.checkpoint_path} is not of format {FORMAT}; train the run anew")
     with restoring(run):
-        state["random"], state["done"]
-        counts = (state["callback"]["phase"], state["callback"]["metrics_bytes"])
-        if min(map(operator.index, (*counts, state["algorithm"]["counters"]["num_timesteps"]))) < 0:
-            raise ValueError("a negative count")
+        _check(state)
     return state
+
+
+def _check(state: dict[str, Any]) -> None:
+    """Raise if what is used before the algorithm is there is missing, or of the wrong type."""
+    algorithm, callback = state["algorithm"], state["callback"]
+    counts = (callback["phase"], callback["metrics_bytes"], algorithm["counters"]["num_timesteps"])
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"counts {counts}")
+    if type(state["done"]) is not bool or not isinstance(state["random"], dict):
+        raise ValueError("done or random of the wrong type")
 
 
 @contextlib.contextmanager

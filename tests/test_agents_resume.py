@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import agents.callback
 import agents.training
+from agents.interrupt import stop_on_interrupt
 from agents.training import resume, train
 from envs import files
 from envs.errors import InputError
@@ -188,6 +190,39 @@ def wait_for(condition, process, seconds=60):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_the_second_signal_ends_the_process():
+    """The first is a request; after it the default action, the end, is back; the handlers from before return."""
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_interrupt() as stop:
+        assert not stop.requested
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_signals_stay_as_they_are_in_other_threads(tmp_path):
+    """Only the main thread may set handlers; a run in another one is merely not stoppable."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train, short(tmp_path / "run", "supervised", total_images=100)).result()
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_ctrl_c_during_the_attacks(uninterrupted, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(agents.training, "summarise", interrupt)
+        with pytest.raises(KeyboardInterrupt, match=rf"--resume {path}"):
+            train(short(path, "supervised"))
+    resume(path, progress=False)
+    assert_same_runs(path, uninterrupted("supervised"))
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
 
 
 def test_a_second_process_is_refused(tmp_path, capsys):

@@ -214,6 +214,15 @@ def cut(name, share):
     return do
 
 
+def flip(run):
+    """Damage a weight, as a failing disk would."""
+    content = bytearray((run / "checkpoint.pt").read_bytes())
+    with zipfile.ZipFile(run / "checkpoint.pt") as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content[largest.header_offset + largest.file_size // 2] ^= 1
+    (run / "checkpoint.pt").write_bytes(content)
+
+
 class Boom:
     """Unpickled, it would make a file."""
 
@@ -230,7 +239,9 @@ def hostile_zip(run):
     buffer = io.BytesIO()
     with zipfile.ZipFile(run / "checkpoint.pt") as old, zipfile.ZipFile(buffer, "w") as new:
         for entry in old.infolist():
-            content = pickle.dumps(Boom(), protocol=2) if entry.filename.endswith("data.pkl") else old.read(entry)
+            content = (
+                pickle.dumps(Boom(), protocol=2) if entry.filename.endswith("data.pkl") else old.read(entry)
+            )
             new.writestr(entry.filename, content)
     (run / "checkpoint.pt").write_bytes(buffer.getvalue())
 
@@ -284,6 +295,8 @@ DAMAGES = {
     ),
     "checkpoint truncated": Damage(cut("checkpoint.pt", 0.7), r"checkpoint\.pt is damaged .*" + ANEW),
     "checkpoint nearly whole": Damage(cut("checkpoint.pt", 0.999), r"checkpoint\.pt is damaged .*" + ANEW),
+    "one byte": Damage(flip, r"checkpoint\.pt is damaged \(the check sum of .* is wrong\)" + ANEW),
+    "metrics gone": Damage(lambda run: (run / "metrics.jsonl").unlink(), r"No such file.*metrics\.jsonl"),
     "checkpoint empty": Damage(write("checkpoint.pt", b""), r"checkpoint\.pt is damaged .*" + ANEW),
     "checkpoint of text": Damage(write("checkpoint.pt", b"hello"), r"checkpoint\.pt is damaged .*" + ANEW),
     "checkpoint a directory": Damage(
