@@ -266,7 +266,7 @@ class TrainingCallback(BaseCallback):
             (point["fgsm_accuracy"], point["robust_accuracy"]) for point in since if "fgsm_accuracy" in point
         ]
         overfits = overfits_catastrophically(pairs)
-        if overfits and not overfits_catastrophically(pairs[:-1]):
+        if overfits and not any(overfits_catastrophically(pairs[:end]) for end in range(len(pairs))):
             fgsm, robust = pairs[-1]
             self._say(
                 f"warning: catastrophic overfitting at {self.model.num_timesteps:,} images: accuracy {fgsm:.1%} under "

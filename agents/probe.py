@@ -105,8 +105,8 @@ class Probe:
 def overfits_catastrophically(history: Sequence[tuple[float, float]]) -> bool:
     """Return whether PGD accuracy has been lost while FGSM accuracy has not (Wong et al. 2020).
 
-    That is: PGD accuracy has fallen under half of its best, with FGSM accuracy no lower than then; or twice running it
-    is under a quarter of the FGSM accuracy, which is above a half.
+    That is: PGD accuracy is under half of its best and of the FGSM accuracy, which is no lower than then; or twice
+    running it is under a quarter of the FGSM accuracy, which is above a half.
 
     Args:
         history: (FGSM accuracy, PGD accuracy) of every validation since attacks began, the latest last.
@@ -115,5 +115,5 @@ def overfits_catastrophically(history: Sequence[tuple[float, float]]) -> bool:
         return False
     fgsm, robust = history[-1]
     best_fgsm, best = max(history, key=lambda point: point[1])
-    collapsed = robust < best / 2 and fgsm >= best_fgsm - 0.05
+    collapsed = robust < min(best, fgsm) / 2 and fgsm >= best_fgsm - 0.05
     return collapsed or all(first > 0.5 and full < first / 4 for first, full in history[-2:])

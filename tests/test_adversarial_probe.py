@@ -91,6 +91,7 @@ def test_a_run_is_probed_where_robustness_matters():
         ([(0.9, 0.01)], False),  # one validation says nothing
         ([(0.5, 0.40), (0.6, 0.50), (0.7, 0.10)], True),  # collapse
         ([(0.5, 0.40), (0.6, 0.50), (0.7, 0.45)], False),
+        ([(0.1, 0.09), (0.1, 0.04), (0.1, 0.06)], False),
         ([(0.6, 0.50), (0.1, 0.05)], False),  # both lost: training broke, which is another thing
         ([(0.9, 0.10), (0.95, 0.05)], True),  # never robust
         ([(0.9, 0.10), (0.6, 0.40)], False),
@@ -150,7 +151,7 @@ def test_what_a_run_keeps(options, step, monkeypatch, tmp_path):
 
 
 def test_catastrophic_overfitting_is_told_once_and_logged(monkeypatch, tmp_path, capsys):
-    scripted(monkeypatch, [*POINTS, (0.75, 0.1, 0.6)])
+    scripted(monkeypatch, [*POINTS, (0.75, 0.1, 0.6), (0.7, 0.3, 0.5), (0.7, 0.1, 0.6)])
     config = short(
         tmp_path / "run",
         "supervised",
@@ -165,7 +166,7 @@ def test_catastrophic_overfitting_is_told_once_and_logged(monkeypatch, tmp_path,
         "at 400 images: accuracy 60.0% under FGSM but 10.0% under PGD; use --adversarial pgd" in warnings[0]
     )
     flags = [line["probe/catastrophic_overfitting"] for line in metrics(path) if "probe/accuracy" in line]
-    assert flags == [0, 0, 0, 1, 1]
+    assert flags == [0, 0, 0, 1, 1, 0, 1]
 
 
 def test_every_validation_logs_robustness_gradients_and_margin(tmp_path):
