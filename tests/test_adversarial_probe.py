@@ -156,7 +156,7 @@ def test_catastrophic_overfitting_is_told_once_and_logged(monkeypatch, tmp_path,
         tmp_path / "run",
         "supervised",
         adversarial=AdversarialConfig("fgsm"),
-        total_images=500,
+        total_images=700,
         eval_every=100,
     )
     path = train(config).path
