@@ -72,8 +72,9 @@ def attack_label(results: AttackResults) -> str:
 
 def attack_cells(results: AttackResults) -> Sequence[str]:
     """Return protocol (or version), robust accuracy, share of shortened steps, queries per image, time."""
+    protocol = results.attack.get("protocol") or results.attack.get("version") or "-"
     return (
-        str(results.attack.get("protocol") or results.attack.get("version") or "-"),
+        protocol if isinstance(protocol, str) else "+".join(protocol),
         with_interval(results.robust_accuracy, results.interval),
         percent(results.shortened if results.threat.norm == "L2" else None),
         count(float(results.queries.mean())),
