@@ -235,6 +235,14 @@ def test_a_training_set_smaller_than_a_batch(tmp_path):
         assert train(config).model_path.is_file()
 
 
+def test_a_constant_channel_is_no_obstacle(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    images[..., 1] = 7
+    np.savez(tmp_path / "toy.npz", images=images, labels=np.arange(60) % 3)
+    run = train(short(tmp_path / "run", "supervised", dataset=f"npz:{tmp_path / 'toy.npz'}", batch_size=10))
+    assert load_classifier(run.path).body.std[1] == 1
+
+
 def test_a_bad_configuration_leaves_nothing_behind(tmp_path):
     rewards = tmp_path / "rewards.json"
     rewards.write_text("[[1, 0], [0, 1]]")
