@@ -1,8 +1,35 @@
 """Adversarial attacks as functions; needs PyTorch alone."""
 
+from attacks.bpda import BPDA
+from attacks.eot import eot, expected_success
 from attacks.errors import AttackError
 from attacks.fgsm import fgsm
+from attacks.foolbox_adapter import boundary, carlini_wagner, ddn, deepfool, hopskipjump
+from attacks.multitargeted import multitargeted
 from attacks.pgd import pgd
+from attacks.rays import rays
 from attacks.result import AttackResult
+from attacks.spsa import nes, spsa
+from attacks.transfer import judge, transfer, transfer_images
 
-__all__ = ["AttackError", "AttackResult", "fgsm", "pgd"]
+__all__ = [
+    "BPDA",
+    "AttackError",
+    "AttackResult",
+    "boundary",
+    "carlini_wagner",
+    "ddn",
+    "deepfool",
+    "eot",
+    "expected_success",
+    "fgsm",
+    "hopskipjump",
+    "judge",
+    "multitargeted",
+    "nes",
+    "pgd",
+    "rays",
+    "spsa",
+    "transfer",
+    "transfer_images",
+]

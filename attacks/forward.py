@@ -93,6 +93,17 @@ class Oracle:
         _count(self.queries, rows, 1)
         return logits
 
+    def many_logits(self, x: Tensor, rows: Tensor, batch_size: int) -> Tensor:
+        """Logits (n, k, K) of k variants of each image, ``x`` (n, k, C, H, W); k queries each.
+
+        ``batch_size`` is the most images in one pass.
+        """
+        n, k = x.shape[:2]
+        parts = x.flatten(0, 1).split(batch_size)
+        logits = torch.cat([forward(self.model, self._lay_out(part)) for part in parts])
+        _count(self.queries, rows, k)
+        return logits.view(n, k, -1)
+
     def clean_logits(self) -> Tensor:
         """Logits (N, K) of the problem's images, one query each.
 

@@ -10,7 +10,7 @@ from attacks.batches import Batches
 from attacks.errors import AttackError, unknown_name
 from attacks.forward import Model, Oracle, frozen
 from attacks.losses import get_loss
-from attacks.problem import Problem, pose
+from attacks.problem import Problem, at_least_one, pose
 from attacks.result import AttackResult
 from attacks.walk import Step, Walk, WalkOptions
 
@@ -33,7 +33,7 @@ def pgd(
     averaged_over: int | None = None,
     labels: Literal["true", "predicted"] = "true",
     targets: Tensor | None = None,
-    keep: Literal["best", "last"] = "best",
+    keep: Literal["best", "loss", "last"] = "best",
     early_stop: bool = True,
     eot_samples: int = 1,
     batch_size: int | None = None,
@@ -65,11 +65,12 @@ def pgd(
         averaged_over: batch size over which cleverhans' loss is averaged, and which its floor is counted for;
             default N. It stays the same however the work is split and whichever samples have left.
         labels: "predicted" climbs away from the model's own clean predictions; ``y`` still judges success.
-        targets: classes (N,) to reach: a sample is done when it gets there; ``success`` stays any
-            misclassification and the trace "hit_target" (N,) bool tells who arrived.
-        keep: "best" returns a misclassified iterate if there was one, else that of highest loss; "last" the
-            last one, as cleverhans does, so a clean error may end up classified correctly.
-        early_stop: broken samples leave the batch; False goes on to raise their loss, and so does keep="last".
+        targets: classes (N,) to reach: a sample is done when it gets there, which the trace "hit_target" (N,) bool
+            tells; ``success`` stays any misclassification.
+        keep: "best" returns a misclassified iterate if there was one, else that of highest loss; "loss" that of
+            highest loss, right or wrong; "last" the last one, as cleverhans does. With the latter two all samples
+            walk to the end, and a clean error may end up classified correctly.
+        early_stop: broken samples leave the batch (with ``keep="best"``); False goes on to raise their loss.
         eot_samples: gradients are averaged over this many passes, for models with random outputs.
         batch_size: the most images at once; None chooses. It changes no result.
         seed: seeds the starts.
@@ -96,7 +97,7 @@ def pgd(
         start="odi" if random_start == "odi" else "random" if random_start else "clean",
         cleverhans=protocol == "cleverhans",
         predicted_labels=labels == "predicted",
-        keep_last=keep == "last",
+        keep=keep,
         early_stop=early_stop,
         seed=seed,
         on_step=on_step,
@@ -120,15 +121,8 @@ def step_lengths(step_size: float | Tensor | None, problem: Problem, steps: int)
     return lengths.expand(len(problem))
 
 
-def at_least_one(name: str, value: int) -> int:
-    """``value``; an AttackError if it is not a whole number >= 1."""
-    if not isinstance(value, int) or value < 1:
-        raise AttackError(f"{name} must be a whole number >= 1, got {value!r}")
-    return value
-
-
 def _check_choices(**chosen: str) -> None:
-    valid = {"protocol": PROTOCOLS, "labels": ("true", "predicted"), "keep": ("best", "last")}
+    valid = {"protocol": PROTOCOLS, "labels": ("true", "predicted"), "keep": ("best", "loss", "last")}
     for kind, value in chosen.items():
         if value not in valid[kind]:
             raise unknown_name(kind, value, valid[kind])

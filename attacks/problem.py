@@ -87,6 +87,13 @@ def pose(
     return Problem(x, y, chosen, _radius(eps, chosen, x), ids, targets)
 
 
+def at_least_one(name: str, value: int) -> int:
+    """``value``; an AttackError if it is not a whole number >= 1."""
+    if not isinstance(value, int) or value < 1:
+        raise AttackError(f"{name} must be a whole number >= 1, got {value!r}")
+    return value
+
+
 def _images(x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__

@@ -26,7 +26,7 @@ class AttackResult:
         backwards: (N,) int64, backward passes.
         trace: what the attack recorded, samples in the last dimension. Always "nan" (N,) bool, the final
             logits held NaN (which counts as success), and "outside" (N,) bool, the attack's own point lay
-            outside the threat model and was projected back.
+            outside the threat model and was projected back; of targeted attacks also "hit_target" (N,) bool.
     """
 
     adversarial: Tensor
@@ -90,6 +90,8 @@ def finish(
         final = torch.where(per_sample(undone, x), x, final)
         success = success | clean_wrong
     checks = {"nan": logits.isnan().any(1), "outside": outside}
+    if problem.targets is not None:
+        checks["hit_target"] = logits.argmax(1) == problem.targets
     return AttackResult(
         final.detach(), success, oracle.queries, oracle.backwards, {**(trace or {}), **checks}
     )

@@ -67,7 +67,7 @@ class WalkOptions:
     cleverhans: bool = False
     predicted_labels: bool = False
     num_targets: int = 0
-    keep_last: bool = False
+    keep: Literal["best", "loss", "last"] = "best"
     early_stop: bool = True
     seed: int = 0
     on_step: Callable[[Step], None] | None = None
@@ -103,7 +103,7 @@ class Walk:
         return self._verify(clean_wrong)
 
     def _restart(self, rows: Tensor, restart: int) -> None:
-        leave = self.options.early_stop and not self.options.keep_last
+        leave = self.options.early_stop and self.options.keep == "best"
         for first, last in _stretches(self.options.steps) if leave else [(0, self.options.steps)]:
             self.batches.map(lambda part: self._stretch(part, restart, first, last), rows)  # noqa: B023
             rows = self._survivors(rows, leave)
@@ -121,7 +121,7 @@ class Walk:
         if self.options.num_targets:
             wrong = clean.scatter(1, problem.y[:, None], -torch.inf)
             self.ranked = wrong.topk(min(self.options.num_targets, clean.shape[1] - 1), dim=1).indices
-        if not self.options.keep_last:
+        if self.options.keep != "last":
             loss = self.options.loss(clean, self.labels, self._targets(rows, 0))
             self.reached = self._reaches(problem, clean)
             self.best_loss = loss.to(self.best_loss.dtype)
@@ -139,7 +139,7 @@ class Walk:
         for index in range(first, last):
             found = self.oracle.gradient(x_adv, lambda z: options.loss(z, labels, targets) / scale, rows)
             found = found._replace(loss=found.loss * scale)
-            if not options.keep_last:
+            if options.keep != "last":
                 best.consider(x_adv, found.loss, self._reaches(part, found.logits))
             if options.on_step:
                 options.on_step(Step(restart, index, rows, x_adv, *found))
@@ -208,16 +208,16 @@ class Walk:
         return None if self.problem.targets is None else self.problem.targets[rows]
 
     def _reaches(self, part: Problem, logits: Tensor) -> Tensor:
-        """bool (n,): the sample's goal is met: its target, or any wrong class where there is none."""
+        """bool (n,): the sample's goal is met: its target, or any wrong class; never where only the loss counts."""
+        if self.options.keep == "loss":
+            return torch.zeros_like(part.y, dtype=torch.bool)
         if part.targets is None:
             return misclassified(logits, part.y)
         return logits.argmax(1) == part.targets
 
     def _verify(self, clean_wrong: Tensor) -> AttackResult:
         trace = {"shortened": self.shortened / self.taken.clamp_min(1), "loss": self.best_loss}
-        if self.problem.targets is not None:
-            trace["hit_target"] = self.reached
-        undone = None if self.options.keep_last else clean_wrong
+        undone = clean_wrong if self.options.keep == "best" else None
         return finish(
             self.oracle, self.problem, self.best, clean_wrong=undone, batches=self.batches, trace=trace
         )

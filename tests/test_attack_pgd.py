@@ -344,7 +344,7 @@ def test_out_of_memory_inside_a_walk_changes_no_result():
         ({"step_size": -1.0}, "step_size must be positive"),
         ({"loss": "cw"}, "unknown loss 'cw'; valid: ce, margin, dlr, mifpe"),
         ({"protocol": "clever"}, r"Did you mean 'cleverhans'\?"),
-        ({"keep": "first"}, "unknown keep 'first'; valid: best, last"),
+        ({"keep": "first"}, "unknown keep 'first'; valid: best, loss, last"),
         ({"labels": "guess"}, "unknown labels 'guess'"),
         ({"loss": "dlr"}, "dlr loss needs at least 3 classes, the model has 2; use loss='ce'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

@@ -1,0 +1,253 @@
+"""One door to foolbox for attacks that are not our trade: C&W, DeepFool, DDN, HopSkipJump, boundary.
+
+foolbox (Rauber et al. 2020) is an extra: ``pip install "labelbandit[foolbox]"``. These attacks look for the nearest
+adversarial image, whose distance the trace tells; one farther away than eps is projected into the ball and judged
+there. HopSkipJump and boundary draw for the batch as a whole, so with these two the batch size matters.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.errors import AttackError
+from attacks.forward import Model, Oracle, forward, frozen
+from attacks.losses import misclassified
+from attacks.problem import Problem, pose
+from attacks.result import AttackResult, finish, in_batches
+from attacks.threat import per_sample
+
+_START_TRIES = 50  # random images in which a misclassified start is looked for, per sample
+
+
+def carlini_wagner(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    steps: int = 1000,
+    binary_search_steps: int = 9,
+    stepsize: float = 0.01,
+    confidence: float = 0.0,
+    initial_const: float = 1e-3,
+    batch_size: int | None = None,
+) -> AttackResult:
+    """Carlini and Wagner (2017) at L2, by foolbox; `deepfool` explains arguments and result."""
+    attack = _Foolbox("carlini_wagner", {"L2": "L2CarliniWagnerAttack"})
+    options = {
+        "steps": steps,
+        "binary_search_steps": binary_search_steps,
+        "stepsize": stepsize,
+        "confidence": confidence,
+        "initial_const": initial_const,
+    }
+    return attack(model, pose(x, y, norm=norm, eps=eps), options, batch_size)
+
+
+def deepfool(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    steps: int = 50,
+    candidates: int = 10,
+    overshoot: float = 0.02,
+    batch_size: int | None = None,
+) -> AttackResult:
+    """DeepFool (Moosavi-Dezfooli et al. 2016) at L2 or Linf, by foolbox.
+
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, K).
+        x: images (N, C, H, W), floats in [0, 1].
+        y: labels (N,) int64.
+        norm: a norm that the attack knows.
+        eps: radius in units of pixels, one for all or per sample (N,).
+        steps: as in foolbox, like the other options of the attack.
+        candidates: likeliest classes considered.
+        overshoot: how far beyond the boundary to go.
+        batch_size: the most images at once; None chooses.
+
+    Returns:
+        The result; its trace holds "distance" (N,), that of the adversarial image foolbox found, however far: 0 for
+        clean errors, infinite where it found none.
+
+    Raises:
+        AttackError: wrong inputs, a norm the attack does not know, or foolbox is missing or fails.
+    """
+    attack = _Foolbox("deepfool", {"L2": "L2DeepFoolAttack", "Linf": "LinfDeepFoolAttack"})
+    options = {"steps": steps, "candidates": candidates, "overshoot": overshoot}
+    return attack(model, pose(x, y, norm=norm, eps=eps), options, batch_size)
+
+
+def ddn(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    steps: int = 100,
+    init_epsilon: float = 1.0,
+    gamma: float = 0.05,
+    batch_size: int | None = None,
+) -> AttackResult:
+    """Decoupled direction and norm (Rony et al. 2019) at L2, by foolbox; `deepfool` explains arguments and result."""
+    attack = _Foolbox("ddn", {"L2": "DDNAttack"})
+    options = {"steps": steps, "init_epsilon": init_epsilon, "gamma": gamma}
+    return attack(model, pose(x, y, norm=norm, eps=eps), options, batch_size)
+
+
+def hopskipjump(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    steps: int = 64,
+    initial_gradient_eval_steps: int = 100,
+    max_gradient_eval_steps: int = 10000,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+) -> AttackResult:
+    """HopSkipJump (Chen et al. 2020) at L2 or Linf, labels alone, by foolbox; `deepfool` explains the rest."""
+    classes = {"L2": "HopSkipJumpAttack", "Linf": "HopSkipJumpAttack"}
+    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    options = {
+        "steps": steps,
+        "initial_gradient_eval_steps": initial_gradient_eval_steps,
+        "max_gradient_eval_steps": max_gradient_eval_steps,
+        "constraint": norm.lower(),
+    }
+    return _Foolbox("hopskipjump", classes, needs_start=True)(model, problem, options, batch_size, seed)
+
+
+def boundary(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    steps: int = 25000,
+    spherical_step: float = 0.01,
+    source_step: float = 0.01,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+) -> AttackResult:
+    """Boundary attack (Brendel et al. 2018) at L2, labels alone, by foolbox; `deepfool` explains the rest."""
+    attack = _Foolbox("boundary", {"L2": "BoundaryAttack"}, needs_start=True)
+    options = {"steps": steps, "spherical_step": spherical_step, "source_step": source_step}
+    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    return attack(model, problem, options, batch_size, seed)
+
+
+@dataclass(frozen=True)
+class _Foolbox:
+    """An attack of foolbox: its class there for each norm, and whether it must be given misclassified images."""
+
+    name: str
+    classes: dict[str, str]
+    needs_start: bool = False
+
+    def __call__(
+        self, model: Model, problem: Problem, options: dict[str, Any], batch_size: int | None, seed: int = 0
+    ) -> AttackResult:
+        """Attack all samples; ``options`` are arguments of the class in foolbox."""
+        known = self.classes.get(problem.norm.name)
+        if known is None:
+            raise AttackError(
+                f"{self.name} knows the norm {' or '.join(self.classes)}, got {problem.norm.name}"
+            )
+        try:
+            import foolbox
+        except ImportError:
+            raise AttackError(f'{self.name} comes from foolbox: pip install "labelbandit[foolbox]"') from None
+        attack = getattr(foolbox.attacks, known)(**options)
+        with frozen(model):
+            return in_batches(
+                lambda batch: self._attack(foolbox, attack, model, batch, seed), problem, batch_size
+            )
+
+    def _attack(self, foolbox: Any, attack: Any, model: Model, problem: Problem, seed: int) -> AttackResult:
+        oracle = Oracle(model, problem)
+        clean_wrong = misclassified(oracle.clean_logits(), problem.y)
+        nearest = problem.x.clone()
+        distance = torch.where(clean_wrong, 0, torch.inf).to(problem.eps.dtype)
+        rows = (~clean_wrong).nonzero().squeeze(1)
+        given = {}
+        if self.needs_start:
+            rows, starts = _starts(oracle, rows, seed)
+            given = {"starting_points": starts}
+        if len(rows):
+            part, counted = problem[rows], _Counted(model)
+            found = self._run(foolbox, attack, counted, part, seed, given)
+            oracle.queries[rows] += counted.passes
+            oracle.backwards[rows] += counted.backwards
+            wrong = misclassified(forward(model, found), part.y)
+            distance[rows] = torch.where(wrong, part.norm.length(found - part.x), torch.inf)
+            nearest[rows] = part.norm.confine(found, part.x, part.eps)
+        return finish(oracle, problem, nearest, clean_wrong=clean_wrong, trace={"distance": distance})
+
+    def _run(
+        self, foolbox: Any, attack: Any, model: "_Counted", part: Problem, seed: int, given: dict[str, Tensor]
+    ) -> Tensor:
+        """The images that foolbox returns; the caller's random state stays as it was."""
+        devices = [part.x.device] if part.x.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=part.x.device)
+            criterion = foolbox.criteria.Misclassification(part.y)
+            try:
+                found, _, _ = attack(wrapped, part.x, criterion, epsilons=None, **given)
+            except (AssertionError, ValueError) as error:
+                raise AttackError(
+                    f"foolbox's {self.name} failed: {str(error) or 'an assertion of its own'}"
+                ) from error
+        return found.detach()
+
+
+class _Counted(nn.Module):
+    """The model as foolbox sees it: every pass is over the whole batch, and counted."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.training = False  # of the wrapper alone, for which foolbox looks
+        self.passes = 0
+        self.backwards = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        logits = self.model(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, grad: Tensor) -> None:
+        self.backwards += 1
+
+
+def _starts(oracle: Oracle, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Those of the samples ``rows`` for which a misclassified image of random pixels was found, and these images."""
+    shape = tuple(oracle.problem.x.shape[1:])
+    starts = oracle.problem.x.clone()
+    found = torch.zeros_like(oracle.problem.y, dtype=torch.bool)
+    draws = oracle.problem.draws(seed)
+    for attempt in range(_START_TRIES):
+        left = rows[~found[rows]]
+        if not len(left):
+            break
+        noise = draws[left].fork(attempt).uniform(shape).to(starts.dtype)
+        wrong = misclassified(oracle.logits(noise, left), oracle.problem.y[left])
+        starts[left] = torch.where(per_sample(wrong, noise), noise, starts[left])
+        found[left] = wrong
+    ready = rows[found[rows]]
+    return ready, starts[ready]
