@@ -184,3 +184,20 @@ def test_command_line_errors(digits_run, capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+class ThroughNumPy(nn.Module):
+    """A stage that leaves PyTorch, so that nothing can be run straight through it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(torch.from_numpy(x.detach().numpy().copy()))
+
+
+def test_a_stage_outside_pytorch_is_attacked_by_differences(base, sound):
+    report = run(ThroughNumPy(base), count=16)
+    assert (report.verdict, report.cause) == (Verdict.MASKED, Cause.DETACHED)
+    assert report.robust_accuracy < report.claimed_accuracy

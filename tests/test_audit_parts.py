@@ -107,10 +107,16 @@ def centred(x):
     return x - x.mean(0)
 
 
-def test_companions_make_an_image_independent_of_the_others(x):
-    view = WithCompanions(Linear(centred), x[:3])
+@pytest.mark.parametrize("together", [True, False])
+def test_companions_make_an_image_independent_of_the_others(x, together):
+    model = Linear(centred)
+    counter = Counted(model)
+    view = WithCompanions(counter, x[:3], counter)
+    view.together = together
     torch.testing.assert_close(view(x)[4:], view(x[4:]))
-    torch.testing.assert_close(view(x)[:1], Linear(centred)(torch.cat([x[:1], x[:3]]))[:1])
+    torch.testing.assert_close(view(x)[:1], model(torch.cat([x[:1], x[:3]]))[:1])
+    assert counter.forwards == (6 + 2 + 6) * 4
+    torch.testing.assert_close(slope(view, x), 0.75 * slope(Linear(), x))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import AttackError
-from attacks.forward import forward
 from attacks.losses import misclassified
 from attacks.result import AttackResult
+from eval.auditing.passes import logits_of
 
 Attack = Callable[..., AttackResult]
 
@@ -82,11 +82,8 @@ class Arena:
 
     def wrong(self, x: Tensor, y: Tensor) -> Tensor:
         """bool (m,): most votes misclassify the image."""
-        counts = torch.zeros_like(y)
-        for _ in range(self.votes):
-            for rows in torch.arange(len(x), device=x.device).split(256):
-                counts[rows] += misclassified(forward(self.judge, x[rows]), y[rows])
-        return counts * 2 > self.votes
+        votes = [misclassified(logits_of(self.judge, x), y) for _ in range(self.votes)]
+        return torch.stack(votes).sum(0) * 2 > self.votes
 
     @property
     def survivors(self) -> Tensor:

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from attacks.apgd import apgd, apgd_targeted
 from attacks.fgsm import fgsm
-from attacks.forward import forward
 from attacks.pgd import pgd
 from attacks.rng import draws_for
 from attacks.square import square
 from attacks.threat import get_norm
 from eval.auditing.arena import Arena, Family
 from eval.auditing.budget import Budget
+from eval.auditing.passes import logits_of
 from eval.auditing.stand_in import distil
 from eval.auditing.straight_through import StraightThrough
 from eval.auditing.views import BackwardThrough, Differenced, Rescaled, Smoothed
@@ -66,7 +66,7 @@ def gradient_attacks(arena: Arena, raw: nn.Module, view: nn.Module, budget: Budg
 
 def targeted(arena: Arena, view: nn.Module, budget: Budget, family: Family, name: str) -> None:
     """Run APGD towards each of the best wrong classes, on the survivors."""
-    classes = forward(view, arena.x[:2]).shape[1]
+    classes = logits_of(view, arena.x[:2]).shape[1]
     loss = "dlr" if classes >= 4 else "margin"  # the targeted ratio needs four classes
     arena.run(
         name,
@@ -80,7 +80,7 @@ def targeted(arena: Arena, view: nn.Module, budget: Budget, family: Family, name
 
 
 def _logit_gap(view: nn.Module, x: Tensor) -> float:
-    top = forward(view, x).topk(2, dim=1).values
+    top = logits_of(view, x).topk(2, dim=1).values
     return max(float((top[:, 0] - top[:, 1]).median()), 1e-12)
 
 
@@ -140,7 +140,7 @@ def random_points(arena: Arena, count: int) -> None:
             break
         noise = measure.random(stream[open_rows].fork(draw), x.shape[1:], radius[open_rows])
         points = measure.confine(x[open_rows] + noise, x[open_rows], radius[open_rows])
-        wrong = forward(arena.judge, points).argmax(1) != y[open_rows]
+        wrong = logits_of(arena.judge, points).argmax(1) != y[open_rows]
         best[open_rows[wrong]], found[open_rows[wrong]] = points[wrong], True
     arena.record(f"{count} random points", Family.FREE, rows, best, found, 0.0)
 
@@ -189,7 +189,7 @@ def second_try(arena: Arena, view: nn.Module, budget: Budget, rows: Tensor) -> N
     arena.run(
         "PGD, MIFPE, longer", Family.GRADIENT, pgd, view, rows, steps=steps, loss="mifpe", restarts=3, seed=1
     )
-    classes = forward(view, arena.x[:2]).shape[1]
+    classes = logits_of(view, arena.x[:2]).shape[1]
     arena.run(
         "APGD, targeted, longer",
         Family.GRADIENT,

@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import AttackError
-from attacks.forward import forward
 from attacks.problem import pose
-from eval.auditing import battery
+from eval.auditing import battery, thresholds
 from eval.auditing.arena import Arena
 from eval.auditing.binarization import binarization_test
 from eval.auditing.budget import FULL, QUICK, Budget
 from eval.auditing.findings import Finding
 from eval.auditing.outputs import Outputs, probe_outputs
+from eval.auditing.passes import logits_of
 from eval.auditing.pintor import attack_indicators
 from eval.auditing.report import AuditReport
 from eval.auditing.sanity import growing_radius, longer_runs, single_step
-from eval.auditing.slopes import Slopes, probe_slopes
+from eval.auditing.slopes import Slopes, input_slopes, probe_slopes
 from eval.auditing.straight_through import StraightThrough
 from eval.auditing.verdict import Gaps, judge, measure_gaps, only_others
-from eval.auditing.views import Averaged, Counted, LogProbabilities, WithCompanions
+from eval.auditing.views import Averaged, Counted, Differenced, LogProbabilities, WithCompanions
 
 _COMPANIONS = 15
 
@@ -92,7 +92,7 @@ class _Course:
     ) -> None:
         self.raw, self.x, self.y, self.norm, self.eps = raw, x, y, norm, eps
         self.surrogates, self.seed, self.say = surrogates, seed, say
-        logits = forward(raw, x)
+        logits = logits_of(raw, x)
         if int(y.max()) >= logits.shape[1]:
             raise AttackError(
                 f"label {int(y.max())} is out of range for a model of {logits.shape[1]} classes; "
@@ -108,7 +108,7 @@ class _Course:
     def _one_pass(self, model: nn.Module, outputs: Outputs) -> nn.Module:
         """The model as it decides: each image in its own batch, logits for outputs."""
         if outputs.batch_dependent:
-            model = WithCompanions(model, self.x[:_COMPANIONS])
+            model = WithCompanions(model, self.x[:_COMPANIONS], self.raw)
         return LogProbabilities(model) if outputs.probabilities else model
 
     def _view(self, model: nn.Module, outputs: Outputs) -> nn.Module:
@@ -167,7 +167,7 @@ class _Course:
                 note=operations,
             )
         )
-        missing = slopes is not None and slopes.zero > 0.5
+        missing = slopes is not None and slopes.zero > thresholds.ZERO_SHARE
         self.say("repaired gradients")
         battery.repaired_attacks(arena, self.view, through, budget)
         self.say("gradient-free attacks")
@@ -180,10 +180,16 @@ class _Course:
             battery.second_try(arena, self.view, budget, lost)
         return through, missing
 
+    def _with_gradient(self, through: nn.Module | None) -> nn.Module:
+        """A view that attacks can climb, for a model without gradients: straight through, else by differences."""
+        if through is not None and bool(input_slopes(through, self.x[:8], self.y[:8], "margin").any()):
+            return through
+        return Differenced(self.view, battery.SMOOTHING[-1], self.budget.directions)
+
     def _check(self, through: nn.Module | None, missing: bool) -> Gaps:
         self.say("sanity checks")
         arena, budget = self.arena, self.budget
-        best = through if missing and through is not None else self.view
+        best = self._with_gradient(through) if missing else self.view
         self.findings += [longer_runs(arena, best, budget), single_step(arena)]
         self.findings += growing_radius(arena, best, budget)
         self.say("binarization test")

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from eval.auditing import thresholds
 from eval.auditing.findings import Finding
 
+_IMAGES = 64
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -26,7 +28,7 @@ class Outputs:
 
 def probe_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
     """Pass ``x`` (N, C, H, W) several times, and in other batches."""
-    x = x[:256]
+    x = x[:_IMAGES]
     with torch.no_grad():
         passes = torch.stack([model(x).double() for _ in range(thresholds.RANDOM_PASSES)])
         units = passes / passes.norm(dim=2, keepdim=True).clamp_min(1e-12)

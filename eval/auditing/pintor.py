@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import AttackError
-from attacks.forward import forward
 from attacks.losses import get_loss, misclassified
 from attacks.pgd import pgd
 from attacks.rng import draws_for
@@ -12,6 +11,7 @@ from attacks.walk import Step
 from eval.auditing import thresholds
 from eval.auditing.arena import Arena
 from eval.auditing.findings import Finding
+from eval.auditing.passes import logits_of
 
 _SOURCE = "Pintor et al. 2022"
 
@@ -55,7 +55,7 @@ def attack_indicators(arena: Arena, raw: nn.Module, steps: int, loss: str = "ce"
     except (AttackError, RuntimeError, ValueError) as error:
         note = str(error).splitlines()[0]
         return [Finding("unavailable gradients", 1.0, 0.0, True, f"{_SOURCE}, indicator 1", note)]
-    last = misclassified(forward(raw, result.adversarial), arena.y)
+    last = misclassified(logits_of(raw, result.adversarial), arena.y)
     transferred = result.success & ~arena.wrong(result.adversarial, arena.y)
     return [
         _indicator("unavailable gradients: a zero gradient on the path", path.zero, 1),
@@ -76,11 +76,11 @@ def unstable(model: nn.Module, arena: Arena) -> Tensor:
     """bool (N,): the margin changes by more than 10 % on average over 100 points of radius 8/255."""
     measure = get_loss("margin")
     stream = draws_for(arena.seed, torch.arange(len(arena.x), device=arena.x.device)).fork(7)
-    here = measure(forward(model, arena.x), arena.y, None)
+    here = measure(logits_of(model, arena.x), arena.y, None)
     change = torch.zeros_like(here)
     for draw in range(thresholds.PINTOR_DRAWS):
         noise = (2 * stream.fork(draw).uniform(arena.x.shape[1:]) - 1) * thresholds.PINTOR_RADIUS
-        there = measure(forward(model, (arena.x + noise).clamp(0, 1)), arena.y, None)
+        there = measure(logits_of(model, (arena.x + noise).clamp(0, 1)), arena.y, None)
         change += (there - here).abs()
     mean = change / thresholds.PINTOR_DRAWS
     return mean / here.abs().clamp_min(1e-12) > thresholds.PINTOR_UNSTABLE

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.forward import forward, frozen
+from attacks.batches import default_batch_size
+from attacks.forward import frozen
 from attacks.losses import get_loss
 from attacks.rng import draws_for
 from attacks.threat import get_norm
 from attacks.walk import STEP_FLOOR
 from eval.auditing import thresholds
 from eval.auditing.findings import Finding
+from eval.auditing.passes import logits_of
 from eval.gradients import in_double, lengths
 from eval.threats import CLEVERHANS_BATCH
 
@@ -38,9 +40,9 @@ class Slopes:
 
 def input_slopes(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
     """Return each image's gradient of ``loss``, shaped like ``x``; zeros where the model passes none on."""
-    grads = []
+    grads, size = [], default_batch_size(x)
     with frozen(model), torch.enable_grad():
-        for images, labels in zip(x.split(256), y.split(256), strict=True):
+        for images, labels in zip(x.split(size), y.split(size), strict=True):
             leaf = images.detach().requires_grad_()
             losses = get_loss(loss)(_upcast(model(leaf)), labels, None)
             grad = None
@@ -81,7 +83,7 @@ def probe_slopes(
     zero = max(shares["the images", "margin"], shares["random points", "margin"])
     constant = _constant(model, x, stream.fork(1).normal((8, *x.shape[1:])))
     unexplained = _unexplained(model, x, y, stream.fork(2).normal((8, *x.shape[1:])))
-    top = forward(model, x).topk(2, dim=1).values
+    top = logits_of(model, x).topk(2, dim=1).values
     saturated = float((top[:, 0] - top[:, 1] > thresholds.SATURATED_GAP).double().mean())
     findings += [
         Finding(
@@ -153,9 +155,8 @@ def _in_float64(model: nn.Module, x: Tensor, y: Tensor) -> Finding:
 
 def _constant(model: nn.Module, x: Tensor, directions: Tensor) -> float:
     """Share of (image, direction) pairs whose logits do not change at all over a tiny step."""
-    with torch.no_grad():
-        here = model(x)
-        moved = [model(x + thresholds.CONSTANT_RADIUS * move) for move in directions.unbind(1)]
+    here = logits_of(model, x)
+    moved = [logits_of(model, x + thresholds.CONSTANT_RADIUS * move) for move in directions.unbind(1)]
     return float(torch.stack([(logits == here).all(1) for logits in moved]).double().mean())
 
 
@@ -166,7 +167,7 @@ def _unexplained(model: nn.Module, x: Tensor, y: Tensor, directions: Tensor) -> 
     measure = get_loss("margin")
     for direction in directions.unbind(1):
         move = thresholds.FIDELITY_RADIUS * direction
-        actual = measure(forward(model, x + move), y, None) - measure(forward(model, x - move), y, None)
+        actual = measure(logits_of(model, x + move), y, None) - measure(logits_of(model, x - move), y, None)
         predicted = 2 * (grad * move).flatten(1).sum(1)
         error += (actual - predicted).square().cpu()
         change += actual.square().cpu()

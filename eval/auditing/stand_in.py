@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.threat import get_norm
+from eval.auditing.passes import logits_of
 
 _BATCH = 64
 _SPREAD = 2.0  # points are drawn from balls this many times as large, so that their edge is learnt too
@@ -29,7 +30,7 @@ def distil(
         seed: of initialisation and points.
     """
     generator = torch.Generator().manual_seed(seed)
-    classes = _ask(model, x[:2]).shape[1]
+    classes = logits_of(model, x[:2]).shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _network(x.shape[1], classes).to(x.device)
@@ -71,12 +72,7 @@ def _questions(
     length = get_norm(norm).length(noise)
     reach[: len(centres)] = 0  # the centres themselves first
     pool = (pool + noise * (reach / length).view(-1, 1, 1, 1)).clamp(0, 1)
-    logits = torch.cat([_ask(model, part) for part in pool.split(256)])
+    logits = logits_of(model, pool)
     logits = logits - logits.mean(1, keepdim=True)
     scale = logits.std(dim=1).median().clamp_min(1e-12)
     return pool, (logits / scale).clamp(-_CLIP, _CLIP)
-
-
-def _ask(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x).float()

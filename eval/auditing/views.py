@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_TOGETHER = 16  # images whose batches are passed at once
+
 
 class View(nn.Module):
     """A classifier seen through another; the mode, training or not, is the seen model's own."""
@@ -24,9 +26,13 @@ class Counted(View):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the model's logits."""
-        self.forwards += len(x)
-        self.backwards += len(x) if x.requires_grad and torch.is_grad_enabled() else 0
+        self.count(len(x), x)
         return self.model(x)
+
+    def count(self, images: int, x: Tensor) -> None:
+        """Count ``images`` passes of images like ``x``."""
+        self.forwards += images
+        self.backwards += images if x.requires_grad and torch.is_grad_enabled() else 0
 
 
 class LogProbabilities(View):
@@ -71,14 +77,31 @@ class WithCompanions(View):
     Without it, images attacked together would shift the batch's statistics together, and cancel out.
     """
 
-    def __init__(self, model: nn.Module, companions: Tensor) -> None:
+    def __init__(self, model: nn.Module, companions: Tensor, counter: Counted) -> None:
         super().__init__(model)
         self.companions = companions
+        self.together = True
+        self._counter = (counter,)  # not a child: it is one already
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, K) of each image in its own batch."""
-        rows = [self.model(torch.cat([image[None], self.companions]))[:1] for image in x]
-        return torch.cat(rows)
+        if self.together:
+            try:
+                return self._vmapped(x)
+            except RuntimeError:  # some layers have no rule for it, such as those that count their batches
+                self.together = False
+        return torch.stack([self._alone(image) for image in x])
+
+    def _vmapped(self, x: Tensor) -> Tensor:
+        (counter,) = self._counter
+        before = counter.forwards, counter.backwards
+        logits = torch.func.vmap(self._alone, randomness="different", chunk_size=_TOGETHER)(x)
+        counter.forwards, counter.backwards = before  # within vmap it sees one image of every chunk
+        counter.count(len(x) * (1 + len(self.companions)), x)
+        return logits
+
+    def _alone(self, image: Tensor) -> Tensor:
+        return self.model(torch.cat([image[None], self.companions]))[0]
 
 
 class Smoothed(View):
