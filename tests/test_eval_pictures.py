@@ -153,15 +153,7 @@ def test_mechanism_command_writes_figures_and_pictures(tmp_path, capsys):
     assert len(first["dynamic"]["cosine"]["median"]) == 2
     assert sum(first["entropy"]["clean"]["all"]["histogram"]) == 12
     assert first["landscape"]["single"]["resolution"] == 8
-    expected = {
-        "landscape",
-        "landscape-average",
-        "gradients",
-        "path",
-        "entropy",
-        "adversarial-1",
-        "adversarial-2",
-    }
+    expected = {"landscape", "landscape-average", "gradients", "path", "entropy", "adversarial"}
     assert {path.stem for path in out.glob("*.png")} == expected
 
 
