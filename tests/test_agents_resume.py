@@ -184,7 +184,7 @@ def test_ctrl_c_on_the_command_line(tmp_path):
     assert (path / "checkpoint.pt").exists()
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=180):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
