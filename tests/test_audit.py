@@ -27,7 +27,7 @@ SMALL = Budget(
 )
 
 
-def run(model, count=32, **options):
+def run(model, count=24, **options):
     x, y = bed.images(count)
     return audit(model, x, y, norm=bed.NORM, eps=bed.EPS, budget=SMALL, **options)
 
@@ -45,9 +45,9 @@ def sound(base):
 def test_standard_training_is_fragile_but_sound(sound, base):
     assert sound.verdict is Verdict.SOUND
     assert sound.cause is None
-    x, y = bed.images(32)
+    x, y = bed.images(24)
     margin = pgd(base, x, y, norm=bed.NORM, eps=bed.EPS, steps=100, loss="mifpe", restarts=3)
-    assert sound.robust_accuracy == pytest.approx(margin.robust_accuracy, abs=1 / 32 + 1e-9)
+    assert sound.robust_accuracy == pytest.approx(margin.robust_accuracy, abs=1 / 24 + 1e-9)
     assert sound.clean_accuracy > sound.robust_accuracy
 
 
@@ -64,7 +64,7 @@ def test_masks_that_keep_decisions(wrap, cause, base, sound):
     report = run(wrap(base))
     assert report.verdict is Verdict.MASKED
     assert report.cause is cause
-    assert report.robust_accuracy == pytest.approx(sound.robust_accuracy, abs=1 / 32 + 1e-9)
+    assert report.robust_accuracy == pytest.approx(sound.robust_accuracy, abs=1 / 24 + 1e-9)
     assert report.clean_accuracy == sound.clean_accuracy
 
 
@@ -100,28 +100,27 @@ def test_batch_statistics_are_named_and_images_attacked_one_at_a_time(base):
     assert (report.verdict, report.cause) == (Verdict.MASKED, Cause.BATCH)
 
 
-def test_report_is_complete_and_reproducible(sound, base):
-    again = run(base)
-    first, second = sound.to_json(), again.to_json()
+def test_report_is_complete_and_reproducible(base):
+    report = run(base, count=12)
+    first, second = report.to_json(), run(base, count=12).to_json()
     for record in (first, second):
         record["cost"].pop("seconds")
         for attack in record["attacks"]:
             attack.pop("seconds")
     assert first == second
     assert first["cost"]["forwards"] > first["cost"]["backwards"] > 0
-    assert sum(first["samples"]["robust"]) == round(32 * first["robust_accuracy"])
+    assert sum(first["samples"]["robust"]) == round(12 * first["robust_accuracy"])
     assert {by for by in first["samples"]["broken_by"] if by} <= {"clean"} | {
         a["name"] for a in first["attacks"]
     }
     assert all(item["source"] for item in first["evidence"])
-    assert [table.title for table in sound.tables("m")] == [f"m: attacks, L2 0.5, n = {32}", "m: evidence"]
+    assert [table.title for table in report.tables("m")] == ["m: attacks, L2 0.5, n = 12", "m: evidence"]
 
 
-def test_adversarial_points_of_the_worst_case_are_real(base):
-    x, y = bed.images(32)
-    report = run(base)
-    right = base(x).argmax(1) == y
-    assert (report.robust <= right).all()
+def test_clean_errors_never_count_as_robust(sound, base):
+    x, y = bed.images(24)
+    assert (sound.robust <= (base(x).argmax(1) == y)).all()
+    assert [by == "clean" for by in sound.broken_by] == (base(x).argmax(1) != y).tolist()
 
 
 def test_too_few_correct_images_are_inconclusive(base):

@@ -19,6 +19,7 @@ from eval.auditing.views import (
     BackwardThrough,
     Counted,
     Differenced,
+    LabelVotes,
     LogProbabilities,
     Smoothed,
     WithCompanions,
@@ -101,6 +102,17 @@ def test_other_views(x):
     counted(x)
     counted(x.clone().requires_grad_())
     assert (counted.forwards, counted.backwards) == (12, 6)
+
+
+def test_label_votes_keep_the_decision_and_grade_it(x):
+    model = Linear()
+    votes = LabelVotes(model, 0.3, 200)(x)
+    assert torch.equal(votes.argmax(1), model(x).argmax(1))
+    torch.testing.assert_close(votes.sum(1), torch.full((6,), 2.001))
+    # The noisy score is normal around the clean one: the votes are its distribution function.
+    score = model(x)[:, 1].detach()
+    share = torch.special.ndtr(score / (0.3 * model.weight.detach().norm()))
+    assert (votes[:, 1] - 1.001 * (score > 0) - share).abs().max() < 0.13
 
 
 def centred(x):

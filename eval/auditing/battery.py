@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from attacks.apgd import apgd, apgd_targeted
 from attacks.fgsm import fgsm
 from attacks.pgd import pgd
+from attacks.rays import rays
 from attacks.rng import draws_for
 from attacks.square import square
 from attacks.threat import get_norm
@@ -16,7 +17,7 @@ from eval.auditing.budget import Budget
 from eval.auditing.passes import logits_of
 from eval.auditing.stand_in import distil
 from eval.auditing.straight_through import StraightThrough
-from eval.auditing.views import BackwardThrough, Differenced, Rescaled, Smoothed
+from eval.auditing.views import BackwardThrough, Differenced, LabelVotes, Rescaled, Smoothed
 from eval.threats import CLEVERHANS_BATCH
 
 PGD_CE = "PGD, cross-entropy"
@@ -30,6 +31,7 @@ IMMUNE = (PGD_MARGIN, "PGD, DLR", "PGD, MIFPE", "PGD, rescaled cross-entropy")
 # Noise per pixel, standard deviation: one grey level, and an eighth of a typical image's own spread.
 SMOOTHING = (1 / 255, 0.05)
 _SMOOTHING_DRAWS = 8
+_VOTES = 15
 _TYPICAL_GAP = 5.0  # of the two largest logits, to which the rescaled ones are brought
 
 
@@ -116,14 +118,25 @@ def straight_through_changes(raw: nn.Module, x: Tensor) -> tuple[bool, str]:
 
 
 def free_attacks(arena: Arena, view: nn.Module, budget: Budget, gradients_missing: bool) -> None:
-    """Attack survivors without gradients: random points, Square, finite differences."""
+    """Attack survivors without gradients: random points, Square, labels alone, finite differences."""
     random_points(arena, budget.random_points)
     arena.run("Square", Family.FREE, square, view, queries=budget.square_queries)
+    label_attack(arena, view, budget.label_queries)
     directions = budget.directions if gradients_missing else budget.directions // 4
     for radius in SMOOTHING:
         differenced = Differenced(view, radius, directions)
         name = f"finite-difference PGD, radius {radius:.3f}"
         arena.run(name, Family.FREE, pgd, differenced, steps=budget.difference_steps, loss="margin")
+
+
+def label_attack(arena: Arena, view: nn.Module, queries: int) -> None:
+    """Attack survivors by labels alone: RayS at Linf, elsewhere Square on the votes of noisy copies."""
+    if arena.norm == "Linf":
+        arena.run("RayS, labels alone", Family.FREE, rays, view, queries=queries)
+        return
+    votes = LabelVotes(view, SMOOTHING[-1], _VOTES)
+    name = "Square, labels alone"
+    arena.run(name, Family.FREE, square, votes, queries=max(1, queries // (1 + _VOTES)))
 
 
 def random_points(arena: Arena, count: int) -> None:

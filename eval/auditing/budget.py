@@ -27,7 +27,7 @@ class Budget:
     restarts: int = 2
     targets: int = 9
     square_queries: int = 1000
-    label_queries: int = 400
+    label_queries: int = 800
     difference_steps: int = 15
     directions: int = 64
     random_points: int = 100

@@ -56,6 +56,29 @@ class Rescaled(View):
         return self.model(x) / self.scale
 
 
+class LabelVotes(View):
+    """Shares of the classes among the labels of noisy copies: all that a model showing labels alone gives away.
+
+    The proxy score of label-only attacks (Ilyas et al. 2018, section 2.4).
+    """
+
+    def __init__(self, model: nn.Module, sigma: float, draws: int) -> None:
+        super().__init__(model)
+        self.sigma, self.draws = sigma, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the shares (N, K), plus 1 for the class of the image itself: so the decision stays the model's."""
+        with torch.no_grad():
+            logits = self.model(x)
+            noisy = x.repeat(self.draws, *(1,) * (x.ndim - 1))
+            labels = (
+                self.model(noisy + self.sigma * torch.randn_like(noisy)).argmax(1).view(self.draws, len(x))
+            )
+        own = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
+        votes = nn.functional.one_hot(labels, logits.shape[1]).float().mean(0)
+        return votes + 1.001 * own  # no vote can outweigh the image's own label
+
+
 class Averaged(View):
     """Mean logits over several passes, for models with random outputs: expectation over transformation.
 
