@@ -70,17 +70,17 @@ def _attack(oracle: Oracle, queries: int, tolerance: float, early_stop: bool) ->
         radius = torch.where(clean_wrong, 0, torch.inf).to(problem.eps.dtype)
         best = torch.ones_like(problem.x).flatten(1)
         searches = _Searches.begin((~clean_wrong).nonzero().squeeze(1), best)
+        part = problem[searches.row]
         for _ in range(queries - 1):
-            if not len(searches.row):
+            if not len(part):
                 break
-            row = searches.row
-            wrong = misclassified(
-                oracle.logits(_along(problem[row], *searches.question()), row), problem.y[row]
-            )
+            wrong = misclassified(oracle.logits(_along(part, *searches.question()), searches.row), part.y)
             searches.answer(wrong, tolerance)
-            radius[row], best[row] = searches.radius, searches.best
-            if early_stop:
-                searches = searches[radius[row] > problem.eps[row]]
+            going = searches.radius > part.eps
+            if early_stop and not going.all():
+                searches.write(radius, best)
+                searches, part = searches[going], part[going]
+        searches.write(radius, best)
     inside = per_sample(radius <= problem.eps, problem.x)
     candidate = torch.where(inside, _along(problem, best, radius), problem.x)
     return finish(oracle, problem, candidate, clean_wrong=clean_wrong, trace={"radius": radius})
@@ -126,6 +126,10 @@ class _Searches:
 
     def __getitem__(self, keep: Tensor) -> _Searches:
         return _Searches(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+    def write(self, radius: Tensor, best: Tensor) -> None:
+        """Put radii (N,) and directions (N, D) into those of all samples."""
+        radius[self.row], best[self.row] = self.radius, self.best
 
     def question(self) -> tuple[Tensor, Tensor]:
         """The direction (n, D) and the radius (n,) to ask about: first that known so far, then by bisection.
