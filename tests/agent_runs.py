@@ -13,6 +13,7 @@ from torch import nn
 
 from agents.config import DQNConfig, PPOConfig, TrainConfig
 from agents.interrupt import StopRequest
+from agents.train import run
 
 SHORT = {
     "network": "mlp",
@@ -44,6 +45,24 @@ CASES = {
         "ppo": PPOConfig(rollout=100, epochs=1),
     },
 }
+
+
+QUICK = ["--network", "mlp", "--total-images", "100", "--batch-size", "64", "--threads", "1"]
+QUICK += ["--no-attack", "--no-progress"]
+
+
+def error_of(capsys: pytest.CaptureFixture, argv: list[str]) -> str:
+    """Run the command line and return its one line of error."""
+    capsys.readouterr()
+    status = run(argv)
+    output, error = capsys.readouterr()
+    assert status == 2, (output, error)
+    assert output == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert error.endswith("\n")
+    assert "Traceback" not in error
+    return error[len("error: ") : -1]
 
 
 def normed(shape: tuple[int, int, int]) -> nn.Module:
