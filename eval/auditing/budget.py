@@ -41,7 +41,7 @@ class Budget:
         """Return a smaller budget, for models that need many passes where others need one."""
         return replace(
             self,
-            steps=max(20, self.steps // 2),
+            steps=min(self.steps, max(20, self.steps // 2)),
             restarts=1,
             targets=3,
             square_queries=self.square_queries // 4,
