@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attacks.batches import Batches
 from attacks.errors import AttackError
-from attacks.forward import Model, Oracle, check_labels, fast_layout, frozen
+from attacks.forward import Model, Oracle, check_labels, fast_layout, forward, frozen
 from attacks.losses import Loss, get_loss, misclassified
 from attacks.problem import Problem, at_least_one, pose
 from attacks.result import AttackResult, finish
@@ -137,14 +137,20 @@ def transfer_images(
         )
 
 
+def _as_it_is(images: Tensor) -> Tensor:
+    return images
+
+
 class _Sources(nn.Module):
     """Mean logits of several models, which look at the image through ``view``."""
+
+    view: Callable[[Tensor], Tensor]
 
     def __init__(self, models: Sequence[Model]) -> None:
         super().__init__()
         self.models = models
         self.known = nn.ModuleList(model for model in models if isinstance(model, nn.Module))
-        self.view: Callable[[Tensor], Tensor] = nn.Identity()
+        self.view = _as_it_is
 
     def forward(self, x: Tensor) -> Tensor:
         seen = self.view(x)
@@ -176,7 +182,8 @@ class _Climb:
         def objective(logits: Tensor) -> Tensor:
             return self.loss(logits, problem.y, problem.targets)
 
-        check_labels(problem, sources(problem.x[:1]).shape[1])
+        sources.view = _as_it_is
+        check_labels(problem, forward(sources, problem.x[:1]).shape[1])
         x_adv, gathered = problem.x, torch.zeros_like(problem.x)
         for step in range(self.steps):
             sources.view = self._view(draws.fork(step), problem.x)
@@ -189,7 +196,7 @@ class _Climb:
     def _view(self, draws: Draws, x: Tensor) -> Callable[[Tensor], Tensor]:
         """How a step looks at its images: each, by chance, shrunk and moved on a black ground."""
         if not self.diversity or x.ndim != 4:
-            return nn.Identity()
+            return _as_it_is
         chance, size, right, down = draws.uniform((4,)).to(x.dtype).unbind(1)
         scale = torch.where(chance < self.diversity, self.smallest + (1 - self.smallest) * size, 1)
         # In the sampler's units, in which the image spans -1..1, a pixel at p comes from (p - move) / scale.
