@@ -10,7 +10,7 @@ import tyro
 from agents.cli import run_cli
 from agents.rundir import resolve_device
 from eval.cli import DataOptions, progress_bar, warn_about
-from eval.models import load_target
+from eval.models import check_fit, load_target
 from eval.registry import attack_function, parse_option, parse_value, resolve_options
 from eval.results import AttackResults
 from eval.runner import AttackSpec, check_batch_size, images_path, result_path, run_attack, stored_results
@@ -83,6 +83,8 @@ class AttackCommand:
     how: Annotated[tyro.conf.OmitArgPrefixes[AttackOptions], tyro.conf.arg(name="attack")] = AttackOptions()
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Any other option of the attack as key=value, e.g. --set queries=1000. May be repeated."""
+    source: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Model on which a transfer attack makes its images, as a target. May be repeated."""
     data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
     seed: int = 0
     """Seed of the attack's random draws."""
@@ -110,10 +112,14 @@ def attack_command(config: AttackCommand) -> int:
     resolve_options(name, options)
     norm = parse_norm(config.norm)
     eps = None if config.eps is None else parse_eps(config.eps, norm)
-    target = load_target(config.target, resolve_device(config.device), config.network)
+    device = resolve_device(config.device)
+    target = load_target(config.target, device, config.network)
     samples = config.data.load(target)
     eps = default_eps(norm, samples.channels) if eps is None else eps
-    spec = AttackSpec(name, Threat(norm, eps), options, config.seed)
+    sources = tuple(load_target(source, device, config.network) for source in config.source)
+    for source in sources:
+        check_fit(source, samples)
+    spec = AttackSpec(name, Threat(norm, eps), options, config.seed, sources)
     folder = config.results_dir or target.results_dir
     path = result_path(target, samples, spec, folder)
     results = None if config.force else stored_results(path, config.save_images)

@@ -97,7 +97,7 @@ def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> l
     The cleverhans protocol does not exist for L1 and is left out there.
 
     Raises:
-        InputError: a name is neither a preset nor an attack.
+        InputError: a name is neither a preset nor an attack, or the attack needs source models.
     """
     plan = []
     for name in names:
@@ -111,6 +111,8 @@ def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> l
             if name == "pgd-paper":
                 options = options | {"step_size": threat.eps / 10}
             plan.append((name, AttackSpec(attack, threat, options, seed)))
+    for _, spec in plan:
+        spec.record()  # an attack that cannot run like this ends here
     return plan
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agents.classifier import load_classifier
 from agents.rundir import RunDir
-from envs.datasets import ImageDataset, load_dataset
+from envs.datasets import load_dataset
 from envs.errors import InputError
 from envs.rng import hash_tensor
 
@@ -198,8 +198,7 @@ def load_samples(
         image_size=image_size or known.get("image_size"),
         device=target.device,
     )
-    check_fit(target, loaded)
-    return Samples(
+    samples = Samples(
         loaded.images,
         loaded.labels,
         choose_indices(len(loaded), n),
@@ -208,6 +207,8 @@ def load_samples(
         loaded.fingerprint,
         loaded.classes,
     )
+    check_fit(target, samples)
+    return samples
 
 
 def samples_from(images: Tensor, labels: Tensor, name: str = "images") -> Samples:
@@ -227,25 +228,25 @@ def choose_indices(total: int, n: int | None) -> Tensor:
     return order[: total if n is None else n].sort().values
 
 
-def check_fit(target: Target, dataset: ImageDataset) -> None:
-    """Run the model on one image of the data set.
+def check_fit(target: Target, samples: Samples) -> None:
+    """Run the model on one of the images.
 
     Raises:
         InputError: it does not take such images, or has other classes than the data set.
     """
-    size = "x".join(str(length) for length in dataset.shape)
-    image = dataset.images[:1].to(target.device).float() / 255
+    size = "x".join(str(length) for length in samples.images.shape[1:])
+    image, _ = samples.batch(slice(0, 1), target.device)
     try:
         with torch.inference_mode():
             logits = target.model(image)
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"{target.name} does not take {size} images of {dataset.name} ({reason}); name another --dataset"
+            f"{target.name} does not take {size} images of {samples.name} ({reason}); name another --dataset"
         ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (1, dataset.num_classes):
+    if not isinstance(logits, Tensor) or logits.shape != (1, len(samples.classes)):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
             f"{target.name} gives {found} for one image; "
-            f"{dataset.name} needs logits of shape (1, {dataset.num_classes})"
+            f"{samples.name} needs logits of shape (1, {len(samples.classes)})"
         )

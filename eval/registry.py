@@ -6,7 +6,7 @@ whose other arguments have defaults; its further keyword arguments are its optio
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,13 +34,30 @@ def attack_names() -> tuple[str, ...]:
 
 
 def _is_attack(candidate: Any) -> bool:
-    """Whether it is a function ``(model, x, y, *, norm, eps, ...)`` that needs nothing else."""
+    """Whether it is a function ``(model, x, y, *, norm, eps, ...)`` that needs nothing else, sources excepted."""
     if not inspect.isfunction(candidate):
         return False
     parameters = inspect.signature(candidate).parameters
-    needed = {key for key, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    needed = {key for key, parameter in parameters.items() if _is_needed(parameter)}
     fixed = {"model", "x", "y", "norm", "eps"}
-    return list(parameters)[:3] == ["model", "x", "y"] and needed <= fixed <= set(parameters)
+    return (
+        list(parameters)[:3] == ["model", "x", "y"]
+        and needed <= {*fixed, "sources"}
+        and fixed <= set(parameters)
+    )
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    named = parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    return named and parameter.default is inspect.Parameter.empty
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    """The arguments of an attack; transfer hands what it does not name on to `attacks.transfer_images`."""
+    parameters = dict(inspect.signature(attack_function(name)).parameters)
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        parameters = dict(inspect.signature(attacks.transfer_images).parameters) | parameters
+    return parameters
 
 
 def attack_function(name: str) -> Attack:
@@ -61,7 +78,7 @@ def attack_options(name: str) -> dict[str, Any]:
     An attack that can be aimed at a class takes ``targeted``: None, ``next`` (the label plus one), ``random``,
     ``second`` (the likeliest wrong class of the clean image) or ``least-likely``.
     """
-    parameters = inspect.signature(attack_function(name)).parameters
+    parameters = _parameters(name)
     options = {
         key: parameter.default
         for key, parameter in parameters.items()
@@ -137,6 +154,7 @@ def run_function(
     batch_size: int | None,
     state: dict[str, Any] | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
+    sources: Sequence[nn.Module] = (),
     **threat: Any,
 ) -> AttackResult:
     """Call an attack with its resolved ``options`` and with those of the other arguments that it takes.
@@ -152,16 +170,24 @@ def run_function(
         batch_size: most images at once, or None.
         state: from which an attack that keeps one goes on.
         on_progress: called by such an attack with its state.
+        sources: models on which a transfer attack makes its images.
         threat: ``norm`` and ``eps``.
     """
     function, options = attack_function(name), dict(options)
     targeted = options.pop("targeted", None)
     common = {"seed": seed, "sample_ids": sample_ids, "batch_size": batch_size}
     common |= {"state": state, "on_progress": on_progress}
-    taken = {key: value for key, value in common.items() if key in inspect.signature(function).parameters}
+    if sources:
+        common["sources"] = [source.to(x.device) for source in sources]
+    taken = {key: value for key, value in common.items() if key in _parameters(name)}
     if targeted is not None:
         taken["targets"] = choose_targets(targeted, model, x, y, sample_ids)
     return function(model, x, y, **threat, **taken, **options)
+
+
+def takes_sources(name: str) -> bool:
+    """Return whether an attack makes its images on other models."""
+    return "sources" in inspect.signature(attack_function(name)).parameters
 
 
 def takes_state(name: str) -> bool:

@@ -19,7 +19,14 @@ from envs.errors import InputError
 from envs.files import write_atomic
 from eval.models import Samples, Target
 from eval.partial import REQUIRED, Part, PartialStore, gaps, joined
-from eval.registry import resolve_options, result_stages, result_warnings, run_function, takes_state
+from eval.registry import (
+    resolve_options,
+    result_stages,
+    result_warnings,
+    run_function,
+    takes_sources,
+    takes_state,
+)
 from eval.results import AttackResults, configuration_hash, read_results, result_name, write_results
 from eval.threats import Threat
 from eval.watch import Progress, Report, Watch
@@ -42,27 +49,39 @@ class AttackSpec:
         threat: norm and radius.
         options: of the attack; those left out have its defaults.
         seed: of its random draws.
+        sources: the models on which a transfer attack makes its images.
     """
 
     name: str
     threat: Threat
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    sources: tuple[Target, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """Return name, norm, eps and every option with its value, as plain JSON.
+        """Return name, norm, eps, every option with its value, and the sources, as plain JSON.
 
         Raises:
-            InputError: the attack is unknown or does not take an option.
+            InputError: the attack is unknown, does not take an option, or lacks its sources.
         """
         head = {"name": self.name, "norm": self.threat.norm, "eps": self.threat.eps}
-        return head | resolve_options(self.name, self.options)
+        record = head | resolve_options(self.name, self.options)
+        if takes_sources(self.name) != bool(self.sources):
+            remedy = "add --source RUN" if not self.sources else "leave --source out"
+            raise InputError(
+                f"{self.name} got {len(self.sources)} source models; {remedy}, or choose another attack"
+            )
+        if self.sources:
+            record["sources"] = [{"name": source.name, "sha256": source.sha256} for source in self.sources]
+        return record
 
 
 def result_path(target: Target, samples: Samples, spec: AttackSpec, results_dir: Path) -> Path:
     """Return the file that holds, or will hold, the outcome of this attack on these images."""
     attack = spec.record()
     data = {"fingerprint": samples.fingerprint, "indices": samples.indices.tolist()}
+    if spec.sources:  # their contents enter the hash, their names do not
+        attack = attack | {"sources": [source.sha256 for source in spec.sources]}
     digest = configuration_hash(attack, data, target.sha256, spec.seed)
     return results_dir / f"{result_name(attack, digest)}.json"
 
@@ -202,6 +221,7 @@ class _Run:
             batch_size=self.batch_size,
             state=watch.state,
             on_progress=watch,
+            sources=[source.model for source in self.spec.sources],
         )
         columns, names = self._columns(result, x, y)
         return Part(rows.start, rows.stop, columns, names, watch.seconds, tuple(result_warnings(result)))

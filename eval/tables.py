@@ -65,6 +65,8 @@ def attack_label(results: AttackResults) -> str:
         words.append(options["loss"])
     if options.get("restarts", 1) not in (1, None):
         words.append(f"x{options['restarts']}")
+    if options.get("sources"):
+        words.append("from " + ", ".join(source["name"] for source in options["sources"]))
     if options.get("targeted"):
         words.append(f"targeted: {options['targeted']}")
     return " ".join(words)

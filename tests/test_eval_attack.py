@@ -235,6 +235,43 @@ def test_wrong_input_ends_with_one_line(run, tmp_path, arguments, expected):
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_transfer_takes_its_images_from_the_sources(run, tmp_path):
+    common = ("--attack", "transfer", "--norm", "L2", "--eps", "0.8", "--n", "40", "--steps", "8")
+    status, out, _ = run(*common, "--source", "tests.test_eval_robustness:blurred")
+    assert status == 0
+    assert "from tests.test_eval_robustness:blurred" in out
+    results = read_results(only_file(tmp_path))
+    assert results.attack["steps"] == 8
+    assert results.attack["momentum"] == 1.0
+    assert [source["name"] for source in results.attack["sources"]] == ["tests.test_eval_robustness:blurred"]
+    assert results.clean_accuracy > results.robust_accuracy
+    assert "already done" in run(*common, "--source", "tests.test_eval_robustness:blurred")[1]
+    run(*common, "--source", MODEL)
+    both = sorted(
+        (read_results(path) for path in (tmp_path / "r").glob("*.json")), key=lambda r: r.robust_accuracy
+    )
+    assert both[0].attack["sources"][0]["name"] == MODEL  # white-box is stronger
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--attack", "transfer"), "add --source RUN"),
+        (("--attack", "fgsm", "--source", MODEL), "leave --source out"),
+        (
+            ("--attack", "transfer", "--source", "tests.test_eval_attack:five_classes"),
+            "needs logits of shape (1, 10)",
+        ),
+        (("--attack", "transfer", "--source", MODEL, "--queries", "7"), "takes no option 'queries'"),
+    ],
+)
+def test_wrong_sources_end_with_one_line(run, arguments, expected):
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert expected in err
+
+
 def test_odd_models_are_told_before_the_attack(run, monkeypatch):
     monkeypatch.setattr(
         "tests.test_eval_attack.five_classes", lambda: nn.Sequential(nearest_mean(), nn.Softmax(1))
