@@ -20,6 +20,7 @@ from envs.errors import InputError
 from envs.files import read_json
 
 ATTACKED_IMAGES = 1000
+CLEVERHANS_BATCH = 256  # images over which that protocol averages the loss: eval's default too
 
 
 def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) -> list[dict[str, Any]]:
@@ -38,7 +39,7 @@ def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) ->
         ("fgsm", "Linf", {}),
         ("pgd", "Linf", {"protocol": "normalized"}),
         ("pgd", "L2", {"protocol": "normalized"}),
-        ("pgd", "L2", {"protocol": "cleverhans"}),
+        ("pgd", "L2", {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH}),
     ]
     rows = []
     columns = (SpinnerColumn(), TextColumn("attacking with {task.description}"))
