@@ -251,7 +251,6 @@ def _texts(row: dict[str, Any]) -> list[str]:
         _interval(row["robust_over_seeds"]),
         _interval(row["robust_over_images"]),
         str(row["seeds"]),
-        f"{row['train_seconds']:.0f}",
     ]
 
 
