@@ -16,7 +16,7 @@ from attacks.threat import Norm
 from envs.errors import InputError
 from envs.task import ImageTask
 
-_LEVEL = 1e-3  # of 1/255: what rounding in float32 may add to a whole number of levels
+_LEVEL = 5e-6  # of 1/255: what rounding in float32 may add to a whole number of levels
 
 
 class AdversarialObservation(VecEnvWrapper):
