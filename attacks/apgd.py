@@ -147,7 +147,7 @@ class _Attack:
             found.broken |= wrong
             for wave in self._waves():
                 rows = (~found.broken).nonzero().squeeze(1)
-                for part in rows.split(self._samples_at_once(len(wave))):
+                for part in rows.split(self._samples_at_once(len(wave))) if len(rows) else ():
                     found.merge(part, self._lockstep(part, wave))
         candidate = torch.where(per_sample(found.broken, found.best), found.adversarial, found.best)
         trace = {"loss": found.best_loss, "zero_gradient": found.flat}

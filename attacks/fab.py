@@ -100,7 +100,7 @@ class _Attack:
                 rows = (self.distance > self.problem.eps).nonzero().squeeze(1)
                 if not self.options.early_stop:
                     rows = (~wrong).nonzero().squeeze(1)
-                for part in rows.split(self._samples_at_once(len(wave))):
+                for part in rows.split(self._samples_at_once(len(wave))) if len(rows) else ():
                     self._lockstep(part, wave)
         return finish(
             self.oracle, self.problem, self._inside(), clean_wrong=wrong, trace={"distance": self.distance}

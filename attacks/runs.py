@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,7 +19,13 @@ class Rows:
             if isinstance(value, Tensor):
                 setattr(self, name, value[rows])
             elif isinstance(value, Rows):
-                value.keep(rows)
+                setattr(self, name, value.taken(rows))
+
+    def taken(self, rows: Tensor) -> Self:
+        """A copy with these ``rows`` (mask (n,) or indices, repeats allowed)."""
+        other = copy(self)
+        other.keep(rows)
+        return other
 
 
 def waves(tries: int, sizes: Sequence[int] = (1, 2)) -> list[range]:

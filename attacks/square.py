@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from attacks.batches import default_batch_size
 from attacks.errors import AttackError
 from attacks.forward import Model, Oracle, fast_layout
-from attacks.losses import margin, misclassified
+from attacks.losses import margin as untargeted_margin
+from attacks.losses import misclassified
 from attacks.pgd import at_least_one
 from attacks.problem import Problem, pose
 from attacks.result import AttackResult, finish, in_batches
@@ -23,8 +24,8 @@ from attacks.threat import per_sample
 
 _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
+_NOISE = 1e-6
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,26 @@ class _Run(Rows):
     Attributes:
         row: the sample, an index into the problem (n,).
         y: labels (n,).
+        moves: where windows go and what they hold, for these samples.
         best: the image of lowest margin so far (n, C, H, W).
         margin: how far the label's logit is above the others there (n,).
-        moves: where windows go and what they hold, for these samples.
-        numbers: uniform draws for the next iterations (n, _BLOCK, k).
+        iteration: how many windows were tried (n,).
     """
 
-    def __init__(self, row: Tensor, y: Tensor, moves: Moves, best: Tensor) -> None:
-        self.row, self.y, self.moves, self.best = row, y, moves, best
-        self.margin = torch.full_like(best[:, 0, 0, 0], torch.inf)
-        self.numbers: Tensor | None = None
+    def __init__(self, problem: Problem, row: Tensor, moves: Moves) -> None:
+        self.row, self.y, self.moves = row, problem.y[row], moves
+        self.best = problem.x[row]
+        self.margin = torch.full_like(problem.eps[row], torch.inf)
+        self.iteration = torch.full_like(row, -1)
 
 
 class _Attack:
-    """One batch under attack."""
+    """One batch under attack.
+
+    Each window is kept or dropped before the next is tried. Where a batch has room, the model is asked about several
+    windows of a sample ahead: those up to the first that is kept are what one at a time would have met, the others are
+    void. So nothing changes but the time.
+    """
 
     def __init__(self, options: Square, oracle: Oracle, seed: int) -> None:
         self.options = options
@@ -70,82 +77,102 @@ class _Attack:
         self.source: Source = source_for(options.random, seed, self.problem, _STREAM)
         self.best = self.problem.x.clone()
         self.margin = torch.full_like(self.problem.eps, torch.inf)
+        self.broken = torch.zeros_like(self.problem.y, dtype=torch.bool)
+        self.room = 1 if self.source.original else default_batch_size(self.problem.x)
 
     def run(self) -> AttackResult:
         """All restarts, then the verification."""
         with nullcontext() if self.source.original else fast_layout(self.oracle.model):
             wrong = misclassified(self.oracle.clean_logits(), self.problem.y)
-            broken = wrong.clone()
+            self.broken |= wrong
             for restart in range(self.options.restarts):
-                rows = (~broken).nonzero().squeeze(1)
+                rows = (~self.broken).nonzero().squeeze(1)
                 if len(rows):
-                    broken[self._search(rows, restart)] = True
-        trace = {"loss": -self.margin}
-        return finish(self.oracle, self.problem, self.best, clean_wrong=wrong, trace=trace)
+                    self._search(rows, restart)
+        return finish(self.oracle, self.problem, self.best, clean_wrong=wrong, trace={"loss": -self.margin})
 
-    def _search(self, rows: Tensor, restart: int) -> Tensor:
-        """One random search for the samples ``rows`` (n,); the rows (m,) that it broke."""
+    def _search(self, rows: Tensor, restart: int) -> None:
+        """One random search for the samples ``rows`` (n,)."""
         moves = moves_for(self.problem[rows], self.source.original)
-        run = _Run(rows, self.problem.y[rows], moves, moves.first(self.source, rows, restart))
-        broken = [self._consider(run, run.best)]
+        run = _Run(self.problem, rows, moves)
+        self._consider(
+            run, moves.first(self.source, rows, restart)[:, None], torch.ones_like(rows)[:, None] > 0
+        )
         height, width = self.problem.x.shape[2:]
-        for iteration in range(self.options.queries):
-            if not len(run.row):
-                break
-            numbers = self._numbers(run, restart, iteration)
-            share = _SHARE / 2 ** bisect_left(_HALVED_AFTER, iteration)
-            side = moves.side(math.sqrt(share * height * width), min(height, width))
-            broken.append(self._consider(run, moves.propose(run.best, side, numbers)))
+        tried, kept = 1, 1
+        for level, (start, stop) in enumerate(_levels(self.options.queries)):
+            side = moves.side(math.sqrt(_SHARE / 2**level * height * width), min(height, width))
+            while len(run.row) and (run.iteration < stop).any():
+                ahead = max(1, min(self.room // len(run.row), tried // kept, stop - start))
+                proposals = self._propose(run, side, restart, ahead)
+                steps = torch.arange(ahead, device=rows.device)
+                done = self._consider(run, proposals, run.iteration[:, None] + steps < stop)
+                tried, kept = tried + done[0], kept + done[1]
         self._close(run)
-        return torch.cat(broken)
 
-    def _numbers(self, run: _Run, restart: int, iteration: int) -> Tensor:
-        """Uniform draws (n, k) for one iteration."""
+    def _propose(self, run: _Run, side: int, restart: int, ahead: int) -> Tensor:
+        """The next ``ahead`` proposals of each search (n, ahead, C, H, W), all made from its present best."""
         shared, own = run.moves.shared_draws, run.moves.own_draws
         if self.source.original:
-            together = self.source.shared(run.row, (shared,)).expand(len(run.row), -1)
-            return torch.cat([together, self.source.uniform(run.row, (own,))], 1) if own else together
-        place = iteration % _BLOCK
-        if place == 0 or run.numbers is None:
-            path = (restart, 1, iteration // _BLOCK)
-            run.numbers = self.source.uniform(run.row, (_BLOCK, shared + own), *path)
-        return run.numbers[:, place]
+            numbers = self.source.shared(run.row, (shared,)).expand(len(run.row), -1)
+            numbers = torch.cat([numbers, self.source.uniform(run.row, (own,))], 1)
+            return run.moves.propose(run.best, side, numbers)[:, None]
+        searches = torch.arange(len(run.row), device=run.row.device).repeat_interleave(ahead)
+        iteration = (run.iteration[:, None] + torch.arange(ahead, device=run.row.device)).flatten()
+        numbers = self.source.uniform(run.row[searches], (shared + own,), restart, 1, iteration)
+        if ahead == 1:
+            return run.moves.propose(run.best, side, numbers)[:, None]
+        proposals = run.moves.taken(searches).propose(run.best[searches], side, numbers)
+        return proposals.unflatten(0, (-1, ahead))
 
-    def _consider(self, run: _Run, proposal: Tensor) -> Tensor:
-        """Ask the model about ``proposal`` (n, C, H, W) and keep what is better; the rows (m,) that it breaks leave."""
-        rows, y, best, before = run.row, run.y, run.best, run.margin
-        changed = None if self.source.original else self._changed(run, proposal)
-        if changed is not None:
-            rows, y, proposal, before = rows[changed], y[changed], proposal[changed], before[changed]
-            best = best[changed]
-        logits = self.oracle.logits(proposal, rows)
-        ahead = -margin(logits, y)
-        wrong = ahead <= 0 if self.source.original else misclassified(logits, y)
-        better = (ahead < before) | wrong
-        best = torch.where(per_sample(better, best), proposal, best)
-        ahead = torch.where(better, ahead, before)
-        if changed is None:
-            run.best, run.margin = best, ahead
-        else:
-            run.best[changed], run.margin[changed] = best, ahead
-        if not wrong.any():
-            return rows[:0]
-        self._close(run)
-        run.keep(~torch.isin(run.row, rows[wrong]))
-        return rows[wrong]
+    def _consider(self, run: _Run, proposals: Tensor, valid: Tensor) -> tuple[int, int]:
+        """Ask about the ``valid`` (n, K) ``proposals`` (n, K, ...); the first better one of each search is kept.
 
-    def _changed(self, run: _Run, proposal: Tensor) -> Tensor | None:
-        """Indices of proposals that differ from the best so far; None when all do. The others need no query."""
-        if proposal is run.best:
-            return None
-        changed = (proposal != run.best).flatten(1).any(1)
-        return None if changed.all() else changed.nonzero().squeeze(1)
+        Those that change nothing need no query. Returns how many proposals were tried and how many kept.
+        """
+        ask = valid if self.source.original else valid & (proposals != run.best[:, None]).flatten(2).any(2)
+        margin, wrong, slack = self._ask(run, proposals, ask)
+        better = (margin < run.margin[:, None] - slack) | wrong
+        kept, first = better.max(1)
+        searches = torch.arange(len(first), device=first.device)
+        tried = torch.where(kept, first + 1, valid.sum(1))
+        void = ask & (torch.arange(ask.shape[1], device=ask.device) >= tried[:, None])
+        self.oracle.queries[run.row] -= void.sum(1)
+
+        run.iteration += tried
+        run.best = torch.where(per_sample(kept, run.best), proposals[searches, first], run.best)
+        run.margin = torch.where(kept, margin[searches, first], run.margin)
+        broken = kept & wrong[searches, first]
+        counts = int(tried.sum()), int(kept.sum())
+        if broken.any():
+            self.broken[run.row[broken]] = True
+            self._close(run)
+            run.keep(~broken)
+        return counts
+
+    def _ask(self, run: _Run, proposals: Tensor, ask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The margins (n, K) of the proposals where ``ask`` (n, K), infinite elsewhere, and whether they succeed."""
+        margin = torch.full_like(ask, torch.inf, dtype=run.margin.dtype)
+        wrong, slack = torch.zeros_like(ask), torch.zeros_like(margin)
+        search, place = ask.nonzero(as_tuple=True)
+        if len(search):
+            logits = self.oracle.logits(proposals[search, place], run.row[search])
+            slack[search, place] = 0 if self.source.original else _NOISE * logits.abs().amax(1)
+            margin[search, place] = -untargeted_margin(logits, run.y[search])
+            wrong[search, place] = misclassified(logits, run.y[search])
+        return margin, margin <= 0 if self.source.original else wrong, slack
 
     def _close(self, run: _Run) -> None:
-        """Write down where the runs have come to."""
+        """Write down where the searches have come to."""
         better = run.margin < self.margin[run.row]
         self.best[run.row[better]] = run.best[better]
         self.margin[run.row[better]] = run.margin[better]
+
+
+def _levels(queries: int) -> list[tuple[int, int]]:
+    """First and one past the last iteration of each window size."""
+    starts = [0, *(after + 1 for after in _HALVED_AFTER if after + 1 < queries)]
+    return list(zip(starts, [*starts[1:], queries], strict=True))
 
 
 def square(

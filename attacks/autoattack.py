@@ -1,0 +1,241 @@
+"""AutoAttack (Croce and Hein 2020): attacks in turn, each on what the others left, the pointwise worst case kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.batches import Batches
+from attacks.checks import ModelReport, check_model
+from attacks.errors import AttackError
+from attacks.forward import Model, Oracle, frozen
+from attacks.plans import Stage, plan
+from attacks.problem import Problem, pose
+from attacks.result import AttackResult, finish
+from attacks.sources import check_random
+
+_FORMAT = 1
+_ORIGINAL_BATCH = 250
+_SQUARE_MARGIN = 0.002
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AutoAttackResult(AttackResult):
+    """The worst case over all stages.
+
+    The trace holds per sample "broken_by" (N,), a position in ``stages`` or -1, and the "distance" (N,) of
+    ``adversarial``, which is the clean image where nothing broke it.
+
+    Attributes:
+        stages: names in the order they ran, "clean" first.
+        report: what was found odd about the model beforehand.
+        warnings: what makes the outcome doubtful, one line each: the report's, and what the stages showed.
+    """
+
+    stages: tuple[str, ...] = ()
+    report: ModelReport | None = None
+    warnings: tuple[str, ...] = ()
+
+    def broken_by(self) -> list[str | None]:
+        """The stage that broke each sample, "clean" for a clean error, None for a survivor."""
+        return [self.stages[place] if place >= 0 else None for place in self.trace["broken_by"].tolist()]
+
+    def accuracies(self) -> dict[str, float]:
+        """Accuracy after each stage, in order."""
+        broken_by = self.trace["broken_by"]
+        after = [(broken_by < 0) | (broken_by > place) for place in range(len(self.stages))]
+        return {name: left.double().mean().item() for name, left in zip(self.stages, after, strict=True)}
+
+
+def autoattack(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    version: str | Sequence[str] = "standard",
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    random: str = "sample",
+    state: State | None = None,
+    on_progress: Callable[[State], None] | None = None,
+) -> AutoAttackResult:
+    """Run AutoAttack; every image's outcome is verified, and depends on neither batches nor neighbours.
+
+    "standard" runs APGD-CE, APGD-T, FAB-T and Square with the published budgets; "plus" adds APGD-DLR and FAB and
+    restarts; "rand" averages gradients over 20 passes, for models with random outputs; "fast" reaches the same or a
+    lower robust accuracy at a fraction of the cost (see `attacks.plans`). Broken samples leave at once.
+
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, K), in eval mode.
+        x: images (N, C, H, W), floats in [0, 1].
+        y: labels (N,) int64.
+        norm: "Linf", "L2" or "L1".
+        eps: radius in units of pixels, one for all or per sample (N,).
+        version: "standard", "plus", "rand", "fast", or a list of stages such as ["apgd-ce", "square"].
+        batch_size: the most images at once; None chooses. Out of memory halves it, and the attack goes on.
+        seed: seeds everything random.
+        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
+        random: "original" repeats the published implementation's draws and arithmetic, batch by batch (250 images
+            each, as there, unless ``batch_size`` says otherwise), so that results compare bit by bit.
+        state: goes on from what ``on_progress`` was last called with; all other arguments as before.
+        on_progress: called after every batch of every stage with the state: plain values and tensors, which
+            ``torch.save`` takes and ``torch.load(..., weights_only=True)`` gives back. Of interest in it: "stages",
+            "stage" (its position), "pending" (rows still to be done in it) and "broken_by". Save or copy it before
+            returning, for its tensors change later.
+
+    Returns:
+        The result, the same whether interrupted or not.
+
+    Raises:
+        AttackError: wrong inputs, an unusable model (see `check_model`), or a state of another run.
+    """
+    check_random(random)
+    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    gradients = not isinstance(version, str) and set(version) <= {"square"}
+    report = check_model(model, x, y, norm=norm, eps=eps, needs_gradient=not gradients)
+    stages = (Stage("clean", _clean), *plan(version, norm, report.classes, random))
+    if batch_size is None and random == "original":
+        batch_size = _ORIGINAL_BATCH
+    evaluation = _Evaluation(model, problem, stages, seed, Batches(problem.x, batch_size), on_progress)
+    evaluation.identity |= {"version": str(version), "random": random}
+    if state is not None:
+        evaluation.restore(state)
+    with frozen(model):
+        evaluation.run()
+    return evaluation.result(report)
+
+
+def _clean(model: Model, problem: Problem, seed: int) -> AttackResult:
+    """No attack: which samples are wrong as they are."""
+    oracle = Oracle(model, problem)
+    result = finish(oracle, problem, problem.x)
+    oracle.queries += 1
+    return result
+
+
+class _Evaluation:
+    """The state of all samples while stages go over them."""
+
+    def __init__(
+        self,
+        model: Model,
+        problem: Problem,
+        stages: tuple[Stage, ...],
+        seed: int,
+        batches: Batches,
+        on_progress: Callable[[State], None] | None,
+    ) -> None:
+        self.model, self.problem, self.stages, self.seed = model, problem, stages, seed
+        self.batches = batches
+        self.on_progress = on_progress
+        self.stage = 0
+        self.pending = torch.arange(len(problem), device=problem.x.device)
+        self.broken_by = torch.full_like(problem.y, -1)
+        self.adversarial = problem.x.clone()
+        self.queries = torch.zeros_like(problem.y)
+        self.backwards = torch.zeros_like(problem.y)
+        self.alarms = {name: torch.zeros_like(problem.y, dtype=torch.bool) for name in _ALARMS}
+        self.identity: State = {
+            "norm": problem.norm.name,
+            "seed": seed,
+            "shape": list(problem.x.shape),
+            # Sums tell other images, labels, radii or ids well enough for an honest mistake.
+            "sums": [
+                part.sum(dtype=torch.float64).item()
+                for part in (problem.x, problem.y, problem.eps, problem.ids)
+            ],
+        }
+
+    def run(self) -> None:
+        """Run what is left of the stages."""
+        while self.stage < len(self.stages):
+            self.batches.map(self._attack, self.pending.clone())
+            self.stage += 1
+            self.pending = (self.broken_by < 0).nonzero().squeeze(1)
+
+    def _attack(self, rows: Tensor) -> None:
+        result = self.stages[self.stage].attack(self.model, self.problem[rows], self.seed)
+        broken = rows[result.success]
+        self.broken_by[broken] = self.stage
+        self.adversarial[broken] = result.adversarial[result.success]
+        self.queries[rows] += result.queries
+        self.backwards[rows] += result.backwards
+        for name, alarm in self.alarms.items():
+            if name in result.trace:
+                alarm[rows] |= result.trace[name]
+        self.pending = self.pending[len(rows) :]
+        if self.on_progress is not None:
+            self.on_progress(self._state())
+
+    def _state(self) -> State:
+        return {
+            "format": _FORMAT,
+            "identity": self.identity,
+            "stages": [stage.name for stage in self.stages],
+            "stage": self.stage,
+            "pending": self.pending,
+            "batch_size": self.batches.size,
+            "broken_by": self.broken_by,
+            "adversarial": self.adversarial,
+            "queries": self.queries,
+            "backwards": self.backwards,
+            "alarms": self.alarms,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from ``state``; an AttackError where it belongs to another run."""
+        fresh = self._state()
+        for part in ("format", "stages", "identity"):
+            if state.get(part) != fresh[part]:
+                raise AttackError(
+                    f"the state belongs to another run: its {part} is {state.get(part)}, here it is {fresh[part]}; "
+                    "give the same model, images and options, or start without state"
+                )
+        device = self.problem.x.device
+        self.stage, self.batches.size = state["stage"], state["batch_size"]
+        for name in ("pending", "broken_by", "adversarial", "queries", "backwards"):
+            setattr(self, name, state[name].to(device, copy=True))
+        self.alarms = {name: alarm.to(device, copy=True) for name, alarm in state["alarms"].items()}
+
+    def result(self, report: ModelReport) -> AutoAttackResult:
+        """The outcome so far."""
+        distance = self.problem.norm.length(self.adversarial - self.problem.x)
+        found = AutoAttackResult(
+            self.adversarial,
+            self.broken_by >= 0,
+            self.queries,
+            self.backwards,
+            {"broken_by": self.broken_by, "distance": distance, **self.alarms},
+            tuple(stage.name for stage in self.stages),
+            report,
+        )
+        return replace(found, warnings=(*report.warnings, *_doubts(found)))
+
+
+_ALARMS = ("nan", "outside", "zero_gradient")
+
+
+def _doubts(result: AutoAttackResult) -> list[str]:
+    """What the stages themselves showed to be doubtful, as AutoAttack's own flags do."""
+    lines = []
+    accuracies = result.accuracies()
+    if "square" in accuracies and len(accuracies) > 2:
+        others = min(accuracy for name, accuracy in accuracies.items() if name != "square")
+        if accuracies["square"] < others - _SQUARE_MARGIN:
+            lines.append(
+                f"square took the robust accuracy from {others:.1%} to {accuracies['square']:.1%}: gradients mislead; "
+                "run an audit or adaptive attacks"
+            )
+    flat = result.trace["zero_gradient"].double().mean().item()
+    if flat:
+        lines.append(f"the gradient at a random start was exactly zero for {flat:.1%} of the images")
+    return lines
