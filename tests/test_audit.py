@@ -210,6 +210,6 @@ class ThroughNumPy(nn.Module):
 
 
 def test_a_stage_outside_pytorch_is_attacked_by_differences(base):
-    report = run(ThroughNumPy(base), count=12, budget=replace(SMALL, directions=32))
+    report = run(ThroughNumPy(base), count=8, budget=replace(TINY, difference_steps=8, directions=24))
     assert (report.verdict, report.cause) == (Verdict.MASKED, Cause.DETACHED)
     assert report.robust_accuracy < report.claimed_accuracy
