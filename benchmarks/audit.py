@@ -63,7 +63,7 @@ def main(
             print(*cells(rows[-1]), sep=" | ", flush=True)
     summary = summarise(rows) | {"seconds": time.perf_counter() - start, "workers": workers}
     Console(width=200).print(table(rows))
-    settings = {"n": n, "norm": norm, "eps": eps, "truth": truth}
+    settings = {"n": n, "seeds": seeds, "norm": norm, "eps": eps, "truth": truth}
     page = markdown(rows, summary, settings, machine)
     written = write_results(
         "audit", {"settings": settings, "summary": summary, "rows": rows, "machine": machine}, page
@@ -222,7 +222,8 @@ def markdown(
         "",
         machine_line(machine),
         "",
-        "Repeat with `python -m benchmarks.audit`.",
+        f"Repeat with `python -m benchmarks.audit --n {settings['n']} --seeds {settings['seeds']} --truth "
+        f"{' '.join(settings['truth'])}`.",
     ]
     return "\n".join(lines)
 
