@@ -238,7 +238,6 @@ HEADINGS = (
     "95 % over seeds",
     "95 % over images",
     "seeds",
-    "training s",
 )
 
 
@@ -275,7 +274,8 @@ def markdown(rows: list[dict[str, Any]], found: list[dict[str, Any]], machine: d
         "# Regimes on MNIST",
         "",
         f"Robust accuracy under {rows[0]['attack']} on the first {rows[0]['images']} test images; clean accuracy on "
-        "all 10,000. Made by `python -m benchmarks.regimes --data-root DIR`; finished cells are reused.",
+        f"all 10,000. Made by `python -m benchmarks.regimes --data-root DIR --attack {rows[0]['attack']}`; finished "
+        "cells are reused.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "---|" * len(HEADINGS),
