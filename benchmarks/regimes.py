@@ -104,7 +104,7 @@ class Cell:
 def main(
     data_root: Path | None = None,
     seeds: int = 3,
-    images: int = 200,
+    images: int = 100,
     runs: Path = Path("runs/regimes"),
     threads: int = 2,
     attack: Literal["autoattack", "margin-pgd"] | None = None,
@@ -270,12 +270,13 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def markdown(rows: list[dict[str, Any]], found: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+    attack, images = rows[0]["attack"], rows[0]["images"]
+    command = f"python -m benchmarks.regimes --data-root DIR --attack {attack} --images {images}"
     lines = [
         "# Regimes on MNIST",
         "",
-        f"Robust accuracy under {rows[0]['attack']} on the first {rows[0]['images']} test images; clean accuracy on "
-        f"all 10,000. Made by `python -m benchmarks.regimes --data-root DIR --attack {rows[0]['attack']}`; finished "
-        "cells are reused.",
+        f"Robust accuracy under {attack} on the first {images} test images; clean accuracy on all 10,000. Made by "
+        f"`{command}`; finished cells are reused.",
         "",
         "| " + " | ".join(HEADINGS) + " |",
         "|" + "---|" * len(HEADINGS),
