@@ -11,6 +11,7 @@ from attacks.fgsm import fgsm
 from attacks.pgd import pgd
 from attacks.rays import rays
 from attacks.rng import draws_for
+from attacks.spsa import spsa
 from attacks.square import square
 from attacks.threat import get_norm
 from eval.auditing.arena import Arena, Family
@@ -119,9 +120,10 @@ def straight_through_changes(raw: nn.Module, x: Tensor) -> tuple[bool, str]:
 
 
 def free_attacks(arena: Arena, view: nn.Module, budget: Budget, gradients_missing: bool) -> None:
-    """Attack survivors without gradients: random points, Square, labels alone, finite differences."""
+    """Attack survivors without gradients: random points, Square, SPSA, labels alone, finite differences."""
     random_points(arena, budget.random_points)
     arena.run("Square", Family.FREE, square, view, queries=budget.square_queries)
+    arena.run("SPSA", Family.FREE, spsa, view, queries=budget.spsa_queries)
     label_attack(arena, view, budget.label_queries)
     directions = budget.directions if gradients_missing else budget.directions // 4
     for radius in SMOOTHING:

@@ -12,6 +12,7 @@ class Budget:
         restarts: of the second, longer try.
         targets: classes that the targeted attacks aim at.
         square_queries: of the Square attack.
+        spsa_queries: of SPSA.
         label_queries: of the hard-label attack.
         difference_steps: of PGD on finite differences.
         directions: of a finite-difference gradient; a quarter where gradients exist and it only checks them.
@@ -27,6 +28,7 @@ class Budget:
     restarts: int = 2
     targets: int = 9
     square_queries: int = 1000
+    spsa_queries: int = 1000
     label_queries: int = 800
     difference_steps: int = 15
     directions: int = 64
@@ -45,6 +47,7 @@ class Budget:
             restarts=1,
             targets=3,
             square_queries=self.square_queries // 4,
+            spsa_queries=self.spsa_queries // 4,
             label_queries=self.label_queries // 4,
             directions=self.directions // 4,
             random_points=self.random_points // 4,
@@ -57,6 +60,7 @@ FULL = Budget(
     steps=100,
     restarts=5,
     square_queries=5000,
+    spsa_queries=5000,
     label_queries=5000,
     difference_steps=100,
     directions=128,
