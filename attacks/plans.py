@@ -13,7 +13,7 @@ from attacks.problem import Problem
 from attacks.result import AttackResult
 from attacks.square import Square
 
-VERSIONS = ("standard", "plus", "rand", "fast")
+VERSIONS = ("standard", "plus", "rand")
 STAGES = ("apgd-ce", "apgd-dlr", "apgd-mifpe", "fab", "square", "apgd-t", "fab-t")
 _ORDER = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),

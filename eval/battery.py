@@ -24,7 +24,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgd-margin": ("pgd", {"loss": "margin"}),
     "pgd-dlr": ("pgd", {"loss": "dlr"}),
     "pgd-mifpe": ("pgd", {"loss": "mifpe"}),
-    "autoattack-fast": ("autoattack", {"version": "fast"}),
+    "autoattack": ("autoattack", {}),
     "pgd-paper": ("pgd", {"protocol": "cleverhans", "labels": "predicted", "keep": "last"}),
 }
 DEFAULT_BATTERY = ("fgsm", "pgd", "pgd-cleverhans", "pgd-margin", "pgd-mifpe")

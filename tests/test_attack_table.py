@@ -27,7 +27,7 @@ TABLE = {
     "fab": ({"steps": 5}, ALL),
     "fab_targeted": ({"steps": 5, "num_targets": 2}, ALL),
     "square": ({"queries": 20}, ALL),
-    "autoattack": ({"version": "fast"}, ALL),
+    "autoattack": ({"version": ["apgd-ce", "square"]}, ALL),
     "carlini_wagner": ({"steps": 10, "binary_search_steps": 2}, ("L2",)),
     "deepfool": ({"steps": 5}, ("L2", "Linf")),
     "ddn": ({"steps": 5}, ("L2",)),
