@@ -67,7 +67,7 @@ class Batches:
 
 def default_batch_size(x: Tensor) -> int:
     """Images at once: on a GPU enough to fill it, on a CPU few enough that activations stay in its caches."""
-    pixels, most = (2**22, 4096) if x.is_cuda else (2**18, 128)
+    pixels, most = (3 * 2**19, 4096) if x.is_cuda else (2**18, 128)
     return min(most, max(16, pixels // x[0].numel()))
 
 

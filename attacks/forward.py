@@ -25,14 +25,16 @@ class Gradient(NamedTuple):
 def frozen(model: Model) -> Iterator[None]:
     """Parameters need no gradient inside the block, so backward passes reach the input alone.
 
-    Restored at the end, after errors too; may be nested. A callable that is no ``nn.Module`` has nothing to freeze.
+    Restored at the end, after errors too. May be nested; a caller's inference mode is left meanwhile. A callable
+    that is no ``nn.Module`` has nothing to freeze.
     """
     parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
     needed = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
-        yield
+        with torch.inference_mode(False):
+            yield
     finally:
         for parameter, flag in zip(parameters, needed, strict=True):
             parameter.requires_grad_(flag)

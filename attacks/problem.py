@@ -70,7 +70,13 @@ def pose(
     Raises:
         AttackError: a type, shape, device or range is wrong; the message names value, expectation and remedy.
     """
-    chosen = get_norm(norm)
+    with torch.inference_mode(False):
+        return _pose(get_norm(norm), x, y, eps, targets, sample_ids)
+
+
+def _pose(
+    norm: Norm, x: Tensor, y: Tensor, eps: float | Tensor, targets: Tensor | None, sample_ids: Tensor | None
+) -> Problem:
     x = _images(x)
     y = _integers("y (labels)", y, x)
     if (y < 0).any():
@@ -84,7 +90,7 @@ def pose(
         if sample_ids is None
         else _integers("sample_ids", sample_ids, x)
     )
-    return Problem(x, y, chosen, _radius(eps, chosen, x), ids, targets)
+    return Problem(x, y, norm, _radius(eps, norm, x), ids, targets)
 
 
 def at_least_one(name: str, value: int) -> int:
@@ -102,7 +108,7 @@ def _images(x: Tensor) -> Tensor:
         )
     if x.ndim < 2 or not x.numel():
         raise AttackError(f"images must have shape (N, C, H, W) with N >= 1, got {tuple(x.shape)}")
-    x = x.detach()
+    x = _usable(x.detach())
     low, high = (float(bound) for bound in x.aminmax())
     if not (low >= 0 and high <= 1):
         raise AttackError(
@@ -122,7 +128,12 @@ def _integers(name: str, values: Tensor, x: Tensor) -> Tensor:
         raise AttackError(f"{name} must have shape ({len(x)},), one per image, got {tuple(values.shape)}")
     if values.device != x.device:
         raise AttackError(f"{name} is on {values.device}, the images on {x.device}; move them to one device")
-    return values.long()
+    return _usable(values.long())
+
+
+def _usable(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one made in inference mode, which no backward pass may use."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _radius(eps: float | Tensor, norm: Norm, x: Tensor) -> Tensor:

@@ -313,6 +313,15 @@ def test_expected_gradient_of_a_random_model():
     assert falls[40] > 1.5 * falls[1]
 
 
+@pytest.mark.parametrize("attack", [fgsm, pgd])
+def test_works_in_inference_mode_on_tensors_made_there(attack):
+    model, x, y = cnn_problem(10)
+    expected = attack(model, x, y, norm="Linf", eps=0.04)
+    with torch.inference_mode():
+        found = attack(model, x * 1, y * 1, norm="Linf", eps=0.04)
+    assert torch.equal(found.adversarial, expected.adversarial)
+
+
 def test_stretches_cover_all_steps_once():
     for steps in (1, 2, 7, 100, 1000):
         stretches = list(_stretches(steps))
