@@ -103,19 +103,34 @@ def _training(
     return lambda: model.learn(images, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
 
 
+HEADINGS = ("regime", "images/s", "times plain", "arithmetic", "over arithmetic")
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return a row as text."""
+    numbers = (row[name] for name in ("ratio", "arithmetic", "over_arithmetic"))
+    return row["regime"], f"{row['images_per_second']:,.0f}", *(f"{number:.2f}" for number in numbers)
+
+
 def table(rows: list[dict[str, Any]]) -> Table:
+    """Return the rows for the terminal."""
     grid = Table(title="cost of adversarial training, in forward-backwards of plain training")
-    for index, heading in enumerate(("regime", "images/s", "times plain", "arithmetic", "over arithmetic")):
+    for index, heading in enumerate(HEADINGS):
         grid.add_column(heading, justify="right" if index else "left")
     for row in rows:
-        grid.add_row(
-            row["regime"],
-            f"{row['images_per_second']:,.0f}",
-            f"{row['ratio']:.2f}",
-            f"{row['arithmetic']:.2f}",
-            f"{row['over_arithmetic']:.2f}",
-        )
+        grid.add_row(*cells(row))
     return grid
+
+
+def markdown(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the rows as lines of a Markdown table, with a line on what they count."""
+    return [
+        f"Network `{rows[0]['network']}`, 1x28x28; times and arithmetic in forward-backwards of plain training.",
+        "",
+        "| " + " | ".join(HEADINGS) + " |",
+        "|" + "---|" * len(HEADINGS),
+        *("| " + " | ".join(cells(row)) + " |" for row in rows),
+    ]
 
 
 def main(

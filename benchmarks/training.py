@@ -16,6 +16,7 @@ from rich.table import Table
 
 from agents import A2C, PPO, ExpectedPolicyGradient, Reinforce, Supervised
 from agents.policies import ImagePolicy
+from benchmarks import regime_cost
 from benchmarks import training_peers as peers
 from benchmarks.common import describe_machine, interleave, machine_line, write_results
 from envs import ImageDataset, sb3_env
@@ -47,12 +48,13 @@ WORKLOADS = {
 Row = tuple[str, str, float, float | None]
 
 
-def main(workloads: tuple[str, ...] = (), repeats: int = 7, write: bool = True) -> None:
+def main(workloads: tuple[str, ...] = (), repeats: int = 7, regimes: bool = True, write: bool = True) -> None:
     """Time training.
 
     Args:
         workloads: tiny, small, cnn4, cnn6, cnn6-1024; by default those without cnn6, and all on a GPU.
         repeats: measurements of each contestant, taken in turns.
+        regimes: time adversarial training beside plain training too.
         write: write ``docs/results/training.json`` and ``training.md``.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,12 +64,14 @@ def main(workloads: tuple[str, ...] = (), repeats: int = 7, write: bool = True) 
     for name in track(names, "timing", console=console, transient=True):
         rows += measure(WORKLOADS[name], device, repeats)
     console.print(table(rows))
+    costs = regime_cost.measure(synthetic((1, 28, 28), 4096, device), repeats=repeats) if regimes else []
+    if costs:
+        console.print(regime_cost.table(costs))
     if write:
         machine = describe_machine()
         suffix = "-gpu" if device.type == "cuda" else ""
-        data, text = write_results(
-            f"training{suffix}", {"machine": machine, "rows": rows}, markdown(rows, machine)
-        )
+        payload = {"machine": machine, "rows": rows, "regimes": costs}
+        data, text = write_results(f"training{suffix}", payload, markdown(rows, costs, machine))
         console.print(f"written: {data} and {text}")
 
 
@@ -201,7 +205,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return made
 
 
-def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+def markdown(rows: list[dict[str, Any]], costs: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     """Return the rows as a Markdown page."""
     lines = [
         "# Training speed",
@@ -217,6 +221,8 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         f"PPO runs {EPOCHS} epochs over rollouts of {ROLLOUT_STEPS} steps; its ratio to the bare loop is corrected by",
         f"the cost model's (1 + 3 x {EPOCHS}) / 3. Goals are the project's own.",
     ]
+    if costs:
+        lines += ["", "## Adversarial training", "", *regime_cost.markdown(costs)]
     return "\n".join(lines)
 
 
