@@ -11,102 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.apgd_steps import Steps, radii_schedule, steps_for
+from attacks.apgd_runs import Found, Run, climb
+from attacks.apgd_steps import radii_schedule, steps_for
 from attacks.batches import default_batch_size
 from attacks.forward import Model, Oracle, fast_layout, frozen
-from attacks.losses import Loss, get_loss, misclassified
+from attacks.losses import get_loss, misclassified
 from attacks.pgd import at_least_one
 from attacks.problem import Problem, pose
 from attacks.result import AttackResult, finish, in_batches
-from attacks.runs import Rows, ranked_targets, tries_of, waves
+from attacks.runs import ranked_targets, tries_of, waves
 from attacks.sources import check_random, source_for
 from attacks.threat import per_sample
 
 _STREAM = 1
-
-
-class _Run(Rows):
-    """n ascents in progress, one per (sample, try).
-
-    Attributes:
-        row: the sample, an index into the problem (n,).
-        slot: the place of this run among all that started together (n,).
-        goal: the class to reach (n,), or None.
-        point, grad, loss, logits: where the run is and what the model says there.
-        best, best_grad, best_loss: the point of highest loss so far.
-    """
-
-    def __init__(self, problem: Problem, row: Tensor, goal: Tensor | None, steps: Steps) -> None:
-        self.row = row
-        self.slot = torch.arange(len(row), device=row.device)
-        self.y = problem.y[row]
-        self.goal = goal
-        self.steps = steps
-
-    def evaluate(self, oracle: Oracle, loss: Loss, point: Tensor) -> None:
-        """Move to ``point`` (n, ...) and ask the model there."""
-        self.point = point
-        found = oracle.gradient(point, lambda logits: loss(logits, self.y, self.goal), self.row)
-        self.grad, self.loss, self.logits = found.grad.contiguous(), found.loss, found.logits
-
-    def begin(self, iterations: int) -> None:
-        """Take the present point as the first and best of a stage."""
-        self.best, self.best_grad, self.best_loss = self.point, self.grad, self.loss
-        self.steps.begin(self.point, self.loss, iterations)
-
-    def note(self) -> None:
-        """Keep the present point where it is the best so far."""
-        better = self.loss > self.best_loss
-        wide = per_sample(better, self.point)
-        self.best = torch.where(wide, self.point, self.best)
-        self.best_grad = torch.where(wide, self.grad, self.best_grad)
-        self.best_loss = torch.where(better, self.loss, self.best_loss)
-        self.steps.observe(self.loss)
-
-    def adapt(self) -> None:
-        """Judge the step sizes; where told so, go back to the best point."""
-        back = per_sample(self.steps.judge(self.best, self.best_loss), self.point)
-        self.point = torch.where(back, self.best, self.point)
-        self.grad = torch.where(back, self.best_grad, self.grad)
-
-
-class _Found:
-    """What each of m runs, or samples, has come to.
-
-    Attributes:
-        adversarial: a misclassified point (m, ...) where ``broken`` (m,) says so.
-        best, best_loss: the point of highest loss (m, ...) and its loss (m,).
-        flat: bool (m,), the gradient at a start was exactly zero.
-    """
-
-    def __init__(self, x: Tensor) -> None:
-        self.adversarial = x.clone()
-        self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self.best = x.clone()
-        self.best_loss = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        self.flat = torch.zeros_like(self.broken)
-
-    def broke(self, run: _Run, wrong: Tensor) -> None:
-        """Note the present points of the ``wrong`` (n,) runs as adversarial."""
-        self.adversarial[run.slot[wrong]] = run.point[wrong]
-        self.broken[run.slot[wrong]] = True
-
-    def close(self, run: _Run) -> None:
-        """Note the best points of runs that end."""
-        self.best[run.slot], self.best_loss[run.slot] = run.best, run.best_loss
-
-    def merge(self, rows: Tensor, runs: _Found) -> None:
-        """Take over, for samples ``rows`` (n,), the first success and the highest loss of their tries' ``runs``."""
-        tries = len(runs.broken) // len(rows)
-        first = runs.broken.view(-1, tries).int().argmax(1)
-        highest = runs.best_loss.view(-1, tries).argmax(1)
-        offset = torch.arange(len(rows), device=rows.device) * tries
-        self.adversarial[rows] = runs.adversarial[offset + first]
-        self.broken[rows] = runs.broken[offset + first]
-        self.flat[rows] |= runs.flat.view(-1, tries).any(1)
-        better = runs.best_loss[offset + highest] > self.best_loss[rows]
-        self.best[rows[better]] = runs.best[(offset + highest)[better]]
-        self.best_loss[rows[better]] = runs.best_loss[(offset + highest)[better]]
 
 
 @dataclass(frozen=True)
@@ -143,7 +60,7 @@ class _Attack:
             clean = self.oracle.clean_logits()
             wrong = misclassified(clean, self.problem.y)
             self.goals = ranked_targets(clean, self.problem.y, self.options.num_targets)
-            found = _Found(self.problem.x)
+            found = Found(self.problem.x)
             found.broken |= wrong
             for wave in self._waves():
                 rows = (~found.broken).nonzero().squeeze(1)
@@ -161,45 +78,21 @@ class _Attack:
         most = max(len(self.problem), default_batch_size(self.problem.x))
         return most if self.source.original else max(1, most // tries)
 
-    def _lockstep(self, rows: Tensor, wave: range) -> _Found:
+    def _lockstep(self, rows: Tensor, wave: range) -> Found:
         """Some tries of the samples ``rows`` (n,) together, through all stages of the radius."""
         row, attempt = tries_of(rows, wave)
         goal = self.goals[row, attempt // self.options.restarts] if self.options.num_targets else None
-        found = _Found(self.problem.x[row])
+        found = Found(self.problem.x[row])
         stages = radii_schedule(self.problem.norm.name, self.options.steps)
         point: Tensor | None = None
         for factor, iterations in stages:
-            steps = steps_for(self.problem, row, factor, self.source.original)
+            steps = steps_for(self.problem, row, factor, original=self.source.original)
             start = steps.start(self.source, row, attempt) if point is None else point
-            run = _Run(self.problem, row, goal, steps)
+            run = Run(self.problem, row, goal, steps)
             run.point = steps.enter(start, self.source, row)
-            self._climb(run, found, iterations, judge=factor == 1)
+            climb(self.oracle, run, found, self.loss, iterations, judge=factor == 1, leave=self.leave)
             point = found.best
         return found
-
-    def _climb(self, run: _Run, found: _Found, iterations: int, *, judge: bool) -> None:
-        """``iterations`` steps of all runs from their present points; success counts where ``judge`` says so."""
-        run.evaluate(self.oracle, self.loss, run.point)
-        run.begin(iterations)
-        found.flat |= (run.grad == 0).flatten(1).all(1)
-        wait = run.steps.window
-        for iteration in range(iterations + 1):
-            if iteration:
-                run.evaluate(self.oracle, self.loss, run.steps.advance(run.point, run.grad))
-                run.note()
-                wait -= 1
-            wrong = misclassified(run.logits, run.y)
-            if judge and wrong.any():
-                found.broke(run, wrong)
-                if self.leave:
-                    found.close(run)
-                    run.keep(~torch.isin(run.row, run.row[wrong]))
-                    if not len(run.row):
-                        return
-            if iteration and not wait:
-                run.adapt()
-                wait = run.steps.window
-        found.close(run)
 
 
 def apgd(

@@ -25,18 +25,20 @@ class Steps(Rows, ABC):
     """The step rule of n runs around the images ``x`` (n, ...) with radii ``eps`` (n, 1, ...).
 
     Attributes:
-        step: step sizes (n, 1, ...).
-        window: iterations until the step size is judged next.
+        largest: the step sizes to begin with (n, 1, ...).
+        step: the present ones.
+        window: iterations until they are judged next.
     """
 
     first: ClassVar[float]
-    window: int
     step: Tensor
+    window: int
 
-    def __init__(self, x: Tensor, eps: Tensor, original: bool) -> None:
+    def __init__(self, x: Tensor, eps: Tensor, original: bool, shrink: float) -> None:
         self.x = x
         self.eps = per_sample(eps, x)
         self.original = original
+        self.largest = shrink * self.first * self.eps
 
     @abstractmethod
     def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
@@ -78,7 +80,7 @@ class MomentumSteps(Steps):
         self.window = max(int(0.22 * iterations), 1)
         self.shorter = max(int(0.03 * iterations), 1)
         self.shortest = max(int(0.06 * iterations), 1)
-        self.step = self.first * self.eps
+        self.step = self.largest
         self.momentum = 0.0
         self.previous = point
         self.rises = torch.zeros_like(loss)
@@ -123,8 +125,8 @@ class MomentumSteps(Steps):
 class LinfSteps(MomentumSteps):
     """Sign steps inside a box."""
 
-    def __init__(self, x: Tensor, eps: Tensor, original: bool) -> None:
-        super().__init__(x, eps, original)
+    def __init__(self, x: Tensor, eps: Tensor, original: bool, shrink: float) -> None:
+        super().__init__(x, eps, original, shrink)
         self.lower = (x - self.eps).clamp_(min=0)
         self.upper = (x + self.eps).clamp_(max=1)
 
@@ -184,7 +186,7 @@ class L1Steps(Steps):
     def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
         """See `Steps`."""
         self.window = max(int(0.04 * iterations), 1)
-        self.step = self.first * self.eps
+        self.step = self.largest
         self.changed = _changed(point, self.x)
         self.share = self.changed / self.x[0].numel() / 1.5
 
@@ -210,8 +212,8 @@ class L1Steps(Steps):
         changed = _changed(best, self.x)
         sparser = changed / self.changed < 0.95
         self.share = changed / self.x[0].numel() / 1.5
-        step = torch.where(per_sample(sparser, self.step), self.first * self.eps, self.step / 1.5)
-        self.step = torch.clamp(step, self.first * self.eps / 10, self.first * self.eps)
+        step = torch.where(per_sample(sparser, self.step), self.largest, self.step / 1.5)
+        self.step = torch.clamp(step, self.largest / 10, self.largest)
         self.changed = changed
         return sparser
 
@@ -219,9 +221,19 @@ class L1Steps(Steps):
 _STEPS: dict[str, type[Steps]] = {"Linf": LinfSteps, "L2": L2Steps, "L1": L1Steps}
 
 
-def steps_for(problem: Problem, rows: Tensor, factor: float, original: bool) -> Steps:
-    """The step rule of the problem's norm for these ``rows`` (n,), at ``factor`` times their radii."""
-    return _STEPS[problem.norm.name](problem.x[rows], factor * problem.eps[rows], original)
+def steps_for(
+    problem: Problem, rows: Tensor, factor: float = 1.0, *, original: bool = False, shrink: float = 1.0
+) -> Steps:
+    """The step rule of the problem's norm for these ``rows`` (n,).
+
+    Args:
+        problem: all samples.
+        rows: which of them, repeats allowed.
+        factor: of their radii.
+        original: take the published code's arithmetic.
+        shrink: of the first step size, for runs that go on from a good point.
+    """
+    return _STEPS[problem.norm.name](problem.x[rows], factor * problem.eps[rows], original, shrink)
 
 
 def radii_schedule(norm: str, iterations: int) -> list[tuple[float, int]]:

@@ -21,6 +21,7 @@ from attacks.pgd import at_least_one
 from attacks.problem import Problem, pose
 from attacks.result import AttackResult, finish, in_batches
 from attacks.runs import Rows, ranked_targets, tries_of, waves
+from attacks.scores import quick_scores
 from attacks.sources import check_random, source_for
 from attacks.threat import ball_and_box, per_sample
 
@@ -91,6 +92,10 @@ class _Attack:
 
     def run(self) -> AttackResult:
         """All tries, then the verification."""
+        if not self.source.original:
+            tries = self.options.restarts * max(1, self.options.num_targets)
+            passes = len(self.problem) * self.options.steps * tries
+            self.oracle.scorer = quick_scores(self.oracle.model, self.problem.x, passes)
         with nullcontext() if self.source.original else fast_layout(self.oracle.model):
             clean = self.oracle.clean_logits()
             wrong = misclassified(clean, self.problem.y)

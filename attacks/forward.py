@@ -74,24 +74,25 @@ class Oracle:
     that an attack may go on with the survivors alone.
 
     Attributes:
+        scorer: what `logits` asks: the model, or a faster function with the same logits.
         queries: forward passes so far (N,) int64.
         backwards: backward passes so far (N,) int64.
     """
 
     def __init__(self, model: Model, problem: Problem, *, samples: int = 1) -> None:
         """Wrap ``model``; ``samples`` > 1 averages gradients over that many passes, for random outputs."""
-        self.model = model
+        self.model = self.scorer = model
         self.problem = problem
         self.samples = samples
-        self.queries = torch.zeros(len(problem), dtype=torch.int64, device=problem.x.device)
-        self.backwards = torch.zeros_like(self.queries)
+        self._passes = torch.zeros(2, len(problem), dtype=torch.int64, device=problem.x.device)
+        self.queries, self.backwards = self._passes  # two views
         self._witness = next(
             (w for w in _convolution_weights(model) if w.shape[1] > 1 < w[0, 0].numel()), None
         )
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
-        logits = forward(self.model, self._lay_out(x))
+        logits = forward(self.scorer, self._lay_out(x) if self.scorer is self.model else x)
         _count(self.queries, rows, 1)
         return logits
 
@@ -129,8 +130,7 @@ class Oracle:
         for _ in range(self.samples - 1):
             more = self._gradient(x, loss)
             total = Gradient(total.grad + more.grad, total.loss + more.loss, total.logits + more.logits)
-        _count(self.queries, rows, self.samples)
-        _count(self.backwards, rows, self.samples)
+        _count(self._passes, rows, self.samples)
         return total if self.samples == 1 else Gradient(*(part / self.samples for part in total))
 
     def jacobian(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -203,7 +203,9 @@ def _logits(model: Model, x: Tensor) -> Tensor:
 
 
 def _count(counts: Tensor, rows: Tensor | None, times: int) -> None:
+    """Add ``times`` to the counts (..., N) of ``rows``, which may name a sample more than once."""
     if rows is None:
         counts += times
     else:
-        counts.index_add_(0, rows, torch.full_like(rows, times))
+        one = torch.ones((), dtype=counts.dtype, device=counts.device)
+        counts.index_add_(-1, rows, one.expand(*counts.shape[:-1], len(rows)), alpha=times)

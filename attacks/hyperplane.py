@@ -10,6 +10,7 @@ from torch import Tensor
 
 _PASSES = 30
 _CLOSE = 1e-6
+_FAR = 1e30
 
 
 def to_hyperplane(norm: str, points: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -22,27 +23,32 @@ def to_hyperplane(norm: str, points: Tensor, w: Tensor, b: Tensor) -> Tensor:
         b: offsets (n,).
     """
     excess = (w * points).sum(1) - b
-    w = w * torch.where(excess >= 0, 1, -1)[:, None]
+    downhill = w * torch.where(excess >= 0, -1, 1)[:, None]
     slope = w.abs()
-    room = torch.where(w > 0, points, 1 - points).masked_fill_(w == 0, 0)
+    room = torch.where(downhill > 0, 1 - points, points)
     if norm == "L1":
-        return -w.sign() * _by_steepness(excess.abs(), slope, room)
-    return -w.sign() * _by_level(excess.abs(), slope, room, slope if norm == "L2" else None)
+        sizes = _by_steepness(excess.abs(), slope, room)
+    else:
+        sizes = _by_level(excess.abs(), slope, room, slope if norm == "L2" else None)
+    return downhill.sign_().mul_(sizes)
 
 
 def _by_level(excess: Tensor, slope: Tensor, room: Tensor, speed: Tensor | None) -> Tensor:
-    """Sizes min(level * speed, room) (n, D) with sum(slope * size) = excess, or all the room."""
-    level = torch.zeros_like(excess)
+    """Sizes min(level * speed, room) (n, D) with sum(slope * size) = excess, or all the room; speed 1 if None."""
     rate = slope if speed is None else slope * speed
+    tiny = torch.finfo(rate.dtype).tiny
+    # At level 0 every pixel with room moves. Newton's steps never overshoot a concave function from below.
+    level = (excess / torch.where(room > 0, rate, 0).sum(1).clamp_min(tiny)).clamp_max(_FAR)
     for _ in range(_PASSES):
-        reached = level[:, None].expand_as(room) if speed is None else level[:, None] * speed
-        gained = (slope * torch.minimum(reached, room)).sum(1)
-        missing = excess - gained
-        still = torch.where(reached < room, rate, 0).sum(1)
-        if ((missing <= _CLOSE * excess) | (still == 0)).all():
+        reached = level[:, None] if speed is None else level[:, None] * speed
+        sizes = torch.minimum(room, reached)
+        missing = excess - (slope * sizes).sum(1)
+        free = torch.where(reached < room, rate, 0).sum(1)
+        short = (missing > _CLOSE * excess) & (free > 0)
+        if not short.any():
             break
-        level = level + torch.where(still > 0, missing.clamp_min(0) / still, 0)
-    return torch.minimum(reached, room)
+        level = torch.where(short, level + missing / free, level).clamp_max(_FAR)
+    return sizes
 
 
 def _by_steepness(excess: Tensor, slope: Tensor, room: Tensor) -> Tensor:

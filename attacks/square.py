@@ -18,6 +18,7 @@ from attacks.pgd import at_least_one
 from attacks.problem import Problem, pose
 from attacks.result import AttackResult, finish, in_batches
 from attacks.runs import Rows
+from attacks.scores import quick_scores
 from attacks.sources import Source, check_random, source_for
 from attacks.square_moves import Moves, moves_for
 from attacks.threat import per_sample
@@ -82,6 +83,9 @@ class _Attack:
 
     def run(self) -> AttackResult:
         """All restarts, then the verification."""
+        if not self.source.original:
+            passes = len(self.problem) * self.options.queries
+            self.oracle.scorer = quick_scores(self.oracle.model, self.problem.x, passes)
         with nullcontext() if self.source.original else fast_layout(self.oracle.model):
             wrong = misclassified(self.oracle.clean_logits(), self.problem.y)
             self.broken |= wrong

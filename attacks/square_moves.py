@@ -73,7 +73,9 @@ class LinfMoves(Moves):
         """See `Moves`."""
         inside = _inside(best, *_corner(best, side, numbers[:, :2]), side)
         colour = _signs(numbers[:, 2:])[:, :, None, None]
-        return torch.clamp(best + 2 * self.eps * colour * inside, self.lower, self.upper)
+        if self.original:
+            return torch.clamp(best + 2 * self.eps * colour * inside, self.lower, self.upper)
+        return torch.where(inside, torch.where(colour > 0, self.upper, self.lower), best)
 
 
 class MassMoves(Moves):
@@ -204,11 +206,11 @@ def _corner(images: Tensor, side: int, uniform: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _inside(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """1 inside the windows, 0 outside: (n, 1, H, W) like ``images``."""
+    """True inside the windows: (n, 1, H, W) for ``images`` (n, C, H, W)."""
     down = torch.arange(images.shape[2], device=images.device) - top[:, None]
     right = torch.arange(images.shape[3], device=images.device) - left[:, None]
     rows, columns = (down >= 0) & (down < side), (right >= 0) & (right < side)
-    return (rows[:, None, :, None] & columns[:, None, None, :]).to(images.dtype)
+    return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 def _window(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:

@@ -133,12 +133,10 @@ class Walk:
         labels, targets, step_size = self.labels[rows], self._targets(rows, restart), options.step_size[rows]
         best = _Best(self.best[rows], self.best_loss[rows], self.reached[rows])
         shortened = torch.zeros_like(part.eps)
-        scale = options.averaged_over if options.cleverhans else 1
         x_adv = self._start(rows, part, restart) if first == 0 else self.x_adv[rows]
 
         for index in range(first, last):
-            found = self.oracle.gradient(x_adv, lambda z: options.loss(z, labels, targets) / scale, rows)
-            found = found._replace(loss=found.loss * scale)
+            found = self._gradient(x_adv, rows, labels, targets)
             if options.keep != "last":
                 best.consider(x_adv, found.loss, self._reaches(part, found.logits))
             if options.on_step:
@@ -153,6 +151,17 @@ class Walk:
         self.best_loss[rows], self.reached[rows] = best.loss, best.reached
         self.shortened[rows] += shortened
         self.taken[rows] += last - first
+
+    def _gradient(self, x_adv: Tensor, rows: Tensor, labels: Tensor, targets: Tensor | None) -> Gradient:
+        """Gradient, loss and logits; of the averaged loss under the cleverhans protocol, but for the loss itself."""
+        options = self.options
+        if not options.cleverhans:
+            return self.oracle.gradient(x_adv, lambda logits: options.loss(logits, labels, targets), rows)
+        count = options.averaged_over
+        found = self.oracle.gradient(
+            x_adv, lambda logits: options.loss(logits, labels, targets) / count, rows
+        )
+        return found._replace(loss=found.loss * count)
 
     def _move(self, x_adv: Tensor, grad: Tensor, part: Problem, step_size: Tensor) -> Tensor:
         """One step and the way back into ball and box."""
@@ -232,7 +241,7 @@ class _Best:
     reached: Tensor
 
     def consider(self, x_adv: Tensor, loss: Tensor, reached: Tensor) -> None:
-        better = (reached & ~self.reached) | ((reached == self.reached) & (loss > self.loss))
+        better = torch.where(reached == self.reached, loss > self.loss, reached)
         torch.where(per_sample(better, self.x), x_adv, self.x, out=self.x)
         self.loss = torch.where(better, loss, self.loss)
         self.reached = self.reached | reached
