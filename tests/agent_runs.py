@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,12 @@ def state(path: Path) -> dict:
     return checkpoint
 
 
+def policy(path: Path) -> dict:
+    """Return the weights in SB3's zip; the rest of it holds times."""
+    with zipfile.ZipFile(path / "policy.zip") as archive:
+        return torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True)
+
+
 def same(first, second) -> bool:
     """Compare nested containers of tensors and numbers bit by bit."""
     if isinstance(first, torch.Tensor):
@@ -134,6 +142,7 @@ def same(first, second) -> bool:
 def assert_same_runs(found: Path, expected: Path) -> None:
     """Assert that two finished runs left the same weights, state, metrics, curves and summary."""
     assert (found / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes()
+    assert same(policy(found), policy(expected))
     assert metrics(found) == metrics(expected)
     assert summary(found) == summary(expected)
     found_state, expected_state = state(found), state(expected)
