@@ -167,14 +167,17 @@ def read_results(path: str | Path) -> AttackResults:
     Raises:
         InputError: the file is missing, damaged, or of another format.
     """
-    path = Path(path)
-    content = read_json(path)
+    return parse_results(read_json(path), str(path))
+
+
+def parse_results(content: Any, origin: str) -> AttackResults:
+    """Check the decoded content of the result file ``origin``; errors as `read_results`."""
     try:
         return _from_json(content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
-            f"{path} is not a result file of format {FORMAT} ({reason}); delete it and rerun"
+            f"{origin} is not a result file of format {FORMAT} ({reason}); delete it and rerun"
         ) from None
 
 
