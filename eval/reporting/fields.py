@@ -6,6 +6,8 @@ from typing import Any
 from envs.errors import InputError
 
 TEXT_LENGTH = 20_000
+_DEPTH = 8
+_MOST_SETTINGS = 1_000
 
 
 class Fields:
@@ -122,26 +124,33 @@ def describe(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def plain(value: Any) -> str:
-    """Return any JSON value as short text."""
+def plain(value: Any, depth: int = 0) -> str:
+    """Return any JSON value as text; what is nested too deeply to be read is left out."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
         return "–"
+    if isinstance(value, dict | list) and depth >= _DEPTH:
+        return "…"
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items())[:TEXT_LENGTH]
+        return ", ".join(f"{key}: {plain(item, depth + 1)}" for key, item in value.items())[:TEXT_LENGTH]
     if isinstance(value, list):
-        return ", ".join(plain(item) for item in value)[:TEXT_LENGTH]
+        return ", ".join(plain(item, depth + 1) for item in value)[:TEXT_LENGTH]
     return f"{value:.6g}" if isinstance(value, float) else str(value)[:TEXT_LENGTH]
 
 
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as ``outer.inner`` to text; lists of objects stay one entry."""
+def flatten(value: dict[str, Any]) -> dict[str, str]:
+    """Return nested settings as ``outer.inner`` to text, as many as a page can show; lists stay one entry."""
     flat: dict[str, str] = {}
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(item, dict) and item:
-            flat |= flatten(item, f"{name}.")
-        else:
-            flat[name] = plain(item)
+    waiting = [("", value, 0)]
+    while waiting and len(flat) < _MOST_SETTINGS:
+        prefix, found, depth = waiting.pop()
+        inner = []
+        for key, item in list(found.items())[:_MOST_SETTINGS]:
+            name = f"{prefix}{key}"[:200]
+            if isinstance(item, dict) and item and depth < _DEPTH:
+                inner.append((f"{name}.", item, depth + 1))
+            else:
+                flat[name] = plain(item)
+        waiting += reversed(inner)
     return flat

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from envs.errors import InputError
-from eval.reporting.fields import Fields, describe, finite, plain
+from eval.reporting.fields import TEXT_LENGTH, Fields, describe, finite, plain
 from eval.reporting.folder import Folder
 
 FORMAT = 1
@@ -15,6 +15,7 @@ _MOST_CELLS = 5_000
 _MOST_TABLES = 200
 _MOST_ROWS = 20_000
 _MOST_COLUMNS = 200
+_MOST_ENTRIES = 200_000
 _MOST_FIGURES = 500
 
 
@@ -117,6 +118,12 @@ def read_study(folder: Folder) -> Study:
     if fields.value.get("format") != FORMAT:
         raise fields.error("format", f"{FORMAT}; the file was written by another version")
     machine = fields.value.get("machine")
+    tables = tuple(_table(item) for item in fields.objects("tables", _MOST_TABLES))
+    entries = sum(len(table.columns) * len(table.rows) for table in tables)
+    if entries > _MOST_ENTRIES:
+        raise InputError(
+            f"{STUDY_FILE}: the tables have {entries} entries; at most {_MOST_ENTRIES} are shown"
+        )
     return Study(
         name=fields.text("name", folder.path.resolve().name),
         created=fields.text("created"),
@@ -125,7 +132,7 @@ def read_study(folder: Folder) -> Study:
         machine=_words(machine) if isinstance(machine, dict) else {"machine": plain(machine or "")},
         config=fields.mapping("config"),
         cells=tuple(_cell(item) for item in fields.objects("cells", _MOST_CELLS)),
-        tables=tuple(_table(item) for item in fields.objects("tables", _MOST_TABLES)),
+        tables=tables,
         figures=tuple(_figure(item) for item in fields.objects("figures", _MOST_FIGURES)),
         reading=tuple(_sentence(item) for item in fields.items("reading", 200)),
     )
@@ -136,7 +143,7 @@ def _words(mapping: dict[str, Any]) -> dict[str, str]:
 
 
 def _sentence(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > TEXT_LENGTH:
         raise InputError(f"{STUDY_FILE}: reading holds {describe(value)}; expected sentences")
     return value
 
