@@ -1,5 +1,6 @@
 """Policies, algorithms and the training of image classifiers by reinforcement learning."""
 
+import attacks.starting as _starting  # noqa: F401 - before what takes long
 from agents.adversarial_env import AdversarialObservation
 from agents.classifier import Classifier, extract_classifier, load_classifier, save_classifier
 from agents.direct import ExpectedPolicyGradient, Reinforce, Supervised

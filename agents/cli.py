@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from attacks.errors import AttackError
+from attacks.starting import interruptible
 from envs.errors import InputError
 
 USAGE_ERROR = 2
@@ -34,6 +35,7 @@ def parse_number(text: str) -> float:
         raise ValueError(f"{text!r} is not a number; expected e.g. 0.1 or 8/255") from None
 
 
+@interruptible()
 def run_cli(
     main: Callable[[Any], int | None],
     config_class: Any,

@@ -1,5 +1,6 @@
 """Adversarial attacks as functions; needs PyTorch alone."""
 
+import attacks.starting as _starting  # noqa: F401 - before what takes long
 from attacks.apgd import apgd, apgd_targeted
 from attacks.autoattack import AutoAttackResult, autoattack
 from attacks.bpda import BPDA

@@ -1,8 +1,10 @@
 """Finished parts of an unfinished evaluation, so that a killed one goes on where it stopped."""
 
 import contextlib
+import fcntl
 import io
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from envs.errors import InputError
 from envs.files import write_atomic
 
 _STATE = "state.pt"
@@ -60,6 +63,41 @@ class PartialStore:
     def __init__(self, folder: Path, required: tuple[str, ...] = REQUIRED) -> None:
         self.folder = folder
         self.required = required
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other processes from the same work; the lock ends with the process, however that ends.
+
+        Raises:
+            InputError: another process is at it.
+        """
+        handle = self._lock_folder()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # not empty: the parts stay for the next call
+                self.folder.rmdir()
+                self.folder.parent.rmdir()
+            os.close(handle)
+
+    def _lock_folder(self) -> int:
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(self.folder, os.O_RDONLY)
+            except FileNotFoundError:  # the process that held it has just finished and removed it
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(handle)
+                path = self.folder.parent.parent / f"{self.folder.name}.json"
+                raise InputError(
+                    f"another process is making {path}; wait for it, or choose another --results-dir"
+                ) from None
+            if os.fstat(handle).st_nlink:
+                return handle
+            os.close(handle)  # removed between opening and locking
 
     def write(self, part: Part) -> None:
         """Keep one part."""

@@ -99,7 +99,15 @@ def stored_results(path: Path, with_images: bool = False) -> AttackResults | Non
     """
     if not path.is_file() or (with_images and not images_path(path).is_file()):
         return None
-    return read_results(path)
+    results = read_results(path)
+    _store(path).remove()  # a kill between the last two steps of `run_attack` leaves the parts
+    return results
+
+
+def _store(path: Path, with_images: bool = False) -> PartialStore:
+    """Return where the parts of the result file ``path`` are kept until it is written."""
+    required = (*REQUIRED, "adversarial") if with_images else REQUIRED
+    return PartialStore(path.parent / ".partial" / path.stem, required)
 
 
 def check_batch_size(batch_size: int | None) -> None:
@@ -138,20 +146,53 @@ def run_attack(
     """
     check_batch_size(batch_size)
     attack = spec.record()
-    path, store = None, None
-    if results_dir is not None:
-        path = result_path(target, samples, spec, results_dir)
-        required = (*REQUIRED, "adversarial") if save_images else REQUIRED
-        store = PartialStore(results_dir / ".partial" / path.stem, required)
-    outcome = _Run(target, samples, spec, batch_size, save_images, store, report).finish()
-    images = outcome.columns.pop("adversarial", None)
-    results = _assemble(target, samples, spec, attack, outcome)
-    if path is not None and store is not None:
+    if results_dir is None:
+        return _assemble(
+            target, samples, spec, attack, _Run(target, samples, spec, batch_size, report=report).finish()
+        )
+    path = result_path(target, samples, spec, results_dir)
+    store = _store(path, save_images)
+    with store.hold():
+        outcome = _Run(target, samples, spec, batch_size, save_images, store, report).finish()
+        images = outcome.columns.pop("adversarial", None)
+        results = _assemble(target, samples, spec, attack, outcome)
         if images is not None:
             write_atomic(images_path(path), save({"adversarial": images, "indices": samples.indices}))
         write_results(path, results)
         store.remove()
     return results
+
+
+def attack_rows(
+    target: Target,
+    samples: Samples,
+    spec: AttackSpec,
+    rows: slice,
+    *,
+    results_dir: Path,
+    batch_size: int | None = None,
+) -> None:
+    """Attack some of the samples and leave their outcomes where `run_attack` finds those of an interrupted call.
+
+    Workers that share the directory so divide the images of one model among them; a last `run_attack` joins the parts
+    and does what is missing. No outcome depends on the division.
+
+    Args:
+        target: the classifier.
+        samples: all of the images.
+        spec: the attack.
+        rows: which of the samples, ``start`` and ``stop`` given.
+        results_dir: where `run_attack` writes the result file.
+        batch_size: most images at once; chosen by the attack by default.
+
+    Raises:
+        InputError, AttackError: a wrong option or model.
+    """
+    check_batch_size(batch_size)
+    store = _store(result_path(target, samples, spec, results_dir))
+    done = {(part.start, part.stop) for part in store.read(len(samples))}
+    if rows.start < rows.stop and (rows.start, rows.stop) not in done:
+        store.write(_Run(target, samples, spec, batch_size).attack(rows))
 
 
 class _Run:
@@ -163,9 +204,9 @@ class _Run:
         samples: Samples,
         spec: AttackSpec,
         batch_size: int | None,
-        save_images: bool,
-        store: PartialStore | None,
-        report: Report | None,
+        save_images: bool = False,
+        store: PartialStore | None = None,
+        report: Report | None = None,
     ) -> None:
         self.target, self.samples, self.spec = target, samples, spec
         self.options = resolve_options(spec.name, spec.options)
@@ -178,7 +219,7 @@ class _Run:
         n, kept, started = len(self.samples), self._done(), time.perf_counter()
         try:
             for rows in gaps(self.parts.copy(), n, self._chunk()):
-                part = self._attack(rows)
+                part = self.attack(rows)
                 self.parts.append(part)
                 if self.store is not None:
                     self.store.write(part)
@@ -205,7 +246,8 @@ class _Run:
     def _images(self, rows: slice) -> tuple[Tensor, Tensor]:
         return self.samples.batch(rows, self.target.device)
 
-    def _attack(self, rows: slice) -> Part:
+    def attack(self, rows: slice) -> Part:
+        """Attack some rows of the samples."""
         x, y = self._images(rows)
         watch = Watch(self.store, self.report)
         result = run_function(
