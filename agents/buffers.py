@@ -13,6 +13,8 @@ from torch import Tensor
 from agents.dropout import sample_seeds
 from envs.task import ImageTask
 
+_LEARNT_FROM = ("values", "log_probs", "advantages", "returns")
+
 
 class ImageRolloutBuffer(RolloutBuffer):
     """A rollout of an :class:`~envs.task.ImageTask`, kept as tensors ``(steps, envs)`` on the device.
@@ -46,6 +48,12 @@ class ImageRolloutBuffer(RolloutBuffer):
     def values(self) -> np.ndarray:  # type: ignore[override]
         """Value predictions ``(steps, envs)``; a copy on the host."""
         return self._floats["values"].cpu().numpy()
+
+    def explained_variance(self) -> Tensor:
+        """Return ``1 - var(returns - values) / var(returns)``, a scalar on the device; NaN for constant returns."""
+        returns, values = self._floats["returns"], self._floats["values"]
+        spread = returns.var(correction=0)
+        return torch.where(spread == 0, torch.nan, 1 - (returns - values).var(correction=0) / spread)
 
     @property
     def returns(self) -> np.ndarray:  # type: ignore[override]
@@ -81,8 +89,8 @@ class ImageRolloutBuffer(RolloutBuffer):
         total = self.buffer_size * self.n_envs
         order = torch.randperm(total, device=self.device)
         for rows in order.split(batch_size or total):
-            integers = {name: value.view(-1)[rows] for name, value in self._integers.items()}
-            floats = {name: value.view(-1)[rows] for name, value in self._floats.items()}
+            integers = {name: value.view(-1).index_select(0, rows) for name, value in self._integers.items()}
+            floats = {name: self._floats[name].view(-1).index_select(0, rows) for name in _LEARNT_FROM}
             with sample_seeds(integers["sample_seeds"]):
                 yield RolloutBufferSamples(
                     observations=self._observations(rows, integers),

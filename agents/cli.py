@@ -14,6 +14,7 @@ import tyro
 
 from attacks.errors import AttackError
 from attacks.starting import interruptible
+from envs.allocator import keep_freed_memory
 from envs.errors import InputError
 
 USAGE_ERROR = 2
@@ -55,6 +56,7 @@ def run_cli(
     try:
         start = defaults(arguments) if defaults else None
         known = {} if start is None else {"default": start}
+        keep_freed_memory()
         options: dict[str, Any] = {"prog": prog, "args": arguments, "description": main.__doc__, **known}
         return main(_parse(config_class, options)) or 0
     except SystemExit as stop:  # the help has been printed

@@ -54,8 +54,9 @@ def explore_whole_batch(actions: Tensor, num_actions: int, exploration: float) -
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in nats, of logits ``(N, K)`` and labels ``(N,)``."""
-    return F.cross_entropy(logits.float(), labels)
+    """Return the mean cross-entropy, in nats, of logits ``(N, K)`` and labels ``(N,)``; see :func:`log_softmax`."""
+    logits = logits.float()
+    return (logits.logsumexp(-1) - logits.gather(-1, labels[:, None])[:, 0]).mean()
 
 
 def sampled_policy_gradient(log_probs: Tensor, returns: Tensor) -> Tensor:
@@ -93,8 +94,13 @@ def divergence(clean_logits: Tensor, attacked_logits: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Return the mean entropy, in nats, of the softmax of logits ``(N, K)``."""
-    log_probs = log_softmax(logits)
-    return -(log_probs.exp() * log_probs).sum(-1).mean()
+    return entropies(log_softmax(logits)).mean()
+
+
+def entropies(log_probs: Tensor) -> Tensor:
+    """Return the entropies ``(N,)``, in nats, of log-probabilities ``(N, K)``; at least those of float32's range."""
+    log_probs = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)  # 0 log 0 is 0
+    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def sample_actions(log_weights: Tensor, floor: float = 0.0) -> Tensor:

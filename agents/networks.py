@@ -218,7 +218,11 @@ class _Stack:
     def pool(self) -> "_Stack":
         """Append a 2x2 max pool; a side of one pixel stays."""
         sides = (min(2, self.height), min(2, self.width))
-        self.layers.append(nn.MaxPool2d(sides))
+        pool = nn.MaxPool2d(sides)
+        if isinstance(self.layers[-1], nn.ReLU):  # they commute, and ReLU after the pool sees a quarter
+            self.layers.insert(-1, pool)
+        else:
+            self.layers.append(pool)
         self.height, self.width = self.height // sides[0], self.width // sides[1]
         return self
 

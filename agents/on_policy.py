@@ -13,6 +13,7 @@ from agents.base import ImageAlgorithm
 from agents.buffers import ImageRolloutBuffer
 from agents.dropout import frozen_batchnorm, refresh_batchnorm, sample_seeds
 from agents.policies import ImagePolicy
+from agents.ppo_update import update
 
 
 class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
@@ -24,14 +25,17 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
     """
 
     policy: ImagePolicy
+    rollout_buffer: Any  # an ImageRolloutBuffer, or SB3's with a NumPy environment
 
     def _setup_model(self) -> None:
         if self.rollout_buffer_class is None and getattr(self.env, "tensors", False):
             self.rollout_buffer_class = getattr(self.env, "rollout_buffer_class", ImageRolloutBuffer)
         super()._setup_model()
+        self._parameters = list(self.policy.parameters())
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout_buffer_class"]  # chosen anew for the environment
+        # the buffer is chosen anew for the environment
+        return [*super()._excluded_save_params(), "_parameters", "rollout_buffer_class"]
 
     def collect_rollouts(
         self, env: Any, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -90,13 +94,19 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         if not isinstance(self.rollout_buffer, ImageRolloutBuffer):
             return super().train()
         with frozen_batchnorm(self.policy):
-            super().train()
+            self._update()
         self.watch_weights()
         return None
 
+    def _update(self) -> None:
+        super().train()
+
 
 class PPO(TensorRollouts, ppo.PPO):
-    """SB3's PPO (Schulman et al. 2017, arXiv 1707.06347) with device-resident rollouts."""
+    """SB3's PPO (Schulman et al. 2017, arXiv 1707.06347) with device-resident rollouts and updates."""
+
+    def _update(self) -> None:
+        update(self)
 
 
 class A2C(TensorRollouts, a2c.A2C):

@@ -140,18 +140,36 @@ class ImagePolicy(ActorCriticPolicy):
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions ``(N,)``, values ``(N, 1)`` and log-probabilities ``(N,)`` for uint8 observations."""
-        features = self.features(self.pixels(obs))
-        distribution = self._distribution(features, self.exploration)
-        actions = distribution.get_actions(deterministic=deterministic)
-        if self.exploration and self.exploration_mode == "batch" and not deterministic:
-            actions = losses.explore_whole_batch(actions, self.num_actions, self.exploration)
-        return actions, self.value_net(features), distribution.log_prob(actions)
+        logits, values = self.logits_and_values(obs)
+        actions = logits.argmax(-1) if deterministic else self._draw(logits)
+        return actions, values, self.log_probs(logits, actions)
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return values ``(N, 1)``, log-probabilities ``(N,)`` of the actions, and entropies ``(N,)`` in nats."""
+        logits, values = self.logits_and_values(obs)
+        entropies = losses.entropies(losses.mixture_log_probs(logits, self.mixture))
+        return values, self.log_probs(logits, actions), entropies
+
+    def logits_and_values(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits ``(N, K)`` and values ``(N, 1)``, float32, of uint8 observations."""
         features = self.features(self.pixels(obs))
-        distribution = self._distribution(features, self.exploration)
-        return self.value_net(features), distribution.log_prob(actions), distribution.entropy()
+        return self.action_net(features), self.value_net(features)
+
+    def log_probs(self, logits: Tensor, actions: Tensor) -> Tensor:
+        """Return the log-probabilities ``(N,)`` of ``actions (N,)`` under this policy, given its logits ``(N, K)``."""
+        return losses.action_log_probs(logits, actions, self.mixture)
+
+    @property
+    def mixture(self) -> float:
+        """The share of uniform random actions that log-probabilities account for."""
+        return self.exploration if self.exploration_mode == "mixture" else 0.0
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        """Return random actions ``(N,)``, exploration included."""
+        actions = losses.sample_actions(losses.mixture_log_probs(logits, self.mixture))
+        if self.exploration and self.exploration_mode == "batch":
+            return losses.explore_whole_batch(actions, self.num_actions, self.exploration)
+        return actions
 
     def predict_values(self, obs: Any) -> Tensor:
         """Return the values ``(N, 1)`` of uint8 observations."""
@@ -172,11 +190,9 @@ class ImagePolicy(ActorCriticPolicy):
             return self.action_net(self.features_extractor(self.pixels(observation))).argmax(-1)
         return super()._predict(observation)
 
-    def _distribution(self, features: Tensor, exploration: float = 0.0) -> CategoricalDistribution:
-        log_probs = self.action_net(features)
-        if exploration and self.exploration_mode == "mixture":
-            log_probs = losses.mixture_log_probs(log_probs, exploration)
+    def _distribution(self, features: Tensor) -> CategoricalDistribution:
         distribution = CategoricalDistribution(self.num_actions)
         # SB3's own constructor validates every batch, which costs more than the sampling and waits for the device.
-        distribution.distribution = torch.distributions.Categorical(logits=log_probs, validate_args=False)
+        logits = self.action_net(features)
+        distribution.distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
         return distribution

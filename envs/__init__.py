@@ -2,6 +2,7 @@
 
 import gymnasium
 
+from envs.allocator import keep_freed_memory
 from envs.augment import Augmentation
 from envs.datasets import ImageDataset, Splits, load_dataset, load_splits
 from envs.errors import InputError
@@ -15,6 +16,7 @@ __all__ = [
     "ImageVecEnv",
     "InputError",
     "Splits",
+    "keep_freed_memory",
     "load_dataset",
     "load_splits",
     "sb3_env",

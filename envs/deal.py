@@ -95,9 +95,24 @@ class Deal:
         kept = self._permutations[first - known.start :] if first in known else self._permutations[:0]
         epochs = torch.arange(first + len(kept), last + 1, device=self.seeds.device).unsqueeze(1)
         images = torch.arange(self.num_images, device=self.seeds.device)
-        drawn = hash_tensor(self._shuffle_seed, _SHUFFLE_STREAM, epochs, images).argsort(dim=1, stable=True)
+        drawn = order_of(hash_tensor(self._shuffle_seed, _SHUFFLE_STREAM, epochs, images))
         self._permutations = torch.cat([kept, drawn])
         self._first_epoch = first
+
+
+def order_of(hashes: Tensor) -> Tensor:
+    """Return a permutation (rows, N) that sorts each row of ``hashes``, int64 (rows, N), by all but its lowest bits.
+
+    Those bits carry the position, so there are no ties and sorting values alone is enough: on a CPU NumPy's sort
+    takes a fortieth of the time of a stable ``argsort``.
+    """
+    count = hashes.shape[1]
+    low = 2 ** (count - 1).bit_length() - 1
+    keys = (hashes & ~low) | torch.arange(count, device=hashes.device)
+    if keys.device.type == "cpu":
+        keys.numpy().sort(axis=1)
+        return keys & low
+    return keys.sort(dim=1).values & low
 
 
 def iid_draw(seed: int, time: int, num_images: int) -> tuple[int, int]:

@@ -135,11 +135,21 @@ def test_the_collection_equals_stable_baselines_on_the_numpy_environment():
     assert np.array_equal(images.view(6, 8, 1, 8, 8).numpy(), stock.observations)
 
 
-@pytest.mark.parametrize("kind", [PPO, A2C])
-def test_the_update_equals_stable_baselines_on_the_same_rollout(kind):
-    full = {"batch_size": 32, "n_epochs": 3} if kind is PPO else {"use_rms_prop": False}
-    ours = build(kind, **full, ent_coef=0.01, vf_coef=0.7)
-    stock = build(kind, tensors=False, **full, ent_coef=0.01, vf_coef=0.7)
+PASSES = {"batch_size": 32, "n_epochs": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (PPO, PASSES | {"ent_coef": 0.01}),
+        (PPO, PASSES | {"clip_range": 0.01, "clip_range_vf": 0.02, "max_grad_norm": 0.1}),
+        (PPO, PASSES | {"normalize_advantage": False, "learning_rate": 0.003, "target_kl": 1e-4}),
+        (A2C, {"use_rms_prop": False, "ent_coef": 0.01}),
+    ],
+)
+def test_the_update_equals_stable_baselines_on_the_same_rollout(kind, options):
+    ours = build(kind, **options, vf_coef=0.7)
+    stock = build(kind, tensors=False, **options, vf_coef=0.7)
     stock.policy.load_state_dict(ours.policy.state_dict())
     rollout = collect(ours)
     _, callback = stock._setup_learn(10**6, None)
@@ -156,14 +166,20 @@ def test_the_update_equals_stable_baselines_on_the_same_rollout(kind):
     before = copy.deepcopy(stock.policy.state_dict())
     ours.train()
     stock.train()
+    assert ours._n_updates == stock._n_updates
+    assert "target_kl" not in options or ours._n_updates < 3
     moved = 0.0
     for name, value in ours.policy.state_dict().items():
         assert torch.allclose(value.float(), stock.policy.state_dict()[name].float(), atol=2e-6), name
         moved += float((value.float() - before[name].float()).abs().sum())
     assert moved > 0.1
-    for name in ("train/value_loss", "train/entropy_loss", "train/explained_variance"):
-        ours_logged, stock_logged = (model.logger.name_to_value[name] for model in (ours, stock))
-        assert ours_logged == pytest.approx(stock_logged, abs=1e-5), name
+    logged = {f"train/{name}": value for name, value in ours.statistics.flush().items()}
+    logged = {**ours.logger.name_to_value, **logged}
+    expected = {"train/value_loss", "train/explained_variance", "train/n_updates"}
+    expected |= {"train/entropy_loss"} if options.get("ent_coef") else set()
+    expected |= {"train/clip_fraction", "train/clip_range"} if kind is PPO else set()
+    for name in expected:
+        assert logged[name] == pytest.approx(stock.logger.name_to_value[name], abs=1e-5), name
 
 
 @pytest.mark.parametrize("network", ["normed", "cnn4", "cnn6"])
@@ -190,22 +206,24 @@ def test_later_updates_move_the_ratio(normed, monkeypatch):
 
 
 def measured_ratios(model, monkeypatch):
-    """Record the probability ratio of every minibatch that SB3's update evaluates."""
+    """Record the probability ratio of every minibatch that the update evaluates."""
     ratios, old = [], []
-    get, evaluate = model.rollout_buffer.get, model.policy.evaluate_actions
+    get, evaluate = model.rollout_buffer.get, model.policy.log_probs
 
     def watched_get(batch_size):
         for batch in get(batch_size):
             old.append(batch.old_log_prob)
             yield batch
+        old.clear()
 
-    def watched_evaluate(observations, actions):
-        result = evaluate(observations, actions)
-        ratios.append((result[1].detach() - old[-1]).exp())
+    def watched_evaluate(logits, actions):
+        result = evaluate(logits, actions)
+        if old:  # not while a rollout is collected
+            ratios.append((result.detach() - old[-1]).exp())
         return result
 
     monkeypatch.setattr(model.rollout_buffer, "get", watched_get)
-    monkeypatch.setattr(model.policy, "evaluate_actions", watched_evaluate)
+    monkeypatch.setattr(model.policy, "log_probs", watched_evaluate)
     return ratios
 
 

@@ -1,0 +1,49 @@
+"""Freed memory stays with the process, where the C library can be told so."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+WORK = """
+import json, resource, sys
+import torch
+from envs.allocator import keep_freed_memory
+changed = keep_freed_memory() if sys.argv[1] == "keep" else False
+def work():
+    for _ in range(20):
+        torch.ones(8 * 2**20).add_(1)  # 32 MB, 8192 pages
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(json.dumps([changed, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]))
+"""
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+
+
+def page_faults(mode: str, **environment: str) -> tuple[bool, int]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", WORK, mode],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean | environment,
+        timeout=120,
+    )
+    return tuple(json.loads(done.stdout))
+
+
+def test_kept_memory_is_not_cleared_by_the_system_again():
+    changed, faults = page_faults("keep")
+    assert changed
+    assert faults < 8192  # less than one of the twenty tensors
+
+
+def test_settings_of_the_environment_win():
+    changed, _ = page_faults("keep", MALLOC_ARENA_MAX="2")
+    assert not changed
