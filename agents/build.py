@@ -1,5 +1,7 @@
 """From a configuration to data, environment, policy and algorithm."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,3 +247,10 @@ class LearningRate:
 def _reward(reward: str) -> Any:
     """Return a reward's name, or the matrix in the JSON file of that name."""
     return read_json(Path(reward)) if reward.endswith(".json") else reward
+
+
+def reward_fingerprint(reward: str) -> str | None:
+    """Return the SHA-256 (hex) of the reward matrix in the JSON file ``reward``; None for a reward's name."""
+    if not reward.endswith(".json"):
+        return None
+    return hashlib.sha256(json.dumps(_reward(reward)).encode()).hexdigest()

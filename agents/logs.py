@@ -1,14 +1,18 @@
 """Where training figures go: TensorBoard events and one JSON line per logged step."""
 
+import contextlib
 import json
 import math
 import numbers
 import os
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 
 from envs.errors import InputError
@@ -92,3 +96,19 @@ def make_logger(folder: Path, metrics: Path, keep: int = 0, purge_step: int = 0)
     """Return SB3's logger writing to TensorBoard in ``folder`` and to the ``metrics`` file."""
     lines = JSONLines(metrics, keep)  # first: it may refuse
     return Logger(str(folder), [TensorBoard(folder, purge_step), lines])
+
+
+@contextlib.contextmanager
+def quiet_writer_threads() -> Iterator[None]:
+    """Keep TensorBoard's writing thread from printing the traceback of an error that the main thread is told anyway."""
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if type(arguments.thread).__module__ != event_file_writer.__name__:
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from rich.text import Text
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.build import Algorithm, build_algorithm, build_env, check_names, plan_regime, try_out
+from agents.build import (
+    Algorithm,
+    build_algorithm,
+    build_env,
+    check_names,
+    plan_regime,
+    reward_fingerprint,
+    try_out,
+)
 from agents.callback import TrainingCallback
 from agents.checkpoint import load_checkpoint, restoring, set_random_state
 from agents.classifier import extract_classifier
@@ -22,7 +31,7 @@ from agents.closing import print_stored_summary, print_summary, summarise
 from agents.config import TrainConfig
 from agents.interrupt import stop_on_interrupt
 from agents.length import phase_ends, validation_interval
-from agents.logs import make_logger
+from agents.logs import make_logger, quiet_writer_threads
 from agents.probe import Probe
 from agents.rundir import RunDir, device_name, resolve_device, versions
 from envs import ImageDataset, Splits, load_splits
@@ -105,6 +114,11 @@ def _stored(run: RunDir, network: str | None) -> tuple[str, TrainConfig]:
         )
     config.validate()
     check_names(config)
+    reward = reward_fingerprint(config.reward)
+    if stored.get("reward_fingerprint", reward) != reward:
+        raise InputError(
+            f"the rewards in {config.reward} have changed since the run began; restore them or train a new run"
+        )
     return fingerprint, config
 
 
@@ -116,12 +130,12 @@ def _load(config: TrainConfig) -> Splits:
 
 def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str, Any] | None = None) -> None:
     """Train from the start or from ``checkpoint``, then close the run."""
-    torch.set_num_threads(_threads(config, splits.train))
-    torch.use_deterministic_algorithms(config.deterministic)
     ends = phase_ends(config, len(splits.train))
     env = build_env(config, splits.train)
     regime = plan_regime(config, splits.train)
     with contextlib.ExitStack() as logs:
+        logs.enter_context(_torch_settings(config, splits.train))
+        logs.enter_context(quiet_writer_threads())
         with stop_on_interrupt() as stop, _progress_bar(config, ends[-1]) as bar:
             callback = TrainingCallback(
                 run,
@@ -140,6 +154,22 @@ def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str,
             _close(config, splits.test, run, model, callback)
         except KeyboardInterrupt:
             raise callback.stopped() from None
+
+
+@contextlib.contextmanager
+def _torch_settings(config: TrainConfig, dataset: ImageDataset) -> Iterator[None]:
+    """Set PyTorch's threads and determinism for a run; callers from other programs get their own settings back."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.set_num_threads(_threads(config, dataset))
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:  # PyTorch refuses to multiply matrices on a GPU without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def _learn(
@@ -268,6 +298,7 @@ def _describe(config: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
             "classes": list(dataset.classes),
             "num_classes": dataset.num_classes,
         },
+        "reward_fingerprint": reward_fingerprint(config.reward),
         "network": config.network,
         "seed": config.seed,
         "config": config.to_dict(),

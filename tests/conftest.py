@@ -9,6 +9,14 @@ from tensorboard.summary.writer import event_file_writer
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _data_root(tmp_path_factory):
+    """Decoded copies of data sets go to a folder of the tests' own, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABELBANDIT_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -9,10 +9,10 @@ from agents import load_classifier
 from agents.build import LearningRate
 from agents.config import ExplorationConfig, TrainConfig
 from agents.rundir import RunDir
-from agents.training import train
+from agents.training import resume, train
 from envs import load_dataset
 from envs.errors import InputError
-from tests.agent_runs import CASES, assert_same_runs, metrics, scalars, short, summary
+from tests.agent_runs import CASES, assert_same_runs, metrics, scalars, short, stopping, summary
 
 FILES = {"config.json", "model.safetensors", "policy.zip", "checkpoint.pt", "metrics.jsonl", "summary.json"}
 
@@ -174,6 +174,36 @@ def test_a_reward_matrix_from_a_file(tmp_path):
     lines = [line for line in metrics(tmp_path / "run") if "val/accuracy" in line]
     assert max(line["train/reward"] for line in lines[-5:]) > 0.6
     assert lines[-1]["val/accuracy"] < 0.05
+
+
+def test_a_changed_reward_matrix_is_noticed(tmp_path, monkeypatch):
+    rewards = tmp_path / "rewards.json"
+    rewards.write_text(json.dumps(np.eye(10).tolist()))
+    with stopping(monkeypatch, 3), pytest.raises(KeyboardInterrupt):
+        train(short(tmp_path / "run", "supervised", algo="epg", reward=str(rewards)))
+    rewards.write_text(json.dumps((2 * np.eye(10)).tolist()))
+    with pytest.raises(
+        InputError, match=r"rewards\.json have changed since the run began; restore them or train"
+    ):
+        resume(tmp_path / "run", progress=False)
+    rewards.write_text(json.dumps(np.eye(10).tolist(), indent=1))
+    resume(tmp_path / "run", progress=False)
+
+
+def test_the_callers_settings_of_pytorch_come_back(tmp_path, monkeypatch):
+    seen = []
+
+    def failing(*_):
+        seen.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
+        raise RuntimeError("stop here")
+
+    monkeypatch.setattr("agents.training._learn", failing)
+    threads = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="stop here"):
+        train(short(tmp_path / "run", "supervised", threads=threads + 1, deterministic=True))
+    assert seen == [(threads + 1, True)]
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_label_noise_only_concerns_rewards(tmp_path):

@@ -131,9 +131,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_ends_training_with_one_line(small_disk, capsys):
-    """The first checkpoint does not fit; what was whole stays whole, and more room lets the run go on."""
+@pytest.mark.parametrize("filled", [0, 86_000, 90_000])
+def test_a_full_disk_ends_training_with_one_line(filled, small_disk, capsys):
+    """The checkpoint, or TensorBoard's file, does not fit; what was whole stays so, and more room lets it go on."""
     path = small_disk / "run"
+    (small_disk / "filler").write_bytes(b"x" * filled)
     message = error_of(capsys, [*QUICK, "--algo", "supervised", "--run-dir", str(path)])
     assert "No space left on device" in message
     assert message.endswith("check the path, its permissions and the free space")
