@@ -187,5 +187,5 @@ def _body_fields(
         return {"version": SPEC_VERSION, "network": "nature", "shape": shape}, "body.network."
     raise InputError(
         f"{origin}: its features extractor is neither ImageNetwork nor NatureCNN; "
-        "train with features_extractor_class=agents.networks.ImageNetwork"
+        "train with features_extractor_class=agents.networks.ImageNetwork, or allow the code in it by --trust"
     )

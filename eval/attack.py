@@ -94,6 +94,8 @@ class AttackCommand:
     """Most images at once. Default: chosen by image size and device; halved when memory runs out."""
     network: str | None = None
     """package.module:Callable that builds your own network, where weights alone are not enough."""
+    trust: bool = False
+    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
     save_images: bool = False
     """Also keep the adversarial images, as safetensors beside the result."""
     results_dir: Path | None = None
@@ -113,10 +115,10 @@ def attack_command(config: AttackCommand) -> int:
     norm = parse_norm(config.norm)
     eps = None if config.eps is None else parse_eps(config.eps, norm)
     device = resolve_device(config.device)
-    target = load_target(config.target, device, config.network)
+    target = load_target(config.target, device, config.network, config.trust)
     samples = config.data.load(target)
     eps = default_eps(norm, samples.channels) if eps is None else eps
-    sources = tuple(load_target(source, device, config.network) for source in config.source)
+    sources = tuple(load_target(source, device, config.network, config.trust) for source in config.source)
     for source in sources:
         check_fit(source, samples)
     spec = AttackSpec(name, Threat(norm, eps), options, config.seed, sources)

@@ -47,6 +47,8 @@ class MechanismCommand:
     """auto, cpu, cuda or cuda:N."""
     network: str | None = None
     """package.module:Callable that builds your own network, where weights alone are not enough."""
+    trust: bool = False
+    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
     out: Path | None = None
     """Where figures and pictures go. Default: results/mechanism of the first model."""
     progress: bool = True
@@ -62,7 +64,7 @@ def mechanism_command(config: MechanismCommand) -> int:
     device = resolve_device(config.device)
     loaded = []
     for spec in config.targets:
-        target = load_target(spec, device, config.network)
+        target = load_target(spec, device, config.network, config.trust)
         loaded.append((target, config.data.load(target)))
     _check_same_images([samples for _, samples in loaded])
     analyses, console = [], Console(stderr=True)

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from agents.classifier import load_classifier
 from agents.rundir import RunDir
+from agents.sb3_trusted import load_trusted_zip
 from envs.datasets import load_dataset
 from envs.errors import InputError
 from envs.rng import hash_tensor
@@ -89,7 +91,9 @@ class Samples:
         return images, self.labels[chosen].to(device)
 
 
-def load_target(spec: str, device: torch.device | str = "cpu", network: str | None = None) -> Target:
+def load_target(
+    spec: str, device: torch.device | str = "cpu", network: str | None = None, trust: bool = False
+) -> Target:
     """Load the classifier that ``spec`` names.
 
     Args:
@@ -98,6 +102,8 @@ def load_target(spec: str, device: torch.device | str = "cpu", network: str | No
             this runs its code, so name only what you trust.
         device: where to load it.
         network: for weights of your own network: ``package.module:Callable`` that builds it.
+        trust: load an SB3 zip that cannot be read otherwise as SB3 does, which executes the code in it; a warning
+            on standard error says so.
 
     Raises:
         InputError: nothing is there, or it is damaged, or it is not a classifier.
@@ -105,10 +111,10 @@ def load_target(spec: str, device: torch.device | str = "cpu", network: str | No
     path = Path(spec)
     if os.path.isdir(path):  # unlike Path's, these tests raise for no text whatever
         run = RunDir.open(path)
-        model = load_classifier(path, device, network)
+        model: nn.Module = load_classifier(path, device, network)
         return Target(_run_name(path), model, model_sha256(model), run.results_dir, run.config.get("dataset"))
     if path.suffix in (".zip", ".safetensors") and os.path.isfile(path):
-        model = load_classifier(path, device, network)
+        model = _load_file(path, device, network, trust)
         run = RunDir(path.parent)
         dataset = run.config.get("dataset") if run.config_path.is_file() else None
         return Target(path.name, model, model_sha256(model), run.results_dir, dataset)
@@ -121,6 +127,16 @@ def load_target(spec: str, device: torch.device | str = "cpu", network: str | No
     imported = _import_model(spec).to(device).eval()
     folder = Path("results") / re.sub(r"[^\w.]+", "-", spec)
     return Target(spec, imported, model_sha256(imported, spec), folder)
+
+
+def _load_file(path: Path, device: torch.device | str, network: str | None, trust: bool) -> nn.Module:
+    try:
+        return load_classifier(path, device, network)
+    except InputError as refused:
+        if not trust or path.suffix != ".zip":
+            raise
+        print(f"warning: {refused}; --trust: executing the code in {path}", file=sys.stderr)
+    return load_trusted_zip(path, device)
 
 
 def _run_name(path: Path) -> str:

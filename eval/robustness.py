@@ -52,6 +52,8 @@ class RobustnessCommand:
     """Most images at once. Default: chosen by image size and device."""
     network: str | None = None
     """package.module:Callable that builds your own network, where weights alone are not enough."""
+    trust: bool = False
+    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
     out: Path | None = None
     """Where robustness.json and the pictures go. Default: the first model's results directory."""
     force: bool = False
@@ -105,7 +107,7 @@ def robustness_command(config: RobustnessCommand) -> int:
 
 
 def _load(config: RobustnessCommand, spec: str, device: object) -> tuple[Target, Samples]:
-    target = load_target(spec, str(device), config.network)
+    target = load_target(spec, str(device), config.network, config.trust)
     return target, config.data.load(target)
 
 

@@ -47,6 +47,8 @@ class AuditCommand:
     """auto, cpu, cuda or cuda:N."""
     network: str | None = None
     """package.module:Callable that builds your own network, where weights alone are not enough."""
+    trust: bool = False
+    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
     out: Path | None = None
     """Where the JSON goes. Default: each model's results directory."""
     progress: bool = True
@@ -77,7 +79,7 @@ def audit_command(config: AuditCommand) -> int:
     config.threats(1)  # wrong norms and radii end here, before anything is loaded
     device = str(resolve_device(config.device))
     loaded = [_load(config, spec, device) for spec in config.targets]
-    surrogates = {spec: load_target(spec, device, config.network) for spec in config.surrogate}
+    surrogates = {spec: load_target(spec, device, config.network, config.trust) for spec in config.surrogate}
     for target, samples in loaded:
         models = {found.name: _checked(found, target, samples) for found in surrogates.values()}
         for threat in config.threats(samples.channels):
@@ -86,7 +88,7 @@ def audit_command(config: AuditCommand) -> int:
 
 
 def _load(config: AuditCommand, spec: str, device: str) -> tuple[Target, Samples]:
-    target = load_target(spec, device, config.network)
+    target = load_target(spec, device, config.network, config.trust)
     return target, config.data.load(target)
 
 
