@@ -1,0 +1,1 @@
+"""A classifier in formats that other programs read, each loaded again and compared before it counts."""
