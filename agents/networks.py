@@ -144,7 +144,8 @@ class ImageNetwork(BaseFeaturesExtractor):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features ``(N, features_dim)`` of float images ``(N, C, H, W)`` in [0, 1]."""
-        if images.shape[1:] != self.shape or not images.is_floating_point():
+        wrong = not torch.jit.is_tracing() and images.shape[1:] != self.shape  # a tracer takes sizes for data
+        if wrong or not images.is_floating_point():
             raise InputError(
                 f"images are {images.dtype} {tuple(images.shape)}, expected floats in [0, 1] "
                 f"(N, {', '.join(map(str, self.shape))}); divide uint8 by 255, resize to that shape"
@@ -215,6 +216,15 @@ class _Stack:
         self.channels = channels
         return self
 
+    def halving(self, channels: int) -> "_Stack":
+        """Append a 4x4 convolution that halves the sides (one pixel stays), ReLU."""
+        sides = (self.height, self.width)
+        padding = tuple(2 if side == 1 else 1 for side in sides)
+        self.layers += [nn.Conv2d(self.channels, channels, 4, stride=2, padding=padding), nn.ReLU()]
+        self.channels = channels
+        self.height, self.width = (max(side // 2, 1) for side in sides)
+        return self
+
     def pool(self) -> "_Stack":
         """Append a 2x2 max pool; a side of one pixel stays."""
         sides = (min(2, self.height), min(2, self.width))
@@ -256,6 +266,12 @@ class _Stack:
 def small(shape: Shape) -> nn.Module:
     """Two convolutions and a linear layer: above 97 % on 8x8 digits within seconds on one CPU core."""
     return _Stack(shape).conv(32).pool().conv(64).pool().shrink(8).linear(128).body()
+
+
+@register_network("strided")
+def strided(shape: Shape) -> nn.Module:
+    """Two strided convolutions and a linear layer (Wong and Kolter 2018); .6 MMAC at 1x28x28: MNIST on a CPU."""
+    return _Stack(shape).halving(16).halving(32).shrink(8).linear(100).body()
 
 
 @register_network("mlp")

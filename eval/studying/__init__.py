@@ -1,0 +1,1 @@
+"""The parts of a study: grid, cells, engines, tables, figures and reading."""

@@ -1,0 +1,132 @@
+"""The plan of a study with its estimated cost, before anything is done."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from agents.classifier import new_classifier
+from agents.config import TrainConfig
+from agents.length import phase_ends
+from agents.networks import resolve_network
+from agents.rundir import resolve_device
+from envs.datasets import load_splits
+from envs.errors import InputError
+from eval.registry import resolve_options
+from eval.studying.cells import Cell
+from eval.studying.course import Study
+from eval.studying.observe import status_of
+from eval.studying.steps import specs
+from eval.tables import count, duration, make_table, print_table
+
+# Forward passes per image that AutoAttack takes of a model that resists it, measured on small networks; a backward
+# pass counts as two. Attacks that are not listed count by their own steps or queries.
+_PASSES = {"fast": 1_500.0, "standard": 12_000.0, "plus": 40_000.0, "rand": 20_000.0}
+_AUDIT_PASSES = {"none": 0.0, "quick": 9_000.0, "full": 90_000.0}
+_PROBE_IMAGES = 64
+_BACKWARD = 3.0  # forward and backward together, in forwards
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Forward passes of one image that a cell takes, and the seconds of one.
+
+    Attributes:
+        training: passes of the training.
+        examination: passes of attacks, transfer, indicators and audit.
+        seconds_each: of one pass; None where the data set is not at hand.
+    """
+
+    training: float
+    examination: float
+    seconds_each: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated duration."""
+        each = self.seconds_each
+        return None if each is None else (self.training + self.examination) * each
+
+
+def print_plan(study: Study) -> None:
+    """Print every cell with its state and estimated cost, and the sum of what is left."""
+    speeds: dict[tuple[str, str], tuple[int, float | None]] = {}
+    title = f"study {study.grid.name}: {len(study.cells)} cells in {study.directory}"
+    table = make_table(title, ("cell", "hash", "state"), ("passes, training", "passes, rest", "time"))
+    left, unknown = 0.0, False
+    for cell in study.cells:
+        kind = cell.group[:2]
+        if kind not in speeds:
+            speeds[kind] = _speed(study, cell)
+        images, seconds_each = speeds[kind]
+        found = estimate(study, cell, images, seconds_each)
+        state = status_of(study.grid, cell, study.directory).status
+        if state != "finished":
+            left += found.seconds or 0.0
+            unknown |= found.seconds is None
+        shown = "-" if found.seconds is None else duration(found.seconds)
+        table.add_row(cell.id, cell.hash, state, count(found.training), count(found.examination), shown)
+    print_table(table)
+    rest = (
+        "unknown: a data set is not at hand"
+        if unknown
+        else f"about {duration(left)} on this device, one job at a time"
+    )
+    Console(soft_wrap=True, highlight=False).print(f"left: {rest}")
+
+
+def _speed(study: Study, cell: Cell) -> tuple[int, float | None]:
+    """Return the size of the training set and the seconds of one forward pass in a batch, measured."""
+    try:
+        data = load_splits(cell.dataset, data_root=study.place.data_root, image_size=cell.config.image_size)
+    except InputError:
+        return 1, None
+    build = resolve_network(cell.network, allow_import=True)
+    device = resolve_device(study.place.device)
+    model = new_classifier(data.train.shape, data.train.num_classes, build).to(device).eval()
+    images = torch.rand(_PROBE_IMAGES, *data.train.shape, device=device)
+    with torch.inference_mode():
+        model(images)
+        start = time.perf_counter()
+        float(model(images).sum())  # reading the value waits for a GPU
+    return len(data.train), (time.perf_counter() - start) / _PROBE_IMAGES
+
+
+def estimate(study: Study, cell: Cell, train_images: int, seconds_each: float | None) -> Estimate:
+    """Return the estimated cost of a cell; ``train_images`` is the size of its training set."""
+    grid = study.grid
+    passes = sum(_attack_passes(spec.name, spec.options) for _, spec in specs(grid)) * grid.images
+    crafted = len(grid.transfer.crafts) * len(grid.threats) * grid.images
+    passes += grid.transfer.steps * _BACKWARD * crafted
+    passes += (grid.mechanism.steps + 60) * _BACKWARD * grid.mechanism.images
+    if cell.seed in grid.seeds[: grid.audit.seeds]:
+        passes += _AUDIT_PASSES[grid.audit.mode] * grid.audit.images * len(grid.threats)
+    return Estimate(_training_passes(cell.config, train_images), passes, seconds_each)
+
+
+def _training_passes(config: TrainConfig, train_images: int) -> float:
+    """Return the forward passes of a training: 3 an image, PPO 1 + 3 per epoch, and those of adversarial training."""
+    total, begin = 0.0, 0
+    for (name, _), end in zip(config.phases(), phase_ends(config, train_images), strict=True):
+        images, begin = end - begin, end
+        each = 1 + _BACKWARD * config.ppo.epochs if name == "ppo" else _BACKWARD
+        adversarial = config.adversarial
+        if adversarial.method != "none":
+            extra = adversarial.full_steps() + (0 if adversarial.rule == "replace" else 1)
+            late = min(1.0, (adversarial.start or 0.0) * train_images / images)
+            each += (1 - late) * extra * _BACKWARD
+        total += images * each
+    return total
+
+
+def _attack_passes(name: str, options: dict[str, Any]) -> float:
+    resolved = resolve_options(name, options)
+    if name == "autoattack":
+        version = resolved["version"]
+        return _PASSES.get(version, 12_000.0) if isinstance(version, str) else 12_000.0
+    if isinstance(resolved.get("queries"), int):
+        return float(resolved["queries"])
+    steps = resolved.get("steps")
+    return _BACKWARD * float(steps if isinstance(steps, int) else 100) * float(resolved.get("restarts") or 1)

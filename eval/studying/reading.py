@@ -1,0 +1,155 @@
+"""Sentences computed from the figures: which of the paper's claims hold under which protocol."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from eval.studying.board import Board, Group, clean, is_cleverhans, outcome, survives
+from eval.studying.observe import Observation
+from eval.studying.summary import Comparison, Measure, compare, compare_pairs, rate_of
+from eval.studying.tables_models import indicator, transfer_rates
+from eval.tables import percent
+from eval.threats import Threat
+
+_LEVEL = 0.05
+_ALIKE = 0.05  # relative difference up to which indicators count as the same
+
+
+def all_sentences(board: Board) -> list[str]:
+    """Return the reading of the study: one sentence per claim, protocol and threat model."""
+    return [sentence for group in board.groups for sentence in _Reader(board, group).sentences()]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    board: Board
+    group: Group
+
+    def sentences(self) -> Iterator[str]:
+        regimes = self.board.regimes(self.group)
+        several = len(self.board.groups) > 1
+        head = f"{', '.join(self.group)}: " if several else ""
+        for sentence in self._claims(set(regimes)):
+            yield head + sentence
+
+    def _claims(self, known: set[str]) -> Iterator[str]:
+        if {"SL", "RL"} <= known:
+            yield from self._robustness("RL", "SL")
+            yield from self._clean_cost()
+            yield from self._transfer("SL", "RL")
+            yield from self._gradients()
+        if {"SL-adv", "RL-adv"} <= known:
+            yield from self._robustness("RL-adv", "SL-adv")
+        yield from self._audits()
+
+    def _robustness(self, first: str, second: str) -> Iterator[str]:
+        """Read "the first regime resists better than the second" under every protocol of the study."""
+        for threat in self.board.grid.threats:
+            for attack in self.board.grid.attacks:
+                yield from self._claim(first, second, threat, attack.name, outcome(threat, attack.name))
+            yield from self._claim(first, second, threat, "the worst case of all attacks", survives(threat))
+
+    def _claim(self, first: str, second: str, threat: Threat, name: str, measure: Measure) -> Iterator[str]:
+        regimes = self.board.regimes(self.group)
+        ours, theirs = (rate_of(regimes[regime], measure) for regime in (first, second))
+        found = compare(regimes[first], regimes[second], measure)
+        if ours is None or theirs is None or found is None:
+            return
+        yield (
+            f"{first} resists better than {second} under {name} ({threat}): {_verdict(found)}; "
+            f"{percent(ours.mean)} against {percent(theirs.mean)}{self._share(first, threat, name)} "
+            f"({_p_values(found)})."
+        )
+
+    def _share(self, regime: str, threat: Threat, name: str) -> str:
+        """Name the share of shortened steps where the protocol has a floor."""
+        attack = next((item for item in self.board.grid.attacks if item.name == name), None)
+        if attack is None or not is_cleverhans(attack) or threat.norm != "L2":
+            return ""
+        shares = [
+            share
+            for item in self.board.regimes(self.group)[regime]
+            if (share := item.attacks[threat][name].shortened) is not None
+        ]
+        return f", {percent(sum(shares) / len(shares))} of the steps on {regime} shortened" if shares else ""
+
+    def _clean_cost(self) -> Iterator[str]:
+        regimes = self.board.regimes(self.group)
+        found = compare(regimes["SL"], regimes["RL"], clean)
+        if found is not None:
+            points = 100 * found.difference
+            fits = "within" if 3 <= points <= 5 else "outside"
+            yield (
+                f"RL's clean accuracy is {points:.1f} points below SL's, {fits} the paper's 3 to 5 "
+                f"({_p_values(found)})."
+            )
+
+    def _transfer(self, source: str, target: str) -> Iterator[str]:
+        """Read "images made on the source hurt the target more than the other way round"."""
+        regimes = self.board.regimes(self.group)
+        for threat in self.board.grid.threats:
+            for craft in self.board.grid.transfer.crafts:
+                found = _exchange(regimes[source], regimes[target], craft, threat)
+                rates = transfer_rates(self.board, self.group, craft, threat)
+                there, back = rates[source, target][0], rates[target, source][0]
+                if found is not None and there is not None and back is not None:
+                    yield (
+                        f"Images made on {source} hurt {target} more than those made on {target} hurt {source} "
+                        f"({craft}, {threat}): {_verdict(found)}; they leave {percent(there.mean)} and "
+                        f"{percent(back.mean)} ({_p_values(found)})."
+                    )
+
+    def _gradients(self) -> Iterator[str]:
+        regimes = self.board.regimes(self.group)
+        for name, label in (("gradient_norm", "input-gradient norm"), ("path_cosine", "cosine along PGD")):
+            medians = []
+            for regime in ("SL", "RL"):
+                values = [value for item in regimes[regime] if (value := indicator(item, name)) is not None]
+                medians.append(sum(values) / len(values) if values else None)
+            supervised, reinforced = medians
+            if supervised is not None and reinforced is not None:
+                yield (
+                    f"RL's {label} is {_size(reinforced, supervised)} SL's ({reinforced:.3g} against {supervised:.3g}, "
+                    "medians over images, means over seeds); the paper says smaller."
+                )
+
+    def _audits(self) -> Iterator[str]:
+        for regime, found in self.board.regimes(self.group).items():
+            for item in found:
+                for threat, audit in item.audits.items():
+                    gap = 100 * (audit["claimed_accuracy"] - audit["robust_accuracy"])
+                    yield (
+                        f"Audit of {regime}, seed {item.cell.seed} ({threat}): {audit['headline']}; PGD on the "
+                        f"cross-entropy claims {gap:.1f} points more than the worst case leaves."
+                    )
+
+
+def _exchange(
+    first: Sequence[Observation], second: Sequence[Observation], craft: str, threat: Threat
+) -> Comparison | None:
+    """Compare the first regime on the second's images with the second on the first's, seed by seed."""
+    ours = {item.cell.seed: item for item in first}
+    theirs = {item.cell.seed: item for item in second}
+    pairs = []
+    for seed in ours.keys() & theirs.keys():
+        back = ours[seed].shown(theirs[seed].cell, craft, threat)
+        there = theirs[seed].shown(ours[seed].cell, craft, threat)
+        if back is not None and there is not None:
+            pairs.append((back, there))
+    return compare_pairs(pairs)
+
+
+def _size(value: float, reference: float) -> str:
+    if abs(value - reference) <= _ALIKE * abs(reference):
+        return "about the same as"
+    return "smaller than" if value < reference else "larger than"
+
+
+def _verdict(found: Comparison) -> str:
+    if found.p_images >= _LEVEL:
+        return "not decided"
+    return "holds" if found.difference > 0 else "does not hold, the reverse does"
+
+
+def _p_values(found: Comparison) -> str:
+    over_seeds = "" if found.p_seeds is None else f", over seeds p = {found.p_seeds:.2g}"
+    return f"over images p = {found.p_images:.2g}{over_seeds}"
