@@ -1,11 +1,14 @@
 """What the benchmarks share: fair timing, a description of the machine, and result files."""
 
+import contextlib
+import multiprocessing
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +26,63 @@ def interleave(work: Mapping[str, Callable[[], object]], repeats: int = 7) -> di
     The callables take turns, beginning with another one each round, so that a slow phase of a shared machine meets
     them all; compare medians. Work on a GPU is waited for.
     """
-    names = list(work)
+    return take_turns(list(work), lambda name: timed(work[name]), repeats)
+
+
+def take_turns(names: list[str], measure: Callable[[str], float], repeats: int) -> dict[str, list[float]]:
+    """Measure every name once untimed and then ``repeats`` times, beginning with another one each round."""
     for name in names:
-        work[name]()
+        measure(name)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            _wait()
-            start = time.perf_counter()
-            work[name]()
-            _wait()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(measure(name))
     return seconds
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that ``work`` took; work on a GPU is waited for."""
+    _wait()
+    start = time.perf_counter()
+    work()
+    _wait()
+    return time.perf_counter() - start
+
+
+class Side:
+    """Contestants in a process of their own, so that what they set for their process is theirs alone.
+
+    Args:
+        build: a function of a module that returns the contestants by name; runs in the new process.
+        *arguments: its arguments.
+    """
+
+    def __init__(self, build: Callable[..., Mapping[str, Callable[[], object]]], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, build, arguments))
+        self._process.start()
+        theirs.close()
+        self.names: list[str] = self._pipe.recv()
+
+    def measure(self, name: str) -> float:
+        """Return the seconds that a contestant took."""
+        self._pipe.send(name)
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, build: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    work = build(*arguments)
+    pipe.send(list(work))
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(timed(work[pipe.recv()]))
 
 
 def describe_machine() -> dict[str, Any]:
