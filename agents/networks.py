@@ -219,7 +219,7 @@ class _Stack:
     def halving(self, channels: int) -> "_Stack":
         """Append a 4x4 convolution that halves the sides (one pixel stays), ReLU."""
         sides = (self.height, self.width)
-        padding = tuple(2 if side == 1 else 1 for side in sides)
+        padding = (1 + (self.height == 1), 1 + (self.width == 1))
         self.layers += [nn.Conv2d(self.channels, channels, 4, stride=2, padding=padding), nn.ReLU()]
         self.channels = channels
         self.height, self.width = (max(side // 2, 1) for side in sides)
