@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from agents.config import TrainConfig
 from agents.interrupt import stop_on_interrupt
 from agents.length import phase_ends, validation_interval
 from agents.logs import make_logger, quiet_writer_threads
+from agents.precision import emulates_bf16
 from agents.probe import Probe
 from agents.rundir import RunDir, device_name, resolve_device, versions
 from envs import ImageDataset, Splits, load_splits
@@ -125,6 +127,10 @@ def _stored(run: RunDir, network: str | None) -> tuple[str, TrainConfig]:
 def _load(config: TrainConfig) -> Splits:
     splits = load_splits(config.dataset, data_root=config.data_root, image_size=config.image_size)
     device = resolve_device(config.device)
+    if config.precision == "bf16" and emulates_bf16(device):
+        print(
+            f"warning: {device_name(device)} only emulates bf16; --precision fp32 is faster", file=sys.stderr
+        )
     return Splits(*(part.to(device) for part in splits))
 
 
