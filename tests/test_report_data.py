@@ -108,14 +108,14 @@ def test_mixed_verdicts_are_counted():
 def test_values_are_written_by_their_kind():
     columns = (Column("a", "a", "percent"), Column("b", "b", "interval"), Column("c", "c", "integer"))
     rows = (
-        (Entry(0.268, 0.2, 0.3, 50), Entry(30.0, 10.0, 50.0), Entry(12345.0)),
+        (Entry(0.268, 0.2, 0.3, 50), Entry(0.3, -0.1, 0.5), Entry(12345.0)),
         (Entry(-0.0), Entry(), Entry("no")),
     )
     cells = written(Table("t", "t", columns, rows))
-    assert [cell.text for cell in cells[0]] == ["26.8 %", "30.0", "12,345"]
-    assert [cell.bounds for cell in cells[0]] == ["20.0 – 30.0", "10.0 – 50.0", ""]
+    assert [cell.text for cell in cells[0]] == ["26.8 %", "-10.0 – 50.0", "12,345"]
+    assert [cell.bounds for cell in cells[0]] == ["20.0 – 30.0", "", ""]
     assert (cells[0][0].bar.start, cells[0][0].bar.width, cells[0][0].bar.point) == (20, 10, 26.8)
-    assert (cells[0][1].bar.start, cells[0][1].bar.width, cells[0][1].bar.point) == (20, 80, 60)
+    assert (cells[0][1].bar.start, cells[0][1].bar.width, cells[0][1].bar.point) == (0, 50, 30)
     assert [cell.text for cell in cells[1]] == ["0.0 %", "–", "no"]
     assert cells[1][1].sort == ""
 

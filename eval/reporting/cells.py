@@ -6,15 +6,16 @@ from eval.reporting.study import Column, Entry, Table
 
 _VERDICTS = ("masked", "inconclusive", "sound")  # the worst first: it gives a mixed verdict its colour
 _WORDS = ("text", "verdict")
+_SHARES = ("percent", "interval")
 
 
 @dataclass(frozen=True)
 class Bar:
-    """An interval drawn from 0 to 100: where it starts, how wide it is, where the value lies."""
+    """An interval drawn from 0 to 100: where it starts, how wide it is, where the value lies, if there is one."""
 
     start: float
     width: float
-    point: float
+    point: float | None
 
 
 @dataclass(frozen=True)
@@ -57,36 +58,43 @@ def is_number(column: Column) -> bool:
 
 def _scale(table: Table, k: int) -> tuple[float, float, bool]:
     """Return the ends of the bars of a column, and whether its values are shares."""
-    column = table.columns[k]
+    if table.columns[k].kind in _SHARES:
+        return 0.0, 1.0, True
+    entries = [row[k] for row in table.rows]
     found = [
         value
-        for row in table.rows
-        for value in (row[k].value, row[k].low, row[k].high)
+        for entry in entries
+        for value in (entry.value, entry.low, entry.high)
         if isinstance(value, float | int)
     ]
-    if column.kind == "percent" or (column.kind == "interval" and all(0 <= value <= 1 for value in found)):
-        return 0.0, 1.0, True
     low, high = min(found, default=0.0), max(found, default=1.0)
     return min(low, 0.0), high if high > min(low, 0.0) else min(low, 0.0) + 1.0, False
 
 
 def _write(entry: Entry, column: Column, scale: tuple[float, float, bool]) -> Written:
-    start, end, share = scale
-    value = entry.value
-    if value is None:
-        return Written("–")
+    value, share = entry.value, scale[2]
     if isinstance(value, str):
         verdict = next((name for name in _VERDICTS if name in value), "") if column.kind == "verdict" else ""
         return Written(value, sort=value.casefold(), verdict=verdict)
+    title = "" if entry.n is None else f"n = {entry.n}"
     bounds, bar = "", None
     if entry.low is not None and entry.high is not None:
         bounds = f"{_number(entry.low, column, share)} – {_number(entry.high, column, share)}"
-        places = [
-            100 * (min(max(at, start), end) - start) / (end - start) for at in (entry.low, entry.high, value)
-        ]
-        bar = Bar(round(places[0], 2), round(places[1] - places[0], 2), round(places[2], 2))
+        bar = _bar(entry.low, entry.high, value, scale)
+    if column.kind == "interval" or value is None:  # the figure stands in a column of its own, or nowhere
+        return Written(
+            bounds or "–", sort="" if entry.low is None else f"{entry.low:.12g}", bar=bar, title=title
+        )
     text = _number(value, column, share) + (" %" if share else "")
-    return Written(text, bounds, f"{value:.12g}", bar, title="" if entry.n is None else f"n = {entry.n}")
+    return Written(text, bounds, f"{value:.12g}", bar, title=title)
+
+
+def _bar(low: float, high: float, value: float | None, scale: tuple[float, float, bool]) -> Bar:
+    """Return the interval from 0 to 100 on the scale; what lies beyond its ends is cut."""
+    start, end, _ = scale
+    at = [100 * (min(max(place, start), end) - start) / (end - start) for place in (low, high)]
+    point = None if value is None else 100 * (min(max(value, start), end) - start) / (end - start)
+    return Bar(round(at[0], 2), round(at[1] - at[0], 2), None if point is None else round(point, 2))
 
 
 def _number(value: float, column: Column, share: bool) -> str:
@@ -96,7 +104,7 @@ def _number(value: float, column: Column, share: bool) -> str:
 
 
 def number(value: float | None) -> str:
-    """Return a number in at most three digits after the first, thousands separated; a dash for None."""
+    """Return a number in about four digits, thousands separated; a dash for None."""
     if value is None:
         return "–"
     if value == 0:

@@ -20,6 +20,7 @@ from eval.reporting.summary import (
     common_settings,
     cost_table,
     differing_settings,
+    filled_columns,
     verdict_table,
 )
 from eval.tables import duration, percent
@@ -76,12 +77,15 @@ def plural(number: int, noun: str) -> str:
 def _context(report: Report) -> dict[str, Any]:
     style, script = _asset("page.css"), _asset("page.js")
     models = report.models
+    tables = [filled_columns(table) for table in report.study.tables]
+    costs = next((table for table in tables if table.id == "cost"), None)
     first = [members[0] for members in by_group(models).values()]
     return {
         "study": report.study,
         "facts": list(_facts(report.study)),
         "verdicts": verdict_table(models),
-        "costs": cost_table(models),
+        "costs": costs or cost_table(models),
+        "tables": [table for table in tables if table is not costs],
         "problems": report.problems,
         "figures": report.figures,
         "audited": [model for model in models if model.audits],

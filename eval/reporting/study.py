@@ -31,7 +31,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: where its values are, what it is called, how they are written."""
+    """A column of a table: where its values are, what it is called, how they are written.
+
+    ``percent`` values are shares; of ``interval`` values, only the bounds are written, which are shares too.
+    """
 
     key: str
     label: str

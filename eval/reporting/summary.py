@@ -1,6 +1,7 @@
 """The top of the report: verdicts, cost and settings over all models, as tables like any other."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from eval.reporting.audits import Audit
 from eval.reporting.model import Model
@@ -51,7 +52,8 @@ def verdict_table(models: Sequence[Model]) -> Table | None:
         "The audit's verdict per regime. PGD claims: accuracy under PGD on the cross-entropy. Robust: share of images "
         "that none of the audit's attacks breaks; interval: 95 %, over images for one seed, over seeds for several."
     )
-    return _without_empty(Table("verdicts", "Verdict per regime", _GROUP + _VERDICT, tuple(rows), note))
+    table = Table("verdicts", "Verdict per regime", _GROUP + _VERDICT, tuple(rows), note)
+    return filled_columns(table, _GROUP) if rows else None
 
 
 def _verdict_row(threat: str, audits: Sequence[Audit]) -> tuple[Entry, ...]:
@@ -109,7 +111,8 @@ def cost_table(models: Sequence[Model]) -> Table | None:
     note = (
         "Sums over seeds. Image passes: forward and backward passes of attacks and audits, counted per image."
     )
-    return _without_empty(Table("cost", "Cost", _GROUP + _COST, tuple(rows), note))
+    table = Table("cost", "Cost", _GROUP + _COST, tuple(rows), note)
+    return filled_columns(table, _GROUP) if rows else None
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -117,16 +120,16 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return sum(known) if known else None
 
 
-def _without_empty(table: Table) -> Table | None:
-    """Return the table without columns that say nothing or, of a group's, the same everywhere; None without rows."""
+def filled_columns(table: Table, constant: tuple[Column, ...] = ()) -> Table:
+    """Return the table without empty columns, and without those of ``constant`` that are the same everywhere."""
     kept = []
     for k, column in enumerate(table.columns):
-        values = {row[k].value for row in table.rows} - {None, ""}
-        if len(values) > (column in _GROUP):
+        values = {(row[k].value, row[k].low) for row in table.rows} - {(None, None), ("", None)}
+        if len(values) > (column in constant):
             kept.append(k)
     columns = tuple(table.columns[k] for k in kept)
     rows = tuple(tuple(row[k] for k in kept) for row in table.rows)
-    return Table(table.id, table.title, columns, rows, table.note) if rows else None
+    return replace(table, columns=columns, rows=rows)
 
 
 def common_settings(models: Sequence[Model]) -> dict[str, str]:
