@@ -26,6 +26,7 @@ from attacks.threat import per_sample
 _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
 _NOISE = 1e-6
+_STOCK = 128  # iterations whose random numbers are drawn together
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -54,6 +55,8 @@ class _Run(Rows):
         best: the image of lowest margin so far (n, C, H, W).
         margin: how far the label's logit is above the others there (n,).
         iteration: how many windows were tried (n,).
+        numbers: uniform numbers of coming iterations (n, stock, k).
+        unused: where in them the next iteration's are (n,).
     """
 
     def __init__(self, problem: Problem, row: Tensor, moves: Moves) -> None:
@@ -61,6 +64,18 @@ class _Run(Rows):
         self.best = problem.x[row]
         self.margin = torch.full_like(problem.eps[row], torch.inf)
         self.iteration = torch.full_like(row, -1)
+        self.unused = torch.full_like(row, _STOCK)
+
+    def draw(self, source: Source, restart: int, ahead: int) -> Tensor:
+        """The uniform numbers of the next ``ahead`` iterations of each search, (n, ahead, k)."""
+        if int(self.unused.max()) + ahead > _STOCK:
+            iteration = self.iteration[:, None] + torch.arange(_STOCK, device=self.row.device)
+            each = self.row.repeat_interleave(_STOCK)
+            draws = self.moves.shared_draws + self.moves.own_draws
+            numbers = source.uniform(each, (draws,), restart, 1, iteration.flatten())
+            self.numbers, self.unused = numbers.view(*iteration.shape, draws), torch.zeros_like(self.row)
+        place = self.unused[:, None] + torch.arange(ahead, device=self.row.device)
+        return self.numbers[torch.arange(len(place), device=place.device)[:, None], place]
 
 
 class _Attack:
@@ -107,7 +122,7 @@ class _Attack:
         for level, (start, stop) in enumerate(_levels(self.options.queries)):
             side = moves.side(math.sqrt(_SHARE / 2**level * height * width), min(height, width))
             while len(run.row) and (run.iteration < stop).any():
-                ahead = max(1, min(self.room // len(run.row), tried // kept, stop - start))
+                ahead = max(1, min(self.room // len(run.row), tried // kept, stop - start, _STOCK))
                 proposals = self._propose(run, side, restart, ahead)
                 steps = torch.arange(ahead, device=rows.device)
                 done = self._consider(run, proposals, run.iteration[:, None] + steps < stop)
@@ -121,11 +136,10 @@ class _Attack:
             numbers = self.source.shared(run.row, (shared,)).expand(len(run.row), -1)
             numbers = torch.cat([numbers, self.source.uniform(run.row, (own,))], 1)
             return run.moves.propose(run.best, side, numbers)[:, None]
-        searches = torch.arange(len(run.row), device=run.row.device).repeat_interleave(ahead)
-        iteration = (run.iteration[:, None] + torch.arange(ahead, device=run.row.device)).flatten()
-        numbers = self.source.uniform(run.row[searches], (shared + own,), restart, 1, iteration)
+        numbers = run.draw(self.source, restart, ahead).flatten(0, 1)
         if ahead == 1:
             return run.moves.propose(run.best, side, numbers)[:, None]
+        searches = torch.arange(len(run.row), device=run.row.device).repeat_interleave(ahead)
         proposals = run.moves.taken(searches).propose(run.best[searches], side, numbers)
         return proposals.unflatten(0, (-1, ahead))
 
@@ -144,6 +158,7 @@ class _Attack:
         self.oracle.queries[run.row] -= void.sum(1)
 
         run.iteration += tried
+        run.unused += tried
         run.best = torch.where(per_sample(kept, run.best), proposals[searches, first], run.best)
         run.margin = torch.where(kept, margin[searches, first], run.margin)
         broken = kept & wrong[searches, first]
