@@ -19,6 +19,7 @@ from envs.errors import InputError
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+_LONGEST = 1200  # letters of a message
 
 
 def parse_number(text: str) -> float:
@@ -67,7 +68,7 @@ def run_cli(
     except (InputError, AttackError, OSError) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt as interrupt:
         if debug:
@@ -113,8 +114,15 @@ def _gist(message: str) -> str:
     )
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return what an error says as one line that is safe to print: control characters could rewrite a terminal."""
     if isinstance(error, OSError) and error.strerror and not isinstance(error, InputError):
         where = f": {error.filename!r}" if error.filename else ""
-        return f"{error.strerror}{where}; check the path, its permissions and the free space"
-    return " ".join(str(error).split())
+        text = f"{error.strerror}{where}; check the path, its permissions and the free space"
+    else:
+        text = " ".join(str(error).split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )

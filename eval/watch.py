@@ -46,7 +46,7 @@ class Watch:
 
     def __init__(self, store: PartialStore | None, report: Report | None) -> None:
         self.store, self.report = store, report
-        saved = (store.read_state() if store else None) or {"state": None, "seconds": 0.0}
+        saved = {"state": None, "seconds": 0.0} | ((store.read_state() if store else None) or {})
         self.state: dict[str, Any] | None = saved["state"]
         self._before = float(saved["seconds"])
         self._started = self._saved = self._stage_started = time.perf_counter()
