@@ -147,6 +147,8 @@ def test_a_slider_goes_from_the_clean_to_the_attacked_image(browser):
 
 def test_the_evidence_unfolds_and_can_be_filtered(browser):
     shown = "[...document.querySelectorAll('.audit')].filter((item) => item.checkVisibility()).length"
+    assert browser.run(shown) == 0  # folded by regime
+    browser.run("document.querySelectorAll('.regime').forEach((item) => { item.open = true; })")
     assert browser.run(shown) == 14
     browser.run("document.getElementById('evidence-filter').focus()")
     browser.send("Input.insertText", text="rl masked l2")

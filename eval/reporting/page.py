@@ -88,7 +88,7 @@ def _context(report: Report) -> dict[str, Any]:
         "tables": [table for table in tables if table is not costs],
         "problems": report.problems,
         "figures": report.figures,
-        "audited": [model for model in models if model.audits],
+        "audited": list(by_group(model for model in models if model.audits).values()),
         "attacked": [model for model in models if model.examples],
         "pictured": [model for model in first if model.figures],
         "settings": common_settings(models),

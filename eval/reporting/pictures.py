@@ -49,7 +49,7 @@ def read_figure(folder: Folder, file: str) -> Picture:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder.path / file} is damaged ({error}); draw the figure again") from None
-    smaller = _encode(paper.convert("RGB").quantize(_COLOURS))
+    smaller = _encode(paper.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE))
     return Picture(_uri(min(content, smaller, key=len)), image.width, image.height)
 
 
@@ -62,7 +62,7 @@ def pixels(image: np.ndarray) -> Picture:
 
 def _encode(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

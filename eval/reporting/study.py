@@ -89,10 +89,14 @@ class Cell:
     gallery: str
 
     @property
+    def title(self) -> str:
+        """For headings: data set, network and regime, as far as they are known."""
+        return " · ".join(part for part in self.group if part) or self.id
+
+    @property
     def name(self) -> str:
-        """For headings: data set, network, regime and seed, as far as they are known."""
-        known = [part for part in self.group if part]
-        return " · ".join([*known, f"seed {self.seed}"] if self.seed else known) or self.id
+        """The title with the seed."""
+        return f"{self.title} · seed {self.seed}" if self.seed else self.title
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,18 @@
     const input = document.getElementById("evidence-filter");
     const heads = audits.map((audit) => audit.querySelector("summary"));
     filter(input, heads, "audit");
-    input.addEventListener("input", () => audits.forEach((audit, k) => { audit.hidden = heads[k].hidden; }));
+    const regimes = all("details.regime");
+    input.addEventListener("input", () => {
+      audits.forEach((audit, k) => { audit.hidden = heads[k].hidden; });
+      for (const regime of regimes) {
+        regime.hidden = !all(".audit:not([hidden])", regime).length;
+        if (input.value.trim()) regime.open = true;
+      }
+    });
     const unfold = document.querySelector(".unfold");
     unfold.addEventListener("click", () => {
       const open = unfold.getAttribute("aria-pressed") !== "true";
-      audits.forEach((audit) => { audit.open = open; });
+      for (const item of [...regimes, ...audits]) item.open = open;
       unfold.setAttribute("aria-pressed", String(open));
       unfold.textContent = open ? "Close all" : "Open all";
     });
