@@ -21,7 +21,7 @@ from attacks.sources import check_random
 
 _FORMAT = 1
 _ORIGINAL_BATCH = 250
-_CHECKED = 64
+_CHECKED = 32
 _SQUARE_SHARE = 0.002  # as in the published check
 
 State = dict[str, Any]
@@ -73,8 +73,9 @@ def autoattack(
     """Run AutoAttack; every image's outcome is verified, and depends on neither batches nor neighbours.
 
     "standard" runs APGD-CE, APGD-T, FAB-T and Square with the published budgets; "plus" adds APGD-DLR and FAB and
-    restarts; "rand" averages gradients over 20 passes, for models with random outputs. Broken samples leave at
-    once.
+    restarts; "rand" averages gradients over 20 passes, for models with random outputs; "fast" is our own, as strong as
+    "standard" in our measurements: one step, short APGD, a race of targets, and full attacks only on samples that came
+    close. Broken samples leave at once.
 
     Args:
         model: images (n, C, H, W) in [0, 1] to logits (n, K), in eval mode.
@@ -82,7 +83,7 @@ def autoattack(
         y: labels (N,) int64.
         norm: "Linf", "L2" or "L1".
         eps: radius in units of pixels, one for all or per sample (N,).
-        version: "standard", "plus", "rand", or a list of stages such as ["apgd-ce", "square"].
+        version: "standard", "plus", "rand", "fast", or a list of stages such as ["apgd-ce", "square"].
         batch_size: the most images at once; None chooses. Out of memory halves it, and the attack goes on.
         seed: seeds everything random.
         sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.

@@ -1,0 +1,179 @@
+"""The page that the attacks' benchmark writes: tables of times and outcomes, each beside its goal."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.common import machine_line
+
+# Least ratios of speed that are aimed at, on adversarially trained and on fragile classifiers.
+GOALS = {"pgd": (1.2, 3.0), "standard": (3.0, 8.0), "fast": (10.0, 25.0)}
+_POINTS = 0.003
+_AGREEMENT = 0.99
+_MEMORY = 4096
+
+
+def page(payload: Mapping[str, Any]) -> str:
+    """Return the Markdown page of a benchmark's payload."""
+    lines = ["# Attacks: speed and agreement", "", _INTRODUCTION, ""]
+    lines += ["## PGD, 100 steps, Linf", "", _PGD, "", *_table(_PGD_HEADINGS, _pgd_rows(payload["pgd"])), ""]
+    cells = payload["autoattack"]
+    lines += ["## AutoAttack against the published code", "", _AUTOATTACK, ""]
+    lines += [*_table(_SPEED_HEADINGS, _speed_rows(cells)), ""]
+    lines += ["## The same outcomes?", "", _AGREE, "", *_table(_AGREE_HEADINGS, _agree_rows(cells)), ""]
+    lines += ['## Is "fast" as strong?', "", _FAST, "", *_table(_FAST_HEADINGS, _fast_rows(cells)), ""]
+    lines += [
+        "## Memory",
+        "",
+        _MEMORY_TEXT,
+        "",
+        *_table(_MEMORY_HEADINGS, _memory_rows(payload["memory"])),
+        "",
+    ]
+    lines += [machine_line(payload["machine"]), "", _REPEAT]
+    return "\n".join(lines)
+
+
+_INTRODUCTION = (
+    "Networks `small` of this project, trained on clean images (fragile) or by PGD in the Linf ball that is attacked "
+    "(adversarial). Times are CPU seconds of one thread, contestants in turns on the same classifier and images. A "
+    "ratio is the other's time by ours; its goal stands behind it. Robust accuracy is verified by the classifier on "
+    "the images that an attack returned."
+)
+_PGD = (
+    "Images that are classified correctly; survivors are those of them that PGD with two restarts does not break, so "
+    "that none can leave early. Steps of eps/8, medians over turns, each from another random start; accuracies are "
+    "means."
+)
+_AUTOATTACK = (
+    "Published: pyautoattack's standard evaluation in batches of 250. Standard and fast: `attacks.autoattack`, all "
+    "images at once."
+)
+_AGREE = (
+    "Standard, ours and the published, on the first test images; they draw other random numbers. Agreement is the "
+    "share of images with the same fate. Aim: within .3 points, 99 % agreement."
+)
+_FAST = (
+    'Images that "fast" leaves unbroken though standard, ours or the published, breaks them (missed), and the other '
+    "way round (extra), for two seeds. Aim: none missed."
+)
+_MEMORY_TEXT = (
+    "Peak resident memory beyond libraries and network, a tiny network, images of 3x32x32 and the results included; "
+    "few iterations, on whose number it does not depend. Aim: under 4096 MiB."
+)
+_REPEAT = (
+    "Repeat with `python -m benchmarks.attacks --data-root DIR` (MNIST lies in DIR; without it, digits alone). Peers: "
+    "`pip install pyautoattack foolbox adv-lib`, and `pip install torchattacks --no-deps`."
+)
+_PGD_HEADINGS = ("classifier", "images", "contestant", "seconds", "ratio", "goal", "robust accuracy")
+_SPEED_HEADINGS = (
+    "classifier",
+    "threat",
+    "images",
+    "contestant",
+    "seconds",
+    "ratio",
+    "goal",
+    "robust accuracy",
+)
+_AGREE_HEADINGS = ("classifier", "threat", "images", "published", "ours", "difference", "agreement", "aim")
+_FAST_HEADINGS = ("classifier", "threat", "images", "seed", "standard", "fast", "missed", "extra", "aim")
+_MEMORY_HEADINGS = ("version", "images", "images alone, MiB", "peak, MiB", "aim")
+
+
+def _pgd_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    for cell in cells:
+        fragile = cell["setting"].endswith("fragile")
+        goal = GOALS["pgd"][fragile] if fragile or cell["survivors"] else None
+        fastest = min(cell["ratio"], key=cell["ratio"].get)
+        images = f"{cell['images']} {'survivors' if cell['survivors'] else 'correct'}"
+        for name, seconds in cell["seconds"].items():
+            yield (
+                cell["setting"],
+                images,
+                name,
+                f"{median(seconds):.2f}",
+                f"{cell['ratio'][name]:.2f}" if name in cell["ratio"] else "",
+                _goal(cell["ratio"][name], goal) if name == fastest and goal else "",
+                f"{cell['robust_accuracy'][name]:.1%}",
+            )
+
+
+def _speed_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    for cell in cells:
+        published = cell["outcomes"]["published"]
+        fragile = cell["setting"].endswith("fragile")
+        for name in ("published", "standard 0", "fast 0", "fast 1"):
+            outcome, version = cell["outcomes"][name], name.split()[0]
+            ratio = published["seconds"] / outcome["seconds"]
+            yield (
+                *_what(cell),
+                name if version == "published" else f"{version}, seed {name[-1]}",
+                f"{outcome['seconds']:.1f}",
+                "" if version == "published" else f"{ratio:.1f}",
+                "" if version == "published" else _goal(ratio, GOALS[version][fragile]),
+                f"{outcome['robust_accuracy']:.1%}",
+            )
+
+
+def _agree_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    for cell in cells:
+        published, ours = cell["outcomes"]["published"], cell["outcomes"]["standard 0"]
+        apart = set(published["survived"]) ^ set(ours["survived"])
+        agreement = 1 - len(apart) / cell["images"]
+        difference = ours["robust_accuracy"] - published["robust_accuracy"]
+        met = abs(difference) <= _POINTS and agreement >= _AGREEMENT
+        yield (
+            *_what(cell),
+            f"{published['robust_accuracy']:.1%}",
+            f"{ours['robust_accuracy']:.1%}",
+            f"{100 * difference:+.1f}",
+            f"{agreement:.1%}",
+            _verdict(met),
+        )
+
+
+def _fast_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    for cell in cells:
+        outcomes = cell["outcomes"]
+        standard = set(outcomes["standard 0"]["survived"]) & set(outcomes["published"]["survived"])
+        for seed in ("0", "1"):
+            fast = set(outcomes[f"fast {seed}"]["survived"])
+            yield (
+                *_what(cell),
+                seed,
+                f"{len(standard) / cell['images']:.1%}",
+                f"{len(fast) / cell['images']:.1%}",
+                str(len(fast - standard)),
+                str(len(standard - fast)),
+                _verdict(fast <= standard),
+            )
+
+
+def _memory_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
+    for cell in cells:
+        peak = cell["mebibytes"]
+        yield (
+            cell["version"],
+            f"{cell['images']:,}",
+            f"{cell['of_images']:.0f}",
+            f"{peak:.0f}",
+            _verdict(peak < _MEMORY),
+        )
+
+
+def _what(cell: Mapping[str, Any]) -> tuple[str, str, str]:
+    return cell["setting"], f"{cell['norm']} {cell['eps']:g}", str(cell["images"])
+
+
+def _goal(ratio: float, goal: float) -> str:
+    return f"{goal:g}, {_verdict(ratio >= goal)}"
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "missed"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]

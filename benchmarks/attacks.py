@@ -1,0 +1,221 @@
+"""Our attacks beside the published ones: time on the same classifier and images, and whether the outcomes agree.
+
+``python -m benchmarks.attacks`` trains small classifiers on digits (and, with ``--data-root``, MNIST), attacks each,
+and writes ``docs/results/attacks.{md,json}``. Times are CPU seconds of one thread, contestants in turns in one
+process. Trainings and measurements are kept under ``runs/attacks`` and reused; delete that folder to start afresh.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor, nn
+
+import attacks
+from attacks.losses import misclassified
+from benchmarks.attack_memory import peak_memory
+from benchmarks.attack_models import EPS, Setting, classifier_of, test_images
+from benchmarks.attack_page import page
+from benchmarks.attack_peers import pgd_peer, published_autoattack
+from benchmarks.common import describe_machine, write_results
+from envs.files import read_json, write_json
+
+STEPS = 100
+SEEDS = (0, 1)
+PGD_PEERS = ("torchattacks", "foolbox", "adv-lib")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured on one data set.
+
+    Attributes:
+        pgd: images under PGD, clean errors left out.
+        images: images under AutoAttack, by norm.
+        repeats: turns of each contestant of PGD.
+    """
+
+    pgd: int
+    images: dict[str, int]
+    repeats: int
+
+
+PLANS = {
+    "digits": Plan(256, {"Linf": 200, "L2": 100, "L1": 100}, 5),
+    "mnist": Plan(128, {"Linf": 50}, 3),
+}
+
+
+def main(
+    data_root: Path | None = None,
+    datasets: tuple[str, ...] | None = None,
+    peers: tuple[str, ...] = PGD_PEERS,
+    runs: Path = Path("runs/attacks"),
+    memory_images: int = 10_000,
+    write: bool = True,
+) -> None:
+    """Measure what is not measured yet, print the page and write it.
+
+    Args:
+        data_root: where MNIST lies.
+        datasets: digits, mnist or both. Default: both with --data-root, else digits.
+        peers: of PGD: torchattacks, foolbox, adv-lib.
+        runs: where trainings and measurements are kept.
+        memory_images: images of 3x32x32 in the measurement of memory.
+        write: write ``docs/results/attacks.json`` and ``attacks.md``.
+    """
+    torch.set_num_threads(1)
+    console = Console(stderr=True)
+    found: dict[str, list[dict[str, Any]]] = {"pgd": [], "autoattack": []}
+    for setting in settings(datasets or (("digits", "mnist") if data_root else ("digits",))):
+        model = classifier_of(setting, runs, data_root, console)
+        plan = PLANS[setting.dataset]
+        x, y = test_images(setting.dataset, 2 * plan.pgd, data_root)
+        for kind, measure in cells(setting, plan, model, x, y, peers):
+            found[kind.split()[0]].append(kept(runs, f"{setting.name} {kind}", measure, console))
+    memory = [
+        kept(
+            runs,
+            f"memory {name} {memory_images}",
+            lambda name=name: peak_memory(name, memory_images),  # type: ignore[misc]
+            console,
+        )
+        for name in ("standard", "fast")
+    ]
+    machine = describe_machine()
+    machine["versions"] |= {name: version(name) for name in (*peers, "pyautoattack")}
+    payload = {"machine": machine, **found, "memory": memory}
+    text = page(payload)
+    print(text)
+    if write:
+        data, markdown = write_results("attacks", payload, text)
+        console.print(f"written: {data} and {markdown}")
+
+
+def settings(datasets: tuple[str, ...]) -> list[Setting]:
+    """Return a fragile and an adversarially trained classifier of each data set."""
+    return [Setting(dataset, adversarial) for dataset in datasets for adversarial in (False, True)]
+
+
+def cells(
+    setting: Setting, plan: Plan, model: nn.Module, x: Tensor, y: Tensor, peers: tuple[str, ...]
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield what is to be measured on a classifier, by name, as functions that do so."""
+    eps = EPS[setting.dataset]
+    for survivors in (False, True) if setting.adversarial else (False,):
+        kind = f"pgd {'survivors' if survivors else 'correct'}"
+        yield (
+            kind,
+            lambda survivors=survivors: {  # type: ignore[misc]
+                "setting": setting.name,
+                "eps": eps["Linf"],
+                **pgd_cell(model, x, y, eps["Linf"], plan, peers, survivors),
+            },
+        )
+    for norm, n in plan.images.items():
+        yield (
+            f"autoattack {norm} {eps[norm]} {n}",
+            lambda norm=norm, n=n: {  # type: ignore[misc]
+                "setting": setting.name,
+                "norm": norm,
+                "eps": eps[norm],
+                **autoattack_cell(model, x[:n], y[:n], norm, eps[norm]),
+            },
+        )
+
+
+def pgd_cell(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, plan: Plan, peers: tuple[str, ...], survivors: bool
+) -> dict[str, Any]:
+    """PGD-100 on images that are classified correctly, or on those of them that PGD does not break."""
+    step = eps / 8
+    keep = ~misclassified(_logits(model, x), y)
+    x, y = x[keep], y[keep]
+    if survivors:
+        left = ~attacks.pgd(
+            model, x, y, norm="Linf", eps=eps, steps=STEPS, step_size=step, restarts=2
+        ).success
+        x, y = x[left], y[left]
+    x, y = x[: plan.pgd], y[: plan.pgd]
+    seed = 0  # as the peers', ours starts elsewhere in every turn
+    work: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: (
+            attacks.pgd(model, x, y, norm="Linf", eps=eps, steps=STEPS, step_size=step, seed=seed).adversarial
+        )
+    }
+    work |= {name: pgd_peer(name, model, x, y, eps, step, STEPS) for name in peers}
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    accuracy: dict[str, list[float]] = {name: [] for name in work}
+    for seed in range(plan.repeats + 1):
+        for name, run in work.items():
+            taken, adversarial = timed(run)
+            if seed:  # the first is for warming up
+                seconds[name].append(taken)
+                survived = ~misclassified(_logits(model, adversarial), y)
+                accuracy[name].append(survived.double().mean().item())
+    return {
+        "images": len(x),
+        "survivors": survivors,
+        "seconds": seconds,
+        "robust_accuracy": {name: mean(values) for name, values in accuracy.items()},
+        "ratio": {name: median(seconds[name]) / median(seconds["ours"]) for name in peers},
+    }
+
+
+def autoattack_cell(model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float) -> dict[str, Any]:
+    """The standard version, ours and the published, and "fast", the latter under two seeds."""
+    seconds, adversarial = timed(published_autoattack(model, x, y, norm, eps))
+    outcome = {"published": _outcome(seconds, ~misclassified(_logits(model, adversarial), y))}
+    for name, seed in (("standard", 0), ("fast", 0), ("fast", 1)):
+        seconds, result = timed(
+            lambda name=name, seed=seed: attacks.autoattack(  # type: ignore[misc]
+                model, x, y, norm=norm, eps=eps, version=name, seed=seed
+            )
+        )
+        outcome[f"{name} {seed}"] = _outcome(seconds, ~result.success) | {
+            "accuracies": result.accuracies(),
+            "queries": int(result.queries.sum()),
+            "backwards": int(result.backwards.sum()),
+        }
+    return {"images": len(x), "outcomes": outcome}
+
+
+def _outcome(seconds: float, survived: Tensor) -> dict[str, Any]:
+    return {
+        "seconds": seconds,
+        "robust_accuracy": survived.double().mean().item(),
+        "survived": survived.nonzero().squeeze(1).tolist(),
+    }
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the CPU seconds that ``run`` takes and what it returns."""
+    start = time.process_time()
+    result = run()
+    return time.process_time() - start, result
+
+
+def kept(runs: Path, name: str, measure: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
+    """Return a measurement, made now unless it is kept."""
+    path = runs / "cells" / f"{name.replace(' ', '-')}.json"
+    if not path.is_file():
+        console.print(f"measuring {name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, measure())
+    return read_json(path)
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(part) for part in x.split(500)])
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
