@@ -19,6 +19,7 @@ from agents import losses
 from agents.adversarial import AdversarialTraining, adversarial_term, attacked_images
 from agents.base import ImageAlgorithm
 from agents.buffers import UnusedRolloutBuffer
+from agents.descent import descend
 from agents.policies import ImagePolicy
 from envs.errors import InputError
 from envs.task import ImageTask
@@ -211,12 +212,7 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         if self._attacks("add", "trades"):
             labels, action_rewards = _known(batch.labels, batch.action_rewards)
             total = total + adversarial_term(self, batch, labels, action_rewards)
-        self.policy.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self._parameters, self.max_grad_norm or float("inf"), foreach=True
-        )
-        self.policy.optimizer.step()
+        norm = descend(total, self.policy.optimizer, self._parameters, self.max_grad_norm or float("inf"))
         self._n_updates += 1
         self.statistics.add(loss=loss, grad_norm=norm)
         self.statistics.watch(self.num_timesteps, norm)

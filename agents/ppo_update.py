@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor
 
 from agents import losses
+from agents.descent import descend
 
 if TYPE_CHECKING:
     from agents.on_policy import PPO
@@ -69,10 +70,7 @@ def _one_pass(model: PPO, ranges: tuple[float, float | None], measured: list[Ten
         )
         if model.target_kl is not None and float(approx_kl) > 1.5 * model.target_kl:
             return False
-        policy.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model._parameters, model.max_grad_norm, foreach=True)
-        policy.optimizer.step()
+        descend(loss, policy.optimizer, model._parameters, model.max_grad_norm)
     return True
 
 

@@ -162,3 +162,30 @@ def test_the_expectation_has_no_variance_and_needs_the_rewards_of_all_actions():
     assert torch.equal(first, second)
     with pytest.raises(InputError, match=r"reward of every action.*sb3_env"):
         model.loss(LOGITS[:3], Batch(LOGITS, LOGITS, torch.zeros(3, dtype=torch.int64), torch.zeros(3)))
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 100.0, float("inf")])
+def test_descend_is_clipping_and_stepping_bit_for_bit(max_norm):
+    from agents.descent import descend
+
+    images = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
+    networks = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 3))
+        unused = torch.nn.Parameter(torch.ones(2))
+        parameters = [*network.parameters(), unused]
+        optimizer = torch.optim.AdamW(parameters, 0.1)
+        for _ in range(3):
+            loss = network(images).square().sum()
+            if ours:
+                norm = descend(loss, optimizer, parameters, max_norm)
+            else:
+                optimizer.zero_grad()
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+                optimizer.step()
+        networks.append((norm, parameters))
+    (our_norm, ours), (norm, theirs) = networks
+    assert our_norm == norm > 1
+    assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
