@@ -79,6 +79,7 @@ class Pool(Engine):
         if workers < 1:
             raise InputError(f"--workers is {workers}; expected at least 1")
         self.workers = workers
+        self.executor: ProcessPoolExecutor | None = None
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Yield each job as it ends; a worker that dies ends those that the pool had begun, and no others."""
@@ -88,9 +89,7 @@ class Pool(Engine):
 
     def _until_broken(self, jobs: list[Job]) -> Generator[tuple[Job, Outcome], None, list[Job]]:
         """Work until all is done or a worker dies; return the jobs that had not been begun."""
-        context = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and threads
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
-        executor = ProcessPoolExecutor(self.workers, context, _prepare, (threads,))
+        executor = self._start()
         queue = list(reversed(jobs))
         running: dict[Future, Job] = {}
         try:
@@ -99,21 +98,37 @@ class Pool(Engine):
                     job = queue.pop()
                     running[executor.submit(execute, job)] = job
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
-                broken = False
-                for future in done:
-                    outcome = _outcome(future)
-                    broken |= outcome is None
+                outcomes = {future: _outcome(future) for future in done}
+                broken = None in outcomes.values()
+                if broken:
+                    outcomes = {
+                        future: _outcome(future) for future in running
+                    }  # the pool ends with one worker
+                    self._stop()
+                for future, outcome in outcomes.items():
                     yield running.pop(future), outcome or Outcome(CRASHED, retry=True)
                 if broken:
-                    for future, job in running.items():
-                        yield job, _outcome(future) or Outcome(CRASHED, retry=True)
                     return list(reversed(queue))
         except KeyboardInterrupt:
-            executor.shutdown(wait=True, cancel_futures=True)  # the workers were interrupted, too, and save
+            self._stop()  # the workers were interrupted, too, and save
             raise
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
         return []
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self.executor is None:
+            context = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and threads
+            threads = max(1, (os.cpu_count() or 1) // self.workers)
+            self.executor = ProcessPoolExecutor(self.workers, context, _prepare, (threads,))
+        return self.executor
+
+    def _stop(self) -> None:
+        if self.executor is not None:
+            self.executor.shutdown(wait=True, cancel_futures=True)
+            self.executor = None
+
+    def close(self) -> None:
+        """End the workers."""
+        self._stop()
 
 
 def _outcome(future: Future) -> Outcome | None:

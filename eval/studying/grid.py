@@ -18,7 +18,6 @@ from eval.threats import Threat, parse_eps, parse_norm
 
 # Names that a study may list beside those of `eval.battery`; options as the attack's own.
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {
-    "fast": ("autoattack", {"version": "fast"}),
     "autoattack-plus": ("autoattack", {"version": "plus"}),
 }
 # Set by the study itself, or of no influence on the weights that training ends with.

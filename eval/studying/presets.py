@@ -46,14 +46,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attacks": _ATTACKS,
         "attack": {"square": {"queries": 1000}},
         "images": 200,
-        "train": {"passes": 150.0},
+        "train": {"passes": 50.0},
     },
     "mnist": {
         "datasets": ["mnist"],
         "networks": ["strided"],
-        "regimes": _regimes(
-            "SL", "SL-adv", "RL", "RL-adv", "EPG", "SL-PGD", "RL-PGD", pgd=_PGD | {"steps": 3}
-        ),
+        "regimes": _regimes("SL", "SL-adv", "RL", "RL-adv", "SL-PGD", "RL-PGD", pgd=_PGD | {"steps": 3}),
         "seeds": [0, 1, 2],
         "threats": ["L2 1.5", "Linf 0.1"],
         "attacks": _ATTACKS,

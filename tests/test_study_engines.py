@@ -1,0 +1,173 @@
+"""Engines end with the same figures as one process, workers killed or not."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from envs.errors import InputError
+from eval.models import load_samples, load_target
+from eval.runner import AttackSpec, attack_rows, run_attack
+from eval.studying.cells import CellFolder
+from eval.studying.course import carry_out
+from eval.studying.engines import InProcess, Pool
+from eval.studying.observe import observe
+from eval.studying.record import locked
+from eval.threats import Threat
+from tests.study_toys import study, tiny
+
+ROOT = Path(__file__).parents[1]
+BOMB = {"networks": ["tests.study_toys:bomb"], "regimes": {"SL": {"algo": "supervised"}}}
+
+
+@pytest.fixture(autouse=True)
+def armed(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_BOMB", str(tmp_path / "exploded"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path / "exploded"
+
+
+def carried_out(item, engine):
+    lines = []
+    try:
+        with locked(item.directory):
+            counts = carry_out(item, engine, lines.append)
+    finally:
+        engine.close()
+    return counts, lines
+
+
+def outcomes(item):
+    """Everything that must not depend on the engine: weights, and what every attack did to every image."""
+    found = {}
+    for row in observe(item.grid, item.cells, item.directory):
+        weights = CellFolder.open(item.directory, row.cell.hash).run.model_path.read_bytes()
+        attacks = {
+            (str(threat), name): (result.success.tolist(), result.broken_by, result.label.tolist())
+            for threat, results in row.attacks.items()
+            for name, result in results.items()
+        }
+        transfer = {source: {k: v.tolist() for k, v in rows.items()} for source, rows in row.transfer.items()}
+        found[row.cell.id] = (weights, attacks, transfer)
+    return found
+
+
+def undisturbed(tmp_path, armed, **changes):
+    armed.touch()
+    whole = study(tiny(**changes), tmp_path / "whole")
+    assert carried_out(whole, InProcess(0))[0]["missing"] == 0
+    armed.unlink()
+    return outcomes(whole)
+
+
+def test_a_pool_survives_a_killed_worker(tmp_path, armed):
+    """The worker dies in the middle of a training; the next attempt goes on from its checkpoint."""
+    expected = undisturbed(tmp_path, armed, **BOMB)
+    item = study(tiny(**BOMB), tmp_path / "pool", shards=2)
+    counts, lines = carried_out(item, Pool(1))
+    assert counts == {"finished": 1, "failed": 0, "missing": 0}
+    assert armed.exists()
+    assert any("the worker died" in line and "once more" in line for line in lines)
+    assert outcomes(item) == expected
+
+
+def test_without_retries_a_killed_worker_is_a_failure(tmp_path, armed):
+    item = study(tiny(**BOMB), tmp_path / "pool")
+    counts, lines = carried_out(item, Pool(1, retries=0))
+    assert counts == {"finished": 0, "failed": 1, "missing": 0}
+    assert any("the worker died" in line for line in lines)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'")
+def test_a_local_ray_cluster_survives_a_killed_worker(tmp_path, armed):
+    from eval.studying.ray_engine import RayEngine
+
+    changes = BOMB | {"seeds": [0, 1]}
+    expected = undisturbed(tmp_path, armed, **changes)
+    item = study(tiny(**changes), tmp_path / "ray", shards=2)
+    counts, _ = carried_out(item, RayEngine(workers=2))
+    assert counts == {"finished": 2, "failed": 0, "missing": 0}
+    assert armed.exists()
+    assert outcomes(item) == expected
+
+
+def test_ray_that_is_not_there(monkeypatch):
+    from eval.studying import ray_engine
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install -e \"\.\[ray\]\""):
+        ray_engine.RayEngine(2)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    item = study(tiny(regimes={"SL": {"algo": "supervised"}}), tmp_path / "one")
+    carried_out(item, InProcess(0))
+    return CellFolder.open(item.directory, item.cells[0].hash).run.path
+
+
+@pytest.mark.parametrize("name", ["pgd", "square", "autoattack"])
+def test_shares_of_the_images_make_up_the_whole(tmp_path, trained, name):
+    options = {
+        "pgd": {"steps": 10},
+        "square": {"queries": 50},
+        "autoattack": {"version": ["apgd-ce", "square"]},
+    }
+    target = load_target(str(trained))
+    samples = load_samples(target, n=30)
+    spec = AttackSpec(name, Threat("L2", 0.3), options[name])
+    whole = run_attack(target, samples, spec, batch_size=10)
+    for rows in (slice(20, 30), slice(0, 10), slice(10, 20)):
+        attack_rows(target, samples, spec, rows, results_dir=tmp_path, batch_size=10)
+    joined = run_attack(target, samples, spec, results_dir=tmp_path, batch_size=10)
+    assert joined.success.tolist() == whole.success.tolist()
+    assert joined.broken_by == whole.broken_by
+    if name == "pgd":  # the others gather survivors in batches of other sizes, where kernels round otherwise
+        assert joined.distance.tolist() == whole.distance.tolist()
+        assert joined.queries.tolist() == whole.queries.tolist()
+
+
+def test_two_processes_of_torchrun_attack_one_model(tmp_path, trained):
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("this PyTorch has no gloo")
+    arguments = [
+        str(trained),
+        "--images",
+        "21",
+        "--norm",
+        "L2",
+        "--eps",
+        "0.5",
+        "--attacks",
+        "pgd",
+        "--device",
+        "cpu",
+    ]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    commands = {"one": [sys.executable, "-m"], "two": start}
+    files = {}
+    for name, command in commands.items():
+        out = tmp_path / name
+        done = subprocess.run(
+            [*command, "eval.distributed", *arguments, "--out", str(out)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("worst case per image") == 1  # the first process alone speaks
+        files[name] = next(out.glob("pgd-*.json"))
+        assert not (out / ".partial").exists()
+    assert files["one"].name == files["two"].name
+    from eval.results import read_results
+
+    one, two = (read_results(path) for path in files.values())
+    assert one.success.tolist() == two.success.tolist()
+    np.testing.assert_allclose(
+        one.distance, two.distance, atol=1e-6
+    )  # batches of other sizes round otherwise
