@@ -15,7 +15,7 @@ from rich.table import Table
 from agents.cli import run_cli
 from agents.rundir import resolve_device, versions
 from envs.errors import InputError
-from envs.files import write_json
+from envs.files import write_atomic, write_json
 from eval.analysis import Analysis, AnalysisOptions, analyse
 from eval.cli import DataOptions
 from eval.figures import save_figure
@@ -23,6 +23,7 @@ from eval.indicators import spread
 from eval.landscape_figures import landscape_figure
 from eval.models import Samples, load_target
 from eval.plots import adversarial_grid, dynamic_figure, entropy_figure, static_figure
+from eval.reporting.gallery import pack_gallery
 from eval.tables import make_table, percent, print_table
 from eval.threats import Threat, default_eps, parse_eps, parse_norm
 
@@ -96,7 +97,7 @@ def _teller(status: Status | None, name: str) -> Callable[[str], None]:
 
 
 def write_mechanism(out: Path, analyses: Sequence[Analysis], samples: Samples) -> list[Path]:
-    """Write the figures as JSON and every picture as PNG; return the files' paths."""
+    """Write the figures as JSON, every picture as PNG, images of the first model for reports; return the paths."""
     threat = analyses[0].threat
     attack = f"under PGD, {threat}"
     names = _distinct([analysis.name for analysis in analyses])
@@ -131,7 +132,19 @@ def write_mechanism(out: Path, analyses: Sequence[Analysis], samples: Samples) -
     write_json(paths[0], content)
     for path, figure in zip(paths[1:], pictures.values(), strict=True):
         save_figure(path, figure)
-    return paths
+    gallery = out / "gallery.npz"
+    shown, first = analyses[0], slice(0, _GRID_IMAGES)
+    write_atomic(
+        gallery,
+        pack_gallery(
+            shown.x[first],
+            shown.dynamic.adversarial[first],
+            shown.clean.labels[first],
+            shown.clean.logits[first],
+            shown.attacked.logits[first],
+        ),
+    )
+    return [*paths, gallery]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from agents.cli import run_cli
+from agents.cli import one_line, run_cli
 from envs.errors import InputError
 from envs.files import write_atomic
 from eval.reporting.folder import Folder
@@ -47,9 +47,9 @@ def report_command(config: ReportCommand) -> int:
         )
     report = collect(folder, config.images, config.megabytes * 2**20)
     page = render(report)
-    write_atomic(out, page)
+    write_atomic(out, page.encode(errors="replace"))  # JSON may hold half a character
     for line in report.problems:
-        print(f"missing: {line}", file=sys.stderr)
+        print(f"missing: {one_line(InputError(line))}", file=sys.stderr)
     print(f"report: {out} ({len(page) / 2**20:.1f} MB)")
     return 0
 

@@ -23,6 +23,8 @@ from eval.landscape import Landscape
 from eval.landscape_figures import landscape_figure
 from eval.models import load_samples, load_target
 from eval.plots import SecurityCurve, adversarial_grid, dynamic_figure, entropy_figure, security_figure
+from eval.reporting.folder import Folder
+from eval.reporting.gallery import read_gallery
 from eval.stats import wilson
 from eval.threats import Threat
 from tests.test_eval_attack import MODEL
@@ -155,6 +157,7 @@ def test_mechanism_command_writes_figures_and_pictures(tmp_path, capsys):
     assert first["landscape"]["single"]["resolution"] == 8
     expected = {"landscape", "landscape-average", "gradients", "path", "entropy", "adversarial"}
     assert {path.stem for path in out.glob("*.png")} == expected
+    assert len(read_gallery(Folder(out), "gallery.npz", most=99)) == 10
 
 
 def test_the_same_question_has_the_same_answer():

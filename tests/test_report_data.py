@@ -1,8 +1,10 @@
 """The report's reading side: what is shown, what is refused, and that nothing outside the directory is read."""
 
 import base64
+import contextlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -10,15 +12,18 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from envs.errors import InputError
-from eval import report
+from eval import mechanism, report
 from eval.battery import run_battery
 from eval.models import load_samples, load_target
 from eval.reporting.cells import written
 from eval.reporting.folder import Folder
-from eval.reporting.gallery import read_gallery
+from eval.reporting.gallery import pack_gallery, read_gallery
 from eval.reporting.page import render
 from eval.reporting.pictures import pixels
 from eval.reporting.study import Column, Entry, Table, read_study
@@ -370,6 +375,56 @@ def test_the_deepest_configuration_is_cut(small):
     assert "…" in render(report.collect(Folder(small)))
 
 
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["../x", "/etc/passwd", "\x1b[2J", "\ud800", "<script>", "run\0", 10**400, -1, 1e308]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_whatever_the_description_says_the_answer_is_a_page_or_one_line(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz")
+    place = study = study_json(1)
+    while True:
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        inner = place[key]
+        if not isinstance(inner, dict | list) or not inner or data.draw(st.booleans()):
+            break
+        place = inner
+    place[key] = data.draw(JUNK)
+    write_study(path, study)
+    with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(io.StringIO()):
+        status = report.main([str(path)])
+    assert status in (0, 2)
+    assert error.getvalue().replace("\n", "").isprintable()
+    if status == 2:
+        assert error.getvalue().count("\n") == 1
+    else:
+        page = (path / "report.html").read_text()
+        assert page.count("<script>") == 1
+        assert "<img src=x" not in page
+    shutil.rmtree(path)
+
+
+def test_a_gallery_survives_packing(tmp_path):
+    clean = torch.rand(3, 3, 4, 4)
+    attacked = (clean + 0.1).clamp(0, 1)
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    packed = pack_gallery(clean, attacked, torch.tensor([0, 0, 1]), logits, logits.flip(1))
+    (tmp_path / "g.npz").write_bytes(packed)
+    first = read_gallery(Folder(tmp_path), "g.npz", ("cat", "dog"))[0]
+    assert (first.label, first.before, first.after) == ("cat", "cat", "dog")
+    assert first.sure_after == pytest.approx(1 / (1 + math.exp(-2)))
+    assert first.clean.uri == pixels((clean[0] * 255).round().byte().numpy()).uri
+
+
 def test_a_plain_run_has_a_report_of_its_own(digits_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(digits_run, run)
@@ -382,6 +437,19 @@ def test_a_plain_run_has_a_report_of_its_own(digits_run, tmp_path, capsys):
         [Threat("L2", 1.5)],
         results_dir=run / "results",
     )
+    quick = [
+        "--n",
+        "12",
+        "--steps",
+        "3",
+        "--resolution",
+        "8",
+        "--average-images",
+        "2",
+        "--average-resolution",
+        "4",
+    ]
+    assert mechanism.main([str(run), "--no-progress", *quick]) == 0
     assert report.main([str(run), "--out", str(tmp_path / "run.html")]) == 0
     page = (tmp_path / "run.html").read_text()
     for part in (
@@ -390,6 +458,8 @@ def test_a_plain_run_has_a_report_of_its_own(digits_run, tmp_path, capsys):
         "Worst case per image",
         "pgd-100",
         "cleverhans",
+        "Loss landscape of one image",
+        'class="blend"',
     ):
         assert part in page
     assert "No audit was run" in page

@@ -106,6 +106,10 @@ class Folder:
 def _parts(name: str) -> list[str]:
     if not isinstance(name, str) or len(name.encode(errors="replace")) > _NAME_BYTES or "\0" in name:
         raise InputError(f"the path {str(name)[:60]!r} is not usable; expected one relative to the directory")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise InputError(f"the path {name[:60]!r} is not usable; it holds half a character") from None
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\\" in name:
         raise InputError(f"the path {name[:100]!r} leads out of the directory; expected one inside it")

@@ -1,4 +1,4 @@
-"""Adversarial images of one model, read from an ``.npz`` without unpickling anything."""
+"""Adversarial images of one model as an ``.npz``: written for reports, and read without unpickling anything."""
 
 import io
 import math
@@ -7,6 +7,8 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from envs.errors import InputError
 from eval.reporting.folder import Folder
@@ -41,6 +43,34 @@ class Example:
     after: str
     sure_after: float | None
     fooled: bool
+
+
+def pack_gallery(
+    clean: Tensor, attacked: Tensor, labels: Tensor, clean_logits: Tensor, attacked_logits: Tensor
+) -> bytes:
+    """Return a gallery file as `read_gallery` takes it.
+
+    Args:
+        clean: images in [0, 1], (n, C, H, W); stored in 8 bits.
+        attacked: the same images attacked.
+        labels: true classes, (n,).
+        clean_logits, attacked_logits: the model's answers, (n, K).
+    """
+    answers = [logits.float().softmax(1).nan_to_num(0).max(1) for logits in (clean_logits, attacked_logits)]
+    arrays = {
+        "clean": _to_bytes(clean),
+        "adversarial": _to_bytes(attacked),
+        "labels": labels.cpu().numpy(),
+        "predicted": np.stack([indices.cpu().numpy() for _, indices in answers], 1),
+        "confidences": np.stack([values.cpu().numpy() for values, _ in answers], 1),
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _to_bytes(images: Tensor) -> np.ndarray:
+    return (images * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous().numpy()
 
 
 def read_gallery(folder: Folder, file: str, classes: tuple[str, ...] = (), most: int = 8) -> list[Example]:

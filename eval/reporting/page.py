@@ -1,7 +1,9 @@
 """From a study to the page: one HTML file that needs nothing else and lets nothing else in."""
 
 import base64
+import functools
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -45,6 +47,13 @@ class Report:
 
 def render(report: Report) -> str:
     """Return the page as HTML; everything that comes from files is escaped."""
+    numbers = itertools.count(1)
+    template = _environment().get_template("page.html.j2")
+    return template.render(_context(report), next_id=lambda: f"e{next(numbers)}")
+
+
+@functools.cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("eval.reporting"),
         autoescape=True,
@@ -52,13 +61,10 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = iter(range(1, 10**9))
-    environment.globals["next_id"] = lambda: f"e{next(numbers)}"
-    environment.globals["written"] = cells.written
-    environment.globals["is_number"] = cells.is_number
+    environment.globals |= {"written": cells.written, "is_number": cells.is_number}
     environment.filters |= {"percent": percent, "number": cells.number, "duration": duration}
     environment.filters |= {"plural": plural, "moment": moment}
-    return environment.get_template("page.html.j2").render(_context(report))
+    return environment
 
 
 def moment(text: str) -> str:

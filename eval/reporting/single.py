@@ -42,7 +42,7 @@ def read_run(folder: Folder) -> tuple[Study, Model]:
     dataset = Fields(config.mapping("dataset"), "config.json: dataset")
     group = (dataset.text("name"), config.text("network"), config.text("algo"))
     name = folder.path.resolve().name
-    cell = Cell(name, "", group, config.text("seed"), (), "finished", "", "", "gallery.npz")
+    cell = Cell(name, "", group, config.text("seed"), (), "finished", "", "", "results/mechanism/gallery.npz")
     model = read_model(folder, cell)
     results = _read_results(folder, model)
     worst = _worst_cases(results)

@@ -183,9 +183,12 @@ def _table(fields: Fields) -> Table:
     columns = tuple(_column(item) for item in fields.objects("columns", _MOST_COLUMNS))
     if len({column.key for column in columns}) < len(columns):
         raise InputError(f"{fields.where}: two columns have one key; expected different ones")
-    rows = tuple(
-        tuple(_entry(row, column) for column in columns) for row in fields.objects("rows", _MOST_ROWS)
-    )
+    raw = fields.objects("rows", _MOST_ROWS)
+    if len(raw) * len(columns) > _MOST_ENTRIES:
+        raise InputError(
+            f"{fields.where} has {len(raw) * len(columns)} entries; at most {_MOST_ENTRIES} are shown"
+        )
+    rows = tuple(tuple(_entry(row, column) for column in columns) for row in raw)
     title = fields.text("title", fields.text("id", "Table"))
     return Table(fields.text("id"), title, columns, rows, fields.text("note"))
 
