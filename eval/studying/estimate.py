@@ -34,25 +34,26 @@ class Estimate:
     """Forward passes of one image that a cell takes, and the seconds of one.
 
     Attributes:
-        training: passes of the training.
+        training: passes of the training; None where the data set is not at hand.
         examination: passes of attacks, transfer, indicators and audit.
         seconds_each: of one pass; None where the data set is not at hand.
     """
 
-    training: float
+    training: float | None
     examination: float
     seconds_each: float | None
 
     @property
     def seconds(self) -> float | None:
         """Estimated duration."""
-        each = self.seconds_each
-        return None if each is None else (self.training + self.examination) * each
+        if self.training is None or self.seconds_each is None:
+            return None
+        return (self.training + self.examination) * self.seconds_each
 
 
 def print_plan(study: Study) -> None:
     """Print every cell with its state and estimated cost, and the sum of what is left."""
-    speeds: dict[tuple[str, str], tuple[int, float | None]] = {}
+    speeds: dict[tuple[str, str], tuple[int, float] | None] = {}
     title = f"study {study.grid.name}: {len(study.cells)} cells in {study.directory}"
     table = make_table(title, ("cell", "hash", "state"), ("passes, training", "passes, rest", "time"))
     left, unknown = 0.0, False
@@ -60,14 +61,20 @@ def print_plan(study: Study) -> None:
         kind = cell.group[:2]
         if kind not in speeds:
             speeds[kind] = _speed(study, cell)
-        images, seconds_each = speeds[kind]
-        found = estimate(study, cell, images, seconds_each)
+        found = estimate(study, cell, *(speeds[kind] or (None, None)))
         state = status_of(study.grid, cell, study.directory).status
         if state != "finished":
             left += found.seconds or 0.0
             unknown |= found.seconds is None
         shown = "-" if found.seconds is None else duration(found.seconds)
-        table.add_row(cell.id, cell.hash, state, count(found.training), count(found.examination), shown)
+        table.add_row(
+            cell.id,
+            cell.hash,
+            state,
+            "-" if found.training is None else count(found.training),
+            count(found.examination),
+            shown,
+        )
     print_table(table)
     rest = (
         "unknown: a data set is not at hand"
@@ -77,12 +84,12 @@ def print_plan(study: Study) -> None:
     Console(soft_wrap=True, highlight=False).print(f"left: {rest}")
 
 
-def _speed(study: Study, cell: Cell) -> tuple[int, float | None]:
-    """Return the size of the training set and the seconds of one forward pass in a batch, measured."""
+def _speed(study: Study, cell: Cell) -> tuple[int, float] | None:
+    """Return the size of the training set and the measured seconds of one pass in a batch; None: no data."""
     try:
         data = load_splits(cell.dataset, data_root=study.place.data_root, image_size=cell.config.image_size)
     except InputError:
-        return 1, None
+        return None
     build = resolve_network(cell.network, allow_import=True)
     device = resolve_device(study.place.device)
     model = new_classifier(data.train.shape, data.train.num_classes, build).to(device).eval()
@@ -94,8 +101,8 @@ def _speed(study: Study, cell: Cell) -> tuple[int, float | None]:
     return len(data.train), (time.perf_counter() - start) / _PROBE_IMAGES
 
 
-def estimate(study: Study, cell: Cell, train_images: int, seconds_each: float | None) -> Estimate:
-    """Return the estimated cost of a cell; ``train_images`` is the size of its training set."""
+def estimate(study: Study, cell: Cell, train_images: int | None, seconds_each: float | None) -> Estimate:
+    """Return the estimated cost of a cell; ``train_images`` is the size of its training set, None if unknown."""
     grid = study.grid
     passes = sum(_attack_passes(spec.name, spec.options) for _, spec in specs(grid)) * grid.images
     crafted = len(grid.transfer.crafts) * len(grid.threats) * grid.images
@@ -103,7 +110,8 @@ def estimate(study: Study, cell: Cell, train_images: int, seconds_each: float | 
     passes += (grid.mechanism.steps + 60) * _BACKWARD * grid.mechanism.images
     if cell.seed in grid.seeds[: grid.audit.seeds]:
         passes += _AUDIT_PASSES[grid.audit.mode] * grid.audit.images * len(grid.threats)
-    return Estimate(_training_passes(cell.config, train_images), passes, seconds_each)
+    training = None if train_images is None else _training_passes(cell.config, train_images)
+    return Estimate(training, passes, seconds_each)
 
 
 def _training_passes(config: TrainConfig, train_images: int) -> float:
