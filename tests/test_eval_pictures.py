@@ -1,5 +1,6 @@
 """Pictures: what they show, for any number of models; the mechanism command; the training callback."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,6 +11,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure, KVWriter, Logger
 
 from agents import ImageNetwork
+from agents.config import TrainConfig
+from agents.training import train as run_training
 from envs import sb3_env
 from envs.datasets import load_dataset
 from envs.errors import InputError
@@ -217,6 +220,18 @@ def test_callback_shows_pictures_and_leaves_training_alone():
     pictures = callback.pictures()
     assert set(pictures) == {"adversarial", "path"}
     assert "after 256 images" in texts(pictures["adversarial"])
+
+
+def test_a_run_shows_pictures_at_intervals(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = {"network": "mlp", "progress": False, "attack": False, "total_images": 1024, "batch_size": 128}
+    config = TrainConfig("reinforce", run_dir=tmp_path / "run", pictures_every=500, eval_every=256, **options)
+    run = run_training(config)
+    seen = events.EventAccumulator(str(run.path), {"images": 0}).Reload()
+    for name in ("pictures/adversarial", "pictures/path"):
+        assert [image.step for image in seen.Images(name)] == [512, 1024]
+    plain = run_training(dataclasses.replace(config, run_dir=tmp_path / "plain", pictures_every=None))
+    assert run.model_path.read_bytes() == plain.model_path.read_bytes()
 
 
 def test_callback_refuses_empty_intervals():
