@@ -9,6 +9,8 @@ import tyro
 
 from agents.cli import run_cli
 from agents.rundir import resolve_device
+from attacks.plans import STAGES, VERSIONS
+from envs.errors import unknown_name
 from eval.cli import DataOptions, progress_bar, warn_about
 from eval.models import check_fit, load_target
 from eval.registry import attack_function, parse_option, parse_value, resolve_options
@@ -51,7 +53,7 @@ class AttackOptions:
     eot_samples: int | None = None
     """Passes over which gradients are averaged, for models with random outputs."""
     version: str | None = None
-    """Of AutoAttack: standard, plus, rand or fast."""
+    """Of AutoAttack: standard, plus, rand or fast, or its stages in order, such as apgd-ce,square."""
     queries: int | None = None
     """Budget of a black-box attack, per image."""
     targeted: str | None = None
@@ -60,12 +62,28 @@ class AttackOptions:
     def given(self, more: tuple[str, ...]) -> dict[str, Any]:
         """Return the options that were given, those of ``more`` ("key=value") included, as Python values."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        read = {"step_size": parse_value, "random_start": parse_value, "version": parse_version}
         parsed = {
-            key: parse_value(value) if key in ("step_size", "random_start") else value
+            key: read[key](value) if key in read else value
             for key, value in values.items()
             if value is not None
         }
         return parsed | dict(parse_option(text) for text in more)
+
+
+def parse_version(text: str) -> str | list[str]:
+    """Read a version of AutoAttack, or the stages of one's own, joined by commas.
+
+    Raises:
+        InputError: it is neither; the message lists both.
+    """
+    if text in VERSIONS:
+        return text
+    stages = text.split(",")
+    for stage in stages:
+        if stage not in STAGES:
+            raise unknown_name("version or stage of AutoAttack", stage, (*VERSIONS, *STAGES))
+    return stages
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgd-dlr": ("pgd", {"loss": "dlr"}),
     "pgd-mifpe": ("pgd", {"loss": "mifpe"}),
     "autoattack": ("autoattack", {}),
-    "fast": ("autoattack", {"version": "fast"}),
+    **{version: ("autoattack", {"version": version}) for version in ("fast", "plus", "rand")},
     "pgd-paper": ("pgd", {"protocol": "cleverhans", "labels": "predicted", "keep": "last"}),
 }
 DEFAULT_BATTERY = ("fgsm", "pgd", "pgd-cleverhans", "pgd-margin", "pgd-mifpe")
