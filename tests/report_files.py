@@ -141,5 +141,18 @@ def study_directory(path, seeds=2):
     return path
 
 
+def small_study(path):
+    """Write a study of one cell, to be damaged."""
+    study = study_json(1)
+    study["cells"] = study["cells"][:1]
+    (path / "figures").mkdir()
+    for figure in study["figures"]:
+        (path / figure["file"]).write_bytes(png())
+    run_directory(path / "cells" / "sl0" / "run", "SL")
+    gallery(path / "cells" / "sl0" / "gallery.npz")
+    write_study(path, study)
+    return path
+
+
 def write_study(path, study):
     (path / "study.json").write_text(study if isinstance(study, str) else json.dumps(study))
