@@ -150,6 +150,8 @@ class TrainConfig:
     Default: 256 for adversarial training and --select robust; else 0, none."""
     probe_steps: int = 10
     """Gradient steps of the probe. Its ball is that of --adv-eps and --adv-norm, or their defaults."""
+    pictures_every: int | None = None
+    """Images between pictures in TensorBoard: attacked validation images, and indicators along the path of PGD."""
     attack: bool = True
     """Attack the finished classifier for the closing table."""
     progress: bool = True
@@ -236,6 +238,7 @@ class TrainConfig:
             "--episode-length": self.episode_length,
             "--eval-every": self.eval_every,
             "--probe-steps": self.probe_steps,
+            "--pictures-every": self.pictures_every,
             "--threads": self.threads,
             "--ppo.rollout": self.ppo.rollout,
             "--ppo.epochs": self.ppo.epochs,

@@ -13,6 +13,7 @@ import torch
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -33,6 +34,7 @@ from agents.config import TrainConfig
 from agents.interrupt import stop_on_interrupt
 from agents.length import phase_ends, validation_interval
 from agents.logs import make_logger, quiet_writer_threads
+from agents.pictures import picture_callbacks
 from agents.precision import emulates_bf16
 from agents.probe import Probe
 from agents.rundir import RunDir, device_name, resolve_device, versions
@@ -155,7 +157,7 @@ def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str,
                 attacks_begin=None if regime is None else regime.begins,
             )
             logs.callback(callback.close)
-            model = _learn(config, splits.train, env, ends, callback, checkpoint)
+            model = _learn(config, splits, env, ends, callback, checkpoint)
         try:
             _close(config, splits.test, run, model, callback)
         except KeyboardInterrupt:
@@ -180,7 +182,7 @@ def _torch_settings(config: TrainConfig, dataset: ImageDataset) -> Iterator[None
 
 def _learn(
     config: TrainConfig,
-    dataset: ImageDataset,
+    splits: Splits,
     env: VecEnv,
     ends: list[int],
     callback: TrainingCallback,
@@ -191,10 +193,11 @@ def _learn(
     if first >= len(ends):
         raise InputError(f"{callback.run.checkpoint_path} is of another schedule; train the run anew")
     model: Algorithm | None = None
+    callbacks: list[BaseCallback] = [*picture_callbacks(config, splits.val), callback]
     for phase, (name, _) in enumerate(config.phases()):
         if phase < first:
             continue
-        following = build_algorithm(name, config, env, dataset)
+        following = build_algorithm(name, config, env, splits.train)
         following.progress_total = ends[-1]
         if model is not None:
             _hand_over(model, following, config.schedule_optimizer == "keep")
@@ -212,7 +215,7 @@ def _learn(
         remaining = ends[phase] - model.num_timesteps
         if remaining > 0:  # a run may have been stopped when a phase had ended and nothing else had begun
             try:
-                model.learn(remaining, callback=callback, log_interval=None, reset_num_timesteps=restart)  # type: ignore[arg-type]
+                model.learn(remaining, callback=callbacks, log_interval=None, reset_num_timesteps=restart)  # type: ignore[arg-type]
             except (RuntimeError, ValueError):
                 callback.refuse_divergence()  # nothing can be drawn from a policy of NaN
                 raise

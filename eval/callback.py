@@ -55,6 +55,9 @@ class PictureCallback(BaseCallback):
         self.threat = threat or default_threats(dataset.shape[0])[-1]
         self._next = every
 
+    def _on_training_start(self) -> None:
+        self._next = (self.num_timesteps // self.every + 1) * self.every  # also where a run is resumed
+
     def _on_step(self) -> bool:
         return True
 

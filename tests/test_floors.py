@@ -17,8 +17,14 @@ FLOORS = {
     "eval": {"eval", "agents", "envs", "attacks"},
     "benchmarks": {"benchmarks", "tests", "eval", "agents", "envs", "attacks"},
 }
-LAZY = {"attacks/__main__.py": {"eval"}}  # against the rule, when it runs as a program
-PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "stable_baselines3": "stable-baselines3"}
+# against the rule: when it runs as a program, and when a run shall show pictures
+LAZY = {"attacks/__main__.py": {"eval"}, "agents/pictures.py": {"eval"}}
+PACKAGES = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "stable_baselines3": "stable-baselines3",
+    "markupsafe": "jinja2",  # whose part it is
+}
 
 
 def imports(path):
