@@ -1,8 +1,8 @@
 """What a report says of one trained model: its audits, cost, settings, figures and adversarial images."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec, TypeVar
 
 from envs.errors import InputError
 from eval.reporting.audits import Audit, read_audits
@@ -37,6 +37,7 @@ _FIGURES = {
 }
 _FIGURE_FOLDERS = ("results", "results/mechanism")
 _MOST_FIGURES = 40
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -92,10 +93,10 @@ class Model:
     left_out: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def attempt(self, read: Callable[[], T]) -> T | None:
+    def attempt(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:
         """Return what ``read`` returns; None, and a line among the problems, where its file is no good."""
         try:
-            return read()
+            return read(*arguments, **options)
         except InputError as error:
             self.problems.append(str(error))
             return None
@@ -109,33 +110,31 @@ def inside(run: str, name: str) -> str:
 def read_model(folder: Folder, cell: Cell) -> Model:
     """Read everything but pictures of a cell's run directory; what is missing or damaged becomes a problem."""
     model = Model(cell)
-    config = model.attempt(
-        lambda: Fields(folder.json(inside(cell.run, "config.json")), f"{cell.run}/config.json")
-    )
-    if config is not None:
-        model.attempt(lambda: _take_config(model, config))
+    model.attempt(_take_config, model, folder)
+    if inside(cell.run, "summary.json") in folder.names(cell.run):
+        model.attempt(_take_summary, model, folder)
     results = inside(cell.run, "results")
     audits, problems = read_audits(folder, results)
     model.audits = tuple(audits)
     model.problems += problems
-    names = folder.names(cell.run, "summary.json")
-    summary = model.attempt(lambda: Fields(folder.json(names[0]), names[0])) if names else None
-    if summary is not None:
-        model.attempt(lambda: _take_summary(model, summary))
     attacks, passes = _attack_cost(folder, results)
     seconds = sum(audit.seconds for audit in audits)
-    model.cost = Cost(model.cost.images, model.cost.training, attacks, seconds, passes, model.cost.device)
+    model.cost = replace(model.cost, attacks=attacks, audits=seconds, passes=passes)
     return model
 
 
-def _take_config(model: Model, config: Fields) -> None:
+def _take_config(model: Model, folder: Folder) -> None:
+    file = inside(model.cell.run, "config.json")
+    config = Fields(folder.json(file), file)
     model.settings = flatten(config.mapping("config"))
     model.versions = flatten(config.mapping("versions"))
-    dataset = Fields(config.mapping("dataset"), f"{config.where}: dataset")
+    dataset = Fields(config.mapping("dataset"), f"{file}: dataset")
     model.classes = tuple(str(name)[:200] for name in dataset.items("classes", 10**5))
 
 
-def _take_summary(model: Model, summary: Fields) -> None:
+def _take_summary(model: Model, folder: Folder) -> None:
+    file = inside(model.cell.run, "summary.json")
+    summary = Fields(folder.json(file), file)
     model.clean = summary.share("test_accuracy")
     model.cost = Cost(summary.number("images"), summary.number("seconds"), device=summary.text("device"))
 
@@ -161,7 +160,7 @@ def add_gallery(folder: Folder, model: Model, budget: Budget, most: int) -> None
     parent, _, file = model.cell.gallery.rpartition("/")
     if most < 1 or model.cell.gallery not in folder.names(parent, file):
         return
-    found = model.attempt(lambda: read_gallery(folder, model.cell.gallery, model.classes, most)) or []
+    found = model.attempt(read_gallery, folder, model.cell.gallery, model.classes, most) or []
     for example in found:
         if budget.take(example.clean, example.attacked, example.change):
             model.examples.append(example)
@@ -175,7 +174,7 @@ def add_figures(folder: Folder, model: Model, budget: Budget) -> None:
     for file in files[:_MOST_FIGURES]:
         stem = file.rpartition("/")[2].removesuffix(".png")
         title, alt = _FIGURES.get(stem, (stem.replace("-", " ").capitalize(), stem))
-        shown = model.attempt(lambda: _shown(folder, file, title, f"{alt}, {model.cell.name}."))  # noqa: B023
+        shown = model.attempt(_shown, folder, file, title, f"{alt}, {model.cell.name}.")
         if shown is None:
             continue
         if budget.take(shown.picture):

@@ -61,9 +61,9 @@ def _read_results(folder: Folder, model: Model) -> list[AttackResults]:
     """Return the outcomes of attacks among the result files; damaged ones become problems of the model."""
     found = []
     for name in folder.names("results", ".json"):
-        content: Any = model.attempt(lambda: folder.json(name))  # noqa: B023
+        content: Any = model.attempt(folder.json, name)
         if isinstance(content, dict) and isinstance(content.get("attack"), dict):
-            result = model.attempt(lambda: parse_results(content, name))  # noqa: B023
+            result = model.attempt(parse_results, content, name)
             if result is not None:
                 found.append(result)
     return sorted(
