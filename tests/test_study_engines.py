@@ -1,6 +1,8 @@
 """Engines end with the same figures as one process, workers killed or not."""
 
 import importlib.util
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,14 @@ import torch
 
 from envs.errors import InputError
 from eval.models import load_samples, load_target
+from eval.results import read_results
 from eval.runner import AttackSpec, attack_rows, run_attack
 from eval.studying.cells import CellFolder
 from eval.studying.course import carry_out
-from eval.studying.engines import InProcess, Pool
+from eval.studying.engines import Engine, InProcess, Pool
 from eval.studying.observe import observe
 from eval.studying.record import locked
+from eval.studying.steps import Outcome, execute
 from eval.threats import Threat
 from tests.study_toys import study, tiny
 
@@ -76,11 +80,28 @@ def test_a_pool_survives_a_killed_worker(tmp_path, armed):
     assert outcomes(item) == expected
 
 
-def test_without_retries_a_killed_worker_is_a_failure(tmp_path, armed):
-    item = study(tiny(**BOMB), tmp_path / "pool")
-    counts, lines = carried_out(item, Pool(1, retries=0))
-    assert counts == {"finished": 0, "failed": 1, "missing": 0}
-    assert any("the worker died" in line for line in lines)
+class Unlucky(Engine):
+    """Fails every job so many times."""
+
+    def __init__(self, failures, retry, retries):
+        super().__init__(retries)
+        self.failures, self.retry = failures, retry
+
+    def outcomes(self, jobs):
+        self.failures -= 1
+        for job in jobs:
+            yield job, Outcome("bad luck", self.retry) if self.failures >= 0 else execute(job)
+
+
+@pytest.mark.parametrize(("failures", "retry", "finished"), [(1, True, 1), (2, True, 0), (1, False, 0)])
+def test_another_attempt_is_made_where_it_may_help(tmp_path, failures, retry, finished):
+    item = study(tiny(regimes={"SL": {"algo": "supervised"}}), tmp_path)
+    counts, lines = carried_out(item, Unlucky(failures, retry, retries=1))
+    assert counts["finished"] == finished
+    assert counts["failed"] == 1 - finished
+    assert sum("once more" in line for line in lines) == int(retry)
+    if not finished:  # it is tried again the next time
+        assert carried_out(item, InProcess(0))[0]["finished"] == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'")
@@ -116,15 +137,15 @@ def test_shares_of_the_images_make_up_the_whole(tmp_path, trained, name):
     options = {
         "pgd": {"steps": 10},
         "square": {"queries": 50},
-        "autoattack": {"version": ["apgd-ce", "square"]},
+        "autoattack": {"version": ["apgd-ce"]},
     }
     target = load_target(str(trained))
-    samples = load_samples(target, n=30)
+    samples = load_samples(target, n=12)
     spec = AttackSpec(name, Threat("L2", 0.3), options[name])
-    whole = run_attack(target, samples, spec, batch_size=10)
-    for rows in (slice(20, 30), slice(0, 10), slice(10, 20)):
-        attack_rows(target, samples, spec, rows, results_dir=tmp_path, batch_size=10)
-    joined = run_attack(target, samples, spec, results_dir=tmp_path, batch_size=10)
+    whole = run_attack(target, samples, spec, batch_size=4)
+    for rows in (slice(8, 12), slice(0, 4), slice(4, 8)):
+        attack_rows(target, samples, spec, rows, results_dir=tmp_path, batch_size=4)
+    joined = run_attack(target, samples, spec, results_dir=tmp_path, batch_size=4)
     assert joined.success.tolist() == whole.success.tolist()
     assert joined.broken_by == whole.broken_by
     if name == "pgd":  # the others gather survivors in batches of other sizes, where kernels round otherwise
@@ -132,42 +153,44 @@ def test_shares_of_the_images_make_up_the_whole(tmp_path, trained, name):
         assert joined.queries.tolist() == whole.queries.tolist()
 
 
-def test_two_processes_of_torchrun_attack_one_model(tmp_path, trained):
+def test_two_processes_attack_one_model(tmp_path, trained):
+    """As torchrun starts them: each knows its rank, and where to meet the other."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this PyTorch has no gloo")
-    arguments = [
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = "--images 21 --norm L2 --eps 0.5 --attacks pgd --device cpu"
+    command = [
+        sys.executable,
+        "-m",
+        "eval.distributed",
         str(trained),
-        "--images",
-        "21",
-        "--norm",
-        "L2",
-        "--eps",
-        "0.5",
-        "--attacks",
-        "pgd",
-        "--device",
-        "cpu",
+        *options.split(),
+        "--out",
+        str(tmp_path / "out"),
     ]
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    commands = {"one": [sys.executable, "-m"], "two": start}
-    files = {}
-    for name, command in commands.items():
-        out = tmp_path / name
-        done = subprocess.run(
-            [*command, "eval.distributed", *arguments, "--out", str(out)],
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            command,
             cwd=ROOT,
-            capture_output=True,
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("worst case per image") == 1  # the first process alone speaks
-        files[name] = next(out.glob("pgd-*.json"))
-        assert not (out / ".partial").exists()
-    assert files["one"].name == files["two"].name
-    from eval.results import read_results
-
-    one, two = (read_results(path) for path in files.values())
-    assert one.success.tolist() == two.success.tolist()
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [output.count("worst case per image") for output, _ in outputs] == [1, 0]  # the first alone speaks
+    assert not (tmp_path / "out" / ".partial").exists()
+    target = load_target(str(trained))
+    expected = run_attack(target, load_samples(target, n=21), AttackSpec("pgd", Threat("L2", 0.5)))
+    found = read_results(next((tmp_path / "out").glob("pgd-*.json")))
+    assert found.attack == expected.attack
+    assert found.success.tolist() == expected.success.tolist()
     np.testing.assert_allclose(
-        one.distance, two.distance, atol=1e-6
+        found.distance, expected.distance, atol=1e-6
     )  # batches of other sizes round otherwise
