@@ -8,7 +8,8 @@ process. Trainings and measurements are kept under ``runs/attacks`` and reused; 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
+from importlib.metadata import version as package_version
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -38,18 +39,18 @@ class Plan:
 
     Attributes:
         pgd: images under PGD, clean errors left out.
-        images: images under AutoAttack, by norm.
+        images: images under AutoAttack by norm, of the fragile and of the adversarial classifier.
         repeats: turns of each contestant of PGD.
     """
 
     pgd: int
-    images: dict[str, int]
+    images: dict[str, tuple[int, int]]
     repeats: int
 
 
 PLANS = {
-    "digits": Plan(256, {"Linf": 200, "L2": 100, "L1": 100}, 5),
-    "mnist": Plan(128, {"Linf": 50}, 3),
+    "digits": Plan(256, {"Linf": (200, 200), "L2": (100, 24), "L1": (100, 24)}, 5),
+    "mnist": Plan(32, {"Linf": (40, 8)}, 2),
 }
 
 
@@ -59,6 +60,7 @@ def main(
     peers: tuple[str, ...] = PGD_PEERS,
     runs: Path = Path("runs/attacks"),
     memory_images: int = 10_000,
+    measure: bool = True,
     write: bool = True,
 ) -> None:
     """Measure what is not measured yet, print the page and write it.
@@ -69,29 +71,24 @@ def main(
         peers: of PGD: torchattacks, foolbox, adv-lib.
         runs: where trainings and measurements are kept.
         memory_images: images of 3x32x32 in the measurement of memory.
+        measure: False leaves out what is not measured yet.
         write: write ``docs/results/attacks.json`` and ``attacks.md``.
     """
     torch.set_num_threads(1)
     console = Console(stderr=True)
-    found: dict[str, list[dict[str, Any]]] = {"pgd": [], "autoattack": []}
+    store = Store(runs, measure, console)
     for setting in settings(datasets or (("digits", "mnist") if data_root else ("digits",))):
         model = classifier_of(setting, runs, data_root, console)
         plan = PLANS[setting.dataset]
         x, y = test_images(setting.dataset, 2 * plan.pgd, data_root)
-        for kind, measure in cells(setting, plan, model, x, y, peers):
-            found[kind.split()[0]].append(kept(runs, f"{setting.name} {kind}", measure, console))
-    memory = [
-        kept(
-            runs,
-            f"memory {name} {memory_images}",
-            lambda name=name: peak_memory(name, memory_images),  # type: ignore[misc]
-            console,
-        )
-        for name in ("standard", "fast")
-    ]
+        for kind, run in cells(setting, plan, model, x, y, peers):
+            store.add(kind.split()[0], f"{setting.name} {kind}", run)
+    for version in ("standard", "fast"):
+        name = f"memory {version} {memory_images}"
+        store.add("memory", name, partial(peak_memory, version, memory_images))
     machine = describe_machine()
-    machine["versions"] |= {name: version(name) for name in (*peers, "pyautoattack")}
-    payload = {"machine": machine, **found, "memory": memory}
+    machine["versions"] |= {name: package_version(name) for name in (*peers, "pyautoattack")}
+    payload = {"machine": machine, **store.found}
     text = page(payload)
     print(text)
     if write:
@@ -119,7 +116,8 @@ def cells(
                 **pgd_cell(model, x, y, eps["Linf"], plan, peers, survivors),
             },
         )
-    for norm, n in plan.images.items():
+    for norm, by_setting in plan.images.items():
+        n = by_setting[setting.adversarial]
         yield (
             f"autoattack {norm} {eps[norm]} {n}",
             lambda norm=norm, n=n: {  # type: ignore[misc]
@@ -202,14 +200,23 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
-def kept(runs: Path, name: str, measure: Callable[[], dict[str, Any]], console: Console) -> dict[str, Any]:
-    """Return a measurement, made now unless it is kept."""
-    path = runs / "cells" / f"{name.replace(' ', '-')}.json"
-    if not path.is_file():
-        console.print(f"measuring {name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, measure())
-    return read_json(path)
+class Store:
+    """Measurements by kind, each made once and kept under ``runs``."""
+
+    def __init__(self, runs: Path, measure: bool, console: Console) -> None:
+        self.folder, self.measure, self.console = runs / "cells", measure, console
+        self.found: dict[str, list[dict[str, Any]]] = {"pgd": [], "autoattack": [], "memory": []}
+
+    def add(self, kind: str, name: str, run: Callable[[], dict[str, Any]]) -> None:
+        """Take up the measurement called ``name``, made now by ``run`` unless it is kept."""
+        path = self.folder / f"{name.replace(' ', '-')}.json"
+        if not path.is_file():
+            if not self.measure:
+                return
+            self.console.print(f"measuring {name}")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, run())
+        self.found[kind].append(read_json(path))
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -105,9 +105,10 @@ def test_two_classes_break_exactly_where_a_linear_model_can_be_broken(version):
     assert torch.equal(result.success, distance < eps)
 
 
-def test_the_last_square_of_fast_goes_on_where_the_first_came_closest():
-    names = [stage.name for stage in plan("fast", "Linf", 10, "sample")]
-    last = plan("fast", "Linf", 10, "sample")[-1]
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_last_square_of_fast_goes_on_where_the_first_came_closest(norm):
+    names = [stage.name for stage in plan("fast", norm, 10, "sample")]
+    last = plan("fast", norm, 10, "sample")[-1]
     leader = torch.tensor([names.index(name) for name in ("race", "square", "apgd-t")])
     assert last.wants(torch.zeros(3), leader).tolist() == [False, True, False]
 
