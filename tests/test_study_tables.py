@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_rel
 
 from eval.stats import mcnemar, wilson
-from eval.studying.summary import compare_pairs, holm, paired_t_test, rate, sign_flip_test
+from eval.studying.reading import verdict
+from eval.studying.summary import Comparison, compare_pairs, holm, paired_t_test, rate, sign_flip_test
 from eval.studying.tableform import Column, Table, comma_separated, latex, markdown
 
 VALUES = st.lists(st.integers(-3, 3), min_size=1, max_size=9)
@@ -57,6 +58,20 @@ def test_over_seeds_it_is_the_paired_t_test():
     assert found.p_seeds == pytest.approx(expected)
     assert paired_t_test(np.zeros(3)) == 1.0
     assert paired_t_test(np.full(3, 0.1)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("difference", "p_images", "p_seeds", "words"),
+    [
+        (0.1, 0.2, 0.001, "not decided"),
+        (0.1, 0.01, None, "holds"),
+        (0.1, 0.01, 0.01, "holds"),
+        (0.1, 0.01, 0.2, "holds for these trainings, not decided for others"),
+        (-0.1, 0.01, 0.01, "does not hold, the reverse does"),
+    ],
+)
+def test_claims_need_images_and_seeds(difference, p_images, p_seeds, words):
+    assert verdict(Comparison(difference, 9, 2, p_images, p_seeds, 3)) == words
 
 
 def test_holm_by_hand():

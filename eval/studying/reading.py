@@ -55,7 +55,7 @@ class _Reader:
         if ours is None or theirs is None or found is None:
             return
         yield (
-            f"{first} resists better than {second} under {name} ({threat}): {_verdict(found)}; "
+            f"{first} resists better than {second} under {name} ({threat}): {verdict(found)}; "
             f"{percent(ours.mean)} against {percent(theirs.mean)}{self._share(first, threat, name)} "
             f"({_p_values(found)})."
         )
@@ -79,8 +79,8 @@ class _Reader:
             points = 100 * found.difference
             fits = "within" if 3 <= points <= 5 else "outside"
             yield (
-                f"RL's clean accuracy is {points:.1f} points below SL's, {fits} the paper's 3 to 5 "
-                f"({_p_values(found)})."
+                f"RL's clean accuracy on the attacked images is {points:.1f} points below SL's, {fits} the paper's "
+                f"3 to 5 ({_p_values(found)})."
             )
 
     def _transfer(self, source: str, target: str) -> Iterator[str]:
@@ -94,7 +94,7 @@ class _Reader:
                 if found is not None and there is not None and back is not None:
                     yield (
                         f"Images made on {source} hurt {target} more than those made on {target} hurt {source} "
-                        f"({craft}, {threat}): {_verdict(found)}; they leave {percent(there.mean)} and "
+                        f"({craft}, {threat}): {verdict(found)}; they leave {percent(there.mean)} and "
                         f"{percent(back.mean)} ({_p_values(found)})."
                     )
 
@@ -144,10 +144,17 @@ def _size(value: float, reference: float) -> str:
     return "smaller than" if value < reference else "larger than"
 
 
-def _verdict(found: Comparison) -> str:
+def verdict(found: Comparison) -> str:
+    """Return whether "the first has the higher accuracy" holds: over images, and over seeds where there are several.
+
+    What differs over images alone is said of the trainings of the study and of no others.
+    """
     if found.p_images >= _LEVEL:
         return "not decided"
-    return "holds" if found.difference > 0 else "does not hold, the reverse does"
+    word = "holds" if found.difference > 0 else "does not hold, the reverse does"
+    if found.p_seeds is not None and found.p_seeds >= _LEVEL:
+        return f"{word} for these trainings, not decided for others"
+    return word
 
 
 def _p_values(found: Comparison) -> str:
