@@ -9,9 +9,9 @@ _RULE = {"method": "fgsm", "eps": 0.01, "norm": "Linf", "weight": 0.2}  # the pa
 _PGD = {"method": "pgd", "eps": 0.1, "norm": "Linf", "steps": 5}
 
 
-def _regimes(*names: str, pgd: dict[str, Any] | None = None) -> dict[str, Any]:
+def _regimes(*names: str) -> dict[str, Any]:
     """Return the regimes called ``names``, of all that small studies have."""
-    strong = {"adversarial": pgd or _PGD, "select": "robust"}
+    strong = {"adversarial": _PGD, "select": "robust"}
     found: dict[str, dict[str, Any]] = {
         "SL": {"algo": "supervised"},
         "SL-adv": {"algo": "supervised", "adversarial": _RULE},
@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mnist": {
         "datasets": ["mnist"],
         "networks": ["strided"],
-        "regimes": _regimes("SL", "SL-adv", "RL", "RL-adv", "SL-PGD", "RL-PGD", pgd=_PGD | {"steps": 3}),
+        "regimes": _regimes("SL", "SL-adv", "RL", "RL-adv"),
         "seeds": [0, 1, 2],
         "threats": ["L2 1.5", "Linf 0.1"],
         "attacks": _ATTACKS,
