@@ -37,7 +37,12 @@ from envs.errors import InputError
 
 SECONDS = 30  # for one input; more is a hang
 MEGABYTES = 700  # of growth in the memory of the process; more is a burst
-SLOW = {"checkpoint, resumed": 10, "run summary, reported": 10}  # get so many times fewer inputs
+SHARES = {
+    "checkpoint, resumed": 0.05,
+    "run summary, reported": 0.05,
+    **dict.fromkeys(COMMANDS, 0.15),
+}  # slow ones
+SHARES |= {name: 2.0 for name in FILES if name.startswith(("data", "npz"))}  # quick ones
 _NUMBERS = [
     b"\xff" * 4,
     b"\0" * 4,
@@ -302,7 +307,7 @@ def main() -> int:
     if options.atheris:
         atheris(options.atheris, more)
     names = [name for name in (*FILES, *COMMANDS) if options.only in name]
-    shares = {name: 1 / SLOW.get(name, 1) for name in names}
+    shares = {name: SHARES.get(name, 1.0) for name in names}
     found, start = {}, time.perf_counter()
     for name in names:
         found[name] = fuzz(name, round(options.inputs * shares[name] / sum(shares.values())), options.seed)
