@@ -1,11 +1,11 @@
 """Sentences computed from the figures: which of the paper's claims hold under which protocol."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.studying.board import Board, Group, clean, is_cleverhans, outcome, survives
 from eval.studying.observe import Observation
-from eval.studying.summary import Comparison, Measure, compare, compare_pairs, rate_of
+from eval.studying.summary import Comparison, Measure, Outcomes, compare, compare_pairs, rate_of
 from eval.studying.tables_models import indicator, transfer_rates
 from eval.tables import percent
 from eval.threats import Threat
@@ -84,19 +84,24 @@ class _Reader:
             )
 
     def _transfer(self, source: str, target: str) -> Iterator[str]:
-        """Read "images made on the source hurt the target more than the other way round"."""
+        """Read whether images made on the source hurt the target: more than the reverse, and more than its own do."""
         regimes = self.board.regimes(self.group)
+        ways = (
+            (f"those made on {target} hurt {source}", (target, source)),
+            (f"those made on {target} itself", (target, target)),
+        )
         for threat in self.board.grid.threats:
             for craft in self.board.grid.transfer.crafts:
-                found = _exchange(regimes[source], regimes[target], craft, threat)
                 rates = transfer_rates(self.board, self.group, craft, threat)
-                there, back = rates[source, target][0], rates[target, source][0]
-                if found is not None and there is not None and back is not None:
-                    yield (
-                        f"Images made on {source} hurt {target} more than those made on {target} hurt {source} "
-                        f"({craft}, {threat}): {verdict(found)}; they leave {percent(there.mean)} and "
-                        f"{percent(back.mean)} ({_p_values(found)})."
-                    )
+                for words, other in ways:
+                    found = compare_pairs(_shown(regimes, other, (source, target), craft, threat))
+                    first, second = rates[source, target][0], rates[other][0]
+                    if found is not None and first is not None and second is not None:
+                        yield (
+                            f"Images made on {source} hurt {target} more than {words} ({craft}, {threat}): "
+                            f"{verdict(found)}; they leave {percent(first.mean)} and {percent(second.mean)} "
+                            f"({_p_values(found)})."
+                        )
 
     def _gradients(self) -> Iterator[str]:
         regimes = self.board.regimes(self.group)
@@ -123,19 +128,24 @@ class _Reader:
                     )
 
 
-def _exchange(
-    first: Sequence[Observation], second: Sequence[Observation], craft: str, threat: Threat
-) -> Comparison | None:
-    """Compare the first regime on the second's images with the second on the first's, seed by seed."""
-    ours = {item.cell.seed: item for item in first}
-    theirs = {item.cell.seed: item for item in second}
-    pairs = []
-    for seed in ours.keys() & theirs.keys():
-        back = ours[seed].shown(theirs[seed].cell, craft, threat)
-        there = theirs[seed].shown(ours[seed].cell, craft, threat)
-        if back is not None and there is not None:
-            pairs.append((back, there))
-    return compare_pairs(pairs)
+def _shown(
+    regimes: Mapping[str, Sequence[Observation]],
+    first: tuple[str, str],
+    second: tuple[str, str],
+    craft: str,
+    threat: Threat,
+) -> list[tuple[Outcomes, Outcomes]]:
+    """Return, seed by seed, the outcomes of two (source, target) pairs of regimes."""
+    found: dict[tuple[str, str], dict[int, Outcomes]] = {first: {}, second: {}}
+    for (source, target), rows in found.items():
+        makers = {item.cell.seed: item.cell for item in regimes[source]}
+        for item in regimes[target]:
+            maker = makers.get(item.cell.seed)
+            row = None if maker is None else item.shown(maker, craft, threat)
+            if row is not None:
+                rows[item.cell.seed] = row
+    shared = sorted(found[first].keys() & found[second].keys())
+    return [(found[first][seed], found[second][seed]) for seed in shared]
 
 
 def _size(value: float, reference: float) -> str:
