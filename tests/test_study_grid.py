@@ -110,7 +110,7 @@ def test_a_cell_is_named_by_what_decides_over_its_weights():
     assert other_questions.hash == first.hash
     renamed = cells_of(tiny(regimes={"Supervised": {"algo": "supervised"}}))[0]
     assert renamed.hash == first.hash
-    for option in ({"device": "cuda"}, {"progress": True}):
+    for option in ({"device": "cuda"}, {"progress": True}, {"pictures_every": 100}):
         moved = dataclasses.replace(first, config=dataclasses.replace(first.config, **option))
         assert moved.hash == first.hash
     longer = cells_of(tiny(train=TINY["train"] | {"total_images": 1250}))[0]

@@ -23,6 +23,7 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {
 # Set by the study itself, or of no influence on the weights that training ends with.
 _NOT_TRAINING = ("run_dir", "resume", "list_presets", "preset", "device", "data_root", "progress", "attack")
 _OWN = (*_NOT_TRAINING, "dataset", "network", "seed", "image_size")
+_PICTURES = ("pictures_every",)  # theirs to set, and of no influence either
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Grid:
 
 def training_key(config: TrainConfig) -> dict[str, Any]:
     """Return what of a configuration decides over the trained weights, as plain JSON."""
-    return {key: value for key, value in config.to_dict().items() if key not in _NOT_TRAINING}
+    return {key: value for key, value in config.to_dict().items() if key not in (*_NOT_TRAINING, *_PICTURES)}
 
 
 def read_grid(path: Path) -> Grid:
