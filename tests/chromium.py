@@ -50,7 +50,11 @@ class Chromium:
         for end in (to_browser, from_browser, *ends):
             os.close(end)
         self.buffer, self.numbers, self.events, self.session = b"", itertools.count(1), [], None
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        try:
+            target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        except OSError:
+            self.close()
+            raise
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
@@ -93,8 +97,11 @@ class Chromium:
     def open(self, path, width=1280, height=900, dark=False, javascript=True):
         """Load a file in a window of this size and wait for it."""
         self.events.clear()
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.send("Emulation.setEmulatedMedia", features=scheme)
+        media = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in media.items()]
+        self.send(
+            "Emulation.setEmulatedMedia", features=features
+        )  # a page that glides on is missed by clicks
         self.send("Emulation.setScriptExecutionDisabled", value=not javascript)
         self.send(
             "Emulation.setDeviceMetricsOverride",
@@ -115,11 +122,14 @@ class Chromium:
         return answer["result"].get("value")
 
     def click(self, selector):
-        """Click the middle of the first element, as a mouse does."""
+        """Click the middle of the first element, as a mouse does, once it has been drawn where it is scrolled to."""
         place = self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            " e.scrollIntoView({block: 'center', behavior: 'instant'});"
-            " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+            "(async () => {"
+            f" const element = document.querySelector({json.dumps(selector)});"
+            " element.scrollIntoView({block: 'center', behavior: 'instant'});"
+            " await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));"
+            " const box = element.getBoundingClientRect();"
+            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.send(
