@@ -151,7 +151,7 @@ class TrainConfig:
     probe_steps: int = 10
     """Gradient steps of the probe. Its ball is that of --adv-eps and --adv-norm, or their defaults."""
     pictures_every: int | None = None
-    """Images between pictures in TensorBoard: attacked validation images, and indicators along the path of PGD."""
+    """Images between pictures in TensorBoard: attacked validation images, indicators along PGD, accuracy by radius."""
     attack: bool = True
     """Attack the finished classifier for the closing table."""
     progress: bool = True

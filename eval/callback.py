@@ -6,18 +6,21 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
 
 from agents.classifier import extract_classifier
+from attacks.pgd import pgd
 from envs.datasets import ImageDataset
 from envs.errors import InputError
 from eval.dynamic import DynamicIndicators, dynamic_indicators
 from eval.models import choose_indices
-from eval.plots import adversarial_grid, dynamic_figure
+from eval.plots import SecurityCurve, adversarial_grid, dynamic_figure, security_figure
+from eval.stats import wilson
 from eval.threats import Threat, default_threats
 
 _GRID_IMAGES = 8
+_RADII = (0.25, 0.5, 0.75, 1.0, 1.5)  # of the security curve, in radii of the threat
 
 
 class PictureCallback(BaseCallback):
-    """Logs, at intervals, an adversarial grid and the indicators along the path of PGD.
+    """Logs, at intervals, an adversarial grid, the indicators along the path of PGD, and accuracy against the radius.
 
     Works with any actor-critic or DQN policy over images; the policy's mode and its random state are left as they were.
 
@@ -87,8 +90,29 @@ class PictureCallback(BaseCallback):
         )
         return {
             "adversarial": self._grid(classifier, x, y, found),
-            "path": dynamic_figure({f"{self.num_timesteps:,} images": found}, self.threat),
+            "path": dynamic_figure({self._now: found}, self.threat),
+            "security": security_figure(
+                {self.threat.norm: {self._now: self._curve(classifier, x, y)}}, f"of PGD-{self.steps}"
+            ),
         }
+
+    @property
+    def _now(self) -> str:
+        return f"{self.num_timesteps:,} images"
+
+    def _curve(self, classifier: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> SecurityCurve:
+        """Return the accuracy under PGD at radii around the threat's; what broke at a smaller one stays broken."""
+        radii = [0.0, *(share * self.threat.eps for share in _RADII)]
+        with torch.no_grad():
+            broken = classifier(x).argmax(1) != y
+        survivors = [int((~broken).sum())]
+        for eps in radii[1:]:
+            broken |= pgd(
+                classifier, x, y, norm=self.threat.norm, eps=eps, steps=self.steps, loss="margin"
+            ).success
+            survivors.append(int((~broken).sum()))
+        accuracy = [count / len(y) for count in survivors]
+        return SecurityCurve(radii, accuracy, [wilson(count, len(y)) for count in survivors])
 
     def _grid(
         self, classifier: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, found: DynamicIndicators

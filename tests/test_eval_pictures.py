@@ -216,9 +216,14 @@ def test_callback_shows_pictures_and_leaves_training_alone():
     watched, plain = train(callback, recorder), train(None, Recorder())
     for name, value in plain.policy.state_dict().items():
         torch.testing.assert_close(watched.policy.state_dict()[name], value, rtol=0, atol=0)
-    assert sorted(key for key, _ in recorder.seen) == ["pictures/adversarial"] * 2 + ["pictures/path"] * 2
+    assert sorted(key for key, _ in recorder.seen) == [
+        f"pictures/{name}" for name in ("adversarial", "path", "security") for _ in range(2)
+    ]
     pictures = callback.pictures()
-    assert set(pictures) == {"adversarial", "path"}
+    assert set(pictures) == {"adversarial", "path", "security"}
+    line = pictures["security"].axes[0].lines[0].get_ydata()
+    assert line[0] > line[-1]
+    assert list(line) == sorted(line, reverse=True)
     assert "after 256 images" in texts(pictures["adversarial"])
 
 
@@ -228,7 +233,7 @@ def test_a_run_shows_pictures_at_intervals(tmp_path):
     config = TrainConfig("reinforce", run_dir=tmp_path / "run", pictures_every=500, eval_every=256, **options)
     run = run_training(config)
     seen = events.EventAccumulator(str(run.path), {"images": 0}).Reload()
-    for name in ("pictures/adversarial", "pictures/path"):
+    for name in ("pictures/adversarial", "pictures/path", "pictures/security"):
         assert [image.step for image in seen.Images(name)] == [512, 1024]
     plain = run_training(dataclasses.replace(config, run_dir=tmp_path / "plain", pictures_every=None))
     assert run.model_path.read_bytes() == plain.model_path.read_bytes()
