@@ -49,8 +49,8 @@ class Plan:
 
 
 PLANS = {
-    "digits": Plan(256, {"Linf": (200, 200), "L2": (100, 24), "L1": (100, 24)}, 5),
-    "mnist": Plan(32, {"Linf": (40, 8)}, 2),
+    "digits": Plan(256, {"Linf": (359, 359), "L2": (359, 100), "L1": (100, 24)}, 5),
+    "mnist": Plan(32, {"Linf": (200, 8)}, 2),
 }
 
 
@@ -80,7 +80,8 @@ def main(
     for setting in settings(datasets or (("digits", "mnist") if data_root else ("digits",))):
         model = classifier_of(setting, runs, data_root, console)
         plan = PLANS[setting.dataset]
-        x, y = test_images(setting.dataset, 2 * plan.pgd, data_root)
+        most = max(2 * plan.pgd, *(n for pair in plan.images.values() for n in pair))
+        x, y = test_images(setting.dataset, most, data_root)
         for kind, run in cells(setting, plan, model, x, y, peers):
             store.add(kind.split()[0], f"{setting.name} {kind}", run)
     for version in ("standard", "fast"):
