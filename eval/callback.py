@@ -92,7 +92,7 @@ class PictureCallback(BaseCallback):
             "adversarial": self._grid(classifier, x, y, found),
             "path": dynamic_figure({self._now: found}, self.threat),
             "security": security_figure(
-                {self.threat.norm: {self._now: self._curve(classifier, x, y)}}, f"of PGD-{self.steps}"
+                {self.threat.norm: {self._now: self._curve(classifier, x, y)}}, f"(PGD-{self.steps})"
             ),
         }
 
