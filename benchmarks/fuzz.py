@@ -37,12 +37,10 @@ from envs.errors import InputError
 
 SECONDS = 30  # for one input; more is a hang
 MEGABYTES = 700  # of growth in the memory of the process; more is a burst
-SHARES = {
-    "checkpoint, resumed": 0.05,
-    "run summary, reported": 0.05,
-    **dict.fromkeys(COMMANDS, 0.15),
-}  # slow ones
-SHARES |= {name: 2.0 for name in FILES if name.startswith(("data", "npz"))}  # quick ones
+SHARES = {"checkpoint, resumed": 0.04, "run summary, reported": 0.04, **dict.fromkeys(COMMANDS, 0.2)}
+SHARES |= {
+    name: 20.0 for name in FILES if name.startswith(("data", "npz"))
+}  # milliseconds each, others many more
 _NUMBERS = [
     b"\xff" * 4,
     b"\0" * 4,

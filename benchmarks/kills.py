@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from agents.adversarial_config import AdversarialConfig
 from agents.training import resume, train
 from benchmarks.reliability import record
-from eval import attack, robustness, watch
+from eval import attack, robustness, study, watch
 from tests.agent_runs import CASES, assert_same_runs, same, short
 
 MOST_KILLS = 3
@@ -86,16 +86,54 @@ def attacking(*arguments: str, command: Callable[[list[str]], int] = attack.main
     return Job(chdir_work, assert_same_results)
 
 
+STUDY = """
+name = "killed"
+datasets = ["digits"]
+networks = ["mlp"]
+threats = ["Linf 0.1"]
+attacks = ["fgsm", "pgd"]
+attack.pgd = {steps = 5}
+images = 24
+train = {total_images = 600, batch_size = 50, eval_every = 200, threads = 1}
+mechanism = {images = 10, steps = 4, resolution = 5}
+audit = {mode = "none"}
+[regimes]
+SL = {algo = "supervised"}
+RL = {algo = "reinforce"}
+"""
+
+
+def studying() -> Job:
+    """Return a study of two regimes in one process."""
+
+    def work(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "killed.toml").write_text(STUDY)
+        status = study.main([str(folder / "killed.toml"), "--out", str(folder / "study"), "--device", "cpu"])
+        if status != 0:
+            raise RuntimeError(f"exit status {status}")
+
+    return Job(work, assert_same_results)
+
+
 def assert_same_results(found: Path, whole: Path) -> None:
     """Assert that two folders hold the same result files and images, and nothing unfinished."""
-    names = sorted(path.relative_to(found) for path in found.rglob("*") if path.is_file())
-    assert names == sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file()), names
+    names, expected = _names(found), _names(whole)
+    assert names == expected, sorted(set(names) ^ set(expected))
     for name in names:
         if name.suffix == ".json":
             first, second = (_timeless(json.loads((folder / name).read_bytes())) for folder in (found, whole))
             assert first == second, name
         elif name.suffix == ".safetensors":
             assert same(load_file(found / name), load_file(whole / name)), name
+
+
+def _names(folder: Path) -> list[Path]:
+    """Return the relative paths of the files; those of TensorBoard and locks bear process numbers, or nothing."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder) for path in files if not path.name.startswith(("events.out", ".lock"))
+    )
 
 
 def _timeless(value: Any) -> Any:
@@ -129,6 +167,7 @@ def jobs() -> dict[str, Job]:
         "attack square": attacking(*square, "--queries", "300"),
         "attack autoattack": attacking(*auto, "--set", "version=fast"),
         "robustness": attacking(*battery, command=robustness.main),
+        "study": studying(),
     }
 
 

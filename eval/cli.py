@@ -75,7 +75,12 @@ def progress_bar(label: str, total: int, shown: bool) -> Iterator[Report]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Bar(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
+    if not (
+        shown and console.is_terminal
+    ):  # Rich before 15 prints an empty line even where a bar is disabled
+        yield lambda progress: None
+        return
+    with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total, robust="-", rate=0.0)
 
         def report(progress: Progress) -> None:

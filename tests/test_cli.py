@@ -17,7 +17,7 @@ from tests.agent_runs import QUICK, error_of, metrics, state, stopping
 # What is typed, and what the line must say: value, expectation, remedy.
 OPTIONS = {
     "--algo pppo": r"unknown algorithm 'pppo'; valid: ppo, a2c, dqn, .* Did you mean 'ppo'\?",
-    "--algo": r"Missing value for argument '--algo'.*see python -m agents\.train --help",
+    "--algo": r"Missing value for argument '.*--algo.*see python -m agents\.train --help",
     "--algo Ppo": r"unknown algorithm 'Ppo'",
     "--network cnn5": r"unknown network 'cnn5'; valid: .*cnn4, cnn6.*Did you mean 'cnn\d'\?",
     "--network nomodule:f": r"cannot import network 'nomodule:f': .*expected package\.module:Callable",
