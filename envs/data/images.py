@@ -67,17 +67,36 @@ def decode(path: str, channels: int, side: int | None) -> np.ndarray:
 
 @contextmanager
 def _open(path: str) -> Iterator[Image.Image]:
+    with readable(path, "replace or remove the file"):
+        _check_size(path, _webp_size(path))  # Pillow allocates the whole canvas of a WebP file to open it
     with readable(path, "replace or remove the file"), Image.open(path, formats=_FORMATS) as image:
-        width, height = image.size
-        if width * height > _MAX_PIXELS:
-            raise InputError(
-                f"{path} has {width} x {height} pixels; expected at most {_MAX_PIXELS:,}; shrink it"
-            )
+        _check_size(path, image.size)
         if image.mode not in _GRAY + _COLOUR:
             raise InputError(
                 f"{path} has pixels of kind {image.mode!r}; expected 8 bits a channel; convert it"
             )
         yield image
+
+
+def _check_size(path: str, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > _MAX_PIXELS:
+        raise InputError(
+            f"{path} has {size[0]} x {size[1]} pixels; expected at most {_MAX_PIXELS:,}; shrink it"
+        )
+
+
+def _webp_size(path: str) -> tuple[int, int]:
+    """Return width and height from the first chunk of a WebP file (RFC 9649); (0, 0) for other files."""
+    with open(path, "rb") as file:
+        head = file.read(30)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return 0, 0
+    if head[12:16] == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
 def place(out: np.ndarray, positions: np.ndarray, images: np.ndarray) -> None:
