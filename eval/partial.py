@@ -144,7 +144,9 @@ class PartialStore:
         """Return the state that was kept, on the CPU; None where there is none or it is damaged."""
         try:
             with zipfile.ZipFile(self.folder / _STATE) as archive:
-                if archive.testzip() is not None:  # compares check sums, which PyTorch writes and does not read
+                if (
+                    archive.testzip() is not None
+                ):  # compares check sums, which PyTorch writes and does not read
                     return None
             state = torch.load(self.folder / _STATE, map_location="cpu", weights_only=True)
         except Exception:  # damaged files raise a dozen kinds
