@@ -27,7 +27,6 @@ from agents.config import TrainConfig
 from agents.evaluation import to_pixels
 from agents.training import train
 from benchmarks.common import describe_machine, machine_line, write_results
-from benchmarks.strided import strided
 from envs import ImageDataset, load_dataset
 from envs.errors import InputError
 from envs.files import read_json, write_json
@@ -86,7 +85,7 @@ class Cell:
             algo=self.regime.algo,
             dataset="mnist",
             data_root=data_root,
-            network="benchmarks.strided:strided",
+            network="strided",
             seed=self.seed,
             passes=self.regime.passes,
             batch_size=128,
@@ -179,7 +178,7 @@ def attacked(
     path = runs / cell.folder / f"{attack}-{norm}-{images}.json"
     if not path.is_file():
         console.print(f"attacking {cell.folder} by {attack} at {norm}")
-        classifier = load_classifier(runs / cell.folder, network=strided)
+        classifier = load_classifier(runs / cell.folder)
         start = time.perf_counter()
         broken = ATTACKS[attack](
             classifier, to_pixels(test.images[:images]), test.labels[:images], norm=norm, eps=THREATS[norm]
@@ -282,7 +281,7 @@ def markdown(rows: list[dict[str, Any]], found: list[dict[str, Any]], machine: d
         "|" + "---|" * len(HEADINGS),
         *("| " + " | ".join(_texts(row)) + " |" for row in rows),
         "",
-        f"Network: `benchmarks/strided.py`; batch 128, AdamW at 2e-3 falling linearly; {REGIMES[0].passes:g} passes. "
+        f"Network: `strided`; batch 128, AdamW at 2e-3 falling linearly; {REGIMES[0].passes:g} passes. "
         f"PGD-AT: {STEPS} steps from a random start in the threat's ball on cross-entropy, attacked images alone, kept "
         "by robust validation accuracy. Paper's rule: FGSM of Linf .01 on the policy-gradient loss, weight .2. Regimes "
         "that know no threat are trained once per seed and attacked under both. Intervals: Student's t over seeds; "
