@@ -196,6 +196,7 @@ def test_attacks_on_a_read_only_run(digits_run, tmp_path, capsys):
 
 INTERRUPT = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 sys.orig_argv[:] = ["python", "-m", "{program}"]
 sys.argv[:] = ["-m"]
 
