@@ -19,13 +19,12 @@ import tyro
 
 from agents.cli import run_cli
 from agents.rundir import resolve_device
-from envs.errors import InputError
 from eval.battery import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
 from eval.models import Samples, Target, load_samples, load_target
 from eval.robustness import report_tables
 from eval.runner import attack_rows, check_batch_size, result_path, stored_results
 from eval.tables import print_table
-from eval.threats import Threat, default_eps, default_threats, parse_eps, parse_norm
+from eval.threats import Threat, chosen_threat, default_threats
 
 _PATIENCE = timedelta(hours=24)  # the slowest share may take long
 
@@ -67,13 +66,8 @@ class DistributedCommand:
         Raises:
             InputError: a bad norm or radius, or a radius without a norm.
         """
-        if self.norm is None:
-            if self.eps is not None:
-                raise InputError(f"--eps is {self.eps} but no norm is given; add --norm Linf, L2 or L1")
-            return default_threats(channels)
-        norm = parse_norm(self.norm)
-        eps = default_eps(norm, channels) if self.eps is None else parse_eps(self.eps, norm)
-        return (Threat(norm, eps),)
+        chosen = chosen_threat(self.norm, self.eps, channels)
+        return default_threats(channels) if chosen is None else (chosen,)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from eval.robustness_plots import robustness_figure
 from eval.runner import check_batch_size
 from eval.stats import mcnemar, wilson
 from eval.tables import ATTACK_HEADINGS, attack_cells, make_table, percent, print_table, with_interval
-from eval.threats import Threat, default_eps, default_threats, parse_eps, parse_norm
+from eval.threats import Threat, chosen_threat, default_threats
 from eval.watch import Report
 
 _CURVE_FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -67,15 +67,14 @@ class RobustnessCommand:
         Raises:
             InputError: a bad norm or radius, or a radius without a norm.
         """
-        if self.norm is None:
-            if self.eps is not None:
-                raise InputError(f"--eps is {self.eps} but no norm is given; add --norm Linf, L2 or L1")
+        chosen = chosen_threat(self.norm, self.eps, channels)
+        if chosen is None:
             return default_threats(channels)
-        norm = parse_norm(self.norm)
         if self.eps is not None:
-            return (Threat(norm, parse_eps(self.eps, norm)),)
-        known = tuple(threat for threat in default_threats(channels) if threat.norm == norm)
-        return known or (Threat(norm, default_eps(norm, channels)),)
+            return (chosen,)
+        return tuple(threat for threat in default_threats(channels) if threat.norm == chosen.norm) or (
+            chosen,
+        )
 
 
 def robustness_command(config: RobustnessCommand) -> int:

@@ -77,3 +77,17 @@ def format_eps(eps: float) -> str:
     if abs(steps - round(steps)) < 1e-9 and abs(eps * 100 - round(eps * 100)) > 1e-9:
         return f"{round(steps)}/255"
     return f"{eps:.4g}"
+
+
+def chosen_threat(norm: str | None, eps: str | None, channels: int) -> Threat | None:
+    """Return the threat model that ``--norm`` and ``--eps`` name for images of so many channels; None if neither does.
+
+    Raises:
+        InputError: a bad norm or radius, or a radius without a norm.
+    """
+    if norm is not None:
+        name = parse_norm(norm)
+        return Threat(name, default_eps(name, channels) if eps is None else parse_eps(eps, name))
+    if eps is not None:
+        raise InputError(f"--eps is {eps} but no norm is given; add --norm Linf, L2 or L1")
+    return None

@@ -21,7 +21,7 @@ from eval.auditing.report import AuditReport
 from eval.cli import DataOptions
 from eval.models import Samples, Target, load_target
 from eval.tables import print_table, with_interval
-from eval.threats import Threat, default_eps, default_threats, parse_eps, parse_norm
+from eval.threats import Threat, chosen_threat, default_threats
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,11 @@ class AuditCommand:
         Raises:
             InputError: a bad norm or radius, or a radius without a norm.
         """
-        if self.norm is None:
-            if self.eps is not None:
-                raise InputError(f"--eps is {self.eps} but no norm is given; add --norm Linf, L2 or L1")
-            lead = {threat.norm: threat for threat in reversed(default_threats(channels))}
-            return tuple(reversed(lead.values()))
-        norm = parse_norm(self.norm)
-        eps = default_eps(norm, channels) if self.eps is None else parse_eps(self.eps, norm)
-        return (Threat(norm, eps),)
+        chosen = chosen_threat(self.norm, self.eps, channels)
+        if chosen is not None:
+            return (chosen,)
+        lead = {threat.norm: threat for threat in reversed(default_threats(channels))}
+        return tuple(reversed(lead.values()))
 
 
 def audit_command(config: AuditCommand) -> int:
