@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents import losses
+from agents import closed_form, losses
 from agents.adversarial import AdversarialTraining, adversarial_term, attacked_images
 from agents.base import ImageAlgorithm
 from agents.buffers import UnusedRolloutBuffer
@@ -246,29 +246,32 @@ class Reinforce(DirectAlgorithm):
             raise InputError(f"exploration_mode is {exploration_mode!r}; expected 'batch' or 'mixture'")
         self.exploration = exploration
         self.exploration_mode = exploration_mode
+        self._softmax: tuple[Tensor, Tensor] | None = None
         super().__init__(policy, env, **kwargs)
 
-    def choose_actions(self, logits: Tensor) -> Tensor:
-        """Draw actions ``(N,)`` from the floored softmax of ``logits (N, K)``, or uniformly when exploring."""
-        logits = logits.detach()
-        if self.exploration_mode == "mixture":
-            return losses.sample_actions(losses.mixture_log_probs(logits, self.exploration))
-        actions = losses.sample_actions(logits, losses.PROBABILITY_FLOOR)
-        if self.exploration == 0:
-            return actions
-        return losses.explore_whole_batch(actions, logits.shape[-1], self.exploration)
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_softmax"]
 
-    def log_probs(self, logits: Tensor) -> Tensor:
-        """Return the log-probabilities ``(N, K)`` whose gradient is followed."""
+    def choose_actions(self, logits: Tensor) -> Tensor:
+        """Draw actions ``(N,)`` from the policy on ``logits (N, K)``, or uniformly when exploring."""
         if self.exploration_mode == "mixture":
-            return losses.mixture_log_probs(logits, self.exploration)
-        return losses.floored_log_probs(logits)
+            return losses.sample_actions(losses.mixture_log_probs(logits.detach(), self.exploration))
+        if losses.explores(self.exploration):
+            return losses.uniform_actions(logits)
+        return losses.draw_actions(self._probs(logits) + losses.PROBABILITY_FLOOR)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return ``-mean(log p(a) G)``."""
-        mixture = self.exploration if self.exploration_mode == "mixture" else None
-        log_probs = losses.action_log_probs(logits, batch.actions, mixture)
+        if self.exploration_mode == "batch":
+            return closed_form.policy_gradient(logits, self._probs(logits), batch.actions, batch.returns)
+        log_probs = losses.action_log_probs(logits, batch.actions, self.exploration)
         return losses.sampled_policy_gradient(log_probs, batch.returns)
+
+    def _probs(self, logits: Tensor) -> Tensor:
+        """Return ``softmax(logits)``, without a graph; a loss finds it as choosing its actions has left it."""
+        if self._softmax is None or self._softmax[0] is not logits:
+            self._softmax = (logits, closed_form.softmax(logits))
+        return self._softmax[1]
 
 
 class ExpectedPolicyGradient(Reinforce):
@@ -283,11 +286,11 @@ class ExpectedPolicyGradient(Reinforce):
             raise InputError(
                 "epg needs the reward of every action; train it on an environment from envs.sb3_env"
             )
-        log_probs = self.log_probs(logits)
-        behaviour = log_probs.detach().exp()
         if self.exploration_mode == "batch":
-            behaviour = (1 - self.exploration) * behaviour + self.exploration / logits.shape[-1]
-        return losses.expected_policy_gradient(log_probs, batch.action_rewards, behaviour)
+            probs = self._probs(logits)
+            return closed_form.expected_policy_gradient(logits, probs, batch.action_rewards, self.exploration)
+        log_probs = losses.mixture_log_probs(logits, self.exploration)
+        return losses.expected_policy_gradient(log_probs, batch.action_rewards, log_probs.exp())
 
 
 class Supervised(DirectAlgorithm):

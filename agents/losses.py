@@ -47,10 +47,14 @@ def mixture_log_probs(logits: Tensor, exploration: float) -> Tensor:
     return log_probs if exploration == 0 else _mix(log_probs, logits.shape[-1], exploration)
 
 
-def explore_whole_batch(actions: Tensor, num_actions: int, exploration: float) -> Tensor:
-    """Return ``actions (N,)``, or with probability ``exploration`` uniform random ones for the whole batch."""
-    explore = torch.rand(1, device=actions.device) < exploration
-    return torch.where(explore, torch.randint_like(actions, num_actions), actions)
+def explores(exploration: float) -> bool:
+    """Return True with probability ``exploration``, drawn on the host, so that nothing waits for a device."""
+    return bool(torch.rand(()) < exploration)
+
+
+def uniform_actions(logits: Tensor) -> Tensor:
+    """Draw one action ``(N,)`` per row of ``(N, K)``, all equally probable."""
+    return torch.randint(logits.shape[1], (len(logits),), device=logits.device)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -103,14 +107,16 @@ def entropies(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
-def sample_actions(log_weights: Tensor, floor: float = 0.0) -> Tensor:
-    """Draw one action per row of ``(N, K)``, with probability ``softmax(log_weights) + floor``, renormalised.
+def sample_actions(log_weights: Tensor) -> Tensor:
+    """Draw one action ``(N,)`` per row of ``(N, K)``, with probability ``softmax(log_weights)``."""
+    return draw_actions((log_weights - log_weights.amax(-1, keepdim=True)).exp())
+
+
+def draw_actions(weights: Tensor) -> Tensor:
+    """Draw one action ``(N,)`` per row of ``(N, K)``, with probabilities in proportion to ``weights``.
 
     By inversion of the cumulative sum: one uniform number per row, and nothing waits for the device.
     """
-    probs = (log_weights - log_weights.amax(-1, keepdim=True)).exp()
-    if floor:
-        probs = probs + floor * probs.sum(-1, keepdim=True)
-    cumulative = probs.cumsum(-1)
-    drawn = torch.rand(len(probs), 1, device=probs.device, dtype=probs.dtype) * cumulative[:, -1:]
+    cumulative = weights.cumsum(-1)
+    drawn = torch.rand(len(weights), 1, device=weights.device, dtype=weights.dtype) * cumulative[:, -1:]
     return (cumulative[:, :-1] <= drawn).sum(-1)  # drawn may be 0: an impossible first action is passed over

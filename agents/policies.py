@@ -166,10 +166,9 @@ class ImagePolicy(ActorCriticPolicy):
 
     def _draw(self, logits: Tensor) -> Tensor:
         """Return random actions ``(N,)``, exploration included."""
-        actions = losses.sample_actions(losses.mixture_log_probs(logits, self.mixture))
-        if self.exploration and self.exploration_mode == "batch":
-            return losses.explore_whole_batch(actions, self.num_actions, self.exploration)
-        return actions
+        if self.exploration and self.exploration_mode == "batch" and losses.explores(self.exploration):
+            return losses.uniform_actions(logits)
+        return losses.sample_actions(losses.mixture_log_probs(logits, self.mixture))
 
     def predict_values(self, obs: Any) -> Tensor:
         """Return the values ``(N, 1)`` of uint8 observations."""

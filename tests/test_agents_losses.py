@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import losses
+from agents import closed_form, losses
 from agents.direct import Batch, ExpectedPolicyGradient, Reinforce
 from envs import sb3_env
 from envs.errors import InputError
@@ -102,13 +102,12 @@ def test_impossible_actions_are_never_drawn(monkeypatch):
 
 
 def test_whole_batches_explore_at_the_given_rate():
-    actions = torch.full((64,), 3)
-    explored = [losses.explore_whole_batch(actions, 4, 0.25) for _ in range(2_000)]
-    changed = [batch for batch in explored if not torch.equal(batch, actions)]
-    assert len(changed) / 2_000 == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 2_000))
-    shares = torch.cat(changed).bincount(minlength=4) / (64 * len(changed))
-    assert torch.allclose(shares, torch.full((4,), 0.25), atol=0.02)
-    assert torch.equal(losses.explore_whole_batch(actions, 4, 0.0), actions)
+    rate = sum(losses.explores(0.25) for _ in range(4_000)) / 4_000
+    assert rate == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4_000))
+    assert losses.explores(1.0)
+    assert not losses.explores(0.0)
+    shares = losses.uniform_actions(torch.zeros(40_000, 4)).bincount(minlength=4) / 40_000
+    assert torch.allclose(shares, torch.full((4,), 0.25), atol=0.01)
 
 
 REWARDS = {"accuracy": torch.eye(3), "matrix": torch.tensor([[1.0, -0.5, 0.0], [0.2, 2.0, 0.1], [0, 0, 1]])}
@@ -125,6 +124,63 @@ def model_of(kind, mode, reward):
     return kind(
         env=env, exploration=0.3, exploration_mode=mode, policy_kwargs={"network": "mlp"}, device="cpu"
     )
+
+
+def plain(logits, actions, returns, action_rewards, exploration):
+    """REINFORCE's loss and its expectation, written with autograd's own operations."""
+    log_probs = ((logits.softmax(-1) + 1e-6) / (1 + logits.shape[1] * 1e-6)).log()
+    taken = log_probs.gather(1, actions[:, None])[:, 0]
+    drawn_by = (1 - exploration) * log_probs.exp() + exploration / logits.shape[1]
+    return (
+        losses.sampled_policy_gradient(taken, returns),
+        losses.expected_policy_gradient(log_probs, action_rewards, drawn_by),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exploration", [0.0, 0.3])
+def test_closed_forms_are_the_formulas_with_the_gradients_of_autograd(dtype, exploration):
+    """Through a layer that makes the logits from an input, as attacks on images need it; all at a scale of 5."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 6, generator=generator, dtype=dtype)
+    layer = 5 * torch.randn(6, 4, generator=generator, dtype=dtype)
+    actions = torch.randint(4, (40,), generator=generator)
+    returns, action_rewards = (torch.randn(size, generator=generator, dtype=dtype) for size in (40, (40, 4)))
+
+    def found(logits):
+        probs = closed_form.softmax(logits)
+        yield closed_form.policy_gradient(logits, probs, actions, returns)
+        yield closed_form.expected_policy_gradient(logits, probs, action_rewards, exploration)
+
+    first, second = (inputs.clone().requires_grad_() for _ in range(2))
+    expected = plain(second @ layer, actions, returns, action_rewards, exploration)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    for ours, theirs in zip(found(first @ layer), expected, strict=True):
+        assert ours.item() == pytest.approx(theirs.item(), rel=tolerance)
+        (mine,) = torch.autograd.grad(3 * ours, first, retain_graph=True)
+        (other,) = torch.autograd.grad(3 * theirs, second, retain_graph=True)
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
+
+
+def test_the_closed_form_passes_gradcheck_and_refuses_a_second_derivative():
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    actions, returns = torch.tensor([0, 1, 2, 3, 0]), torch.randn(5, dtype=torch.float64)
+
+    def loss(logits):
+        return closed_form.policy_gradient(logits, closed_form.softmax(logits), actions, returns)
+
+    assert torch.autograd.gradcheck(loss, logits)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(loss(logits), logits, create_graph=True)
+
+
+def test_a_loss_on_other_logits_does_not_reuse_the_probabilities_of_the_first():
+    model = model_of(Reinforce, "batch", "accuracy")
+    actions = model.choose_actions(LOGITS)
+    batch = Batch(LOGITS, LOGITS, actions, torch.ones(4))
+    expected = -losses.action_log_probs(2 * LOGITS, actions).mean()
+    assert model.loss(2 * LOGITS, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(gradient(model, LOGITS, batch), gradient(model, LOGITS, batch))
 
 
 @pytest.mark.parametrize("mode", ["batch", "mixture"])
