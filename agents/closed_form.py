@@ -12,11 +12,18 @@ from torch import Tensor
 from agents.losses import PROBABILITY_FLOOR
 
 
-@torch.no_grad()
 def softmax(logits: Tensor) -> Tensor:
-    """Return the softmax of logits ``(N, K)`` without a graph; for few classes four times as fast as PyTorch's."""
-    exponentials = (logits - logits.amax(-1, keepdim=True)).exp_()
-    return exponentials.div_(exponentials.sum(-1, keepdim=True))
+    """Return the softmax of logits ``(N, K)`` without a graph.
+
+    PyTorch's kernel works along the images here, which on a CPU takes a sixth of the time of ten classes at a time.
+    """
+    return logits.detach().t().softmax(0).t()
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Return the mean entropy, in nats, of the distributions in the rows of ``(N, K)``, without a graph."""
+    tiny = torch.finfo(probs.dtype).tiny  # 0 log 0 is 0
+    return -(probs.clamp(min=tiny).log_() * probs).sum() / len(probs)
 
 
 def policy_gradient(logits: Tensor, probs: Tensor, actions: Tensor, returns: Tensor) -> Tensor:
@@ -33,10 +40,10 @@ def policy_gradient(logits: Tensor, probs: Tensor, actions: Tensor, returns: Ten
         p = probs.gather(1, chosen)
         floored = p + PROBABILITY_FLOOR
         log_probs = (floored / _total(probs)).log_()
-        scaled = returns[:, None] / len(probs)
-        loss = -(log_probs * scaled).sum()
+        scaled = (returns / -len(probs))[:, None]
+        loss = (log_probs * scaled).sum()
         weights = p.div_(floored).mul_(scaled)
-        gradient = (probs * weights).scatter_add_(1, chosen, -weights)
+        gradient = (probs * -weights).scatter_add_(1, chosen, weights)
     return _Known.apply(logits, loss, gradient)
 
 

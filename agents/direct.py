@@ -37,7 +37,7 @@ class Batch:
         actions: int64 ``(N,)``, taken.
         returns: float32 ``(N,)``, discounted rewards from each action on.
         labels: int64 ``(N,)``, the labels that rewards use; None outside an image task.
-        action_rewards: float32 ``(N, K)``, the reward of every action; None outside an image task.
+        action_rewards: float32 ``(N, K)``, the reward of every action; None where no loss or attack needs it.
     """
 
     pixels: Tensor
@@ -71,6 +71,7 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
 
     policy: ImagePolicy
     adversarial: AdversarialTraining | None = None
+    full_information: ClassVar[bool] = False  # whether the loss needs the reward of every action
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "ImagePolicy": ImagePolicy,
         "CnnPolicy": ImagePolicy,
@@ -119,10 +120,11 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._batch: Batch | None = None
+        self._softmax: tuple[Tensor, Tensor] | None = None
         self._parameters = list(self.policy.parameters())
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_batch", "_parameters", "adversarial"]
+        return [*super()._excluded_save_params(), "_batch", "_softmax", "_parameters", "adversarial"]
 
     @abc.abstractmethod
     def choose_actions(self, logits: Tensor) -> Tensor:
@@ -139,15 +141,15 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         self.policy.set_training_mode(True)
         callback.on_rollout_start()
         steps: list[Batch] = []
-        alive: list[Tensor] = []
+        ended: list[Tensor] = []
         for _ in range(n_rollout_steps):
             step, dones = self._act(env)
             steps.append(step)
-            alive.append(1 - dones.float())
+            ended.append(dones)
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-        self._discount(steps, alive)
+        self._discount(steps, ended)
         self._batch = steps[0] if len(steps) == 1 else _concatenate(steps)
         callback.on_rollout_end()
         return True
@@ -159,7 +161,8 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
             observations = obs_as_tensor(observations, self.device)  # type: ignore[arg-type]
         task = image_task(env)
         labels = task.labels if task else None
-        action_rewards = task.action_rewards() if task else None
+        everything = self.full_information or self.adversarial is not None
+        action_rewards = task.action_rewards() if task and everything else None
         pixels = self.policy.pixels(observations)
         if self._attacks("replace"):
             pixels = attacked_images(self, pixels, *_known(labels, action_rewards))
@@ -189,12 +192,18 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         regime = self.adversarial
         return regime is not None and regime.rule in rules and self.num_timesteps >= regime.begins
 
-    def _discount(self, steps: list[Batch], alive: list[Tensor]) -> None:
+    def _probs(self, logits: Tensor) -> Tensor:
+        """Return ``softmax(logits)``, without a graph; what choosing the actions computed, the loss finds again."""
+        if self._softmax is None or self._softmax[0] is not logits:
+            self._softmax = (logits, closed_form.softmax(logits))
+        return self._softmax[1]
+
+    def _discount(self, steps: list[Batch], ended: list[Tensor]) -> None:
         if self.gamma == 0:
             return
         following = torch.zeros_like(steps[-1].returns)
-        for step, going_on in zip(reversed(steps), reversed(alive), strict=True):
-            following = step.returns + self.gamma * going_on * following
+        for step, dones in zip(reversed(steps), reversed(ended), strict=True):
+            following = step.returns + self.gamma * (1 - dones.float()) * following
             step.returns = following
 
     def train(self) -> None:
@@ -206,9 +215,12 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         loss = self.loss(batch.logits, batch)
         total = loss
         if self.ent_coef or self._n_updates % ENTROPY_EVERY == 0:
-            entropy = losses.entropy(batch.logits if self.ent_coef else batch.logits.detach())
+            if self.ent_coef:
+                entropy = losses.entropy(batch.logits)
+                total = loss - self.ent_coef * entropy
+            else:
+                entropy = closed_form.entropy(self._probs(batch.logits))
             self.statistics.add(entropy=entropy)
-            total = loss - self.ent_coef * entropy if self.ent_coef else loss
         if self._attacks("add", "trades"):
             labels, action_rewards = _known(batch.labels, batch.action_rewards)
             total = total + adversarial_term(self, batch, labels, action_rewards)
@@ -246,11 +258,7 @@ class Reinforce(DirectAlgorithm):
             raise InputError(f"exploration_mode is {exploration_mode!r}; expected 'batch' or 'mixture'")
         self.exploration = exploration
         self.exploration_mode = exploration_mode
-        self._softmax: tuple[Tensor, Tensor] | None = None
         super().__init__(policy, env, **kwargs)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_softmax"]
 
     def choose_actions(self, logits: Tensor) -> Tensor:
         """Draw actions ``(N,)`` from the policy on ``logits (N, K)``, or uniformly when exploring."""
@@ -267,18 +275,14 @@ class Reinforce(DirectAlgorithm):
         log_probs = losses.action_log_probs(logits, batch.actions, self.exploration)
         return losses.sampled_policy_gradient(log_probs, batch.returns)
 
-    def _probs(self, logits: Tensor) -> Tensor:
-        """Return ``softmax(logits)``, without a graph; a loss finds it as choosing its actions has left it."""
-        if self._softmax is None or self._softmax[0] is not logits:
-            self._softmax = (logits, closed_form.softmax(logits))
-        return self._softmax[1]
-
 
 class ExpectedPolicyGradient(Reinforce):
     """The expectation of :class:`Reinforce`'s gradient over its own actions, in closed form: no sampling variance.
 
     Needs an image task, which tells the reward of every action. Actions are still drawn, for the record.
     """
+
+    full_information = True
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return :func:`agents.losses.expected_policy_gradient`, whose gradient is the mean of REINFORCE's."""

@@ -49,7 +49,7 @@ def mixture_log_probs(logits: Tensor, exploration: float) -> Tensor:
 
 def explores(exploration: float) -> bool:
     """Return True with probability ``exploration``, drawn on the host, so that nothing waits for a device."""
-    return bool(torch.rand(()) < exploration)
+    return torch.rand(()).item() < exploration
 
 
 def uniform_actions(logits: Tensor) -> Tensor:

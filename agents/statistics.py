@@ -23,6 +23,7 @@ class RunningMeans:
         self._counts: dict[str, int] = {}
         self._steps: list[int] = []
         self._watched = torch.zeros(_WATCHED, device=device)
+        self._slots = self._watched.unbind()
         self._first_bad = torch.full((), torch.inf, dtype=torch.float64, device=device)
 
     def add(self, **values: Tensor) -> None:
@@ -37,7 +38,7 @@ class RunningMeans:
 
     def watch(self, step: int, value: Tensor) -> None:
         """Note ``step`` if the scalar is NaN or infinite and no earlier step was noted."""
-        self._watched[len(self._steps)] = value.detach()
+        self._slots[len(self._steps)].copy_(value.detach())
         self._steps.append(step)
         if len(self._steps) == _WATCHED:
             self._look()

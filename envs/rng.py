@@ -38,10 +38,10 @@ def hash_tensor(*values: int | Tensor) -> Tensor:
     state = torch.zeros((), dtype=torch.int64)
     for value in values:
         term = value if isinstance(value, Tensor) else to_int64(value)
-        state = state + term + to_int64(_GAMMA)
-        state = (state ^ _shift_right(state, 30)) * to_int64(_MULTIPLIER_1)
-        state = (state ^ _shift_right(state, 27)) * to_int64(_MULTIPLIER_2)
-        state = state ^ _shift_right(state, 31)
+        state = (state + term).add_(to_int64(_GAMMA))
+        state.bitwise_xor_(_shift_right(state, 30)).mul_(to_int64(_MULTIPLIER_1))
+        state.bitwise_xor_(_shift_right(state, 27)).mul_(to_int64(_MULTIPLIER_2))
+        state.bitwise_xor_(_shift_right(state, 31))
     return _shift_right(state, 1)
 
 
@@ -52,4 +52,4 @@ def to_int64(value: int) -> int:
 
 def _shift_right(state: Tensor, bits: int) -> Tensor:
     # int64 shifts copy the sign bit in; the mask makes the shift logical, as on unsigned integers.
-    return (state >> bits) & ((1 << (64 - bits)) - 1)
+    return (state >> bits).bitwise_and_((1 << (64 - bits)) - 1)
