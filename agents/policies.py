@@ -141,8 +141,9 @@ class ImagePolicy(ActorCriticPolicy):
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions ``(N,)``, values ``(N, 1)`` and log-probabilities ``(N,)`` for uint8 observations."""
         logits, values = self.logits_and_values(obs)
-        actions = logits.argmax(-1) if deterministic else self._draw(logits)
-        return actions, values, self.log_probs(logits, actions)
+        log_probs = losses.mixture_log_probs(logits, self.mixture)
+        actions = logits.argmax(-1) if deterministic else self._draw(log_probs)
+        return actions, values, log_probs.gather(1, actions[:, None])[:, 0]
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return values ``(N, 1)``, log-probabilities ``(N,)`` of the actions, and entropies ``(N,)`` in nats."""
@@ -164,11 +165,11 @@ class ImagePolicy(ActorCriticPolicy):
         """The share of uniform random actions that log-probabilities account for."""
         return self.exploration if self.exploration_mode == "mixture" else 0.0
 
-    def _draw(self, logits: Tensor) -> Tensor:
-        """Return random actions ``(N,)``, exploration included."""
+    def _draw(self, log_probs: Tensor) -> Tensor:
+        """Return random actions ``(N,)`` by log-probabilities ``(N, K)``, exploration included."""
         if self.exploration and self.exploration_mode == "batch" and losses.explores(self.exploration):
-            return losses.uniform_actions(logits)
-        return losses.sample_actions(losses.mixture_log_probs(logits, self.mixture))
+            return losses.uniform_actions(log_probs)
+        return losses.sample_actions(log_probs)
 
     def predict_values(self, obs: Any) -> Tensor:
         """Return the values ``(N, 1)`` of uint8 observations."""
