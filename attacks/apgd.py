@@ -13,8 +13,9 @@ from torch import Tensor
 
 from attacks.apgd_runs import Found, Run, climb
 from attacks.apgd_steps import radii_schedule, steps_for
-from attacks.batches import default_batch_size
-from attacks.forward import Model, Oracle, fast_layout, frozen
+from attacks.batches import default_batch_size, patient_batch_size
+from attacks.forward import Model, Oracle, frozen
+from attacks.layout import fast_layout
 from attacks.losses import get_loss, misclassified
 from attacks.pgd import at_least_one
 from attacks.problem import Problem, pose
@@ -28,7 +29,10 @@ _STREAM = 1
 
 @dataclass(frozen=True)
 class Apgd:
-    """APGD's options; calling it attacks one batch. See `apgd` and `apgd_targeted`."""
+    """APGD's options; calling it attacks one batch. See `apgd` and `apgd_targeted`.
+
+    ``together`` begins all tries at once, for samples that withstood another attack.
+    """
 
     loss: str = "ce"
     steps: int = 100
@@ -37,10 +41,12 @@ class Apgd:
     eot_samples: int = 1
     early_stop: bool = True
     random: str = "sample"
+    together: bool = False
 
     def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
         """Attack ``problem`` in one batch; call inside `frozen`."""
-        return _Attack(self, Oracle(model, problem, samples=self.eot_samples), seed).run()
+        most = None if self.random == "original" else default_batch_size(problem.x)
+        return _Attack(self, Oracle(model, problem, samples=self.eot_samples, most=most), seed).run()
 
 
 class _Attack:
@@ -72,11 +78,14 @@ class _Attack:
 
     def _waves(self) -> list[range]:
         tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
-        return waves(tries, (1,) * tries) if self.source.original else waves(tries)
+        if self.source.original:
+            return waves(tries, (1,) * tries)
+        return waves(tries, () if self.options.together else (1,))
 
     def _samples_at_once(self, tries: int) -> int:
-        most = max(len(self.problem), default_batch_size(self.problem.x))
-        return most if self.source.original else max(1, most // tries)
+        if self.source.original:
+            return max(len(self.problem), default_batch_size(self.problem.x))
+        return max(1, patient_batch_size(self.problem.x) // tries)
 
     def _lockstep(self, rows: Tensor, wave: range) -> Found:
         """Some tries of the samples ``rows`` (n,) together, through all stages of the radius."""
@@ -174,5 +183,7 @@ def _run(attack: Apgd, model: Model, problem: Problem, batch_size: int | None, s
     check_random(attack.random)
     for name in ("steps", "restarts", "eot_samples"):
         at_least_one(name, getattr(attack, name))
+    if batch_size is None and attack.random == "sample":
+        batch_size = patient_batch_size(problem.x)
     with frozen(model):
         return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size)

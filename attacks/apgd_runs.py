@@ -34,7 +34,7 @@ class Run(Rows):
     def evaluate(self, oracle: Oracle, loss: Loss, point: Tensor) -> None:
         """Move to ``point`` (n, ...) and ask the model there."""
         self.point = point
-        found = oracle.gradient(point, lambda logits: loss(logits, self.y, self.goal), self.row)
+        found = oracle.gradient(point, loss, self.row, (self.y, self.goal))
         self.grad, self.loss, self.logits = found.grad.contiguous(), found.loss, found.logits
 
     def begin(self, iterations: int) -> None:

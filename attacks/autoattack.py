@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.batches import Batches
+from attacks.batches import Batches, patient_batch_size
 from attacks.checks import ModelReport, check_model
 from attacks.errors import AttackError
 from attacks.forward import Model, forward, frozen
@@ -104,8 +104,8 @@ def autoattack(
     check_random(random)
     problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     gradients = isinstance(version, str) or set(version) != {"square"}
-    if batch_size is None and random == "original":
-        batch_size = _ORIGINAL_BATCH
+    if batch_size is None:
+        batch_size = _ORIGINAL_BATCH if random == "original" else patient_batch_size(problem.x)
     batches = Batches(problem.x, batch_size)
     report = check_model(
         model, x, y, norm=norm, eps=eps, needs_gradient=gradients, images=min(_CHECKED, batches.size)
@@ -179,17 +179,15 @@ class _Evaluation:
         for name, alarm in self.alarms.items():
             if name in result.trace:
                 alarm[rows] |= result.trace[name]
-        if self.graded:
-            self._grade(rows[~result.success], result.adversarial[~result.success])
+        if self.graded and not result.success.all():
+            logits = forward(self.model, result.adversarial) if result.logits is None else result.logits
+            self._grade(rows[~result.success], logits[~result.success])
         self.pending = self.pending[len(rows) :]
         if self.on_progress is not None:
             self.on_progress(self._state())
 
-    def _grade(self, rows: Tensor, points: Tensor) -> None:
-        """Note how close the best ``points`` (n, ...) of the unbroken ``rows`` (n,) came."""
-        if not len(rows):
-            return
-        logits = forward(self.model, points)
+    def _grade(self, rows: Tensor, logits: Tensor) -> None:
+        """Note how close the best points of the unbroken ``rows`` (n,) came, by the ``logits`` (n, K) there."""
         scores = (dlr if logits.shape[1] > 2 else margin)(logits, self.problem.y[rows])
         better = scores > self.scores[rows]
         self.scores[rows[better]] = scores[better]
@@ -236,8 +234,8 @@ class _Evaluation:
             self.queries,
             self.backwards,
             {"broken_by": self.broken_by, "distance": distance, **self.alarms},
-            tuple(stage.name for stage in self.stages),
-            report,
+            stages=tuple(stage.name for stage in self.stages),
+            report=report,
         )
         return replace(found, warnings=(*report.warnings, *_doubts(found)))
 

@@ -71,6 +71,14 @@ def default_batch_size(x: Tensor) -> int:
     return min(most, max(16, pixels // x[0].numel()))
 
 
+def patient_batch_size(x: Tensor) -> int:
+    """Samples at once of an attack that they leave one by one, and that passes `default_batch_size` of them on.
+
+    More than pass at once, so that the few that stay long share their passes; on a CPU, where passes are small.
+    """
+    return default_batch_size(x) if x.is_cuda else min(512, max(16, 2**18 // x[0].numel()))
+
+
 def _out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out; the CPU allocator and cuDNN say so by their message alone."""
     signs = ("out of memory", "can't allocate memory", "not enough memory")

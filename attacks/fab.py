@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from attacks import hyperplane, original
-from attacks.batches import default_batch_size
-from attacks.forward import Model, Oracle, fast_layout, frozen
+from attacks.batches import default_batch_size, patient_batch_size
+from attacks.forward import Model, Oracle, frozen
+from attacks.layout import fast_layout
 from attacks.losses import margin_targeted, misclassified
 from attacks.original import plain_length
 from attacks.pgd import at_least_one
@@ -32,7 +33,10 @@ _PULL_BACK = 0.9  # beta
 
 @dataclass(frozen=True)
 class Fab:
-    """FAB's options; calling it attacks one batch. See `fab` and `fab_targeted`."""
+    """FAB's options; calling it attacks one batch. See `fab` and `fab_targeted`.
+
+    ``together`` begins all tries at once, for samples that withstood another attack.
+    """
 
     steps: int = 100
     restarts: int = 1
@@ -40,10 +44,12 @@ class Fab:
     alpha_max: float = 0.1
     early_stop: bool = True
     random: str = "sample"
+    together: bool = False
 
     def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
         """Attack ``problem`` in one batch; call inside `frozen`."""
-        return _Attack(self, Oracle(model, problem), seed).run()
+        most = None if self.random == "original" else default_batch_size(problem.x)
+        return _Attack(self, Oracle(model, problem, most=most), seed).run()
 
 
 class _Run(Rows):
@@ -113,11 +119,14 @@ class _Attack:
 
     def _waves(self) -> list[range]:
         tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
-        return waves(tries, (1,) * tries) if self.source.original else waves(tries)
+        if self.source.original:
+            return waves(tries, (1,) * tries)
+        return waves(tries, () if self.options.together else (1,))
 
     def _samples_at_once(self, tries: int) -> int:
-        most = max(len(self.problem), default_batch_size(self.problem.x))
-        return most if self.source.original else max(1, most // tries)
+        if self.source.original:
+            return max(len(self.problem), default_batch_size(self.problem.x))
+        return max(1, patient_batch_size(self.problem.x) // tries)
 
     def _inside(self) -> Tensor:
         """The nearest points, those outside the ball projected into it."""
@@ -178,10 +187,7 @@ class _Attack:
     def _boundary(self, run: _Run) -> tuple[Tensor, Tensor]:
         """z_t - z_y (n,) at the points and its gradient (n, ...); t is the goal, or the nearest class."""
         if run.goal is not None:
-            goal = run.goal
-            found = self.oracle.gradient(
-                run.point, lambda logits: margin_targeted(logits, run.y, goal), run.row
-            )
+            found = self.oracle.gradient(run.point, margin_targeted, run.row, (run.y, run.goal))
             return found.loss, found.grad.contiguous()
         logits, slopes = self.oracle.jacobian(run.point, run.row)
         index = torch.arange(len(logits), device=logits.device)
@@ -270,5 +276,7 @@ def _run(attack: Fab, model: Model, problem: Problem, batch_size: int | None, se
     check_random(attack.random)
     for name in ("steps", "restarts"):
         at_least_one(name, getattr(attack, name))
+    if batch_size is None and attack.random == "sample":
+        batch_size = patient_batch_size(problem.x)
     with frozen(model):
         return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size)

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import AttackError
+from attacks.layout import plain_convolutions
 from attacks.problem import Problem
 
 Model = Callable[[Tensor], Tensor]
+
+_WASTE = 2**12  # pixels that may be passed in vain before a batch size gets kernels of its own
 
 
 class Gradient(NamedTuple):
@@ -40,23 +43,6 @@ def frozen(model: Model) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-@contextmanager
-def fast_layout(model: Model) -> Iterator[None]:
-    """On the CPU, hold the weights of plain ``nn.Conv2d`` layers channels_last inside the block; images follow.
-
-    Measured on CPU, passes run up to 1.7 times as fast. The values are the same, but another kernel may round
-    differently in the last bit, so the final verification belongs outside the block.
-    """
-    original = {w: w.data for w in _convolution_weights(model) if w.device.type == "cpu"}
-    try:
-        for weight in original:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-        yield
-    finally:
-        for weight, data in original.items():
-            weight.data = data
-
-
 def forward(model: Model, x: Tensor) -> Tensor:
     """Logits (n, K), at least float32, without gradient and uncounted.
 
@@ -79,16 +65,20 @@ class Oracle:
         backwards: backward passes so far (N,) int64.
     """
 
-    def __init__(self, model: Model, problem: Problem, *, samples: int = 1) -> None:
-        """Wrap ``model``; ``samples`` > 1 averages gradients over that many passes, for random outputs."""
+    def __init__(self, model: Model, problem: Problem, *, samples: int = 1, most: int | None = None) -> None:
+        """Wrap ``model``; ``samples`` > 1 averages gradients over that many passes, for random outputs.
+
+        ``most`` is how many images `gradient` passes at once; more are split evenly.
+        """
         self.model = self.scorer = model
         self.problem = problem
         self.samples = samples
+        self.most = most
         self._passes = torch.zeros(2, len(problem), dtype=torch.int64, device=problem.x.device)
         self.queries, self.backwards = self._passes  # two views
-        self._witness = next(
-            (w for w in _convolution_weights(model) if w.shape[1] > 1 < w[0, 0].numel()), None
-        )
+        weights = (layer.weight for layer in plain_convolutions(model))
+        self._witness = next((w for w in weights if w.shape[1] > 1 < w[0, 0].numel()), None)
+        self._asked: dict[int, int] = {}
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
@@ -117,20 +107,34 @@ class Oracle:
         check_labels(self.problem, logits.shape[1])
         return logits
 
-    def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Gradient:
-        """Gradient of the sum of per-sample losses ``loss(logits) -> (n,)`` with respect to ``x``.
+    def gradient(
+        self,
+        x: Tensor,
+        loss: Callable[..., Tensor],
+        rows: Tensor | None = None,
+        along: tuple[Tensor | None, ...] = (),
+    ) -> Gradient:
+        """Gradient of the sum of per-sample losses ``loss(logits, *along) -> (n,)`` with respect to ``x``.
 
         One query and one backward pass each, times ``samples``, over which gradient, loss and logits are
-        averaged. Call it inside `frozen`.
+        averaged. Call it inside `frozen`. What ``loss`` needs of each sample belongs into ``along``, tensors (n,) or
+        None, for ``x`` may pass in parts.
 
         Raises:
             AttackError: the logits do not depend differentiably on the input.
         """
+        parts = []
+        for part in self._parts(len(x)):
+            labels = [None if values is None else values[part] for values in along]
+            parts.append(self._averaged(x[part], lambda logits: loss(logits, *labels)))  # noqa: B023
+        _count(self._passes, rows, self.samples)
+        return Gradient(*(_joined(list(each)) for each in zip(*parts, strict=True)))
+
+    def _averaged(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         total = self._gradient(x, loss)
         for _ in range(self.samples - 1):
             more = self._gradient(x, loss)
             total = Gradient(total.grad + more.grad, total.loss + more.loss, total.logits + more.logits)
-        _count(self._passes, rows, self.samples)
         return total if self.samples == 1 else Gradient(*(part / self.samples for part in total))
 
     def jacobian(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -151,20 +155,45 @@ class Oracle:
 
     def _gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = self._lay_out(x.detach()).requires_grad_()
+            leaf = self._lay_out(self._pad(x.detach())).requires_grad_()
             logits = _logits(self.model, leaf)
+            if len(leaf) > len(x):
+                logits = logits[: len(x)]
             losses = loss(logits)
             if not losses.requires_grad:
                 raise AttackError(_NO_GRADIENT)
             (grad,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
         if grad is None:
             raise AttackError(_NO_GRADIENT)
-        return Gradient(grad, losses.detach(), logits.detach())
+        return Gradient(grad[: len(x)], losses.detach(), logits.detach())
+
+    def _parts(self, count: int) -> list[slice]:
+        """Slices of ``count`` images that pass at once."""
+        passes = 1 if self.most is None else max(1, -(-count // self.most))
+        size = -(-count // passes)
+        return [slice(start, start + size) for start in range(0, max(count, 1), max(size, 1))]
 
     def _lay_out(self, x: Tensor) -> Tensor:
         """Images in the memory format of the model's convolutions; a mixture slows layers like pooling."""
-        channels_last = x.ndim == 4 and self._witness is not None and not self._witness.is_contiguous()
-        return x.to(memory_format=torch.channels_last) if channels_last else x
+        return x.to(memory_format=torch.channels_last) if x.ndim == 4 and self._fast() else x
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Images ``x`` (n, ...), followed by some of them again in the first passes of this size if they are small.
+
+        On the CPU the first pass of a batch size prepares its kernels, for the time of two passes. An attack that one
+        sample after the other leaves meets ever new sizes; powers of two are soon prepared.
+        """
+        if self.most is None or x.is_cuda or not self._fast():
+            return x
+        count = len(x)
+        spare = min(1 << (count - 1).bit_length(), self.most) - count
+        asked = self._asked[count] = self._asked.get(count, 0) + 1
+        wasted = asked * spare * x[0].numel()
+        return torch.cat([x, x[:spare]]) if 0 < wasted <= _WASTE else x
+
+    def _fast(self) -> bool:
+        """Whether the model's convolutions are laid out channels_last."""
+        return self._witness is not None and not self._witness.is_contiguous()
 
 
 def check_labels(problem: Problem, classes: int) -> None:
@@ -183,13 +212,6 @@ _NO_GRADIENT = (
 )
 
 
-def _convolution_weights(model: Model) -> list[Tensor]:
-    """Weights that may change strides: of no subclass that might view them, of no model compiled for the old."""
-    if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
-        return []
-    return [layer.weight for layer in model.modules() if type(layer) is nn.Conv2d]
-
-
 def _logits(model: Model, x: Tensor) -> Tensor:
     logits = model(x)
     if not isinstance(logits, Tensor):
@@ -200,6 +222,10 @@ def _logits(model: Model, x: Tensor) -> Tensor:
         shape = tuple(logits.shape)
         raise AttackError(f"for {len(x)} images the model must return logits ({len(x)}, K >= 2), not {shape}")
     return logits.float() if logits.element_size() < 4 else logits
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _count(counts: Tensor, rows: Tensor | None, times: int) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from attacks.apgd import Apgd
+from attacks.batches import default_batch_size
 from attacks.errors import AttackError, unknown_name
 from attacks.fab import Fab
-from attacks.forward import Model, Oracle, fast_layout
+from attacks.forward import Model, Oracle
+from attacks.layout import fast_layout
 from attacks.losses import margin
 from attacks.problem import Problem
 from attacks.race import Race
@@ -91,9 +93,10 @@ def _published(version: str | Sequence[str], norm: str, classes: int, random: st
             loss=_targeted_loss(classes),
             num_targets=5 if norm == "L1" and version == "standard" else 9,
             random=random,
+            together=True,
         ),
-        "fab": Fab(restarts=5, random=random),
-        "fab-t": Fab(num_targets=9, random=random),
+        "fab": Fab(restarts=5, random=random, together=True),
+        "fab-t": Fab(num_targets=9, random=random, together=True),
         "square": Square(random=random),
     }
 
@@ -106,8 +109,8 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     loss, l1 = _targeted_loss(classes), norm == "L1"
     stages = [Stage("one-step", one_step), Stage("apgd-ce", Apgd(steps=10)), Stage("race", Race(loss=loss))]
     if l1:
-        stages.append(Stage("apgd-ce-on", Apgd(restarts=5)))
-    targeted = Apgd(loss=loss, num_targets=5 if l1 else 9)
+        stages.append(Stage("apgd-ce-on", Apgd(restarts=5, together=True)))
+    targeted = Apgd(loss=loss, num_targets=5 if l1 else 9, together=True)
     stages += [Stage("apgd-t", targeted, None if l1 else _promising), Stage("square", Square(queries=200))]
     square = len(stages)  # its position in the plan, which "clean" begins
     return (*stages, Stage("square-on", Square(), lambda scores, leader: leader == square))
@@ -120,9 +123,9 @@ def _promising(scores: Tensor, leader: Tensor) -> Tensor:
 
 def one_step(model: Model, problem: Problem, seed: int) -> AttackResult:
     """One steepest step to the edge of the ball, which breaks most samples of a fragile model for next to nothing."""
-    oracle = Oracle(model, problem)
+    oracle = Oracle(model, problem, most=default_batch_size(problem.x))
     with fast_layout(model):
-        grad = oracle.gradient(problem.x, lambda logits: margin(logits, problem.y)).grad.contiguous()
+        grad = oracle.gradient(problem.x, margin, along=(problem.y,)).grad.contiguous()
     moved = problem.norm.ascend(problem.x, grad, problem.eps)
     return finish(oracle, problem, problem.norm.confine(moved, problem.x, problem.eps))
 
@@ -133,6 +136,6 @@ def _targeted_loss(classes: int) -> str:
 
 def no_attack(model: Model, problem: Problem, seed: int) -> AttackResult:
     """Which samples are wrong as they are, for one query each."""
-    oracle = Oracle(model, problem)
+    oracle = Oracle(model, problem, most=default_batch_size(problem.x))
     oracle.queries += 1
     return finish(oracle, problem, problem.x)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from attacks.apgd_runs import Found, Run, climb
 from attacks.apgd_steps import steps_for
-from attacks.batches import default_batch_size
-from attacks.forward import Model, Oracle, fast_layout
+from attacks.batches import default_batch_size, patient_batch_size
+from attacks.forward import Model, Oracle
+from attacks.layout import fast_layout
 from attacks.losses import get_loss, misclassified
 from attacks.problem import Problem
 from attacks.result import AttackResult, finish
@@ -44,7 +45,7 @@ class Race:
 
     def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
         """Attack ``problem`` in one batch; call inside `frozen`."""
-        return _Attack(self, Oracle(model, problem), seed).run()
+        return _Attack(self, Oracle(model, problem, most=default_batch_size(problem.x)), seed).run()
 
 
 class _Field(NamedTuple):
@@ -108,7 +109,7 @@ class _Attack:
     def _round(self, field: _Field, rung: Rung) -> _Field:
         """Take everybody ``rung.steps`` further."""
         count = field.ranks.shape[1]
-        most = max(len(self.problem), default_batch_size(self.problem.x))
+        most = patient_batch_size(self.problem.x)
         points, losses = [], []
         for part in torch.arange(len(field.rows), device=field.rows.device).split(max(1, most // count)):
             row, rank = field.rows[part].repeat_interleave(count), field.ranks[part].flatten()

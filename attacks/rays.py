@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from attacks.errors import AttackError
-from attacks.forward import Model, Oracle, fast_layout
+from attacks.forward import Model, Oracle
+from attacks.layout import fast_layout
 from attacks.losses import misclassified
 from attacks.problem import Problem, at_least_one, pose
 from attacks.result import AttackResult, finish, in_batches

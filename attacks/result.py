@@ -27,6 +27,7 @@ class AttackResult:
         trace: what the attack recorded, samples in the last dimension. Always "nan" (N,) bool, the final
             logits held NaN (which counts as success), and "outside" (N,) bool, the attack's own point lay
             outside the threat model and was projected back; of targeted attacks also "hit_target" (N,) bool.
+        logits: (N, K), what the model says of ``adversarial``; None where samples were answered at different times.
     """
 
     adversarial: Tensor
@@ -34,6 +35,7 @@ class AttackResult:
     queries: Tensor
     backwards: Tensor
     trace: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.success)
@@ -81,19 +83,21 @@ def finish(
         final = torch.where(per_sample(valid, x), candidate, x)
         final = torch.where(per_sample(outside, x), ball_and_box(final, x, problem.eps, problem.norm), final)
     if batches is None:
-        logits = forward(oracle.model, final)
+        logits = torch.cat([forward(oracle.model, part) for part in final.split(oracle.most or len(final))])
     else:
         rows = torch.arange(len(problem), device=x.device)
         logits = torch.cat(batches.map(lambda part: forward(oracle.model, final[part]), rows))
     success = misclassified(logits, problem.y)
+    answered: Tensor | None = logits
     if clean_wrong is not None and (undone := clean_wrong & ~success).any():
         final = torch.where(per_sample(undone, x), x, final)
         success = success | clean_wrong
+        answered = None
     checks = {"nan": logits.isnan().any(1), "outside": outside}
     if problem.targets is not None:
         checks["hit_target"] = logits.argmax(1) == problem.targets
     return AttackResult(
-        final.detach(), success, oracle.queries, oracle.backwards, {**(trace or {}), **checks}
+        final.detach(), success, oracle.queries, oracle.backwards, {**(trace or {}), **checks}, answered
     )
 
 

@@ -28,11 +28,11 @@ class Rows:
         return other
 
 
-def waves(tries: int, sizes: Sequence[int] = (1, 2)) -> list[range]:
+def waves(tries: int, sizes: Sequence[int] = (1,)) -> list[range]:
     """Consecutive groups of 0..tries-1 to run in lock-step: ``sizes`` first, then the rest together.
 
-    The first tries break most samples, so they go alone; the later ones share batches, where the first success ends
-    all tries of that sample. The groups do not depend on the batch size, so neither does the result.
+    The first try breaks most samples, so it goes alone; the others share batches, where the first success ends all
+    tries of that sample. The groups do not depend on the batch size, so neither does the result.
     """
     groups, start = [], 0
     for size in (*sizes, tries):

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.batches import default_batch_size
+from attacks.batches import default_batch_size, patient_batch_size
 from attacks.errors import AttackError
-from attacks.forward import Model, Oracle, fast_layout
+from attacks.forward import Model, Oracle
+from attacks.layout import fast_layout
 from attacks.losses import margin as untargeted_margin
 from attacks.losses import misclassified
 from attacks.pgd import at_least_one
@@ -21,7 +22,6 @@ from attacks.runs import Rows
 from attacks.scores import quick_scores
 from attacks.sources import Source, check_random, source_for
 from attacks.square_moves import Moves, moves_for
-from attacks.threat import per_sample
 
 _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
@@ -42,7 +42,8 @@ class Square:
         """Attack ``problem`` in one batch."""
         if problem.x.ndim != 4:
             raise AttackError(f"square needs images (N, C, H, W), got {tuple(problem.x.shape)}; reshape them")
-        return _Attack(self, Oracle(model, problem), seed).run()
+        most = None if self.random == "original" else default_batch_size(problem.x)
+        return _Attack(self, Oracle(model, problem, most=most), seed).run()
 
 
 class _Run(Rows):
@@ -149,37 +150,44 @@ class _Attack:
         Those that change nothing need no query. Returns how many proposals were tried and how many kept.
         """
         ask = valid if self.source.original else valid & (proposals != run.best[:, None]).flatten(2).any(2)
-        margin, wrong, slack = self._ask(run, proposals, ask)
-        better = (margin < run.margin[:, None] - slack) | wrong
-        kept, first = better.max(1)
-        searches = torch.arange(len(first), device=first.device)
-        tried = torch.where(kept, first + 1, valid.sum(1))
-        void = ask & (torch.arange(ask.shape[1], device=ask.device) >= tried[:, None])
-        self.oracle.queries[run.row] -= void.sum(1)
+        search, place = ask.nonzero(as_tuple=True)
+        ahead = ask.shape[1]
+        asked = proposals[search, place]
+        margin, wrong, better = self._judge(run, search, asked)
+        first = torch.where(better, place, ahead)
+        first = torch.full_like(run.row, ahead).scatter_reduce_(0, search, first, "amin")
+        chosen = (better & (place == first[search])).nonzero().squeeze(1)
+        tried = torch.where(first < ahead, first + 1, valid.sum(1))
+        if ahead > 1:  # those after the first better one are void
+            void = ask & (torch.arange(ahead, device=ask.device) >= tried[:, None])
+            self.oracle.queries[run.row] -= void.sum(1)
 
         run.iteration += tried
         run.unused += tried
-        run.best = torch.where(per_sample(kept, run.best), proposals[searches, first], run.best)
-        run.margin = torch.where(kept, margin[searches, first], run.margin)
-        broken = kept & wrong[searches, first]
-        counts = int(tried.sum()), int(kept.sum())
-        if broken.any():
+        kept = search[chosen]
+        run.best[kept], run.margin[kept] = asked[chosen], margin[chosen]
+        counts = int(tried.sum()), len(kept)
+        if wrong[chosen].any():
+            broken = torch.zeros_like(run.row, dtype=torch.bool)
+            broken[kept] = wrong[chosen]
             self.broken[run.row[broken]] = True
             self._close(run)
             run.keep(~broken)
         return counts
 
-    def _ask(self, run: _Run, proposals: Tensor, ask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The margins (n, K) of the proposals where ``ask`` (n, K), infinite elsewhere, and whether they succeed."""
-        margin = torch.full_like(ask, torch.inf, dtype=run.margin.dtype)
-        wrong, slack = torch.zeros_like(ask), torch.zeros_like(margin)
-        search, place = ask.nonzero(as_tuple=True)
-        if len(search):
-            logits = self.oracle.logits(proposals[search, place], run.row[search])
-            slack[search, place] = 0 if self.source.original else _NOISE * logits.abs().amax(1)
-            margin[search, place] = -untargeted_margin(logits, run.y[search])
-            wrong[search, place] = misclassified(logits, run.y[search])
-        return margin, margin <= 0 if self.source.original else wrong, slack
+    def _judge(self, run: _Run, search: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Margins (m,) of the images ``asked`` (m, ...) of searches (m,), whether they succeed, and are better."""
+        if not len(search):
+            return run.margin[:0], search > 0, search > 0
+        logits, y, least = self.oracle.logits(asked, run.row[search]), run.y[search], run.margin[search]
+        if self.source.original:
+            margin = -untargeted_margin(logits, y)
+            wrong = margin <= 0
+            return margin, wrong, (margin < least) | wrong
+        own = logits.gather(1, y[:, None])
+        margin = (own - logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True)).squeeze(1)
+        wrong = (logits.argmax(1) != y) | margin.isnan()
+        return margin, wrong, (margin < least - _NOISE * logits.abs().amax(1)) | wrong
 
     def _close(self, run: _Run) -> None:
         """Write down where the searches have come to."""
@@ -236,4 +244,6 @@ def square(
     attack = Square(at_least_one("queries", queries), at_least_one("restarts", restarts), random)
     check_random(random)
     problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    if batch_size is None and random == "sample":
+        batch_size = patient_batch_size(problem.x)
     return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size)

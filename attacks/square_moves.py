@@ -72,10 +72,10 @@ class LinfMoves(Moves):
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """See `Moves`."""
         inside = _inside(best, *_corner(best, side, numbers[:, :2]), side)
-        colour = _signs(numbers[:, 2:])[:, :, None, None]
+        colour = numbers[:, 2:, None, None]
         if self.original:
-            return torch.clamp(best + 2 * self.eps * colour * inside, self.lower, self.upper)
-        return torch.where(inside, torch.where(colour > 0, self.upper, self.lower), best)
+            return torch.clamp(best + 2 * self.eps * _signs(colour) * inside, self.lower, self.upper)
+        return torch.where(inside, torch.where(colour > 0.5, self.upper, self.lower), best)
 
 
 class MassMoves(Moves):
@@ -207,10 +207,15 @@ def _corner(images: Tensor, side: int, uniform: Tensor) -> tuple[Tensor, Tensor]
 
 def _inside(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     """True inside the windows: (n, 1, H, W) for ``images`` (n, C, H, W)."""
-    down = torch.arange(images.shape[2], device=images.device) - top[:, None]
-    right = torch.arange(images.shape[3], device=images.device) - left[:, None]
-    rows, columns = (down >= 0) & (down < side), (right >= 0) & (right < side)
-    return rows[:, None, :, None] & columns[:, None, None, :]
+    rows, columns = (_bands(size, side, images.device) for size in images.shape[2:])
+    return rows[top][:, None, :, None] & columns[left][:, None, None, :]
+
+
+@lru_cache(maxsize=64)
+def _bands(size: int, side: int, device: torch.device) -> Tensor:
+    """Row p is true at ``side`` of ``size`` places from p on; bool (size, size)."""
+    ahead = torch.arange(size, device=device) - torch.arange(size, device=device)[:, None]
+    return (ahead >= 0) & (ahead < side)
 
 
 def _window(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:

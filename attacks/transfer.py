@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from attacks.batches import Batches
 from attacks.errors import AttackError
-from attacks.forward import Model, Oracle, check_labels, fast_layout, forward, frozen
+from attacks.forward import Model, Oracle, check_labels, forward, frozen
+from attacks.layout import fast_layout
 from attacks.losses import Loss, get_loss, misclassified
 from attacks.problem import Problem, at_least_one, pose
 from attacks.result import AttackResult, finish

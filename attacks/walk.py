@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attacks.batches import Batches
-from attacks.forward import Gradient, Oracle, check_labels, fast_layout
+from attacks.forward import Gradient, Oracle, check_labels
+from attacks.layout import fast_layout
 from attacks.losses import Loss, misclassified
 from attacks.problem import Problem
 from attacks.result import AttackResult, finish

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.forward import fast_layout
+from attacks.layout import fast_layout
 from attacks.losses import get_loss, margin
 from attacks.rng import Draws, draws_for
 from attacks.threat import get_norm

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.forward import fast_layout
+from attacks.layout import fast_layout
 from attacks.losses import get_loss
 from attacks.rng import draws_for
 from attacks.threat import get_norm, per_sample

@@ -304,7 +304,7 @@ class TestOracle:
             assert torch.equal(oracle.gradient(x, lambda z: z[:, 1]).grad, grad)
 
     def test_fast_layout_changes_no_value_and_is_undone(self):
-        from attacks.forward import fast_layout
+        from attacks.layout import fast_layout
 
         model, x, _ = cnn_problem(dtype=torch.float32)
         before = forward(model, x)

@@ -1,0 +1,87 @@
+"""How a model is laid out while it is attacked, on the CPU, where that decides half of an attack's time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# When a first layer's own backward pass is the faster one, as measured: at most 3 input channels, 10 output channels for
+# each of them, and 4,096 pixels in the batch.
+_FEW, _MANY, _SMALL = 3, 10, 2**12
+
+
+@contextmanager
+def fast_layout(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """On the CPU, pass faster through the plain ``nn.Conv2d`` layers of ``model`` inside the block.
+
+    Weights are held channels_last and images follow: measured on CPU, passes run up to 1.7 times as fast. Layers of
+    few input channels, as the first is, get a backward pass of their own: PyTorch's takes 1.2 to 6 times as long. The
+    values are the same, but another kernel may round differently in the last bit, so the final verification belongs
+    outside the block.
+    """
+    layers = [layer for layer in plain_convolutions(model) if layer.weight.device.type == "cpu"]
+    original = {layer.weight: layer.weight.data for layer in layers}  # one weight may serve several layers
+    stems = [layer for layer in layers if _is_stem(layer)]
+    with ExitStack() as undo:
+        for weight, data in original.items():
+            undo.callback(setattr, weight, "data", data)
+            weight.data = data.contiguous(memory_format=torch.channels_last)
+        for layer in stems:
+            undo.callback(delattr, layer, "forward")
+            layer.forward = _Stem(layer)  # type: ignore[assignment, method-assign]
+        yield
+
+
+def plain_convolutions(model: Callable[[Tensor], Tensor]) -> list[nn.Conv2d]:
+    """Layers that may be laid out anew: of no subclass, which might do otherwise, and of no compiled model."""
+    if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
+        return []
+    return [layer for layer in model.modules() if type(layer) is nn.Conv2d]
+
+
+def _is_stem(layer: nn.Conv2d) -> bool:
+    """Whether `_Stem` does what the layer does, faster."""
+    return (
+        layer.in_channels <= min(_FEW, layer.out_channels // _MANY)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and not layer.weight.requires_grad
+        and "forward" not in vars(layer)
+    )
+
+
+class _Stem:
+    """The forward method of a convolution with few input channels whose weights are frozen."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        self.layer = layer
+        # (C k k, channels out), each row what one input pixel of a window receives.
+        self.back = layer.weight.detach().flatten(1).T.contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        if x.numel() < _SMALL:
+            return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+        return _StemFunction.apply(x, layer, self.back)
+
+
+class _StemFunction(torch.autograd.Function):
+    """Convolution whose input gradient is one matrix product, its windows then added up where they overlap."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Conv2d, back: Tensor) -> Tensor:
+        ctx.layer, ctx.back, ctx.size = layer, back, x.shape[2:]
+        return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        layer = ctx.layer
+        windows = ctx.back.to(grads[0].dtype) @ grads[0].flatten(2)
+        # The images' windows as channels of one image: fold goes through images one by one, through channels at once.
+        joined = windows.flatten(0, 1)[None]
+        folded = F.fold(joined, ctx.size, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        return folded.view(len(windows), -1, *ctx.size), None, None
