@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# When a first layer's own backward pass is the faster one, as measured: at most 3 input channels, 10 output channels for
-# each of them, and 4,096 pixels in the batch.
+# When a first layer's own backward pass is the faster one, as measured: at most 3 input channels, at least 10 output
+# channels for each of them, and 4,096 pixels in the batch.
 _FEW, _MANY, _SMALL = 3, 10, 2**12
 
 
