@@ -23,9 +23,9 @@ def to_hyperplane(norm: str, points: Tensor, w: Tensor, b: Tensor) -> Tensor:
         b: offsets (n,).
     """
     excess = (w * points).sum(1) - b
-    downhill = w * torch.where(excess >= 0, -1, 1)[:, None]
+    downhill = w * (1 - 2 * (excess >= 0).to(w.dtype))[:, None]
     slope = w.abs()
-    room = torch.where(downhill > 0, 1 - points, points)
+    room = ((downhill > 0).to(w.dtype) - points).abs_()  # to 1, or to 0; torch.where takes twice as long
     if norm == "L1":
         sizes = _by_steepness(excess.abs(), slope, room)
     else:
@@ -38,12 +38,12 @@ def _by_level(excess: Tensor, slope: Tensor, room: Tensor, speed: Tensor | None)
     rate = slope if speed is None else slope * speed
     tiny = torch.finfo(rate.dtype).tiny
     # At level 0 every pixel with room moves. Newton's steps never overshoot a concave function from below.
-    level = (excess / torch.where(room > 0, rate, 0).sum(1).clamp_min(tiny)).clamp_max(_FAR)
+    level = (excess / (rate * (room > 0)).sum(1).clamp_min(tiny)).clamp_max(_FAR)
     for _ in range(_PASSES):
         reached = level[:, None] if speed is None else level[:, None] * speed
         sizes = torch.minimum(room, reached)
         missing = excess - (slope * sizes).sum(1)
-        free = torch.where(reached < room, rate, 0).sum(1)
+        free = (rate * (reached < room)).sum(1)
         short = (missing > _CLOSE * excess) & (free > 0)
         if not short.any():
             break

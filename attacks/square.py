@@ -26,6 +26,7 @@ from attacks.square_moves import Moves, moves_for
 _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
 _NOISE = 1e-6
+_SPARE = 1.5
 _STOCK = 128  # iterations whose random numbers are drawn together
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -79,12 +80,32 @@ class _Run(Rows):
         return self.numbers[torch.arange(len(place), device=place.device)[:, None], place]
 
 
+class _Pace:
+    """How many windows ahead it pays to look, by how often windows were kept, and changed anything, so far."""
+
+    def __init__(self) -> None:
+        self.tried, self.kept, self.reached, self.asked = 1, 1, 1, 1
+
+    def note(self, tried: int, kept: int, reached: int, asked: int) -> None:
+        """Take up that of ``reached`` windows ``asked`` changed anything, and that ``kept`` of ``tried`` were kept."""
+        self.tried, self.kept = self.tried + tried, self.kept + kept
+        self.reached, self.asked = self.reached + reached, self.asked + asked
+
+    def asks(self, room: int) -> int:
+        """Queries of a search at once, of which there is ``room`` for so many: up to the next kept window."""
+        return max(1, min(room, self.tried // self.kept))
+
+    def windows(self, asks: int) -> int:
+        """Windows to propose at once, so that mostly ``asks`` of them change anything."""
+        return math.ceil(_SPARE * asks * self.reached / self.asked) if self.reached > self.asked else asks
+
+
 class _Attack:
     """One batch under attack.
 
     Each window is kept or dropped before the next is tried. Where a batch has room, the model is asked about several
     windows of a sample ahead: those up to the first that is kept are what one at a time would have met, the others are
-    void. So nothing changes but the time.
+    void. Windows that change nothing are passed over without asking. So nothing changes but the time.
     """
 
     def __init__(self, options: Square, oracle: Oracle, seed: int) -> None:
@@ -115,19 +136,18 @@ class _Attack:
         """One random search for the samples ``rows`` (n,)."""
         moves = moves_for(self.problem[rows], self.source.original)
         run = _Run(self.problem, rows, moves)
-        self._consider(
-            run, moves.first(self.source, rows, restart)[:, None], torch.ones_like(rows)[:, None] > 0
-        )
+        first = moves.first(self.source, rows, restart)[:, None]
+        self._consider(run, first, torch.ones_like(rows)[:, None] > 0, 1, _Pace())
         height, width = self.problem.x.shape[2:]
-        tried, kept = 1, 1
+        pace = _Pace()
         for level, (start, stop) in enumerate(_levels(self.options.queries)):
             side = moves.side(math.sqrt(_SHARE / 2**level * height * width), min(height, width))
             while len(run.row) and (run.iteration < stop).any():
-                ahead = max(1, min(self.room // len(run.row), tried // kept, stop - start, _STOCK))
+                asks = pace.asks(self.room // len(run.row))
+                ahead = 1 if self.source.original else min(pace.windows(asks), stop - start, _STOCK)
                 proposals = self._propose(run, side, restart, ahead)
                 steps = torch.arange(ahead, device=rows.device)
-                done = self._consider(run, proposals, run.iteration[:, None] + steps < stop)
-                tried, kept = tried + done[0], kept + done[1]
+                self._consider(run, proposals, run.iteration[:, None] + steps < stop, asks, pace)
         self._close(run)
 
     def _propose(self, run: _Run, side: int, restart: int, ahead: int) -> Tensor:
@@ -137,27 +157,24 @@ class _Attack:
             numbers = self.source.shared(run.row, (shared,)).expand(len(run.row), -1)
             numbers = torch.cat([numbers, self.source.uniform(run.row, (own,))], 1)
             return run.moves.propose(run.best, side, numbers)[:, None]
-        numbers = run.draw(self.source, restart, ahead).flatten(0, 1)
-        if ahead == 1:
-            return run.moves.propose(run.best, side, numbers)[:, None]
-        searches = torch.arange(len(run.row), device=run.row.device).repeat_interleave(ahead)
-        proposals = run.moves.taken(searches).propose(run.best[searches], side, numbers)
-        return proposals.unflatten(0, (-1, ahead))
+        return run.moves.propose_each(run.best, side, run.draw(self.source, restart, ahead))
 
-    def _consider(self, run: _Run, proposals: Tensor, valid: Tensor) -> tuple[int, int]:
-        """Ask about the ``valid`` (n, K) ``proposals`` (n, K, ...); the first better one of each search is kept.
+    def _consider(self, run: _Run, proposals: Tensor, valid: Tensor, asks: int, pace: _Pace) -> None:
+        """Ask about the first ``asks`` ``valid`` (n, K) ``proposals`` (n, K, ...) of each search that change anything.
 
-        Those that change nothing need no query. Returns how many proposals were tried and how many kept.
+        The first better one of each search is kept.
         """
-        ask = valid if self.source.original else valid & (proposals != run.best[:, None]).flatten(2).any(2)
+        ahead = valid.shape[1]
+        fresh = valid if self.source.original else valid & (proposals != run.best[:, None]).flatten(2).any(2)
+        reached = valid if ahead <= asks else valid & (fresh.cumsum(1) <= asks)
+        ask = fresh & reached
         search, place = ask.nonzero(as_tuple=True)
-        ahead = ask.shape[1]
         asked = proposals[search, place]
         margin, wrong, better = self._judge(run, search, asked)
         first = torch.where(better, place, ahead)
         first = torch.full_like(run.row, ahead).scatter_reduce_(0, search, first, "amin")
         chosen = (better & (place == first[search])).nonzero().squeeze(1)
-        tried = torch.where(first < ahead, first + 1, valid.sum(1))
+        tried = torch.where(first < ahead, first + 1, reached.sum(1))
         if ahead > 1:  # those after the first better one are void
             void = ask & (torch.arange(ahead, device=ask.device) >= tried[:, None])
             self.oracle.queries[run.row] -= void.sum(1)
@@ -166,14 +183,13 @@ class _Attack:
         run.unused += tried
         kept = search[chosen]
         run.best[kept], run.margin[kept] = asked[chosen], margin[chosen]
-        counts = int(tried.sum()), len(kept)
+        pace.note(int(tried.sum()), len(kept), int(reached.sum()), len(search))
         if wrong[chosen].any():
             broken = torch.zeros_like(run.row, dtype=torch.bool)
             broken[kept] = wrong[chosen]
             self.broken[run.row[broken]] = True
             self._close(run)
             run.keep(~broken)
-        return counts
 
     def _judge(self, run: _Run, search: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Margins (m,) of the images ``asked`` (m, ...) of searches (m,), whether they succeed, and are better."""

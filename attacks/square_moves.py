@@ -48,6 +48,14 @@ class Moves(Rows, ABC):
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """New images (n, C, H, W), made of ``best`` with the uniform ``numbers`` (n, k)."""
 
+    def propose_each(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
+        """New images (n, K, C, H, W): K of each of ``best`` (n, C, H, W), with the uniform ``numbers`` (n, K, k)."""
+        count = numbers.shape[1]
+        if count == 1:
+            return self.propose(best, side, numbers[:, 0])[:, None]
+        each = torch.arange(len(best), device=best.device).repeat_interleave(count)
+        return self.taken(each).propose(best[each], side, numbers.flatten(0, 1)).unflatten(0, (-1, count))
+
 
 class LinfMoves(Moves):
     """Windows of one colour: every channel at its upper or lower bound."""
@@ -71,11 +79,22 @@ class LinfMoves(Moves):
 
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """See `Moves`."""
-        inside = _inside(best, *_corner(best, side, numbers[:, :2]), side)
-        colour = numbers[:, 2:, None, None]
+        inside = _inside(best, *_corner(best, side, numbers), side)
         if self.original:
-            return torch.clamp(best + 2 * self.eps * _signs(colour) * inside, self.lower, self.upper)
-        return torch.where(inside, torch.where(colour > 0.5, self.upper, self.lower), best)
+            change = 2 * self.eps * _signs(numbers[:, 2:, None, None]) * inside
+            return torch.clamp(best + change, self.lower, self.upper)
+        return self._filled(best, self.lower, self.upper, inside, numbers)
+
+    def propose_each(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
+        """See `Moves`."""
+        corners = _corner(best, side, numbers.flatten(0, 1))
+        inside = _inside(best, *corners, side).unflatten(0, numbers.shape[:2])
+        return self._filled(best[:, None], self.lower[:, None], self.upper[:, None], inside, numbers)
+
+    def _filled(self, best: Tensor, lower: Tensor, upper: Tensor, inside: Tensor, numbers: Tensor) -> Tensor:
+        """``best`` with each channel at a bound ``inside`` the windows."""
+        colours = torch.where(numbers[..., 2:, None, None] > 0.5, upper, lower)
+        return torch.where(inside, colours, best)
 
 
 class MassMoves(Moves):
@@ -113,7 +132,7 @@ class MassMoves(Moves):
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """See `Moves`."""
         delta = best - self.x
-        target = _window(best, *_corner(best, side, numbers[:, :2]), side)
+        target = _window(best, *_corner(best, side, numbers), side)
         source = _window(best, *_corner(best, side, numbers[:, 2:4]), side)
         planes = delta.flatten(2)
         both = torch.zeros_like(planes[:, :1]).scatter_(2, target, 1).scatter_(2, source, 1)
