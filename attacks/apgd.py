@@ -92,15 +92,21 @@ class _Attack:
         row, attempt = tries_of(rows, wave)
         goal = self.goals[row, attempt // self.options.restarts] if self.options.num_targets else None
         found = Found(self.problem.x[row])
-        stages = radii_schedule(self.problem.norm.name, self.options.steps)
+        slot = torch.arange(len(row), device=row.device)
         point: Tensor | None = None
-        for factor, iterations in stages:
-            steps = steps_for(self.problem, row, factor, original=self.source.original)
-            start = steps.start(self.source, row, attempt) if point is None else point
-            run = Run(self.problem, row, goal, steps)
-            run.point = steps.enter(start, self.source, row)
-            climb(self.oracle, run, found, self.loss, iterations, judge=factor == 1, leave=self.leave)
-            point = found.best
+        for factor, iterations in radii_schedule(self.problem.norm.name, self.options.steps):
+            here, original = row[slot], self.source.original
+            steps = steps_for(self.problem, here, factor, original=original)
+            ball = None if factor == 1 or original else steps_for(self.problem, here)
+            start = steps.start(self.source, here, attempt[slot]) if point is None else point
+            run = Run(self.problem, here, None if goal is None else goal[slot], steps, ball)
+            run.slot, run.point = slot, steps.enter(start, self.source, here)
+            judge = factor == 1 or ball is not None
+            climb(self.oracle, run, found, self.loss, iterations, judge=judge, leave=self.leave)
+            slot = run.slot
+            if not len(slot):
+                break
+            point = found.best[slot]
         return found
 
 

@@ -12,6 +12,9 @@ from attacks.problem import Problem
 from attacks.runs import Rows
 from attacks.threat import per_sample
 
+# Iterations of a stage with larger radii after which the best point is tried in the ball itself; and its last one.
+_PEEKS = (1, 2, 4, 8, 16)
+
 
 class Run(Rows):
     """n ascents in progress, one per (sample, try).
@@ -22,14 +25,18 @@ class Run(Rows):
         goal: the class to reach (n,), or None.
         point, grad, loss, logits: where the run is and what the model says there.
         best, best_grad, best_loss: the point of highest loss so far.
+        ball: the steps in the ball itself, during a stage with larger radii.
     """
 
-    def __init__(self, problem: Problem, row: Tensor, goal: Tensor | None, steps: Steps) -> None:
+    def __init__(
+        self, problem: Problem, row: Tensor, goal: Tensor | None, steps: Steps, ball: Steps | None = None
+    ) -> None:
         self.row = row
         self.slot = torch.arange(len(row), device=row.device)
         self.y = problem.y[row]
         self.goal = goal
         self.steps = steps
+        self.ball = ball
 
     def evaluate(self, oracle: Oracle, loss: Loss, point: Tensor) -> None:
         """Move to ``point`` (n, ...) and ask the model there."""
@@ -50,6 +57,14 @@ class Run(Rows):
         self.best_grad = torch.where(wide, self.grad, self.best_grad)
         self.best_loss = torch.where(better, self.loss, self.best_loss)
         self.steps.observe(self.loss)
+
+    def peek(self, oracle: Oracle, now: bool) -> tuple[Tensor, Tensor]:
+        """The best points, brought into the ball (n, ...), and which are misclassified (n,): asked only ``now``."""
+        if not now:
+            return self.point, torch.zeros_like(self.y, dtype=torch.bool)
+        assert self.ball is not None
+        point = self.ball.nearest(self.best)
+        return point, misclassified(oracle.logits(point, self.row), self.y)
 
     def adapt(self) -> None:
         """Judge the step sizes; where told so, go back to the best point."""
@@ -74,9 +89,9 @@ class Found:
         self.best_loss = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         self.flat = torch.zeros_like(self.broken)
 
-    def broke(self, run: Run, wrong: Tensor) -> None:
-        """Note the present points of the ``wrong`` (n,) runs as adversarial."""
-        self.adversarial[run.slot[wrong]] = run.point[wrong]
+    def broke(self, run: Run, wrong: Tensor, points: Tensor) -> None:
+        """Note the ``points`` (n, ...) of the ``wrong`` (n,) runs as adversarial."""
+        self.adversarial[run.slot[wrong]] = points[wrong]
         self.broken[run.slot[wrong]] = True
 
     def close(self, run: Run) -> None:
@@ -115,21 +130,24 @@ def climb(
         found: of as many runs as there were at first.
         loss: what they raise.
         iterations: how many steps.
-        judge: whether misclassified points count, for the radius may be a larger one.
+        judge: whether misclassified points count.
         leave: whether the runs of a sample that is broken end.
     """
     run.evaluate(oracle, loss, run.point)
     run.begin(iterations)
-    found.flat |= (run.grad == 0).flatten(1).all(1)
+    found.flat[run.slot] |= (run.grad == 0).flatten(1).all(1)
     wait = run.steps.window
     for iteration in range(iterations + 1):
         if iteration:
             run.evaluate(oracle, loss, run.steps.advance(run.point, run.grad))
             run.note()
             wait -= 1
-        wrong = misclassified(run.logits, run.y)
+        if run.ball is not None:
+            point, wrong = run.peek(oracle, iteration in _PEEKS or iteration == iterations)
+        else:
+            point, wrong = run.point, misclassified(run.logits, run.y)
         if judge and wrong.any():
-            found.broke(run, wrong)
+            found.broke(run, wrong, point)
             if leave:
                 found.close(run)
                 run.keep(~torch.isin(run.row, run.row[wrong]))

@@ -49,6 +49,10 @@ class Steps(Rows, ABC):
         return point.clamp(0, 1)
 
     @abstractmethod
+    def nearest(self, point: Tensor) -> Tensor:
+        """A point (n, ...) inside ball and box near ``point``."""
+
+    @abstractmethod
     def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
         """Get ready for ``iterations`` steps from ``point`` (n, ...), where the losses are ``loss`` (n,)."""
 
@@ -91,9 +95,9 @@ class MomentumSteps(Steps):
 
     def advance(self, point: Tensor, grad: Tensor) -> Tensor:
         """See `Steps`."""
-        moved = self._project(point + self.step * self._direction(grad))
+        moved = self.nearest(point + self.step * self._direction(grad))
         mixed = (moved - point).mul_(1 - self.momentum).add_(point)
-        moved = self._project(mixed.add_((point - self.previous).mul_(self.momentum)))
+        moved = self.nearest(mixed.add_((point - self.previous).mul_(self.momentum)))
         self.previous = point
         self.momentum = 0.25
         return moved
@@ -117,10 +121,6 @@ class MomentumSteps(Steps):
     def _direction(self, grad: Tensor) -> Tensor:
         """The steepest direction of unit length (n, ...)."""
 
-    @abstractmethod
-    def _project(self, point: Tensor) -> Tensor:
-        """A point (n, ...) inside ball and box near ``point``."""
-
 
 class LinfSteps(MomentumSteps):
     """Sign steps inside a box."""
@@ -139,7 +139,8 @@ class LinfSteps(MomentumSteps):
     def _direction(self, grad: Tensor) -> Tensor:
         return grad.sign()
 
-    def _project(self, point: Tensor) -> Tensor:
+    def nearest(self, point: Tensor) -> Tensor:
+        """See `Steps`."""
         return torch.clamp(point, self.lower, self.upper)
 
 
@@ -155,7 +156,8 @@ class L2Steps(MomentumSteps):
         # The original's division shortens, then loses, steps where gradients underflow.
         return _unit(grad) if self.original else get_norm("L2").step(grad)
 
-    def _project(self, point: Tensor) -> Tensor:
+    def nearest(self, point: Tensor) -> Tensor:
+        """See `Steps`."""
         delta = point - self.x
         length = _length(delta)
         return (delta / (length + _TINY)).mul_(torch.minimum(self.eps, length)).add_(self.x).clamp_(0, 1)
@@ -169,15 +171,15 @@ class L1Steps(Steps):
     def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
         """Normal noise, projected."""
         point = self.x + source.normal(rows, tuple(self.x.shape[1:]), *path)
-        return self._nearest(point)
+        return self.nearest(point)
 
     def enter(self, point: Tensor, source: Source, rows: Tensor) -> Tensor:
         """See `Steps`."""
         if self.original:
             source.normal(rows, tuple(self.x.shape[1:]))  # a start that the original draws, but never uses
-        return self._nearest(point).clamp(0, 1)
+        return self.nearest(point).clamp(0, 1)
 
-    def _nearest(self, point: Tensor) -> Tensor:
+    def nearest(self, point: Tensor) -> Tensor:
         """The nearest point (n, ...) inside ball and box."""
         if self.original:
             return point + l1_correction(self.x, point - self.x, self.eps)
@@ -202,7 +204,7 @@ class L1Steps(Steps):
         if self.original:
             delta = moved - self.x
             return self.x + delta + l1_correction(self.x, delta, self.eps)
-        return self._nearest(moved)
+        return self.nearest(moved)
 
     def observe(self, loss: Tensor) -> None:
         """See `Steps`; the loss does not matter here."""
