@@ -104,14 +104,17 @@ def _published(version: str | Sequence[str], norm: str, classes: int, random: st
 def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     """Cheap attacks first; then the full ones, each where the cheap ones came close or the gradient looks masked.
 
-    At L1, where how close a short ascent comes says little, all samples that are left get the published APGD.
+    At L1, where how close a short ascent comes says little, all samples that are left get the published APGD, and FAB.
     """
     loss, l1 = _targeted_loss(classes), norm == "L1"
-    stages = [Stage("one-step", one_step), Stage("apgd-ce", Apgd(steps=10)), Stage("race", Race(loss=loss))]
+    stages = [Stage("one-step", one_step), Stage("apgd-ce", Apgd(steps=3)), Stage("race", Race(loss=loss))]
     if l1:
         stages.append(Stage("apgd-ce-on", Apgd(restarts=5, together=True)))
     targeted = Apgd(loss=loss, num_targets=5 if l1 else 9, together=True)
-    stages += [Stage("apgd-t", targeted, None if l1 else _promising), Stage("square", Square(queries=200))]
+    stages.append(Stage("apgd-t", targeted, None if l1 else _promising))
+    if l1:  # where gradients of ascents leave what steps onto the boundary find
+        stages.append(Stage("fab-t", Fab(steps=50, num_targets=3, together=True)))
+    stages.append(Stage("square", Square(queries=200)))
     square = len(stages)  # its position in the plan, which "clean" begins
     return (*stages, Stage("square-on", Square(), lambda scores, leader: leader == square))
 

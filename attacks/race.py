@@ -41,7 +41,7 @@ class Race:
     """The race's options; calling it attacks one batch."""
 
     loss: str = "dlr"
-    rungs: tuple[Rung, ...] = (Rung(9, 10, 1.0), Rung(3, 30, 0.5), Rung(1, 100, 0.25))
+    rungs: tuple[Rung, ...] = (Rung(9, 2, 1.0), Rung(6, 4, 1.0), Rung(3, 30, 0.5), Rung(1, 100, 0.25))
 
     def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
         """Attack ``problem`` in one batch; call inside `frozen`."""

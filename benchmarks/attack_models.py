@@ -16,10 +16,12 @@ from agents.training import train
 from envs import load_dataset
 
 NETWORK = "small"
-# Radii at which standard training leaves next to nothing, and training against the Linf ball much.
+# Radii at which standard training leaves next to nothing (False), and training against the Linf ball much (True).
 EPS = {
-    "digits": {"Linf": 0.2, "L2": 1.0, "L1": 2.0},
-    "mnist": {"Linf": 0.2, "L2": 1.5, "L1": 8.0},
+    ("digits", False): {"Linf": 0.2, "L2": 1.0, "L1": 3.0},
+    ("digits", True): {"Linf": 0.2, "L2": 0.75, "L1": 1.25},
+    ("mnist", False): {"Linf": 0.2, "L2": 2.0, "L1": 12.0},
+    ("mnist", True): {"Linf": 0.2, "L2": 1.5, "L1": 6.0},
 }
 _PASSES = {"digits": 60.0, "mnist": 3.0}
 
@@ -36,9 +38,14 @@ class Setting:
         """As the tables and folders call it."""
         return f"{self.dataset} {'adversarial' if self.adversarial else 'fragile'}"
 
+    @property
+    def eps(self) -> dict[str, float]:
+        """The radius in each norm."""
+        return EPS[self.dataset, self.adversarial]
+
     def config(self, path: Path, data_root: Path | None) -> TrainConfig:
         """The training that `python -m agents.train` would do with these options."""
-        ball = AdversarialConfig("pgd", eps=EPS[self.dataset]["Linf"], norm="Linf", steps=5)
+        ball = AdversarialConfig("pgd", eps=self.eps["Linf"], norm="Linf", steps=5)
         return TrainConfig(
             algo="supervised",
             dataset=self.dataset,
