@@ -24,8 +24,9 @@ from attacks.losses import misclassified
 from benchmarks.attack_memory import peak_memory
 from benchmarks.attack_models import Setting, classifier_of, test_images
 from benchmarks.attack_page import page
-from benchmarks.attack_peers import pgd_peer, published_autoattack
+from benchmarks.attack_peers import load_peer, pgd_peer, published_autoattack
 from benchmarks.common import describe_machine, write_results
+from envs.errors import InputError
 from envs.files import read_json, write_json
 
 STEPS = 100
@@ -77,6 +78,9 @@ def main(
     """
     torch.set_num_threads(1)
     console = Console(stderr=True)
+    if measure:
+        for name in (*peers, "pyautoattack"):
+            load_peer(name)
     store = Store(runs, measure, console)
     for setting in settings(datasets or (("digits", "mnist") if data_root else ("digits",))):
         model = classifier_of(setting, runs, data_root, console)
@@ -241,4 +245,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
