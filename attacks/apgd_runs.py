@@ -58,12 +58,9 @@ class Run(Rows):
         self.best_loss = torch.where(better, self.loss, self.best_loss)
         self.steps.observe(self.loss)
 
-    def peek(self, oracle: Oracle, now: bool) -> tuple[Tensor, Tensor]:
-        """The best points, brought into the ball (n, ...), and which are misclassified (n,): asked only ``now``."""
-        if not now:
-            return self.point, torch.zeros_like(self.y, dtype=torch.bool)
-        assert self.ball is not None
-        point = self.ball.nearest(self.best)
+    def peek(self, oracle: Oracle, ball: Steps) -> tuple[Tensor, Tensor]:
+        """The best points, brought into the ``ball`` itself (n, ...), and which of them are misclassified (n,)."""
+        point = ball.nearest(self.best)
         return point, misclassified(oracle.logits(point, self.row), self.y)
 
     def adapt(self) -> None:
@@ -142,11 +139,12 @@ def climb(
             run.evaluate(oracle, loss, run.steps.advance(run.point, run.grad))
             run.note()
             wait -= 1
-        if run.ball is not None:
-            point, wrong = run.peek(oracle, iteration in _PEEKS or iteration == iterations)
-        else:
+        wrong = None
+        if run.ball is None:
             point, wrong = run.point, misclassified(run.logits, run.y)
-        if judge and wrong.any():
+        elif iteration in _PEEKS or iteration == iterations:
+            point, wrong = run.peek(oracle, run.ball)
+        if judge and wrong is not None and wrong.any():
             found.broke(run, wrong, point)
             if leave:
                 found.close(run)

@@ -88,6 +88,15 @@ def test_leaving_does_not_change_who_is_broken(norm, attack):
     assert torch.equal(leave.queries[~leave.success], stay.queries[~leave.success])
 
 
+def test_l1_looks_into_the_ball_while_it_climbs_in_larger_ones():
+    model, x, y = cnn_problem()
+    result = attacks.apgd(model, x, y, norm="L1", eps=2 * EPS["L1"], steps=100)
+    broken = result.success & (result.queries > 1)  # clean errors take one query
+    assert (result.queries[broken] < 60).any()  # 60 steps go by in balls of 3 and 2 eps
+    assert not result.trace["outside"].any()
+    assert ((result.adversarial - x).flatten(1).abs().sum(1) <= 2 * EPS["L1"] * (1 + 1e-5)).all()
+
+
 @NORMS
 def test_a_sample_does_not_depend_on_its_neighbours(norm):
     model, x, y = cnn_problem(18)
