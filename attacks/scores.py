@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from attacks.forward import Model, forward
 
-# Below so many passes, what is saved does not pay for the preparation.
-_WORTHWHILE = 2**17
+# Below so many pixels in all passes, what is saved does not pay for the preparation.
+_WORTHWHILE = 2**22
 _CLOSE = 1e-4
 
 
 def quick_scores(model: Model, x: Tensor, passes: int) -> Model:
     """A function with the same logits for images like ``x`` (n, C, H, W), or ``model`` itself.
 
-    It is the model itself on GPUs, for fewer than 131,072 ``passes``, with hooks, and where tracing fails, warns, or
-    disagrees on images and batch sizes other than those traced.
+    It is the model itself on GPUs, for too few ``passes`` of images to be worth it, with hooks, and where tracing
+    fails, warns, or disagrees on images and batch sizes other than those traced.
     """
-    if passes < _WORTHWHILE or x.device.type != "cpu" or not _plain(model):
+    if passes * x[0].numel() < _WORTHWHILE or x.device.type != "cpu" or not _plain(model):
         return model
     try:
         with warnings.catch_warnings(), torch.no_grad():

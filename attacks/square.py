@@ -26,6 +26,7 @@ from attacks.square_moves import Moves, moves_for
 _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
 _NOISE = 1e-6
+_AHEAD = 2  # batches' worth of windows that are asked about at once, for scores alone take little memory
 _SPARE = 1.5
 _STOCK = 128  # iterations whose random numbers are drawn together
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -116,7 +117,7 @@ class _Attack:
         self.best = self.problem.x.clone()
         self.margin = torch.full_like(self.problem.eps, torch.inf)
         self.broken = torch.zeros_like(self.problem.y, dtype=torch.bool)
-        self.room = 1 if self.source.original else default_batch_size(self.problem.x)
+        self.room = 1 if self.source.original else max(1, _AHEAD * default_batch_size(self.problem.x))
 
     def run(self) -> AttackResult:
         """All restarts, then the verification."""

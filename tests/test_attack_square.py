@@ -73,7 +73,7 @@ def test_asking_ahead_changes_nothing(norm, monkeypatch):
     model, x, y = cnn_problem(16)
     options = {"norm": norm, "eps": EPS[norm], "queries": 150}
     ahead = attacks.square(model, x, y, **options)
-    monkeypatch.setattr(module(), "default_batch_size", lambda x: 1)
+    monkeypatch.setattr(module(), "_AHEAD", 0)
     one_by_one = attacks.square(model, x, y, **options)
     assert torch.equal(ahead.success, one_by_one.success)
     assert torch.equal(ahead.queries, one_by_one.queries)
@@ -104,7 +104,7 @@ def test_the_budget_is_respected_and_proposals_that_change_nothing_are_free():
 
 def test_queries_are_what_the_model_was_asked_without_room_to_ask_ahead(monkeypatch):
     model, x, y = cnn_problem(10)
-    monkeypatch.setattr(module(), "default_batch_size", lambda x: 1)
+    monkeypatch.setattr(module(), "_AHEAD", 0)
     counting = Counting(model)
     result = attacks.square(counting, x, y, norm="Linf", eps=0.08, queries=30)
     assert counting.images == result.queries.sum() + len(x)  # the verification asks once more
