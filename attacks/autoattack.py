@@ -19,7 +19,7 @@ from attacks.problem import Problem, pose
 from attacks.result import AttackResult
 from attacks.sources import check_random
 
-_FORMAT = 1
+_FORMAT = 2
 _ORIGINAL_BATCH = 250
 _CHECKED = 32
 _SQUARE_SHARE = 0.002  # as in the published check
@@ -75,7 +75,7 @@ def autoattack(
     "standard" runs APGD-CE, APGD-T, FAB-T and Square with the published budgets; "plus" adds APGD-DLR and FAB and
     restarts; "rand" averages gradients over 20 passes, for models with random outputs; "fast" is our own, as strong as
     "standard" in our measurements: one step, short APGD, a race of targets, and full attacks only on samples that came
-    close. Broken samples leave at once.
+    close or whose gradients may be masked. Broken samples leave at once.
 
     Args:
         model: images (n, C, H, W) in [0, 1] to logits (n, K), in eval mode.
@@ -142,8 +142,7 @@ class _Evaluation:
         self.queries = torch.zeros_like(problem.y)
         self.backwards = torch.zeros_like(problem.y)
         self.graded = any(stage.wants for stage in stages)
-        self.scores = torch.full_like(problem.eps, -torch.inf)
-        self.leader = torch.zeros_like(problem.y)
+        self.scores = problem.eps.new_full((len(problem), len(stages)), -torch.inf)
         self.alarms = {name: torch.zeros_like(problem.y, dtype=torch.bool) for name in _ALARMS}
         self.identity: State = {
             "norm": problem.norm.name,
@@ -167,7 +166,7 @@ class _Evaluation:
         """The rows that the present stage shall attack."""
         rows = (self.broken_by < 0).nonzero().squeeze(1)
         wants = self.stages[self.stage].wants if self.stage < len(self.stages) else None
-        return rows if wants is None else rows[wants(self.scores[rows], self.leader[rows])]
+        return rows if wants is None else rows[wants(self.scores[rows])]
 
     def _attack(self, rows: Tensor) -> None:
         result = self.stages[self.stage].attack(self.model, self.problem[rows], self.seed)
@@ -189,9 +188,7 @@ class _Evaluation:
     def _grade(self, rows: Tensor, logits: Tensor) -> None:
         """Note how close the best points of the unbroken ``rows`` (n,) came, by the ``logits`` (n, K) there."""
         scores = (dlr if logits.shape[1] > 2 else margin)(logits, self.problem.y[rows])
-        better = scores > self.scores[rows]
-        self.scores[rows[better]] = scores[better]
-        self.leader[rows[better]] = self.stage
+        self.scores[rows, self.stage] = scores.to(self.scores.dtype)
 
     def _state(self) -> State:
         return {
@@ -206,7 +203,6 @@ class _Evaluation:
             "queries": self.queries,
             "backwards": self.backwards,
             "scores": self.scores,
-            "leader": self.leader,
             "alarms": self.alarms,
         }
 
@@ -221,7 +217,7 @@ class _Evaluation:
                 )
         device = self.problem.x.device
         self.stage, self.batches.size = state["stage"], state["batch_size"]
-        for name in ("pending", "broken_by", "adversarial", "queries", "backwards", "scores", "leader"):
+        for name in ("pending", "broken_by", "adversarial", "queries", "backwards", "scores"):
             setattr(self, name, state[name].to(device, copy=True))
         self.alarms = {name: alarm.to(device, copy=True) for name, alarm in state["alarms"].items()}
 
