@@ -105,14 +105,6 @@ def test_two_classes_break_exactly_where_a_linear_model_can_be_broken(version):
     assert torch.equal(result.success, distance < eps)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_last_square_of_fast_goes_on_where_the_first_came_closest(norm):
-    names = [stage.name for stage in plan("fast", norm, 10, "sample")]
-    last = plan("fast", norm, 10, "sample")[-1]
-    leader = torch.tensor([names.index(name) for name in ("race", "square", "apgd-t")])
-    assert last.wants(torch.zeros(3), leader).tolist() == [False, True, False]
-
-
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_scale_of_the_logits_hides_nothing_from_fast(scale):
     options = {"norm": "Linf", "eps": 0.03, "version": "fast"}
