@@ -13,14 +13,14 @@ from torch import Tensor
 
 from attacks.apgd_runs import Found, Run, climb
 from attacks.apgd_steps import radii_schedule, steps_for
-from attacks.batches import default_batch_size, patient_batch_size
+from attacks.batches import default_batch_size
 from attacks.forward import Model, Oracle, frozen
 from attacks.layout import fast_layout
 from attacks.losses import get_loss, misclassified
 from attacks.pgd import at_least_one
 from attacks.problem import Problem, pose
 from attacks.result import AttackResult, finish, in_batches
-from attacks.runs import ranked_targets, tries_of, waves
+from attacks.runs import ranked_targets, samples_at_once, tries_of, waves
 from attacks.sources import check_random, source_for
 from attacks.threat import per_sample
 
@@ -68,24 +68,15 @@ class _Attack:
             self.goals = ranked_targets(clean, self.problem.y, self.options.num_targets)
             found = Found(self.problem.x)
             found.broken |= wrong
-            for wave in self._waves():
+            tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
+            for wave in waves(tries, self.source.original, self.options.together):
                 rows = (~found.broken).nonzero().squeeze(1)
-                for part in rows.split(self._samples_at_once(len(wave))) if len(rows) else ():
+                count = samples_at_once(self.problem, len(wave), self.source.original)
+                for part in rows.split(count) if len(rows) else ():
                     found.merge(part, self._lockstep(part, wave))
         candidate = torch.where(per_sample(found.broken, found.best), found.adversarial, found.best)
         trace = {"loss": found.best_loss, "zero_gradient": found.flat}
         return finish(self.oracle, self.problem, candidate, clean_wrong=wrong, trace=trace)
-
-    def _waves(self) -> list[range]:
-        tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
-        if self.source.original:
-            return waves(tries, (1,) * tries)
-        return waves(tries, () if self.options.together else (1,))
-
-    def _samples_at_once(self, tries: int) -> int:
-        if self.source.original:
-            return max(len(self.problem), default_batch_size(self.problem.x))
-        return max(1, patient_batch_size(self.problem.x) // tries)
 
     def _lockstep(self, rows: Tensor, wave: range) -> Found:
         """Some tries of the samples ``rows`` (n,) together, through all stages of the radius."""
@@ -189,7 +180,6 @@ def _run(attack: Apgd, model: Model, problem: Problem, batch_size: int | None, s
     check_random(attack.random)
     for name in ("steps", "restarts", "eot_samples"):
         at_least_one(name, getattr(attack, name))
-    if batch_size is None and attack.random == "sample":
-        batch_size = patient_batch_size(problem.x)
     with frozen(model):
-        return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size)
+        patient = attack.random == "sample"
+        return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size, patient)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attacks import hyperplane, original
-from attacks.batches import default_batch_size, patient_batch_size
+from attacks.batches import default_batch_size
 from attacks.forward import Model, Oracle, frozen
 from attacks.layout import fast_layout
 from attacks.losses import margin_targeted, misclassified
@@ -21,7 +21,7 @@ from attacks.original import plain_length
 from attacks.pgd import at_least_one
 from attacks.problem import Problem, pose
 from attacks.result import AttackResult, finish, in_batches
-from attacks.runs import Rows, ranked_targets, tries_of, waves
+from attacks.runs import Rows, ranked_targets, samples_at_once, tries_of, waves
 from attacks.scores import quick_scores
 from attacks.sources import check_random, source_for
 from attacks.threat import ball_and_box, per_sample
@@ -107,26 +107,17 @@ class _Attack:
             wrong = misclassified(clean, self.problem.y)
             self.distance[wrong] = 0
             self.goals = ranked_targets(clean, self.problem.y, self.options.num_targets)
-            for wave in self._waves():
+            tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
+            for wave in waves(tries, self.source.original, self.options.together):
                 rows = (self.distance > self.problem.eps).nonzero().squeeze(1)
                 if not self.options.early_stop:
                     rows = (~wrong).nonzero().squeeze(1)
-                for part in rows.split(self._samples_at_once(len(wave))) if len(rows) else ():
+                count = samples_at_once(self.problem, len(wave), self.source.original)
+                for part in rows.split(count) if len(rows) else ():
                     self._lockstep(part, wave)
         return finish(
             self.oracle, self.problem, self._inside(), clean_wrong=wrong, trace={"distance": self.distance}
         )
-
-    def _waves(self) -> list[range]:
-        tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
-        if self.source.original:
-            return waves(tries, (1,) * tries)
-        return waves(tries, () if self.options.together else (1,))
-
-    def _samples_at_once(self, tries: int) -> int:
-        if self.source.original:
-            return max(len(self.problem), default_batch_size(self.problem.x))
-        return max(1, patient_batch_size(self.problem.x) // tries)
 
     def _inside(self) -> Tensor:
         """The nearest points, those outside the ball projected into it."""
@@ -276,7 +267,6 @@ def _run(attack: Fab, model: Model, problem: Problem, batch_size: int | None, se
     check_random(attack.random)
     for name in ("steps", "restarts"):
         at_least_one(name, getattr(attack, name))
-    if batch_size is None and attack.random == "sample":
-        batch_size = patient_batch_size(problem.x)
     with frozen(model):
-        return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size)
+        patient = attack.random == "sample"
+        return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size, patient)

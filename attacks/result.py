@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attacks.batches import Batches
+from attacks.batches import Batches, patient_batch_size
 from attacks.forward import Oracle, forward
 from attacks.losses import misclassified
 from attacks.problem import Problem
@@ -102,7 +102,10 @@ def finish(
 
 
 def in_batches(
-    attack: Callable[[Problem], AttackResult], problem: Problem, batch_size: int | None = None
+    attack: Callable[[Problem], AttackResult],
+    problem: Problem,
+    batch_size: int | None = None,
+    patient: bool = False,
 ) -> AttackResult:
     """Run ``attack`` on consecutive batches of the problem and join the results.
 
@@ -113,11 +116,14 @@ def in_batches(
         attack: the attack on one batch.
         problem: all samples.
         batch_size: the most images at once; None chooses one from the size of the images and the device.
+        patient: samples leave the attack one by one, so that `patient_batch_size` is the choice.
 
     Raises:
         AttackError: ``batch_size`` is not positive, or one image alone does not fit in memory.
     """
     rows = torch.arange(len(problem), device=problem.x.device)
+    if batch_size is None and patient:
+        batch_size = patient_batch_size(problem.x)
     return join(Batches(problem.x, batch_size).map(lambda part: attack(problem[part]), rows))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import copy
 from typing import Self
 
 import torch
 from torch import Tensor
+
+from attacks.batches import patient_batch_size
+from attacks.problem import Problem
 
 
 class Rows:
@@ -28,18 +30,24 @@ class Rows:
         return other
 
 
-def waves(tries: int, sizes: Sequence[int] = (1,)) -> list[range]:
-    """Consecutive groups of 0..tries-1 to run in lock-step: ``sizes`` first, then the rest together.
+def waves(tries: int, original: bool, together: bool) -> list[range]:
+    """Consecutive groups of 0..tries-1 to run in lock-step: the first alone and then the rest, or all ``together``.
 
     The first try breaks most samples, so it goes alone; the others share batches, where the first success ends all
-    tries of that sample. The groups do not depend on the batch size, so neither does the result.
+    tries of that sample. The ``original`` code runs one after the other. The groups do not depend on the batch size, so
+    neither does the result.
     """
-    groups, start = [], 0
-    for size in (*sizes, tries):
-        if start < tries:
-            groups.append(range(start, min(start + size, tries)))
-            start = groups[-1].stop
-    return groups
+    if original:
+        return [range(one, one + 1) for one in range(tries)]
+    alone = 0 if together else min(1, tries)
+    return [group for group in (range(alone), range(alone, tries)) if group]
+
+
+def samples_at_once(problem: Problem, tries: int, original: bool) -> int:
+    """How many samples take so many ``tries`` in lock-step; the ``original`` code takes a batch as it is."""
+    if original:
+        return max(1, len(problem))
+    return max(1, patient_batch_size(problem.x) // tries)
 
 
 def tries_of(rows: Tensor, wave: range) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.batches import default_batch_size, patient_batch_size
+from attacks.batches import default_batch_size
 from attacks.errors import AttackError
 from attacks.forward import Model, Oracle
 from attacks.layout import fast_layout
@@ -261,6 +261,4 @@ def square(
     attack = Square(at_least_one("queries", queries), at_least_one("restarts", restarts), random)
     check_random(random)
     problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
-    if batch_size is None and random == "sample":
-        batch_size = patient_batch_size(problem.x)
-    return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size)
+    return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size, random == "sample")

@@ -79,22 +79,18 @@ class LinfMoves(Moves):
 
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """See `Moves`."""
+        if not self.original:
+            return self.propose_each(best, side, numbers[:, None])[:, 0]
         inside = _inside(best, *_corner(best, side, numbers), side)
-        if self.original:
-            change = 2 * self.eps * _signs(numbers[:, 2:, None, None]) * inside
-            return torch.clamp(best + change, self.lower, self.upper)
-        return self._filled(best, self.lower, self.upper, inside, numbers)
+        change = 2 * self.eps * _signs(numbers[:, 2:, None, None]) * inside
+        return torch.clamp(best + change, self.lower, self.upper)
 
     def propose_each(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """See `Moves`."""
         corners = _corner(best, side, numbers.flatten(0, 1))
         inside = _inside(best, *corners, side).unflatten(0, numbers.shape[:2])
-        return self._filled(best[:, None], self.lower[:, None], self.upper[:, None], inside, numbers)
-
-    def _filled(self, best: Tensor, lower: Tensor, upper: Tensor, inside: Tensor, numbers: Tensor) -> Tensor:
-        """``best`` with each channel at a bound ``inside`` the windows."""
-        colours = torch.where(numbers[..., 2:, None, None] > 0.5, upper, lower)
-        return torch.where(inside, colours, best)
+        up = numbers[..., 2:, None, None] > 0.5
+        return torch.where(inside, torch.where(up, self.upper[:, None], self.lower[:, None]), best[:, None])
 
 
 class MassMoves(Moves):
