@@ -82,9 +82,15 @@ class Oracle:
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
-        logits = forward(self.scorer, self._lay_out(x) if self.scorer is self.model else x)
+        parts = x.split(2 * self.most) if self.most else [x]  # scores alone take half the memory
+        logits = _joined([self._scores(part) for part in parts])
         _count(self.queries, rows, 1)
         return logits
+
+    def _scores(self, x: Tensor) -> Tensor:
+        padded = self._round_up(x)
+        logits = forward(self.scorer, self._lay_out(padded) if self.scorer is self.model else padded)
+        return logits[: len(x)]
 
     def many_logits(self, x: Tensor, rows: Tensor, batch_size: int) -> Tensor:
         """Logits (n, k, K) of k variants of each image, ``x`` (n, k, C, H, W); k queries each.
@@ -190,6 +196,16 @@ class Oracle:
         asked = self._asked[count] = self._asked.get(count, 0) + 1
         wasted = asked * spare * x[0].numel()
         return torch.cat([x, x[:spare]]) if 0 < wasted <= _WASTE else x
+
+    def _round_up(self, x: Tensor) -> Tensor:
+        """Images ``x`` (n, ...), followed by a few of them again, so that a search meets few batch sizes.
+
+        For the reason told in `_pad`; sixteen sizes between a number and its double waste 3 % on average.
+        """
+        if self.most is None or x.is_cuda:
+            return x
+        spare = -len(x) % (1 << max(0, (len(x) - 1).bit_length() - 5))
+        return torch.cat([x, x[:spare]]) if spare else x
 
     def _fast(self) -> bool:
         """Whether the model's convolutions are laid out channels_last."""

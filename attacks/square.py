@@ -21,14 +21,19 @@ from attacks.result import AttackResult, finish, in_batches
 from attacks.runs import Rows
 from attacks.scores import quick_scores
 from attacks.sources import Source, check_random, source_for
-from attacks.square_moves import Moves, moves_for
+from attacks.square_moves import Given, Moves, Proposals, moves_for
 
 _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
 _NOISE = 1e-6
-_AHEAD = 2  # batches' worth of windows that are asked about at once, for scores alone take little memory
+_AHEAD = 8  # batches' worth of windows that are looked at together at most
+_ROUND = 2**13  # pixels of images that could be asked about in the time that a round takes besides (CPU, GPU)
+_ROUND_CUDA = 2**18
 _SPARE = 1.5
+_FORGET = 0.9  # per round, of how often windows were kept
+_RARE = 1e-3
 _STOCK = 128  # iterations whose random numbers are drawn together
+_UNKNOWN, _KNOWN = _STOCK, -1
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -58,6 +63,7 @@ class _Run(Rows):
         best: the image of lowest margin so far (n, C, H, W).
         margin: how far the label's logit is above the others there (n,).
         iteration: how many windows were tried (n,).
+        tried: by ticket (n, tickets), the windows of one side that were asked about since ``best`` changed.
         numbers: uniform numbers of coming iterations (n, stock, k).
         unused: where in them the next iteration's are (n,).
     """
@@ -68,6 +74,19 @@ class _Run(Rows):
         self.margin = torch.full_like(problem.eps[row], torch.inf)
         self.iteration = torch.full_like(row, -1)
         self.unused = torch.full_like(row, _STOCK)
+        self.forget()
+
+    def forget(self) -> None:
+        """Windows have another side from now on."""
+        shape = (len(self.row), self.moves.tickets())
+        self.tried = torch.full(shape, _UNKNOWN, dtype=torch.int16, device=self.row.device)
+
+    def first_time(self, ticket: Tensor) -> Tensor:
+        """Whether windows (n, K) were not asked about yet, and are the first such among the K."""
+        place = torch.arange(ticket.shape[1], dtype=torch.int16, device=ticket.device).expand_as(ticket)
+        first = self.tried.scatter_reduce_(1, ticket, place, "amin").gather(1, ticket)
+        self.tried.scatter_(1, ticket, torch.where(first == _KNOWN, _KNOWN, _UNKNOWN).to(torch.int16))
+        return first == place
 
     def draw(self, source: Source, restart: int, ahead: int) -> Tensor:
         """The uniform numbers of the next ``ahead`` iterations of each search, (n, ahead, k)."""
@@ -82,22 +101,33 @@ class _Run(Rows):
 
 
 class _Pace:
-    """How many windows ahead it pays to look, by how often windows were kept, and changed anything, so far."""
+    """How many windows ahead it pays to look, by how often windows were kept, and had to be asked about, of late."""
 
-    def __init__(self) -> None:
-        self.tried, self.kept, self.reached, self.asked = 1, 1, 1, 1
+    def __init__(self, image: Tensor) -> None:
+        self.fixed = (_ROUND_CUDA if image.is_cuda else _ROUND) / image.numel()
+        self.reached = self.asked = self.judged = self.kept = 1.0
 
-    def note(self, tried: int, kept: int, reached: int, asked: int) -> None:
-        """Take up that of ``reached`` windows ``asked`` changed anything, and that ``kept`` of ``tried`` were kept."""
-        self.tried, self.kept = self.tried + tried, self.kept + kept
-        self.reached, self.asked = self.reached + reached, self.asked + asked
+    def note(self, reached: int, asked: int, judged: int, kept: int) -> None:
+        """Take up that of ``reached`` windows ``asked`` had to be asked about, ``judged`` of them without being void,
+        and ``kept`` of these were kept.
+        """
+        self.reached = max(_FORGET * self.reached + reached, _RARE)
+        self.asked = max(_FORGET * self.asked + asked, _RARE)
+        self.judged = max(_FORGET * self.judged + judged, _RARE)
+        self.kept = max(_FORGET * self.kept + kept, _RARE)
 
-    def asks(self, room: int) -> int:
-        """Queries of a search at once, of which there is ``room`` for so many: up to the next kept window."""
-        return max(1, min(room, self.tried // self.kept))
+    def asks(self, searches: int, room: int) -> int:
+        """Queries of each search at once; ``room`` for all together.
+
+        More share a round's fixed cost, fewer are void after a kept window. Where windows are kept at rate p, a round
+        of k costs fixed + searches * k, of which about 1 - k p / 2 is of use: k = sqrt(2 fixed / (p searches)) is best.
+        """
+        between = self.judged / self.kept
+        best = min(math.sqrt(2 * self.fixed * between / searches), 2 * between)
+        return max(1, min(room // searches, round(best)))
 
     def windows(self, asks: int) -> int:
-        """Windows to propose at once, so that mostly ``asks`` of them change anything."""
+        """Windows to propose at once, so that mostly ``asks`` of them have to be asked about."""
         return math.ceil(_SPARE * asks * self.reached / self.asked) if self.reached > self.asked else asks
 
 
@@ -106,7 +136,8 @@ class _Attack:
 
     Each window is kept or dropped before the next is tried. Where a batch has room, the model is asked about several
     windows of a sample ahead: those up to the first that is kept are what one at a time would have met, the others are
-    void. Windows that change nothing are passed over without asking. So nothing changes but the time.
+    void. Windows that change nothing, or were asked about since the best image last changed, are passed over without
+    asking. So nothing changes but the time.
     """
 
     def __init__(self, options: Square, oracle: Oracle, seed: int) -> None:
@@ -137,54 +168,63 @@ class _Attack:
         """One random search for the samples ``rows`` (n,)."""
         moves = moves_for(self.problem[rows], self.source.original)
         run = _Run(self.problem, rows, moves)
-        first = moves.first(self.source, rows, restart)[:, None]
-        self._consider(run, first, torch.ones_like(rows)[:, None] > 0, 1, _Pace())
+        pace = _Pace(self.problem.x[0])
+        first = Given.of(moves.first(self.source, rows, restart))
+        self._consider(run, first, first.changes, 1, pace)
         height, width = self.problem.x.shape[2:]
-        pace = _Pace()
+        before = 0
         for level, (start, stop) in enumerate(_levels(self.options.queries)):
             side = moves.side(math.sqrt(_SHARE / 2**level * height * width), min(height, width))
+            if side != before:
+                run.forget()
+                before = side
             while len(run.row) and (run.iteration < stop).any():
-                asks = pace.asks(self.room // len(run.row))
+                asks = 1 if self.source.original else pace.asks(len(run.row), self.room)
                 ahead = 1 if self.source.original else min(pace.windows(asks), stop - start, _STOCK)
                 proposals = self._propose(run, side, restart, ahead)
                 steps = torch.arange(ahead, device=rows.device)
                 self._consider(run, proposals, run.iteration[:, None] + steps < stop, asks, pace)
         self._close(run)
 
-    def _propose(self, run: _Run, side: int, restart: int, ahead: int) -> Tensor:
-        """The next ``ahead`` proposals of each search (n, ahead, C, H, W), all made from its present best."""
+    def _propose(self, run: _Run, side: int, restart: int, ahead: int) -> Proposals:
+        """The next ``ahead`` proposals of each search, all made from its present best."""
         shared, own = run.moves.shared_draws, run.moves.own_draws
         if self.source.original:
             numbers = self.source.shared(run.row, (shared,)).expand(len(run.row), -1)
             numbers = torch.cat([numbers, self.source.uniform(run.row, (own,))], 1)
-            return run.moves.propose(run.best, side, numbers)[:, None]
-        return run.moves.propose_each(run.best, side, run.draw(self.source, restart, ahead))
+            return Given.of(run.moves.propose_original(run.best, side, numbers))
+        return run.moves.propose(run.best, side, run.draw(self.source, restart, ahead))
 
-    def _consider(self, run: _Run, proposals: Tensor, valid: Tensor, asks: int, pace: _Pace) -> None:
-        """Ask about the first ``asks`` ``valid`` (n, K) ``proposals`` (n, K, ...) of each search that change anything.
+    def _consider(self, run: _Run, proposals: Proposals, valid: Tensor, asks: int, pace: _Pace) -> None:
+        """Ask about the first ``asks`` of each search's ``valid`` (n, K) ``proposals`` that need it.
 
         The first better one of each search is kept.
         """
         ahead = valid.shape[1]
-        fresh = valid if self.source.original else valid & (proposals != run.best[:, None]).flatten(2).any(2)
+        fresh = valid & proposals.changes
+        if proposals.ticket is not None:
+            fresh &= run.first_time(proposals.ticket)
         reached = valid if ahead <= asks else valid & (fresh.cumsum(1) <= asks)
         ask = fresh & reached
         search, place = ask.nonzero(as_tuple=True)
-        asked = proposals[search, place]
+        asked = proposals.images(search, place)
         margin, wrong, better = self._judge(run, search, asked)
         first = torch.where(better, place, ahead)
         first = torch.full_like(run.row, ahead).scatter_reduce_(0, search, first, "amin")
         chosen = (better & (place == first[search])).nonzero().squeeze(1)
         tried = torch.where(first < ahead, first + 1, reached.sum(1))
-        if ahead > 1:  # those after the first better one are void
-            void = ask & (torch.arange(ahead, device=ask.device) >= tried[:, None])
-            self.oracle.queries[run.row] -= void.sum(1)
+        # Those after the first better one are void.
+        void = (ask & (torch.arange(ahead, device=ask.device) >= tried[:, None])).sum(1)
+        self.oracle.queries[run.row] -= void
 
         run.iteration += tried
         run.unused += tried
         kept = search[chosen]
         run.best[kept], run.margin[kept] = asked[chosen], margin[chosen]
-        pace.note(int(tried.sum()), len(kept), int(reached.sum()), len(search))
+        if proposals.ticket is not None:
+            run.tried[search, proposals.ticket[search, place]] = _KNOWN
+            run.tried[kept] = _UNKNOWN
+        pace.note(int(reached.sum()), len(search), len(search) - int(void.sum()), len(kept))
         if wrong[chosen].any():
             broken = torch.zeros_like(run.row, dtype=torch.bool)
             broken[kept] = wrong[chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
@@ -16,14 +17,50 @@ from attacks.sources import Source
 from attacks.threat import get_norm, per_sample
 
 _TINY = 1e-12
+_MARGIN = 1e-6
 _TILES = 5
+_MOST_TICKETS = 2**20
+
+
+@dataclass(frozen=True)
+class Proposals(ABC):
+    """K windows for each of the images ``best`` (n, C, H, W), of which new images are made when asked for.
+
+    Attributes:
+        changes: bool (n, K), whether the window changes anything.
+        ticket: int64 (n, K), equal for equal windows of an image; None where hardly any two are.
+    """
+
+    best: Tensor
+    changes: Tensor
+    ticket: Tensor | None
+
+    @abstractmethod
+    def images(self, search: Tensor, which: Tensor) -> Tensor:
+        """The images (m, C, H, W) that the ``which``-th (m,) windows of the images ``search`` (m,) make."""
+
+
+@dataclass(frozen=True)
+class Given(Proposals):
+    """One finished image for each."""
+
+    made: Tensor
+
+    @classmethod
+    def of(cls, made: Tensor) -> Given:
+        """The images ``made`` (n, C, H, W)."""
+        return cls(made, torch.ones(len(made), 1, dtype=torch.bool, device=made.device), None, made)
+
+    def images(self, search: Tensor, which: Tensor) -> Tensor:
+        """See `Proposals`."""
+        return self.made[search]
 
 
 class Moves(Rows, ABC):
     """Proposals around the images ``x`` (n, C, H, W) with radii ``eps`` (n, 1, 1, 1).
 
     Attributes:
-        shared_draws, own_draws: uniform numbers that `propose` needs per sample; the original draws the first for the
+        shared_draws, own_draws: uniform numbers that a window needs per sample; the original draws the first for the
             whole batch at once.
     """
 
@@ -45,16 +82,30 @@ class Moves(Rows, ABC):
         """The side of a window near ``wanted`` pixels, at most ``most``."""
 
     @abstractmethod
-    def propose(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
-        """New images (n, C, H, W), made of ``best`` with the uniform ``numbers`` (n, k)."""
+    def propose_original(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
+        """New images (n, C, H, W) of ``best``, with the uniform ``numbers`` (n, k), in the published arithmetic."""
 
-    def propose_each(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
-        """New images (n, K, C, H, W): K of each of ``best`` (n, C, H, W), with the uniform ``numbers`` (n, K, k)."""
-        count = numbers.shape[1]
-        if count == 1:
-            return self.propose(best, side, numbers[:, 0])[:, None]
-        each = torch.arange(len(best), device=best.device).repeat_interleave(count)
-        return self.taken(each).propose(best[each], side, numbers.flatten(0, 1)).unflatten(0, (-1, count))
+    @abstractmethod
+    def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
+        """K windows for each of ``best`` (n, C, H, W), with the uniform ``numbers`` (n, K, k)."""
+
+    def tickets(self) -> int:
+        """How many different windows of one side there are for an image; 0 where they are not told apart."""
+        return 0
+
+
+@dataclass(frozen=True)
+class _Coloured(Proposals):
+    """Windows at ``place`` (n, K, P) of the flattened planes, with the values ``new`` (n, C, K, P)."""
+
+    place: Tensor
+    new: Tensor
+
+    def images(self, search: Tensor, which: Tensor) -> Tensor:
+        """See `Proposals`."""
+        planes = self.best.flatten(2).index_select(0, search)
+        place = self.place[search, which][:, None].expand(-1, planes.shape[1], -1)
+        return planes.scatter_(2, place, self.new[search, :, which]).view(-1, *self.best.shape[1:])
 
 
 class LinfMoves(Moves):
@@ -77,20 +128,50 @@ class LinfMoves(Moves):
         """See `Moves`."""
         return min(max(round(wanted), 1), most)
 
-    def propose(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
+    def propose_original(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """See `Moves`."""
-        if not self.original:
-            return self.propose_each(best, side, numbers[:, None])[:, 0]
         inside = _inside(best, *_corner(best, side, numbers), side)
         change = 2 * self.eps * _signs(numbers[:, 2:, None, None]) * inside
         return torch.clamp(best + change, self.lower, self.upper)
 
-    def propose_each(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
+    def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
         """See `Moves`."""
-        corners = _corner(best, side, numbers.flatten(0, 1))
-        inside = _inside(best, *corners, side).unflatten(0, numbers.shape[:2])
-        up = numbers[..., 2:, None, None] > 0.5
-        return torch.where(inside, torch.where(up, self.upper[:, None], self.lower[:, None]), best[:, None])
+        top, left = _corner(best, side, numbers)
+        place = _window(best, top, left, side)
+        old, lower, upper = (_values(image, place) for image in (best, self.lower, self.upper))
+        up = numbers[..., 2:] > 0.5
+        new = torch.where(up.transpose(1, 2)[..., None], upper, lower)
+        changes = (new != old).any(3).any(1)
+        ticket = None
+        if self.tickets():
+            colour = up.long() << torch.arange(self.channels, device=up.device)
+            ticket = ((top * best.shape[3] + left) << self.channels) + colour.sum(2)
+        return _Coloured(best, changes, ticket, place, new)
+
+    def tickets(self) -> int:
+        """See `Moves`."""
+        count = self.x.shape[2:].numel() << self.channels
+        return 0 if self.original or count > _MOST_TICKETS else count
+
+
+@dataclass(frozen=True)
+class _Moved(Proposals):
+    """Windows at ``target`` (n, K, P) that take the values ``new`` (n, C, K, P), those at ``source`` becoming 0."""
+
+    moves: MassMoves
+    target: Tensor
+    source: Tensor
+    new: Tensor
+
+    def images(self, search: Tensor, which: Tensor) -> Tensor:
+        """See `Proposals`."""
+        delta = (self.best - self.moves.x).flatten(2).index_select(0, search)
+        target, source = (
+            place[search, which][:, None].expand(-1, delta.shape[1], -1)
+            for place in (self.target, self.source)
+        )
+        delta.scatter_(2, source, 0).scatter_(2, target, self.new[search, :, which])
+        return self.moves.confined(delta.view(-1, *self.best.shape[1:]), search)
 
 
 class MassMoves(Moves):
@@ -113,8 +194,8 @@ class MassMoves(Moves):
         for down in range(height // side):
             for right in range(width // side):
                 path = (restart, 0, down, right)
-                turned = source.shared(rows, (1,), *path, 0)
-                signs = _signs(source.uniform(rows, (self.channels,), *path, 1))
+                turned = source.shared(rows, (1,), *path, 0)[..., None]
+                signs = _signs(source.uniform(rows, (self.channels,), *path, 1))[..., None]
                 tile = self._patterns(side, turned, signs).unflatten(2, (side, side))
                 top, left = offset + down * side, offset + right * side
                 room = delta[:, :, top : top + side, left : left + side]
@@ -125,42 +206,64 @@ class MassMoves(Moves):
         """See `Moves`: odd, 3 at least."""
         return min(max(round(wanted), 3) | 1, most)
 
-    def propose(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
+    def propose_original(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """See `Moves`."""
         delta = best - self.x
-        target = _window(best, *_corner(best, side, numbers), side)
-        source = _window(best, *_corner(best, side, numbers[:, 2:4]), side)
+        target = _window(best, *_corner(best, side, numbers), side)[:, None]
+        source = _window(best, *_corner(best, side, numbers[:, 2:4]), side)[:, None]
         planes = delta.flatten(2)
         both = torch.zeros_like(planes[:, :1]).scatter_(2, target, 1).scatter_(2, source, 1)
         mass = self._mass(planes * both)
         spare = plain_length(self.name, delta)[:, None, None]
 
         target, source = (place.expand(-1, self.channels, -1) for place in (target, source))
-        old = planes.gather(2, target)
-        pattern = self._patterns(side, numbers[:, 4:5], _signs(numbers[:, 5:]))
-        new = pattern + old / (_TINY + self._mass(old))
-        new = new / (_TINY + self._mass(new)) * self._budget(spare, mass)
+        new = self._window_values(
+            planes.gather(2, target), mass, spare, side, numbers[:, 4:5, None], _signs(numbers[:, 5:, None])
+        )
         moved = planes.scatter(2, source, 0).scatter_(2, target, new)
         return self._inside(moved.view_as(delta))
 
+    def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
+        """See `Moves`."""
+        delta = best - self.x
+        to, out_of = _corner(best, side, numbers), _corner(best, side, numbers[..., 2:4])
+        target, source = _window(best, *to, side), _window(best, *out_of, side)
+        old, gone = _values(delta, target), _values(delta, source)
+        shared = _overlap(to[0] - out_of[0], to[1] - out_of[1], side)
+        mass = self._mass(torch.cat([old, gone.masked_fill(shared[:, None], 0)], 3))
+        spare = plain_length(self.name, delta)[:, None, None, None]
+        turned, signs = numbers[..., 4:5], _signs(numbers[..., 5:])
+        new = self._window_values(old, mass, spare, side, turned[:, None], signs.transpose(1, 2)[..., None])
+        changes = torch.ones(target.shape[:2], dtype=torch.bool, device=best.device)
+        return _Moved(best, changes, None, self, target, source, new)
+
+    def _window_values(
+        self, old: Tensor, mass: Tensor, spent: Tensor, side: int, turned: Tensor, signs: Tensor
+    ) -> Tensor:
+        """What windows (..., P) get that held ``old``; both held the ``mass``, the images have ``spent`` so much."""
+        new = self._patterns(side, turned, signs) + old / (_TINY + self._mass(old))
+        return new / (_TINY + self._mass(new)) * self._budget(spent, mass)
+
     def _patterns(self, side: int, turned: Tensor, signs: Tensor) -> Tensor:
-        """Patterns (n, C, side * side) of unit mass; transposed where ``turned`` (n, 1) > .5, with ``signs`` (n, C)."""
+        """Patterns (..., P) of unit mass, transposed where ``turned`` (..., 1) > .5, times ``signs`` (..., 1)."""
         pattern = _pattern(side, self.power).to(self.x)
-        turned = (turned > 0.5)[:, :, None]
-        upright, across = pattern.flatten(), pattern.T.flatten()
-        return torch.where(turned, across, upright) * signs[:, :, None]
+        return torch.where(turned > 0.5, pattern.T.flatten(), pattern.flatten()) * signs
 
     @abstractmethod
     def _mass(self, planes: Tensor) -> Tensor:
-        """The length (n, C, 1) of each channel of ``planes`` (n, C, P)."""
+        """The length (..., 1) of each channel of ``planes`` (..., P)."""
 
     @abstractmethod
     def _budget(self, spent: Tensor, mass: Tensor) -> Tensor:
-        """The length (n, C, 1) a channel's window may have, given the image's (n, 1, 1) and both windows' ``mass``."""
+        """The length (n, ..., 1) a window may have, given the image's (n, 1, ...) and both windows' ``mass``."""
 
     @abstractmethod
     def _inside(self, delta: Tensor) -> Tensor:
         """Images (n, C, H, W) of ``delta``, inside ball and box."""
+
+    @abstractmethod
+    def confined(self, delta: Tensor, rows: Tensor) -> Tensor:
+        """The same for ``delta`` (m, C, H, W) around the images ``rows`` (m,), in our arithmetic."""
 
 
 class L2Moves(MassMoves):
@@ -170,15 +273,21 @@ class L2Moves(MassMoves):
     power = 2
 
     def _mass(self, planes: Tensor) -> Tensor:
-        return planes.square().sum(2, keepdim=True).sqrt()
+        return planes.square().sum(-1, keepdim=True).sqrt()
 
     def _budget(self, spent: Tensor, mass: Tensor) -> Tensor:
-        spare = (self.eps.flatten(1)[:, :, None].square() - spent.square()).clamp_min(0)
+        spare = (per_sample(self.eps.flatten(), spent).square() - spent.square()).clamp_min(0)
         return (spare / self.channels + mass.square()).sqrt()
 
     def _inside(self, delta: Tensor) -> Tensor:
         unit = delta / (per_sample(plain_length("L2", delta), delta) + _TINY)
         return (self.x + unit * self.eps).clamp_(0, 1)
+
+    def confined(self, delta: Tensor, rows: Tensor) -> Tensor:
+        """See `MassMoves`."""
+        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        scale = self.eps.index_select(0, rows) / (per_sample(length, delta) + _TINY)
+        return torch.addcmul(self.x.index_select(0, rows), delta, scale).clamp_(0, 1)
 
 
 class L1Moves(MassMoves):
@@ -188,17 +297,24 @@ class L1Moves(MassMoves):
     power = 4
 
     def _mass(self, planes: Tensor) -> Tensor:
-        return planes.abs().sum(2, keepdim=True)
+        return planes.abs().sum(-1, keepdim=True)
 
     def _budget(self, spent: Tensor, mass: Tensor) -> Tensor:
-        spare = (self.eps.flatten(1)[:, :, None] - spent).clamp_min(0)
+        # A little less than there is, so that rounding leaves nothing to project.
+        radius = self.eps if self.original else self.eps * (1 - 2 * _MARGIN)
+        spare = (per_sample(radius.flatten(), spent) - spent).clamp_min(0)
         return (spare / self.channels + mass) * self.channels
 
     def _inside(self, delta: Tensor) -> Tensor:
-        eps = self.eps * (1 - 1e-6)
+        eps = self.eps * (1 - _MARGIN)
         if self.original:
             return self.x + delta + l1_correction(self.x, delta, eps)
         return get_norm("L1").confine(self.x + delta, self.x, eps.flatten())
+
+    def confined(self, delta: Tensor, rows: Tensor) -> Tensor:
+        """See `MassMoves`."""
+        x, eps = self.x.index_select(0, rows), self.eps.flatten().index_select(0, rows)
+        return get_norm("L1").confine(x + delta, x, eps * (1 - _MARGIN))
 
 
 _MOVES: dict[str, type[Moves]] = {"Linf": LinfMoves, "L2": L2Moves, "L1": L1Moves}
@@ -215,9 +331,11 @@ def _signs(uniform: Tensor) -> Tensor:
 
 
 def _corner(images: Tensor, side: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Top rows and left columns (n,) of windows; as published, the last possible place is never taken."""
+    """Top rows and left columns (...) of windows, of ``uniform`` (..., 2 or more); as published, the last possible
+    place is never taken.
+    """
     height, width = images.shape[2:]
-    return ((height - side) * uniform[:, 0]).long(), ((width - side) * uniform[:, 1]).long()
+    return ((height - side) * uniform[..., 0]).long(), ((width - side) * uniform[..., 1]).long()
 
 
 def _inside(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
@@ -234,10 +352,27 @@ def _bands(size: int, side: int, device: torch.device) -> Tensor:
 
 
 def _window(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """Places (n, 1, side * side) of the windows' pixels in the flattened planes of ``images``."""
+    """Places (..., side * side) of the windows' pixels in the flattened planes of ``images``; corners (...)."""
+    width = images.shape[3]
     steps = torch.arange(side, device=images.device)
-    rows, columns = top[:, None] + steps, left[:, None] + steps
-    return (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)[:, None]
+    return (top * width + left)[..., None] + (steps[:, None] * width + steps).flatten()
+
+
+def _values(images: Tensor, place: Tensor) -> Tensor:
+    """What ``images`` (n, C, H, W) hold at the places (n, K, P) of their planes: (n, C, K, P)."""
+    planes = images.flatten(2)
+    everywhere = place.flatten(1)[:, None].expand(-1, planes.shape[1], -1)
+    return planes.gather(2, everywhere).unflatten(2, place.shape[1:])
+
+
+def _overlap(down: Tensor, right: Tensor, side: int) -> Tensor:
+    """Which pixels of windows also belong to others whose corners lie so far ``down`` and ``right`` (...) of theirs:
+    bool (..., side * side).
+    """
+    steps = torch.arange(side, device=down.device)
+    rows, columns = steps - down[..., None], steps - right[..., None]
+    inside = [(place >= 0) & (place < side) for place in (rows, columns)]
+    return (inside[0][..., :, None] & inside[1][..., None, :]).flatten(-2)
 
 
 @lru_cache(maxsize=64)

@@ -49,9 +49,29 @@ def test_proposals_are_inside_ball_and_box(norm, side):
     best = moves.first(source, torch.arange(len(x)), 0)
     for step in range(4):
         numbers = uniform(torch.arange(len(x)), (moves.shared_draws + moves.own_draws,), step)
-        best = moves.propose(best, side, numbers)
+        best = made(moves.propose(best, side, numbers[:, None]))
         assert (get_norm(norm).length(best - x) <= EPS[norm] * (1 + 1e-6)).all()
         assert ((best >= 0) & (best <= 1)).all()
+
+
+@NORMS
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [1, 3, 5, 9])
+def test_windows_are_the_published_ones(norm, channels, side):
+    x = torch.rand(40, channels, 9, 10, generator=torch.Generator().manual_seed(channels))
+    problem = pose(x, torch.zeros(40, dtype=torch.int64), norm=norm, eps=EPS[norm])
+    ours, published = (moves_for(problem, original) for original in (False, True))
+    source = type("Source", (), {"uniform": staticmethod(uniform), "shared": staticmethod(uniform)})
+    best = ours.first(source, torch.arange(40), 0)
+    numbers = uniform(best, (ours.shared_draws + ours.own_draws,), side)
+    expected = published.propose_original(best, side, numbers)
+    torch.testing.assert_close(made(ours.propose(best, side, numbers[:, None])), expected, atol=2e-5, rtol=0)
+
+
+def made(proposals):
+    """The first image that each search proposes."""
+    rows = torch.arange(len(proposals.changes))
+    return proposals.images(rows, torch.zeros_like(rows))
 
 
 def uniform(rows, shape, *path):
@@ -61,7 +81,7 @@ def uniform(rows, shape, *path):
 def test_a_linf_window_is_one_colour_at_its_bound():
     x = torch.full((5, 1, 8, 8), 0.5)
     moves = moves_for(pose(x, torch.zeros(5, dtype=torch.int64), norm="Linf", eps=0.1), original=False)
-    new = moves.propose(x, 3, torch.tensor([[0.0, 0.5, 0.9]]).expand(5, -1))
+    new = made(moves.propose(x, 3, torch.tensor([[[0.0, 0.5, 0.9]]]).expand(5, -1, -1)))
     window = torch.zeros(8, 8, dtype=torch.bool)
     window[0:3, 2:5] = True
     assert torch.equal(new != x, window.expand_as(x))
@@ -100,6 +120,19 @@ def test_the_budget_is_respected_and_proposals_that_change_nothing_are_free():
     assert (result.queries[hard] <= 52).all()
     assert (result.queries[hard] < 52).any()
     assert (result.backwards == 0).all()
+
+
+def test_a_window_is_not_asked_about_twice_unless_the_best_image_changed(monkeypatch):
+    model, x, y = cnn_problem(12)
+    options = {"norm": "Linf", "eps": 0.06, "queries": 600}
+    remembering = attacks.square(model, x, y, **options)
+    monkeypatch.setattr(importlib.import_module("attacks.square_moves"), "_MOST_TICKETS", 0)
+    forgetful = attacks.square(model, x, y, **options)
+    assert torch.equal(remembering.adversarial, forgetful.adversarial)
+    assert torch.equal(remembering.trace["loss"], forgetful.trace["loss"])
+    hard = ~remembering.success
+    assert hard.any()
+    assert (remembering.queries[hard] < 0.8 * forgetful.queries[hard]).all()
 
 
 def test_queries_are_what_the_model_was_asked_without_room_to_ask_ahead(monkeypatch):
