@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attacks.errors import unknown_name
 from attacks.rng import Draws
+from attacks.thresholds import threshold
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -162,29 +163,13 @@ class _L1(Norm):
         return self.project_box(delta, -free, free, eps)
 
     def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
-        """The answer is clip(soft(delta, t)) for one threshold t >= 0 (Croce and Hein 2021): the length falls
-        linearly in t between the sorted values at which a pixel leaves its bound or reaches 0.
-        """
-        clipped = torch.clamp(delta, lower, upper)
-        flat, room = _flat_room(delta, lower, upper)
-        leave = (flat - room).clamp_min(0)
-        marks, order = torch.cat([leave, flat], dim=1).sort(dim=1)
-        # One more pixel shrinks after each "leave", one fewer after each "reaches 0".
-        slope = torch.where(order < flat.shape[1], 1, -1).cumsum(1)
-        fall = (slope[:, :-1] * marks.diff(dim=1)).cumsum(1)
-        excess = (self.length(clipped) - eps)[:, None]
-        k = (fall < excess).sum(1, keepdim=True).clamp_max(marks.shape[1] - 1)
-        mark = marks.gather(1, k)
-        # Between marks k and k+1 the shrinking pixels are known: solve for the threshold without the rounded
-        # sums.
-        shrinking = (leave <= mark) & (flat > mark)
-        held = torch.where(leave > mark, room, 0).sum(1)
-        total = torch.where(shrinking, flat, 0).sum(1) + held - eps
-        threshold = (total / shrinking.sum(1).clamp_min(1)).clamp_min(0)
-        soft = (delta.abs() - per_sample(threshold, delta)).clamp_min(0) * delta.sign()
-        inside = torch.clamp(soft, lower, upper)
-        inside = inside * per_sample(_shrink(self.length(inside), eps), delta)
-        return torch.where(per_sample(excess.squeeze(1) > 0, delta), inside, clipped)
+        """The answer is clip(soft(delta, t)) for one threshold t >= 0 (Croce and Hein 2021)."""
+        size = delta.abs().flatten(1)
+        far = torch.copysign(delta.new_full((), math.inf), delta)
+        room = torch.clamp(far, lower, upper).abs_().flatten(1)
+        shrunk = torch.minimum((size - threshold(size, room, eps)[:, None]).clamp_min_(0), room)
+        shrunk *= _shrink(self.length(shrunk), eps)[:, None]
+        return torch.copysign(shrunk.view_as(delta), delta)
 
     def step(self, grad: Tensor) -> Tensor:
         flat = grad.flatten(1)
