@@ -38,9 +38,9 @@ def by_newton(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
         shrinking = other.sign_().clamp_min_(0).sum(1)
         above = excess >= 0
         low, high = torch.where(above, t, low), torch.where(above, high, t)
-        step = t + excess / shrinking.clamp_min_(1)
+        step = t + excess / shrinking.clamp_min(1)
         last = (excess.abs() <= close) | ((t == 0) & ~above)
-        inside = (step > low) & (step < high)
+        inside = (step > low) & (step < high) & (shrinking > 0)  # else halve: Newton stalls on flat pieces
         following = torch.where(inside | last, step, (low + high) / 2).clamp_min_(0)
         t = torch.where(done, t, following)  # so that a row does not depend on the others
         done |= last
