@@ -26,8 +26,11 @@ _ORDER = {
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
 }
-# "fast" goes on with a sample whose best DLR loss came this close to 0, where it is misclassified (see the benchmark).
-_PROMISING = -0.25
+# "fast" goes on where the untargeted DLR loss, 0 at an error, came this close (see the benchmark for what that is
+# worth): with all of APGD-T, with all of FAB-T (also at L1), and with Square after 200 and after 1,000 queries.
+_APGD_FROM = -0.25
+_FAB_FROM, _FAB_FROM_L1 = -0.05, -0.15
+_SQUARE_FROM = (-0.5, -0.25)
 # Where 200 queries of Square come this close to the best of the gradients, they may be masked.
 _MASKED = 0.1
 
@@ -109,25 +112,40 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     At L1, where how close a short ascent comes says little, all samples that are left get the published APGD, and FAB.
     """
     loss, l1 = _targeted_loss(classes), norm == "L1"
-    stages = [Stage("one-step", one_step), Stage("apgd-ce", Apgd(steps=3)), Stage("race", Race(loss=loss))]
+    stages = [Stage("one-step", one_step), Stage("apgd-ce", Apgd(steps=10)), Stage("race", Race(loss=loss))]
     if l1:
         stages.append(Stage("apgd-ce-on", Apgd(restarts=5, together=True)))
     targeted = Apgd(loss=loss, num_targets=5 if l1 else 9, together=True)
-    stages.append(Stage("apgd-t", targeted, None if l1 else _promising))
+    stages.append(Stage("apgd-t", targeted, None if l1 else lambda scores: _best(scores) > _APGD_FROM))
     stages.append(Stage("square", Square(queries=200)))
     square = len(stages)  # its position in the plan, which "clean" begins
 
-    def masked(scores: Tensor) -> Tensor:
-        return scores[:, square] >= scores[:, :square].amax(1) - _MASKED
+    def lead(scores: Tensor) -> Tensor:
+        """By how much Square came closer than the gradients."""
+        return scores[:, square] - _best(scores[:, :square])
+
+    def close(scores: Tensor) -> Tensor:
+        return _best(scores) > (_FAB_FROM_L1 if l1 else _FAB_FROM)
+
+    def further(scores: Tensor) -> Tensor:
+        return (scores[:, square] > _SQUARE_FROM[0]) | (lead(scores) > -_MASKED) | close(scores)
+
+    def to_the_end(scores: Tensor) -> Tensor:
+        return (scores[:, square + 2] > _SQUARE_FROM[1]) | (lead(scores) > 0)
 
     # At L1 steps onto the boundary find what ascents leave, masked or not.
-    boundary = Stage("fab-t", Fab(steps=50, num_targets=3, together=True), None if l1 else masked)
-    return (*stages, boundary, Stage("square-on", Square(), masked))
+    boundary = Fab(steps=50, num_targets=3, together=True)
+    stages.append(Stage("fab-t", boundary, None if l1 else lambda scores: lead(scores) > -_MASKED))
+    stages.append(Stage("square-on", Square(queries=1000), further))
+    stages.append(Stage("fab-t-on", Fab(num_targets=9, together=True), close))
+    if not l1:
+        stages.append(Stage("apgd-ce-on", Apgd(restarts=5, together=True), close))
+    stages.append(Stage("square-to-the-end", Square(), to_the_end))
+    return tuple(stages)
 
 
-def _promising(scores: Tensor) -> Tensor:
-    """Samples that came close to an error, as `Stage.wants`."""
-    return scores.amax(1) > _PROMISING
+def _best(scores: Tensor) -> Tensor:
+    return scores.amax(1)
 
 
 def one_step(model: Model, problem: Problem, seed: int) -> AttackResult:

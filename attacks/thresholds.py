@@ -1,7 +1,7 @@
 """How far to shrink all pixels of a perturbation alike, so that its L1 length comes down to a radius.
 
-Clipped to its room, a pixel keeps min(max(size - t, 0), room); their sum falls in t, linearly between the values of t at
-which a pixel leaves its bound or reaches 0 (Croce and Hein 2021, arXiv 2103.01208).
+Clipped to its room, a pixel keeps min(max(size - t, 0), room); their sum falls in t, linearly between the values of t
+at which a pixel leaves its bound or reaches 0 (Croce and Hein 2021, arXiv 2103.01208).
 """
 
 import torch

@@ -48,8 +48,8 @@ _PGD = (
 )
 _AUTOATTACK = (
     "Published: pyautoattack's standard evaluation in batches of 250. Standard and fast: `attacks.autoattack`, all "
-    "images at once. Medians of five turns after one for warming up; of one turn where the published takes over ten "
-    "seconds."
+    "images at once. Medians of five turns after one for warming up; of one turn where the published takes over "
+    "twenty seconds."
 )
 _AGREE = (
     "Standard, ours and the published, on the first test images, each with its own random numbers. Agreement is the "

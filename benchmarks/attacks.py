@@ -31,7 +31,7 @@ from envs.files import read_json, write_json
 
 STEPS = 100
 TURNS = 5
-LONG = 10.0  # seconds of the published attack from which one turn is enough
+LONG = 20.0  # seconds of the published attack from which one turn is enough
 PGD_PEERS = ("torchattacks", "foolbox", "adv-lib")
 
 
@@ -51,8 +51,8 @@ class Plan:
 
 
 PLANS = {
-    "digits": Plan(256, {"Linf": (359, 359), "L2": (359, 200), "L1": (359, 100)}, 5),
-    "mnist": Plan(32, {"Linf": (200, 8), "L2": (200, 8), "L1": (100, 6)}, 2),
+    "digits": Plan(256, {"Linf": (359, 359), "L2": (359, 359), "L1": (359, 200)}, 5),
+    "mnist": Plan(32, {"Linf": (200, 24), "L2": (200, 24), "L1": (100, 24)}, 2),
 }
 
 

@@ -250,7 +250,18 @@ def test_fast_goes_on_where_it_came_close_or_gradients_may_be_masked(norm):
     if norm != "L1":  # there all samples that are left go through these stages
         assert wants["apgd-t"](scores).tolist() == [False, False, False, True]
     # 200 queries of Square came farther than the gradients, nearly as far, and not so far.
-    scores[:, names.index("square")] = torch.tensor([-0.4, -0.59, -0.61, -0.5])
-    for name in ("square-on",) if norm == "L1" else ("fab-t", "square-on"):
-        assert wants[name](scores).tolist() == [True, True, False, False]
-    assert len(wants) == (1 if norm == "L1" else 3)
+    at = {name: names.index(name) for name in ("square", "square-on")}
+    scores[:, at["square"]] = torch.tensor([-0.4, -0.59, -0.61, -0.5])
+    if norm != "L1":
+        assert wants["fab-t"](scores).tolist() == [True, True, False, False]
+    assert wants["square-on"](scores).tolist() == [True, True, False, False]
+    # After 1,000 queries: ahead of the gradients all along, close now, and neither.
+    scores[:, at["square-on"]] = torch.tensor([-0.4, -0.3, -torch.inf, -0.24])
+    assert wants["square-to-the-end"](scores).tolist() == [True, False, False, True]
+    # A hair's breadth from an error, everything is tried.
+    scores[:, names.index("race")] = torch.tensor([-0.04, -0.1, -0.2, -0.5])
+    expected = [True, norm == "L1", False, False]
+    for name in ("fab-t-on",) if norm == "L1" else ("fab-t-on", "apgd-ce-on"):
+        assert wants[name](scores).tolist() == expected
+    assert wants["square-on"](torch.where(scores == -0.4, -0.9, scores)).tolist()[0]
+    assert len(wants) == (3 if norm == "L1" else 6)
