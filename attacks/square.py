@@ -27,6 +27,7 @@ _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
 _NOISE = 1e-6
 _AHEAD = 8  # batches' worth of windows that are looked at together at most
+_HELD = 4  # batches' worth of pixels that windows not yet asked about hold at most
 _ROUND = 2**13  # pixels of images that could be asked about in the time that a round takes besides (CPU, GPU)
 _ROUND_CUDA = 2**18
 _SPARE = 1.5
@@ -148,7 +149,9 @@ class _Attack:
         self.best = self.problem.x.clone()
         self.margin = torch.full_like(self.problem.eps, torch.inf)
         self.broken = torch.zeros_like(self.problem.y, dtype=torch.bool)
-        self.room = 1 if self.source.original else max(1, _AHEAD * default_batch_size(self.problem.x))
+        batch = default_batch_size(self.problem.x)
+        self.room = max(1, _AHEAD * batch)
+        self.held = _HELD * batch * self.problem.x.shape[2:].numel()
 
     def run(self) -> AttackResult:
         """All restarts, then the verification."""
@@ -179,12 +182,20 @@ class _Attack:
                 run.forget()
                 before = side
             while len(run.row) and (run.iteration < stop).any():
-                asks = 1 if self.source.original else pace.asks(len(run.row), self.room)
-                ahead = 1 if self.source.original else min(pace.windows(asks), stop - start, _STOCK)
+                asks, ahead = self._pace(pace, len(run.row), side)
+                ahead = min(ahead, stop - start)
                 proposals = self._propose(run, side, restart, ahead)
                 steps = torch.arange(ahead, device=rows.device)
                 self._consider(run, proposals, run.iteration[:, None] + steps < stop, asks, pace)
         self._close(run)
+
+    def _pace(self, pace: _Pace, searches: int, side: int) -> tuple[int, int]:
+        """How many windows of a search to ask about, and to propose, at once."""
+        if self.source.original:
+            return 1, 1
+        asks = pace.asks(searches, self.room)
+        held = self.held // (searches * side**2)
+        return asks, max(1, min(pace.windows(asks), held, _STOCK))
 
     def _propose(self, run: _Run, side: int, restart: int, ahead: int) -> Proposals:
         """The next ``ahead`` proposals of each search, all made from its present best."""
@@ -276,7 +287,8 @@ def square(
     """Square attack: windows of random colour (Linf) or of moved mass (L2, L1) are kept where they lower the margin.
 
     No gradients. Windows cover 80 % of the image at first, half as much after 10, 50, 200, 500, 1000, 2000 and 4000
-    iterations. An iteration whose window changes nothing costs no query.
+    iterations. An iteration whose window changes nothing, or repeats one that the present best image has been tried
+    with, costs no query: the model's outputs are taken not to be random.
 
     Args:
         model: images (n, C, H, W) in [0, 1] to logits (n, K).
