@@ -62,7 +62,7 @@ class _Attack:
 
     def run(self) -> AttackResult:
         """All tries, then the verification."""
-        with nullcontext() if self.source.original else fast_layout(self.oracle.model):
+        with nullcontext() if self.source.original else fast_layout(self.oracle.model, self.problem.x):
             clean = self.oracle.clean_logits()
             wrong = misclassified(clean, self.problem.y)
             self.goals = ranked_targets(clean, self.problem.y, self.options.num_targets)

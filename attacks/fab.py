@@ -102,7 +102,7 @@ class _Attack:
             tries = self.options.restarts * max(1, self.options.num_targets)
             passes = len(self.problem) * self.options.steps * tries
             self.oracle.scorer = quick_scores(self.oracle.model, self.problem.x, passes)
-        with nullcontext() if self.source.original else fast_layout(self.oracle.model):
+        with nullcontext() if self.source.original else fast_layout(self.oracle.model, self.problem.x):
             clean = self.oracle.clean_logits()
             wrong = misclassified(clean, self.problem.y)
             self.distance[wrong] = 0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.errors import AttackError
-from attacks.layout import plain_convolutions
+from attacks.layout import plain_convolutions, takes_channels_last
 from attacks.problem import Problem
 
 Model = Callable[[Tensor], Tensor]
@@ -91,6 +91,11 @@ class Oracle:
         padded = self._round_up(x)
         logits = forward(self.scorer, self._lay_out(padded) if self.scorer is self.model else padded)
         return logits[: len(x)]
+
+    def verdict(self, x: Tensor) -> Tensor:
+        """Logits (n, K) of the model as it is, uncounted; only the images ``x`` (n, ...) may be laid out for speed."""
+        fast = self.most is not None and takes_channels_last(self.model, x)
+        return forward(self.model, x.to(memory_format=torch.channels_last) if fast else x)
 
     def many_logits(self, x: Tensor, rows: Tensor, batch_size: int) -> Tensor:
         """Logits (n, k, K) of k variants of each image, ``x`` (n, k, C, H, W); k queries each.

@@ -151,7 +151,7 @@ def _best(scores: Tensor) -> Tensor:
 def one_step(model: Model, problem: Problem, seed: int) -> AttackResult:
     """One steepest step to the edge of the ball, which breaks most samples of a fragile model for next to nothing."""
     oracle = Oracle(model, problem, most=default_batch_size(problem.x))
-    with fast_layout(model):
+    with fast_layout(model, problem.x):
         grad = oracle.gradient(problem.x, margin, along=(problem.y,)).grad.contiguous()
     moved = problem.norm.ascend(problem.x, grad, problem.eps)
     return finish(oracle, problem, problem.norm.confine(moved, problem.x, problem.eps))

@@ -71,7 +71,7 @@ class _Attack:
     def run(self) -> AttackResult:
         """All rounds, then the verification."""
         found, rungs = self.found, self.options.rungs
-        with fast_layout(self.oracle.model):
+        with fast_layout(self.oracle.model, self.problem.x):
             clean = self.oracle.clean_logits()
             wrong = misclassified(clean, self.problem.y)
             found.broken |= wrong

@@ -66,7 +66,7 @@ def rays(
 def _attack(oracle: Oracle, queries: int, tolerance: float, early_stop: bool) -> AttackResult:
     """Attack one batch: a query of every running search per round."""
     problem = oracle.problem
-    with fast_layout(oracle.model):
+    with fast_layout(oracle.model, oracle.problem.x):
         clean_wrong = misclassified(oracle.clean_logits(), problem.y)
         radius = torch.where(clean_wrong, 0, torch.inf).to(problem.eps.dtype)
         best = torch.ones_like(problem.x).flatten(1)

@@ -83,7 +83,7 @@ def finish(
         final = torch.where(per_sample(valid, x), candidate, x)
         final = torch.where(per_sample(outside, x), ball_and_box(final, x, problem.eps, problem.norm), final)
     if batches is None:
-        logits = torch.cat([forward(oracle.model, part) for part in final.split(oracle.most or len(final))])
+        logits = torch.cat([oracle.verdict(part) for part in final.split(oracle.most or len(final))])
     else:
         rows = torch.arange(len(problem), device=x.device)
         logits = torch.cat(batches.map(lambda part: forward(oracle.model, final[part]), rows))

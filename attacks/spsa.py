@@ -164,7 +164,7 @@ class _Search:
         best, best_loss = problem.x.clone(), torch.full_like(problem.eps, -torch.inf)
         draws = problem.draws(self.seed)
         shape = (self.samples // 2, *problem.x.shape[1:])
-        with fast_layout(model):
+        with fast_layout(model, problem.x):
             clean_wrong = misclassified(oracle.clean_logits(), problem.y)
             rows = (~clean_wrong).nonzero().squeeze(1)
             x_adv = self._start(problem[rows], draws[rows])

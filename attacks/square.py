@@ -26,7 +26,7 @@ from attacks.square_moves import Given, Moves, Proposals, moves_for
 _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
 _NOISE = 1e-6
-_AHEAD = 8  # batches' worth of windows that are looked at together at most
+_AHEAD = 8  # batches' worth of windows that are asked about together at most
 _HELD = 4  # batches' worth of pixels that windows not yet asked about hold at most
 _ROUND = 2**13  # pixels of images that could be asked about in the time that a round takes besides (CPU, GPU)
 _ROUND_CUDA = 2**18
@@ -158,7 +158,7 @@ class _Attack:
         if not self.source.original:
             passes = len(self.problem) * self.options.queries
             self.oracle.scorer = quick_scores(self.oracle.model, self.problem.x, passes)
-        with nullcontext() if self.source.original else fast_layout(self.oracle.model):
+        with nullcontext() if self.source.original else fast_layout(self.oracle.model, self.problem.x):
             wrong = misclassified(self.oracle.clean_logits(), self.problem.y)
             self.broken |= wrong
             for restart in range(self.options.restarts):

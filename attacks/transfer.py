@@ -131,7 +131,7 @@ def transfer_images(
         get_loss(loss), at_least_one("steps", steps), step_size, momentum, diversity, smallest, kernel, seed
     )
     together = _Sources(sources)
-    with frozen(together), fast_layout(together):
+    with frozen(together), fast_layout(together, problem.x):
         rows = torch.arange(len(problem), device=x.device)
         return torch.cat(
             Batches(problem.x, batch_size).map(lambda part: climb(together, problem[part]), rows)

@@ -96,7 +96,7 @@ class Walk:
     def run(self) -> AttackResult:
         """Walk all restarts and verify. Call inside `frozen`."""
         rows = torch.arange(len(self.problem), device=self.problem.x.device)
-        with fast_layout(self.oracle.model):
+        with fast_layout(self.oracle.model, self.problem.x):
             clean_wrong = self._look_at_clean(rows)
             for restart in range(self.options.restarts):
                 rows = self._survivors(rows, self.options.early_stop)

@@ -133,7 +133,7 @@ def static_indicators(
     ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
     double = in_double(model)
     columns: list[dict[str, Tensor]] = []
-    with fast_layout(model):
+    with fast_layout(model, x):
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             images, labels, stream = x[part], y[part], draws_for(seed, ids[part])

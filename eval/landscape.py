@@ -98,7 +98,7 @@ def landscape(
     line = torch.linspace(-extent * eps, extent * eps, resolution, device=x.device)
     sums = torch.zeros(3, resolution * resolution, dtype=torch.float64, device=x.device)
     size = batch_size or (_GPU_BATCH if x.is_cuda else _CPU_BATCH)
-    with fast_layout(model):
+    with fast_layout(model, x):
         for i in range(len(x)):
             losses, predicted = _one_plane(model, x[i], y[i], directions[i], line, size)
             sums[:2] += losses

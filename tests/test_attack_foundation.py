@@ -309,7 +309,7 @@ class TestOracle:
         model, x, _ = cnn_problem(dtype=torch.float32)
         before = forward(model, x)
         storage = [p.data_ptr() for p in model.parameters()]
-        with fast_layout(model):
+        with fast_layout(model, x):
             assert not model[3].weight.is_contiguous()
             torch.testing.assert_close(forward(model, x), before)
         assert [p.data_ptr() for p in model.parameters()] == storage
