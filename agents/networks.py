@@ -137,6 +137,7 @@ class ImageNetwork(BaseFeaturesExtractor):
         body, features_dim = _build_body(build, self.network_name, shape)
         super().__init__(observation_space, features_dim)
         self.network = body
+        self.takes_channels_last = _takes_channels_last(body, shape)
         self.register_buffer("mean", _per_channel("mean", mean, 0.0, shape[0]))
         self.register_buffer("std", _per_channel("std", std, 1.0, shape[0]))
         spec = {"version": SPEC_VERSION, "network": self.network_name, "shape": list(shape)}
@@ -151,6 +152,8 @@ class ImageNetwork(BaseFeaturesExtractor):
                 f"(N, {', '.join(map(str, self.shape))}); divide uint8 by 255, resize to that shape"
             )
         normalised = (images - self.mean[:, None, None]) / self.std[:, None, None]
+        if not self.takes_channels_last:
+            normalised = normalised.flatten(1).unflatten(1, self.shape)
         return self.network(normalised).flatten(1)
 
 
@@ -174,6 +177,26 @@ def _build_body(build: Build, name: str, shape: Shape) -> tuple[nn.Module, int]:
     return body, features.shape[1]
 
 
+def _takes_channels_last(body: nn.Module, shape: Shape) -> bool:
+    """Whether ``body`` works in the layout of `to_fast_layout`; ``x.view(len(x), -1)`` after convolutions does not."""
+    held = {layer.weight: layer.weight.data for layer in body.modules() if isinstance(layer, nn.Conv2d)}
+    if not held:
+        return True
+    training = body.training
+    device = next(iter(held)).device
+    try:
+        to_fast_layout(body.eval())
+        with torch.no_grad():
+            body(torch.zeros(1, *shape, device=device).to(memory_format=torch.channels_last))
+    except Exception:  # in its own layout it has just worked
+        return False
+    finally:
+        body.train(training)
+        for weight, data in held.items():
+            weight.data = data
+    return True
+
+
 def _per_channel(name: str, values: Sequence[float] | Tensor | None, default: float, channels: int) -> Tensor:
     if values is None:
         return torch.full((channels,), default)
@@ -187,9 +210,14 @@ def _per_channel(name: str, values: Sequence[float] | Tensor | None, default: fl
 
 
 def to_fast_layout(module: nn.Module) -> nn.Module:
-    """Store the weights of 2-d convolutions channels_last, in place, and return ``module``."""
+    """Store the weights of 2-d convolutions channels_last, in place, and return ``module``.
+
+    The bodies of `ImageNetwork` that do not take this layout are left out.
+    """
+    networks = [part for part in module.modules() if isinstance(part, ImageNetwork)]
+    left_out = {layer for part in networks if not part.takes_channels_last for layer in part.modules()}
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and layer not in left_out:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return module
 

@@ -236,3 +236,30 @@ def test_fast_layout_keeps_the_outputs():
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     assert all(isinstance(weight, nn.Parameter) for weight in weights)
     torch.testing.assert_close(classifier(images), before)
+
+
+class Viewing(nn.Module):
+    """What many networks do: rows of features by `view`, which fails where channels lie last."""
+
+    def __init__(self, shape):
+        super().__init__()
+        channels, height, width = shape
+        self.features = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1))
+        self.head = nn.Linear(4 * height * width, 16)
+
+    def forward(self, x):
+        return self.head(self.features(x).view(len(x), -1)).relu()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_networks_that_do_not_take_the_fast_layout_keep_their_own(channels):
+    classifier = new_classifier((channels, 8, 8), 10, Viewing)
+    images = torch.rand(4, channels, 8, 8)
+    before = classifier(images)
+    strides = [layer.weight.stride() for layer in classifier.modules() if isinstance(layer, nn.Conv2d)]
+    to_fast_layout(classifier)
+    assert strides == [
+        layer.weight.stride() for layer in classifier.modules() if isinstance(layer, nn.Conv2d)
+    ]
+    assert torch.equal(classifier(images.to(memory_format=torch.channels_last)), before)
+    assert all(module.training for module in classifier.modules())
