@@ -36,7 +36,7 @@ def page(payload: Mapping[str, Any]) -> str:
 
 _INTRODUCTION = (
     "Networks `small` of this project, trained on clean images (fragile) or by PGD in the Linf ball (adversarial), "
-    "attacked at radii that leave the former nothing and the latter about half. Times are CPU seconds of one "
+    "attacked at radii that leave the former nothing and the latter a quarter or more. Times are CPU seconds of one "
     "thread, contestants one after another in one process, on the same classifier and images; on a busy machine (see "
     "the load below) they are noisy. A ratio is the other's time by ours; its goal stands behind it. Robust accuracy "
     "is verified by the classifier on the images that an attack returned."
