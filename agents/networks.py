@@ -66,7 +66,7 @@ def resolve_network(name: str, allow_import: bool = False) -> Build:
     if not allow_import:
         raise InputError(
             f"network {name!r} is an import path, and a name in a file is never imported; "
-            "if you trust that code, import it yourself and pass it as network="
+            f"if you trust that code, name it yourself: --network {name}, or the function as network="
         )
     module_name, _, attribute = name.partition(":")
     try:

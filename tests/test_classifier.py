@@ -196,7 +196,7 @@ def test_own_networks_are_named_by_the_user(tmp_path, monkeypatch):
     classifier = new_classifier((1, 4, 4), 3, Own)
     images = torch.rand(5, 1, 4, 4)
     save_classifier(classifier, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=r"never imported.*pass it as network="):
+    with pytest.raises(InputError, match=r"never imported.*name it yourself: --network "):
         load_classifier(tmp_path)
     for network in (Own, f"{__name__}:Own"):
         assert torch.equal(load_classifier(tmp_path, network=network)(images), classifier(images))
