@@ -16,18 +16,18 @@ _MEMORY = 4096
 def page(payload: Mapping[str, Any]) -> str:
     """Return the Markdown page of a benchmark's payload."""
     lines = ["# Attacks: speed and agreement", "", _INTRODUCTION, ""]
-    lines += ["## PGD, 100 steps, Linf", "", _PGD, "", *_table(_PGD_HEADINGS, _pgd_rows(payload["pgd"])), ""]
+    lines += ["## PGD, 100 steps, Linf", "", _PGD, "", *table(_PGD_HEADINGS, _pgd_rows(payload["pgd"])), ""]
     cells = payload["autoattack"]
     lines += ["## AutoAttack against the published code", "", _AUTOATTACK, ""]
-    lines += [*_table(_SPEED_HEADINGS, _speed_rows(cells)), ""]
-    lines += ["## The same outcomes?", "", _AGREE, "", *_table(_AGREE_HEADINGS, _agree_rows(cells)), ""]
-    lines += ['## Is "fast" as strong?', "", _FAST, "", *_table(_FAST_HEADINGS, _fast_rows(cells)), ""]
+    lines += [*table(_SPEED_HEADINGS, _speed_rows(cells)), ""]
+    lines += ["## The same outcomes?", "", _AGREE, "", *table(_AGREE_HEADINGS, _agree_rows(cells)), ""]
+    lines += ['## Is "fast" as strong?', "", _FAST, "", *table(_FAST_HEADINGS, _fast_rows(cells)), ""]
     lines += [
         "## Memory",
         "",
         _MEMORY_TEXT,
         "",
-        *_table(_MEMORY_HEADINGS, _memory_rows(payload["memory"])),
+        *table(_MEMORY_HEADINGS, _memory_rows(payload["memory"])),
         "",
     ]
     lines += [machine_line(payload["machine"]), "", _REPEAT]
@@ -97,7 +97,7 @@ def _pgd_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
                 name,
                 f"{median(seconds):.2f}",
                 f"{cell['ratio'][name]:.2f}" if name in cell["ratio"] else "",
-                _goal(cell["ratio"][name], goal) if name == fastest and goal else "",
+                against_goal(cell["ratio"][name], goal) if name == fastest and goal else "",
                 f"{cell['robust_accuracy'][name]:.1%}",
             )
 
@@ -114,7 +114,7 @@ def _speed_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
                 name if version == "published" else f"{version}, seed {name[-1]}",
                 f"{outcome['seconds']:.2f}",
                 "" if version == "published" else f"{ratio:.1f}",
-                "" if version == "published" else _goal(ratio, GOALS[version][fragile]),
+                "" if version == "published" else against_goal(ratio, GOALS[version][fragile]),
                 f"{outcome['robust_accuracy']:.1%}",
             )
 
@@ -172,7 +172,8 @@ def _what(cell: Mapping[str, Any]) -> tuple[str, str, str]:
     return cell["setting"], f"{cell['norm']} {cell['eps']:g}", str(cell["images"])
 
 
-def _goal(ratio: float, goal: float) -> str:
+def against_goal(ratio: float, goal: float) -> str:
+    """The ``goal`` of a ``ratio``, and whether it is met."""
     return f"{goal:g}, {_verdict(ratio >= goal)}"
 
 
@@ -180,6 +181,7 @@ def _verdict(met: bool) -> str:
     return "met" if met else "missed"
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
