@@ -22,6 +22,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from torch import Tensor, nn
 
 from agents.dropout import ConsistentDropout
+from attacks.layout import passes_laid_out
 from envs._torchvision import import_torchvision
 from envs.errors import InputError, unknown_name
 
@@ -137,7 +138,8 @@ class ImageNetwork(BaseFeaturesExtractor):
         body, features_dim = _build_body(build, self.network_name, shape)
         super().__init__(observation_space, features_dim)
         self.network = body
-        self.takes_channels_last = _takes_channels_last(body, shape)
+        device = next(body.parameters(), torch.empty(0)).device
+        self.takes_channels_last = passes_laid_out(body, torch.zeros(1, *shape, device=device))
         self.register_buffer("mean", _per_channel("mean", mean, 0.0, shape[0]))
         self.register_buffer("std", _per_channel("std", std, 1.0, shape[0]))
         spec = {"version": SPEC_VERSION, "network": self.network_name, "shape": list(shape)}
@@ -175,26 +177,6 @@ def _build_body(build: Build, name: str, shape: Shape) -> tuple[nn.Module, int]:
         raise InputError(f"{fit}: {reason}; choose another network or a larger image size") from error
     body.train()
     return body, features.shape[1]
-
-
-def _takes_channels_last(body: nn.Module, shape: Shape) -> bool:
-    """Whether ``body`` works in the layout of `to_fast_layout`; ``x.view(len(x), -1)`` after convolutions does not."""
-    held = {layer.weight: layer.weight.data for layer in body.modules() if isinstance(layer, nn.Conv2d)}
-    if not held:
-        return True
-    training = body.training
-    device = next(iter(held)).device
-    try:
-        to_fast_layout(body.eval())
-        with torch.no_grad():
-            body(torch.zeros(1, *shape, device=device).to(memory_format=torch.channels_last))
-    except Exception:  # in its own layout it has just worked
-        return False
-    finally:
-        body.train(training)
-        for weight, data in held.items():
-            weight.data = data
-    return True
 
 
 def _per_channel(name: str, values: Sequence[float] | Tensor | None, default: float, channels: int) -> Tensor:

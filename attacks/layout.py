@@ -13,9 +13,7 @@ from torch import Tensor, nn
 # channels for each of them, and 4,096 pixels in the batch.
 _FEW, _MANY, _SMALL = 3, 10, 2**12
 
-
-_Shape = tuple[int, ...]
-_TRIALS: WeakKeyDictionary[nn.Module, dict[_Shape, bool]] = WeakKeyDictionary()
+_TRIALS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], bool]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -49,16 +47,19 @@ def _laid_out(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 
 def takes_channels_last(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether ``model`` has plain convolutions, all on the CPU, and passes images like ``x`` (n, C, H, W) in it.
+    """Whether ``model`` has plain convolutions, all on the CPU, and `passes_laid_out` images like ``x`` (n, ...)."""
+    layers = plain_convolutions(model)
+    if not isinstance(model, nn.Module) or not layers or x.ndim != 4 or not len(x):
+        return False
+    return all(layer.weight.device.type == "cpu" for layer in layers) and passes_laid_out(model, x)
+
+
+def passes_laid_out(model: nn.Module, x: Tensor) -> bool:
+    """Whether ``model`` passes images like ``x`` (n >= 1, C, H, W) with them and its convolutions channels_last.
 
     Code such as ``x.view(len(x), -1)`` behind a convolution does not. One image tries it, once for each model and
     shape, in eval mode and without gradient; no attack counts that pass.
     """
-    layers = plain_convolutions(model)
-    if not isinstance(model, nn.Module) or not layers or x.ndim != 4 or not len(x):
-        return False
-    if any(layer.weight.device.type != "cpu" for layer in layers):
-        return False
     known, shape = _TRIALS.setdefault(model, {}), tuple(x.shape[1:])
     if shape not in known:
         modes = [(module, module.training) for module in model.modules()]
@@ -68,7 +69,7 @@ def takes_channels_last(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
             with _laid_out(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model(x[:1].detach().to(memory_format=torch.channels_last))
             known[shape] = True
-        except Exception:  # if the model fails in any layout, the attack will say so
+        except Exception:  # if the model fails in any layout, its use will say so
             known[shape] = False
         finally:
             for module, training in modes:

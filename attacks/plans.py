@@ -119,6 +119,7 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     stages.append(Stage("apgd-t", targeted, None if l1 else lambda scores: _best(scores) > _APGD_FROM))
     stages.append(Stage("square", Square(queries=200)))
     square = len(stages)  # its position in the plan, which "clean" begins
+    square_on = square + 2  # behind "fab-t"
 
     def lead(scores: Tensor) -> Tensor:
         """By how much Square came closer than the gradients."""
@@ -131,7 +132,7 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
         return (scores[:, square] > _SQUARE_FROM[0]) | (lead(scores) > -_MASKED) | close(scores)
 
     def to_the_end(scores: Tensor) -> Tensor:
-        return (scores[:, square + 2] > _SQUARE_FROM[1]) | (lead(scores) > 0)
+        return (scores[:, square_on] > _SQUARE_FROM[1]) | (lead(scores) > 0)
 
     # At L1 steps onto the boundary find what ascents leave, masked or not.
     boundary = Fab(steps=50, num_targets=3, together=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from attacks.problem import Problem
 from attacks.runs import Rows
 from attacks.sources import Source
 from attacks.threat import get_norm, per_sample
+from attacks.windows import corners, inside, overlap, pattern, places, values_at
 
 _TINY = 1e-12
 _MARGIN = 1e-6
@@ -24,14 +24,13 @@ _MOST_TICKETS = 2**20
 
 @dataclass(frozen=True)
 class Proposals(ABC):
-    """K windows for each of the images ``best`` (n, C, H, W), of which new images are made when asked for.
+    """K windows for each of n images, of which new images are made when asked for.
 
     Attributes:
         changes: bool (n, K), whether the window changes anything.
         ticket: int64 (n, K), equal for equal windows of an image; None where hardly any two are.
     """
 
-    best: Tensor
     changes: Tensor
     ticket: Tensor | None
 
@@ -49,7 +48,7 @@ class Given(Proposals):
     @classmethod
     def of(cls, made: Tensor) -> Given:
         """The images ``made`` (n, C, H, W)."""
-        return cls(made, torch.ones(len(made), 1, dtype=torch.bool, device=made.device), None, made)
+        return cls(torch.ones(len(made), 1, dtype=torch.bool, device=made.device), None, made)
 
     def images(self, search: Tensor, which: Tensor) -> Tensor:
         """See `Proposals`."""
@@ -96,8 +95,9 @@ class Moves(Rows, ABC):
 
 @dataclass(frozen=True)
 class _Coloured(Proposals):
-    """Windows at ``place`` (n, K, P) of the flattened planes, with the values ``new`` (n, C, K, P)."""
+    """Windows at ``place`` (n, K, P) of the planes of ``best`` (n, C, H, W), with the values ``new`` (n, C, K, P)."""
 
+    best: Tensor
     place: Tensor
     new: Tensor
 
@@ -130,15 +130,15 @@ class LinfMoves(Moves):
 
     def propose_original(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """See `Moves`."""
-        inside = _inside(best, *_corner(best, side, numbers), side)
-        change = 2 * self.eps * _signs(numbers[:, 2:, None, None]) * inside
+        mask = inside(best, *corners(best, side, numbers), side)
+        change = 2 * self.eps * _signs(numbers[:, 2:, None, None]) * mask
         return torch.clamp(best + change, self.lower, self.upper)
 
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
         """See `Moves`."""
-        top, left = _corner(best, side, numbers)
-        place = _window(best, top, left, side)
-        old, lower, upper = (_values(image, place) for image in (best, self.lower, self.upper))
+        top, left = corners(best, side, numbers)
+        place = places(best, top, left, side)
+        old, lower, upper = (values_at(image, place) for image in (best, self.lower, self.upper))
         up = numbers[..., 2:] > 0.5
         new = torch.where(up.transpose(1, 2)[..., None], upper, lower)
         changes = (new != old).any(3).any(1)
@@ -146,7 +146,7 @@ class LinfMoves(Moves):
         if self.tickets():
             colour = up.long() << torch.arange(self.channels, device=up.device)
             ticket = ((top * best.shape[3] + left) << self.channels) + colour.sum(2)
-        return _Coloured(best, changes, ticket, place, new)
+        return _Coloured(changes, ticket, best, place, new)
 
     def tickets(self) -> int:
         """See `Moves`."""
@@ -156,22 +156,23 @@ class LinfMoves(Moves):
 
 @dataclass(frozen=True)
 class _Moved(Proposals):
-    """Windows at ``target`` (n, K, P) that take the values ``new`` (n, C, K, P), those at ``source`` becoming 0."""
+    """Windows of ``delta`` (n, C, H, W): at ``target`` (n, K, P) take ``new`` (n, C, K, P), at ``source`` become 0."""
 
     moves: MassMoves
+    delta: Tensor
     target: Tensor
     source: Tensor
     new: Tensor
 
     def images(self, search: Tensor, which: Tensor) -> Tensor:
         """See `Proposals`."""
-        delta = (self.best - self.moves.x).flatten(2).index_select(0, search)
+        delta = self.delta.flatten(2).index_select(0, search)
         target, source = (
             place[search, which][:, None].expand(-1, delta.shape[1], -1)
             for place in (self.target, self.source)
         )
         delta.scatter_(2, source, 0).scatter_(2, target, self.new[search, :, which])
-        return self.moves.confined(delta.view(-1, *self.best.shape[1:]), search)
+        return self.moves.confined(delta.view(-1, *self.delta.shape[1:]), search)
 
 
 class MassMoves(Moves):
@@ -209,8 +210,8 @@ class MassMoves(Moves):
     def propose_original(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
         """See `Moves`."""
         delta = best - self.x
-        target = _window(best, *_corner(best, side, numbers), side)[:, None]
-        source = _window(best, *_corner(best, side, numbers[:, 2:4]), side)[:, None]
+        target = places(best, *corners(best, side, numbers), side)[:, None]
+        source = places(best, *corners(best, side, numbers[:, 2:4]), side)[:, None]
         planes = delta.flatten(2)
         both = torch.zeros_like(planes[:, :1]).scatter_(2, target, 1).scatter_(2, source, 1)
         mass = self._mass(planes * both)
@@ -226,16 +227,16 @@ class MassMoves(Moves):
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
         """See `Moves`."""
         delta = best - self.x
-        to, out_of = _corner(best, side, numbers), _corner(best, side, numbers[..., 2:4])
-        target, source = _window(best, *to, side), _window(best, *out_of, side)
-        old, gone = _values(delta, target), _values(delta, source)
-        shared = _overlap(to[0] - out_of[0], to[1] - out_of[1], side)
+        to, out_of = corners(best, side, numbers), corners(best, side, numbers[..., 2:4])
+        target, source = places(best, *to, side), places(best, *out_of, side)
+        old, gone = values_at(delta, target), values_at(delta, source)
+        shared = overlap(to[0] - out_of[0], to[1] - out_of[1], side)
         mass = self._mass(torch.cat([old, gone.masked_fill(shared[:, None], 0)], 3))
         spare = plain_length(self.name, delta)[:, None, None, None]
         turned, signs = numbers[..., 4:5], _signs(numbers[..., 5:])
         new = self._window_values(old, mass, spare, side, turned[:, None], signs.transpose(1, 2)[..., None])
         changes = torch.ones(target.shape[:2], dtype=torch.bool, device=best.device)
-        return _Moved(best, changes, None, self, target, source, new)
+        return _Moved(changes, None, self, delta, target, source, new)
 
     def _window_values(
         self, old: Tensor, mass: Tensor, spent: Tensor, side: int, turned: Tensor, signs: Tensor
@@ -246,8 +247,8 @@ class MassMoves(Moves):
 
     def _patterns(self, side: int, turned: Tensor, signs: Tensor) -> Tensor:
         """Patterns (..., P) of unit mass, transposed where ``turned`` (..., 1) > .5, times ``signs`` (..., 1)."""
-        pattern = _pattern(side, self.power).to(self.x)
-        return torch.where(turned > 0.5, pattern.T.flatten(), pattern.flatten()) * signs
+        upright = pattern(side, self.power).to(self.x)
+        return torch.where(turned > 0.5, upright.T.flatten(), upright.flatten()) * signs
 
     @abstractmethod
     def _mass(self, planes: Tensor) -> Tensor:
@@ -328,69 +329,3 @@ def moves_for(problem: Problem, original: bool) -> Moves:
 def _signs(uniform: Tensor) -> Tensor:
     """-1 or +1 with equal chance, of ``uniform`` in [0, 1)."""
     return torch.sign(2 * uniform - 1)
-
-
-def _corner(images: Tensor, side: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Top rows and left columns (...) of windows, of ``uniform`` (..., 2 or more); as published, the last possible
-    place is never taken.
-    """
-    height, width = images.shape[2:]
-    return ((height - side) * uniform[..., 0]).long(), ((width - side) * uniform[..., 1]).long()
-
-
-def _inside(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """True inside the windows: (n, 1, H, W) for ``images`` (n, C, H, W)."""
-    rows, columns = (_bands(size, side, images.device) for size in images.shape[2:])
-    return rows[top][:, None, :, None] & columns[left][:, None, None, :]
-
-
-@lru_cache(maxsize=64)
-def _bands(size: int, side: int, device: torch.device) -> Tensor:
-    """Row p is true at ``side`` of ``size`` places from p on; bool (size, size)."""
-    ahead = torch.arange(size, device=device) - torch.arange(size, device=device)[:, None]
-    return (ahead >= 0) & (ahead < side)
-
-
-def _window(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """Places (..., side * side) of the windows' pixels in the flattened planes of ``images``; corners (...)."""
-    width = images.shape[3]
-    steps = torch.arange(side, device=images.device)
-    return (top * width + left)[..., None] + (steps[:, None] * width + steps).flatten()
-
-
-def _values(images: Tensor, place: Tensor) -> Tensor:
-    """What ``images`` (n, C, H, W) hold at the places (n, K, P) of their planes: (n, C, K, P)."""
-    planes = images.flatten(2)
-    everywhere = place.flatten(1)[:, None].expand(-1, planes.shape[1], -1)
-    return planes.gather(2, everywhere).unflatten(2, place.shape[1:])
-
-
-def _overlap(down: Tensor, right: Tensor, side: int) -> Tensor:
-    """Which pixels of windows also belong to others whose corners lie so far ``down`` and ``right`` (...) of theirs:
-    bool (..., side * side).
-    """
-    steps = torch.arange(side, device=down.device)
-    rows, columns = steps - down[..., None], steps - right[..., None]
-    inside = [(place >= 0) & (place < side) for place in (rows, columns)]
-    return (inside[0][..., :, None] & inside[1][..., None, :]).flatten(-2)
-
-
-@lru_cache(maxsize=64)
-def _pattern(side: int, power: int) -> Tensor:
-    """Two opposite bumps, one above the other, (side, side); L2 mass 1 for power 2, L1 mass 1 for power 4."""
-    above, below = _bump(side // 2, side, power), _bump(side - side // 2, side, power)
-    return _unit_mass(torch.cat([above, -below]), power)
-
-
-def _bump(height: int, width: int, power: int) -> Tensor:
-    """A bump of nested rectangles around the middle, the k-th adding 1 / k^power."""
-    rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
-    ring = torch.maximum(rows.abs()[:, None], columns.abs()[None, :])
-    bump = torch.zeros(height, width)
-    for k in range(max(height // 2, width // 2) + 1):
-        bump += (ring <= k) * (1 / torch.tensor([k + 1.0]) ** power)
-    return _unit_mass(bump, power)
-
-
-def _unit_mass(pattern: Tensor, power: int) -> Tensor:
-    return pattern / (pattern.square().sum().sqrt() if power == 2 else pattern.abs().sum())

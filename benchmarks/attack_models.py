@@ -16,7 +16,7 @@ from agents.training import train
 from envs import load_dataset
 
 NETWORK = "small"
-# Radii at which standard training leaves next to nothing (False), and training against the Linf ball much (True).
+# Radii at which standard training leaves nothing (False), and training against the Linf ball a quarter or more (True).
 EPS = {
     ("digits", False): {"Linf": 0.2, "L2": 1.0, "L1": 3.0},
     ("digits", True): {"Linf": 0.2, "L2": 0.75, "L1": 1.25},
@@ -63,11 +63,17 @@ class Setting:
 
 def classifier_of(setting: Setting, runs: Path, data_root: Path | None, console: Console) -> nn.Module:
     """Return the setting's classifier, trained now unless it is in ``runs``."""
-    path = runs / setting.name.replace(" ", "-")
+    return trained(setting.config(runs / setting.name.replace(" ", "-"), data_root), console)
+
+
+def trained(config: TrainConfig, console: Console) -> nn.Module:
+    """Return the classifier of a training, which runs now unless it is in ``config.run_dir``."""
+    path = config.run_dir
+    assert path is not None
     if not (path / "summary.json").is_file():
-        console.print(f"training {setting.name}")
+        console.print(f"training {path.name}")
         shutil.rmtree(path, ignore_errors=True)  # a training that was cut short
-        train(setting.config(path, data_root))
+        train(config)
     return load_classifier(path)
 
 

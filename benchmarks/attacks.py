@@ -140,7 +140,7 @@ def pgd_cell(
 ) -> dict[str, Any]:
     """PGD-100 on images that are classified correctly, or on those of them that PGD does not break."""
     step = eps / 8
-    keep = ~misclassified(_logits(model, x), y)
+    keep = ~misclassified(logits_of(model, x), y)
     x, y = x[keep], y[keep]
     if survivors:
         left = ~attacks.pgd(
@@ -162,7 +162,7 @@ def pgd_cell(
             taken, adversarial = timed(run)
             if seed:  # the first is for warming up
                 seconds[name].append(taken)
-                survived = ~misclassified(_logits(model, adversarial), y)
+                survived = ~misclassified(logits_of(model, adversarial), y)
                 accuracy[name].append(survived.double().mean().item())
     return {
         "images": len(x),
@@ -198,7 +198,7 @@ def autoattack_cell(model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: floa
 
 def _outcome(model: nn.Module, y: Tensor, found: Tensor | attacks.AutoAttackResult) -> dict[str, Any]:
     if isinstance(found, Tensor):
-        return _survival(~misclassified(_logits(model, found), y))
+        return _survival(~misclassified(logits_of(model, found), y))
     return _survival(~found.success) | {
         "accuracies": found.accuracies(),
         "queries": int(found.queries.sum()),
@@ -239,7 +239,8 @@ class Store:
         self.found[kind].append(read_json(path))
 
 
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (n, K) of images (n, ...), in parts."""
     with torch.no_grad():
         return torch.cat([model(part) for part in x.split(500)])
 

@@ -23,17 +23,15 @@ from torch import Tensor, nn
 
 import attacks
 from agents.adversarial_config import AdversarialConfig
-from agents.classifier import load_classifier
 from agents.config import TrainConfig
-from agents.training import train
 from attacks.losses import misclassified
-from benchmarks.attack_models import test_images
+from benchmarks.attack_models import test_images, trained
 from benchmarks.attack_page import GOALS, against_goal, table
 from benchmarks.attack_peers import load_peer, pgd_peer, published_autoattack
+from benchmarks.attacks import STEPS, logits_of
 from benchmarks.common import describe_machine, machine_line, timed, write_results
 from envs.errors import InputError
 
-STEPS = 100
 HEADINGS = ("classifier", "attack", "contestant", "seconds", "GPU busy", "ratio", "goal", "robust accuracy")
 PEERS = ("torchattacks", "foolbox", "adv-lib")
 
@@ -72,29 +70,19 @@ def main(
     rows = []
     for adversarial in (False, True):
         kind = "adversarial" if adversarial else "fragile"
-        path = runs / f"{network}-{kind}"
-        if not (path / "summary.json").is_file():
-            console.print(f"training {path.name}")
-            shutil.rmtree(path, ignore_errors=True)  # a training that was cut short
-            ball = (
-                AdversarialConfig("pgd", eps=eps, norm="Linf", steps=7)
-                if adversarial
-                else AdversarialConfig()
-            )
-            train(
-                TrainConfig(
-                    algo="supervised",
-                    dataset=dataset,
-                    data_root=data_root,
-                    network=network,
-                    passes=passes,
-                    adversarial=ball,
-                    attack=False,
-                    device=device.type,
-                    run_dir=path,
-                )
-            )
-        model = load_classifier(path).to(device)
+        ball = AdversarialConfig("pgd", eps=eps, norm="Linf", steps=7) if adversarial else AdversarialConfig()
+        config = TrainConfig(
+            algo="supervised",
+            dataset=dataset,
+            data_root=data_root,
+            network=network,
+            passes=passes,
+            adversarial=ball,
+            attack=False,
+            device=device.type,
+            run_dir=runs / f"{network}-{kind}",
+        )
+        model = trained(config, console).to(device)
         attacks.pgd(model, x, y, norm="Linf", eps=eps, steps=3)
         for attack, contestants in (
             ("pgd", pgd_contestants(model, x, y, eps, peers)),
@@ -140,9 +128,7 @@ def measure(model: nn.Module, y: Tensor, run: Callable[[], Tensor]) -> dict[str,
     found: list[Tensor] = []
     with utilisation() as samples:
         seconds = timed(lambda: found.append(run()))
-    with torch.no_grad():
-        logits = torch.cat([model(part) for part in found[0].split(500)])
-    survived = ~misclassified(logits, y)
+    survived = ~misclassified(logits_of(model, found[0]), y)
     return {
         "seconds": seconds,
         "utilisation": mean(samples) if samples else None,

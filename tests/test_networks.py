@@ -263,3 +263,14 @@ def test_networks_that_do_not_take_the_fast_layout_keep_their_own(channels):
     ]
     assert torch.equal(classifier(images.to(memory_format=torch.channels_last)), before)
     assert all(module.training for module in classifier.modules())
+
+
+def test_rows_by_view_need_no_convolution_to_fail_in_the_fast_layout():
+    class Rows(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.view(len(x), -1))
+
+    classifier = new_classifier((3, 8, 8), 10, lambda shape: Rows(math.prod(shape), 16))
+    images = torch.rand(4, 3, 8, 8)
+    laid_out = images.to(memory_format=torch.channels_last)
+    assert torch.equal(to_fast_layout(classifier)(laid_out), classifier(images))
