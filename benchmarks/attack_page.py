@@ -66,7 +66,8 @@ _MEMORY_TEXT = (
 )
 _REPEAT = (
     "Repeat with `python -m benchmarks.attacks --data-root DIR` (MNIST lies in DIR; without it, digits alone). Peers: "
-    "`pip install pyautoattack foolbox adv-lib`, and `pip install torchattacks --no-deps`."
+    "`pip install pyautoattack foolbox`, `pip install torchattacks --no-deps`, and for adv-lib, whose visdom builds "
+    'with an older setuptools alone, `pip install "setuptools<81" wheel && pip install --no-build-isolation adv-lib`.'
 )
 _PGD_HEADINGS = ("classifier", "images", "contestant", "seconds", "ratio", "goal", "robust accuracy")
 _SPEED_HEADINGS = (

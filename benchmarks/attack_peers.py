@@ -16,7 +16,11 @@ Attack = Callable[[], Tensor]
 PEERS = {
     "torchattacks": ("torchattacks", "torchattacks --no-deps"),
     "foolbox": ("foolbox", "foolbox"),
-    "adv-lib": ("adv_lib.attacks", "adv-lib"),
+    # visdom, which adv-lib needs, builds with an older setuptools alone.
+    "adv-lib": (
+        "adv_lib.attacks",
+        '"setuptools<81" wheel && pip install --no-build-isolation adv-lib',
+    ),
     "pyautoattack": ("pyautoattack.autoattack", "pyautoattack"),
 }
 
