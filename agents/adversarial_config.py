@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from agents.cli import parse_number
+from agents.common.command_line import parse_number
 from envs.errors import InputError
 
 DIRECT = ("supervised", "reinforce", "epg")

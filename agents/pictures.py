@@ -10,6 +10,8 @@ def picture_callbacks(config: TrainConfig, validation: ImageDataset) -> list[Bas
     """Return what draws the pictures that ``config`` asks for, on images of ``validation``."""
     if config.pictures_every is None:
         return []
-    from eval.callback import PictureCallback  # upwards: evaluation rests on training, but a run may show it
+    from eval.mechanism.callback import (
+        PictureCallback,  # upwards: evaluation rests on training, but a run may show it
+    )
 
     return [PictureCallback(validation, config.pictures_every)]

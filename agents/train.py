@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from agents.cli import run_cli
+from agents.common.command_line import run_cli
 from agents.config import TrainConfig
 from agents.presets import preset_from, print_presets
 
@@ -13,7 +13,7 @@ def main(config: TrainConfig) -> None:
     if config.list_presets:
         print_presets()
         return
-    from agents.training import train
+    from agents.training.run import train
 
     train(config)
 

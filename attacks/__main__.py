@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from eval.attack import main
+    from eval.attack.command import main
 
     sys.exit(main())

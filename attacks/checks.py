@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.errors import AttackError
-from attacks.forward import Model, Oracle, check_labels, forward, frozen
-from attacks.losses import cross_entropy, get_loss, margin, misclassified
-from attacks.problem import Problem, pose
+from attacks.core.errors import AttackError
+from attacks.core.inputs import Problem, pose
+from attacks.core.losses import cross_entropy, get_loss, margin, misclassified
+from attacks.core.model import Model, Oracle, check_labels, forward, frozen
 
 # As in AutoAttack's own checks: L2 distance of normalised logits, and range and sum of a softmax.
 _RANDOM = 1e-4

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.errors import AttackError
-from attacks.forward import Model, Oracle, forward, frozen
-from attacks.losses import misclassified
-from attacks.problem import Problem, pose
-from attacks.result import AttackResult, finish, in_batches
-from attacks.threat import per_sample
+from attacks.core.errors import AttackError
+from attacks.core.inputs import Problem, pose
+from attacks.core.losses import misclassified
+from attacks.core.model import Model, Oracle, forward, frozen
+from attacks.core.norms import per_sample
+from attacks.core.result import AttackResult, finish, in_batches
 
 _START_TRIES = 50  # random images in which a misclassified start is looked for, per sample
 

@@ -1,6 +1,6 @@
 """The audit's confusion table: does it find models that are masked in known ways, and spare sound ones?
 
-``python -m benchmarks.audit`` trains small networks on scikit-learn's digits, masks them as ``tests.masked_models``
+``python -m benchmarks.audit`` trains small networks on scikit-learn's digits, masks them as ``masked_models``
 says, audits each, compares the corrected accuracy with AutoAttack's on the unmasked model, and writes
 ``docs/results/audit.{json,md}``. The audit sees a classifier and images, nothing else.
 """
@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from attacks.autoattack import autoattack
+from attacks.autoattack.autoattack import autoattack
 from benchmarks.common import describe_machine, machine_line, write_results
 from eval.audit import Cause, audit
-from eval.tables import percent
-from tests.masked_models import EPS, MASKED, NORM, SOUND, Case, images
+from eval.core.formatting import percent
+from tests.support.masked_models import EPS, MASKED, NORM, SOUND, Case, images
 
 # Thresholds were set on seeds 0 to 2 (and 100); the figures are of others.
 _SEED = 10

@@ -6,10 +6,10 @@ import torch
 import tyro
 
 from agents import load_classifier
-from attacks import pgd
+from attacks.gradient import pgd
 from envs import load_dataset
-from eval.figures import save_figure
-from eval.plots import adversarial_grid
+from eval.core.plot_style import save_figure
+from eval.mechanism.plots import adversarial_grid
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "digits.png"
 

@@ -13,8 +13,8 @@ import torch
 from envs.data.cache import content_fingerprint, load
 from envs.data.digits import digits_source
 from envs.data.folder import folder_source, imagenet100_source
+from envs.data.locations import default_root, user_root
 from envs.data.npz import npz_source
-from envs.data.places import default_root, user_root
 from envs.data.published import PUBLISHED, published_source
 from envs.data.source import Source, is_plain
 from envs.errors import InputError, unknown_name

@@ -12,10 +12,10 @@ from gymnasium.error import ResetNeeded
 from envs.arguments import check_render_mode, resolve_dataset
 from envs.augment import Augmentation, augment_one
 from envs.datasets import ImageDataset
-from envs.deal import Deal, iid_draw
 from envs.errors import InputError
 from envs.render import render_image
 from envs.rng import to_int64
+from envs.sampling import Deal, iid_draw
 from envs.task import ImageTask
 
 

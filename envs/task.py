@@ -11,9 +11,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.augment import Augmentation, augment
-from envs.deal import ORDERS, Deal
 from envs.errors import InputError, unknown_name
 from envs.rng import hash_tensor, to_int64
+from envs.sampling import ORDERS, Deal
 
 if TYPE_CHECKING:
     from envs.datasets import ImageDataset

@@ -34,7 +34,7 @@ def event_files_in_order(monkeypatch):
 def digits_run(tmp_path_factory):
     """The directory of a finished run: digits, network ``small``, 95 % or more of the test images right."""
     from agents.config import TrainConfig
-    from agents.training import train
+    from agents.training.run import train
 
     path = tmp_path_factory.mktemp("digits") / "run"
     config = TrainConfig(algo="supervised", total_images=8_000, attack=False, progress=False, run_dir=path)

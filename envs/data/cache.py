@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.data.places import locked, make_directory
+from envs.data.locations import locked, make_directory
 from envs.data.source import NOTES, Decoded, Source
 from envs.errors import InputError
 

@@ -18,7 +18,7 @@ import numpy as np
 from envs._torchvision import import_torchvision
 from envs.data.cifar import read_batch, read_class_names
 from envs.data.formats import read_idx, read_stl10
-from envs.data.places import locked, make_directory
+from envs.data.locations import locked, make_directory
 from envs.data.source import NOTES, Allocate, Arrays, Decoded, Source, check_labels, readable, stamp_files
 from envs.data.splits import arrange
 from envs.errors import InputError

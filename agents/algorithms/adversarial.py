@@ -1,0 +1,241 @@
+"""Adversarial training: the attack inside the training step, and the three ways in which its images enter the loss.
+
+The attack is the literature's, without what a verified attack needs: no copies to the host, no early stop, no
+per-sample random streams. Random starts come from PyTorch's global generator, so that a resumed run repeats them.
+
+While images are crafted, parameters need no gradient, dropout is off, and BatchNorm uses its running statistics and
+keeps them: the attack aims at the classifier that will be deployed, one batch's neighbours do not leak into an image's
+gradient, and the running statistics stay those of images that were trained on (Pang et al. 2021 find crafting in eval
+mode slightly better).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents.adversarial_config import AdversarialConfig, default_step_size
+from agents.algorithms import losses
+from attacks.core.model import frozen
+from attacks.core.norms import Norm, get_norm
+from attacks.core.rng import Draws
+from envs.errors import InputError
+
+if TYPE_CHECKING:
+    from agents.algorithms.single_pass import Batch, DirectAlgorithm
+
+Objective = Callable[[Tensor], Tensor]
+_TRADES_NOISE = (
+    0.001  # standard deviation of TRADES' start; at the clean image the divergence has no gradient
+)
+
+
+class GlobalDraws(Draws):
+    """The draws that a `Norm` asks for, from PyTorch's global generator: one stream, cheap, restored on resume."""
+
+    def fork(self, *path: int | Tensor) -> "GlobalDraws":
+        """Return itself: every draw is new anyway."""
+        return self
+
+    def uniform(self, shape: tuple[int, ...] = ()) -> Tensor:
+        """Return float32 (N, *shape), uniform in [0, 1)."""
+        return torch.rand(len(self), *shape, device=self.keys.device)
+
+    def normal(self, shape: tuple[int, ...] = ()) -> Tensor:
+        """Return float32 (N, *shape), standard normal."""
+        return torch.randn(len(self), *shape, device=self.keys.device)
+
+    def signs(self, shape: tuple[int, ...] = ()) -> Tensor:
+        """Return float32 (N, *shape), -1 or +1 with equal chance."""
+        return torch.randint(0, 2, (len(self), *shape), device=self.keys.device).float().mul_(2).sub_(1)
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """The attack inside the training step: steepest ascent of an objective inside the ball and [0, 1].
+
+    Attributes:
+        norm: of the ball.
+        eps: its radius, in units of pixels in [0, 1].
+        steps: gradient steps.
+        step_size: length of one, in the same units.
+        start: ``clean`` (FGSM), ``random`` (uniform in the ball: Madry et al. 2018) or ``gaussian`` (TRADES).
+    """
+
+    norm: Norm
+    eps: float
+    steps: int
+    step_size: float
+    start: Literal["clean", "random", "gaussian"]
+
+    def climb(self, objective: Objective, pixels: Tensor) -> Tensor:
+        """Return attacked images; one forward and one backward pass per step, and nothing waits for the device.
+
+        Args:
+            objective: from images ``(N, C, H, W)`` to a scalar, the sum or mean of per-image objectives.
+            pixels: float images in [0, 1], ``(N, C, H, W)``.
+        """
+        eps, step = (pixels.new_full((len(pixels),), value) for value in (self.eps, self.step_size))
+        # One buffer with the strides of `pixels`: arithmetic may lose channels_last where C is 1, and convolutions then
+        # take 1.7 times as long.
+        attacked = torch.empty_like(pixels).copy_(self._begin(pixels, eps))
+        for _ in range(self.steps):
+            leaf = attacked.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(leaf), leaf)
+            attacked.copy_(self.norm.confine(self.norm.ascend(attacked, gradient, step), pixels, eps))
+        return attacked
+
+    def _begin(self, pixels: Tensor, eps: Tensor) -> Tensor:
+        if self.start == "clean":
+            return pixels
+        if self.start == "gaussian":
+            moved = pixels + _TRADES_NOISE * torch.randn_like(pixels)
+        else:
+            draws = GlobalDraws(torch.empty(len(pixels), dtype=torch.int64, device=pixels.device))
+            moved = pixels + self.norm.random(draws, tuple(pixels.shape[1:]), eps)
+        return self.norm.confine(moved, pixels, eps)
+
+
+def make_ascent(
+    norm: str, eps: float, steps: int, step_size: float | None, start: str, shape: tuple[int, ...]
+) -> Ascent:
+    """Return the attack for images of ``shape`` (C, H, W); ``step_size`` None means 2.5 eps / steps, at most 1.25 eps.
+
+    Raises:
+        InputError: a radius, step or start is out of range.
+        AttackError: the norm is unknown.
+    """
+    chosen = get_norm(norm)
+    diameter = chosen.diameter(torch.Size(shape).numel())
+    if not 0 < eps <= diameter:
+        raise InputError(
+            f"eps is {eps:g}; expected above 0 and at most {diameter:g}, the {norm} diameter of {shape} images in "
+            "[0, 1]; on the 0..255 scale, divide by 255"
+        )
+    if steps < 1:
+        raise InputError(f"steps is {steps}; expected at least 1")
+    if step_size is not None and not step_size > 0:
+        raise InputError(f"step_size is {step_size}; expected a number above 0")
+    if start not in ("clean", "random", "gaussian"):
+        raise InputError(f"start is {start!r}; expected clean, random or gaussian")
+    return Ascent(chosen, eps, steps, step_size or default_step_size(eps, steps), start)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class AdversarialTraining:
+    """One regime of adversarial training, as `DirectAlgorithm.adversarial` takes it.
+
+    Attributes:
+        ascent: the attack.
+        rule: ``add``: L(x) + weight L(x_adv). ``replace``: L(x_adv). ``trades``: L(x) + weight KL(p(x) || p(x_adv)).
+        weight: of the adversarial term; unused by ``replace``.
+        objective: what the attack raises under ``add`` and ``replace``: the algorithm's ``own`` loss, or ``ce``.
+        share: of the images that ``replace`` attacks.
+        begins: images trained on before the first attack.
+    """
+
+    ascent: Ascent
+    rule: Literal["add", "replace", "trades"] = "replace"
+    weight: float = 1.0
+    objective: Literal["own", "ce"] = "ce"
+    share: float = 1.0
+    begins: int = 0
+
+
+def plan(config: AdversarialConfig, shape: tuple[int, ...], train_size: int) -> AdversarialTraining:
+    """Return the regime that the options describe, for images of ``shape`` and passes of ``train_size`` images.
+
+    Raises:
+        InputError: the radius is larger than the images allow.
+    """
+    eps = config.full_eps(shape[0])
+    start = {"fgsm": "clean", "pgd": "random", "trades": "gaussian"}[config.method]
+    ascent = make_ascent(
+        config.norm or "Linf", eps, config.full_steps(), config.full_step_size(eps), start, shape
+    )
+    return AdversarialTraining(
+        ascent,
+        config.rule,
+        config.full_weight(),
+        config.full_objective(),
+        config.share or 1.0,
+        round((config.start or 0) * train_size),
+    )
+
+
+@contextmanager
+def crafting(module: nn.Module) -> Iterator[None]:
+    """Within this context ``module`` is as attacks need it: eval mode, frozen parameters, gradients on.
+
+    The modes of all submodules are set and restored one by one, because some are held on purpose.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        with frozen(module), torch.enable_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def attacked_images(
+    algorithm: "DirectAlgorithm", pixels: Tensor, labels: Tensor, action_rewards: Tensor
+) -> Tensor:
+    """Return the images ``(N, C, H, W)`` that the algorithm's regime makes of ``pixels``, without a graph.
+
+    Args:
+        algorithm: one with a regime; its policy is attacked.
+        pixels: float images in [0, 1], ``(N, C, H, W)``.
+        labels: int64 ``(N,)``, the labels that rewards use.
+        action_rewards: float32 ``(N, K)``, the reward of every action.
+    """
+    regime = algorithm.adversarial
+    assert regime is not None
+    policy = algorithm.policy
+
+    def own(images: Tensor) -> Tensor:
+        batch = algorithm.answer(images, labels, action_rewards)
+        return algorithm.loss(batch.logits, batch)
+
+    def cross_entropy(images: Tensor) -> Tensor:
+        return F.cross_entropy(policy.logits(images).float(), labels, reduction="sum")
+
+    with crafting(policy):
+        if regime.rule == "trades":
+            with torch.no_grad():
+                clean = policy.logits(pixels).float()
+            return regime.ascent.climb(
+                lambda images: losses.divergence(clean, policy.logits(images).float()), pixels
+            )
+        attacked = regime.ascent.climb(own if regime.objective == "own" else cross_entropy, pixels)
+    if regime.rule == "replace" and regime.share < 1:
+        chosen = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < regime.share
+        attacked = torch.where(chosen, attacked, pixels)
+    return attacked
+
+
+def adversarial_term(
+    algorithm: "DirectAlgorithm", batch: "Batch", labels: Tensor, action_rewards: Tensor
+) -> Tensor:
+    """Return what the rules ``add`` and ``trades`` add to the loss of a batch of clean images, weight included.
+
+    Under ``add`` the attacked images are answered anew: their actions are drawn from the policy on these images and
+    earn their own rewards, so the term is the algorithm's own loss, on policy, as if the images had been shown.
+    """
+    regime = algorithm.adversarial
+    assert regime is not None
+    images = attacked_images(algorithm, batch.pixels, labels, action_rewards)
+    attacked = algorithm.answer(images, labels, action_rewards)
+    if regime.rule == "trades":
+        loss = losses.divergence(batch.logits, attacked.logits)
+    else:
+        loss = algorithm.loss(attacked.logits, attacked)
+    accuracy = (attacked.logits.detach().argmax(-1) == labels).float().mean()
+    algorithm.statistics.add(adversarial_loss=loss, adversarial_accuracy=accuracy)
+    return regime.weight * loss

@@ -1,0 +1,103 @@
+"""DQN on tensors: Stable-Baselines3's update over a replay memory of indices."""
+
+from typing import Any, cast
+
+import torch
+from stable_baselines3 import dqn
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
+from torch import Tensor
+
+from agents.algorithms.base import ImageAlgorithm
+from agents.algorithms.buffers import ImageReplayBuffer
+
+
+class DQN(ImageAlgorithm, dqn.DQN):
+    """SB3's DQN (Mnih et al. 2015) with device-resident replay where the environment offers tensors.
+
+    With a NumPy environment everything is SB3's own. Exploration is epsilon-greedy, image by image.
+    """
+
+    replay_buffer: ReplayBuffer | ImageReplayBuffer | None  # type: ignore[assignment]
+
+    def _setup_model(self) -> None:
+        if self.replay_buffer_class is None and getattr(self.env, "tensors", False):
+            self.replay_buffer_class = ImageReplayBuffer  # type: ignore[assignment]
+        super()._setup_model()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "replay_buffer_class"]  # chosen anew for the environment
+
+    def collect_rollouts(
+        self,
+        env: Any,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        action_noise: ActionNoise | None = None,
+        learning_starts: int = 0,
+        log_interval: int | None = None,
+    ) -> RolloutReturn:
+        """Store ``train_freq.frequency`` steps of every environment in the replay memory."""
+        self._check_env_kind(env, tensors=isinstance(replay_buffer, ImageReplayBuffer))
+        if not isinstance(replay_buffer, ImageReplayBuffer):
+            return super().collect_rollouts(
+                env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
+            )
+        self.policy.set_training_mode(False)
+        replay_buffer.task = env.task
+        callback.on_rollout_start()
+        for step in range(train_freq.frequency):
+            self._collect_step(env, replay_buffer)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return RolloutReturn((step + 1) * env.num_envs, 0, continue_training=False)
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self._on_step()
+        callback.on_rollout_end()
+        return RolloutReturn(train_freq.frequency * env.num_envs, 0, continue_training=True)
+
+    def _collect_step(self, env: Any, buffer: ImageReplayBuffer) -> None:
+        task = env.task
+        indices, augment_seeds, labels = task.indices, task.augment_seeds, task.labels
+        actions = self._explore(env.num_envs)
+        self._last_obs, rewards, dones, _ = env.step(actions)
+        buffer.add_step(
+            indices=indices,
+            augment_seeds=augment_seeds,
+            next_indices=task.indices,
+            next_augment_seeds=task.augment_seeds,
+            actions=actions,
+            rewards=rewards,
+            dones=dones.float(),
+        )
+        self.num_timesteps += env.num_envs
+        self.statistics.add(reward=rewards, accuracy=actions == labels)
+
+    @torch.no_grad()
+    def _explore(self, num_envs: int) -> Tensor:
+        """Return epsilon-greedy actions ``(num_envs,)``; before ``learning_starts`` all are random."""
+        random = torch.randint(int(self.action_space.n), (num_envs,), device=self.device)  # type: ignore[attr-defined]
+        if self.num_timesteps < self.learning_starts:
+            return random
+        greedy = self.q_net(self._last_obs).argmax(-1)
+        return torch.where(torch.rand(num_envs, device=self.device) < self.exploration_rate, random, greedy)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Run SB3's update and watch the weights for NaN."""
+        super().train(gradient_steps, batch_size)
+        self.watch_weights()
+
+    def training_state(self) -> dict[str, Any]:
+        """Return all that :meth:`load_training_state` needs, the replay memory included."""
+        replay = cast(ImageReplayBuffer, self.replay_buffer).state_dict()
+        own = {"replay": replay, "calls": self._n_calls, "eps": self.exploration_rate}
+        return super().training_state() | own
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`training_state` returned."""
+        super().load_training_state(state)
+        cast(ImageReplayBuffer, self.replay_buffer).load_state_dict(state["replay"])
+        self._n_calls, self.exploration_rate = state["calls"], state["eps"]

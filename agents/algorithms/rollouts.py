@@ -1,0 +1,113 @@
+"""PPO and A2C on tensors: Stable-Baselines3's updates over rollouts that never leave the device."""
+
+from typing import Any
+
+import torch
+from stable_baselines3 import a2c, ppo
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import Tensor
+
+from agents.algorithms.base import ImageAlgorithm
+from agents.algorithms.buffers import ImageRolloutBuffer
+from agents.algorithms.ppo_update import update
+from agents.models.layers import frozen_batchnorm, refresh_batchnorm, sample_seeds
+from agents.models.policy import ImagePolicy
+
+
+class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
+    """Collects rollouts as tensors where the environment offers them; everything else is SB3's.
+
+    With a NumPy environment (``sb3_env(tensors=False)`` or any other) the collection is SB3's own.
+    BatchNorm statistics are refreshed at the start of a rollout and then held, and dropout masks belong to the image,
+    so the policy that acts is the policy that is updated.
+    """
+
+    policy: ImagePolicy
+    rollout_buffer: Any  # an ImageRolloutBuffer, or SB3's with a NumPy environment
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None and getattr(self.env, "tensors", False):
+            self.rollout_buffer_class = getattr(self.env, "rollout_buffer_class", ImageRolloutBuffer)
+        super()._setup_model()
+        self._parameters = list(self.policy.parameters())
+
+    def _excluded_save_params(self) -> list[str]:
+        # the buffer is chosen anew for the environment
+        return [*super()._excluded_save_params(), "_parameters", "rollout_buffer_class"]
+
+    def collect_rollouts(
+        self, env: Any, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fill the buffer with ``n_rollout_steps`` steps; return False if the callback asked to stop."""
+        self._check_env_kind(env, tensors=isinstance(rollout_buffer, ImageRolloutBuffer))
+        if not isinstance(rollout_buffer, ImageRolloutBuffer):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        rollout_buffer.reset()
+        rollout_buffer.task = env.task
+        callback.on_rollout_start()
+        with torch.no_grad(), frozen_batchnorm(self.policy):
+            refresh_batchnorm(self.policy.features_extractor, [self.policy.pixels(self._last_obs)])
+            self.policy.set_training_mode(True)
+            for _ in range(n_rollout_steps):
+                dones = self._collect_step(env, rollout_buffer)
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return False
+            values = self._last_values(env, dones)
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        callback.on_rollout_end()
+        return True
+
+    def _collect_step(self, env: Any, buffer: ImageRolloutBuffer) -> Tensor:
+        seeds = torch.randint(2**62, (env.num_envs,), device=self.device)
+        indices, augment_seeds, labels = env.task.indices, env.task.augment_seeds, env.task.labels
+        shown = self._last_obs
+        with sample_seeds(seeds):
+            actions, values, log_probs = self.policy(shown)
+        observations, rewards, dones, _ = env.step(actions)
+        buffer.add_step(
+            shown,
+            indices=indices,
+            augment_seeds=augment_seeds,
+            sample_seeds=seeds,
+            actions=actions,
+            values=values[:, 0],
+            log_probs=log_probs,
+            rewards=rewards,
+            episode_starts=torch.as_tensor(self._last_episode_starts, device=self.device),
+        )
+        self.statistics.add(reward=rewards, accuracy=actions == labels)
+        self._last_obs, self._last_episode_starts = observations, dones
+        self.num_timesteps += env.num_envs
+        return dones
+
+    def _last_values(self, env: Any, dones: Tensor) -> Tensor:
+        """Return the bootstrap values ``(envs,)``; in a bandit every step is terminal and they are not computed."""
+        if env.task.length == 1:
+            return torch.zeros(env.num_envs, device=self.device)
+        return self.policy.predict_values(self._last_obs)[:, 0]
+
+    def train(self) -> None:
+        """Run SB3's update with BatchNorm held at the rollout's statistics."""
+        if not isinstance(self.rollout_buffer, ImageRolloutBuffer):
+            return super().train()
+        with frozen_batchnorm(self.policy):
+            self._update()
+        self.watch_weights()
+        return None
+
+    def _update(self) -> None:
+        super().train()
+
+
+class PPO(TensorRollouts, ppo.PPO):
+    """SB3's PPO (Schulman et al. 2017, arXiv 1707.06347) with device-resident rollouts and updates."""
+
+    def _update(self) -> None:
+        update(self)
+
+
+class A2C(TensorRollouts, a2c.A2C):
+    """SB3's A2C (Mnih et al. 2016, arXiv 1602.01783) with device-resident rollouts."""

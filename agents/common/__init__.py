@@ -1,0 +1,1 @@
+"""Command lines, devices and run directories."""

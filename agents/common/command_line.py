@@ -1,0 +1,128 @@
+"""The frame around every command line: typed options in, one line of error out."""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from attacks.core.errors import AttackError
+from attacks.starting import interruptible
+from envs.allocator import keep_freed_memory
+from envs.errors import InputError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+_LONGEST = 1200  # letters of a message
+
+
+def parse_number(text: str) -> float:
+    """Read ``0.1`` or a fraction such as ``8/255``.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    match = re.fullmatch(r"\s*([^/\s]+)\s*(?:/\s*([^/\s]+)\s*)?", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a number; expected e.g. 0.1 or 8/255")
+    try:
+        return float(match[1]) / float(match[2] or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is not a number; expected e.g. 0.1 or 8/255") from None
+
+
+@interruptible()
+def run_cli(
+    main: Callable[[Any], int | None],
+    config_class: Any,
+    prog: str,
+    argv: Sequence[str] | None = None,
+    defaults: Callable[[Sequence[str]], Any | None] | None = None,
+) -> int:
+    """Parse ``argv`` into ``config_class``, call ``main`` with it, and return the exit status.
+
+    Errors meant for people (:class:`InputError`, :class:`AttackError`, :class:`OSError`) become one line on standard
+    error and status 2; Ctrl-C becomes status 130. ``--debug`` anywhere on the line shows the traceback as well.
+    ``defaults`` may look at the arguments and return the configuration that they override.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        start = defaults(arguments) if defaults else None
+        known = {} if start is None else {"default": start}
+        keep_freed_memory()
+        options: dict[str, Any] = {"prog": prog, "args": arguments, "description": main.__doc__, **known}
+        return main(_parse(config_class, options)) or 0
+    except SystemExit as stop:  # the help has been printed
+        return stop.code if isinstance(stop.code, int) else USAGE_ERROR
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (InputError, AttackError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt as interrupt:
+        if debug:
+            traceback.print_exc()
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parse(config_class: Any, options: dict[str, Any]) -> Any:
+    """Return the configuration that the command line describes; ``options`` are those of ``tyro.cli``.
+
+    Raises:
+        InputError: it cannot be read; tyro's own message fills a box.
+        SystemExit: it asks for help, which has been printed.
+    """
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(config_class, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(f"{_gist(messages.getvalue())}; see {options['prog']} --help") from None
+
+
+def _gist(message: str) -> str:
+    """Return what matters of tyro's message: the problem, and the option that was perhaps meant."""
+    lines = [line.strip(" |\u2502") for line in message.splitlines()][1:]  # the first is a title
+    problem: list[str] = []
+    for line in lines:
+        if re.match("[-\u2500\u2570]{3}|Got errors", line):
+            if problem:
+                break
+        else:
+            problem.append(line)
+    text = " ".join(" ".join(problem).removeprefix("Error parsing ").split()).rstrip(".")
+    unknown = re.findall(r"--[\w.-]+", text)
+    if not unknown or "Perhaps you meant" not in message:
+        return text
+    names = [name for line in lines if line.startswith("--") for name in re.findall(r"--[\w.-]+", line)]
+    return text + "".join(
+        f"; did you mean {name}?" for name in difflib.get_close_matches(unknown[0], names, 1, 0)
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says as one line that is safe to print: control characters could rewrite a terminal."""
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, InputError):
+        where = f": {error.filename!r}" if error.filename else ""
+        text = f"{error.strerror}{where}; check the path, its permissions and the free space"
+    else:
+        text = " ".join(str(error).split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )

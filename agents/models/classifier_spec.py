@@ -1,0 +1,93 @@
+"""The description of a classifier that its files carry, checked before anything is built from it."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from agents.models.image_network import SPEC_VERSION, Shape
+from envs.errors import InputError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind for kind in (nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid)
+}
+_MAX_PIXELS = 2**22
+_MAX_CLASSES = 2**17
+_MAX_WIDTH = 2**16
+_MAX_HIDDEN = 32
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is needed to build a classifier again.
+
+    Attributes:
+        network: name of the body.
+        shape: image shape (C, H, W).
+        num_classes: K.
+        hidden: layers between body and head: widths of linear layers and names of activations.
+    """
+
+    network: str
+    shape: Shape
+    num_classes: int
+    hidden: tuple[int | str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the description as JSON."""
+        fields = {"version": SPEC_VERSION, "network": self.network, "shape": self.shape}
+        return json.dumps(fields | {"num_classes": self.num_classes, "hidden": self.hidden})
+
+    @classmethod
+    def parse(cls, fields: Any, origin: str) -> "Spec":
+        """Return the description in ``fields``, decoded JSON from the file ``origin``.
+
+        Raises:
+            InputError: a field is missing, of the wrong type, or larger than any image classifier needs.
+        """
+        if not isinstance(fields, dict):
+            raise InputError(f"{origin}: the network's description is no JSON object; save the weights again")
+        version = fields.get("version")
+        if version != SPEC_VERSION:
+            raise InputError(
+                f"{origin}: the network's description has version {str(version)[:20]!r}, expected "
+                f"{SPEC_VERSION}; use the labelbandit that wrote the file"
+            )
+
+        def require(name: str, valid: Callable[[Any], bool], expected: str) -> Any:
+            value = fields.get(name)
+            if not valid(value):
+                raise InputError(f"{origin}: {name} is {str(value)[:60]!r}, expected {expected}")
+            return value
+
+        network = require("network", lambda name: isinstance(name, str) and 0 < len(name) <= 200, "a name")
+        shape = require("shape", _is_shape, f"[C, H, W] with at most {_MAX_PIXELS} values")
+        classes = require("num_classes", lambda n: _is_count(n, _MAX_CLASSES), f"1 to {_MAX_CLASSES}")
+        layers = f"at most {_MAX_HIDDEN} widths up to {_MAX_WIDTH} or names among {', '.join(ACTIVATIONS)}"
+        hidden = require("hidden", _are_layers, layers)
+        return cls(network, tuple(shape), classes, tuple(hidden))
+
+
+def _is_count(value: Any, limit: int) -> bool:
+    return type(value) is int and 1 <= value <= limit
+
+
+def _is_shape(value: Any) -> bool:
+    sides = (
+        isinstance(value, list) and len(value) == 3 and all(_is_count(side, _MAX_PIXELS) for side in value)
+    )
+    return sides and math.prod(value) <= _MAX_PIXELS
+
+
+def _are_layers(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= _MAX_HIDDEN
+        and all(
+            _is_count(layer, _MAX_WIDTH) or (isinstance(layer, str) and layer in ACTIVATIONS)
+            for layer in value
+        )
+    )

@@ -1,0 +1,191 @@
+"""Reading what Stable-Baselines3 saved without unpickling anything and without writing anything to disk.
+
+Such a zip holds ``policy.pth``, a PyTorch archive of tensors, and ``data``, a JSON object whose values are
+pickles in base64 beside a readable description of each. The pickles are never decoded; the descriptions are
+text and tell what weights alone do not: activation functions, image shape, whether pixels were divided by 255.
+"""
+
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.models.classifier_spec import Spec
+from agents.models.image_network import SPEC_VERSION
+from envs.errors import InputError
+
+_MAX_BYTES = (
+    2**31 - 1
+)  # of the zip and of the weights; beyond, zips have another layout (zip64), not read here
+_MAX_DATA = 2**26
+_MAX_ENTRIES = 2**15
+_MAX_RATIO = 200
+_MAX_SPEC = 4096
+_EXPECTED = "expected a policy saved by Stable-Baselines3"
+
+
+def read_sb3_zip(path: Path) -> tuple[Spec, dict[str, Tensor]]:
+    """Return the description and the state dict of the classifier inside the policy saved at ``path``.
+
+    Raises:
+        InputError: the file is no SB3 zip, is damaged or hostile, or its policy is no image classifier.
+    """
+    origin = str(path)
+    try:
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise InputError(f"{path} has {size} bytes; at most {_MAX_BYTES} are read")
+        archive = _open_zip(path.read_bytes(), origin)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; check the path and its permissions"
+        ) from None
+    weights = _tensors(_member(archive, "policy.pth", origin, _MAX_BYTES), f"policy.pth in {origin}")
+    descriptions = _json(_member(archive, "data", origin, _MAX_DATA), f"data in {origin}")
+    return _classifier_parts(weights, descriptions, origin)
+
+
+def _open_zip(content: bytes, name: str) -> zipfile.ZipFile:
+    # zipfile makes an object of every entry that the table of contents claims; each begins with these bytes.
+    if content.count(b"PK\x01\x02") > _MAX_ENTRIES:
+        raise InputError(f"{name} has over {_MAX_ENTRIES} entries; {_EXPECTED}")
+    try:
+        return zipfile.ZipFile(io.BytesIO(content))
+    except Exception as error:  # damaged tables raise half a dozen kinds
+        raise InputError(f"{name} is no zip file, or is damaged ({_line(error)}); {_EXPECTED}") from None
+
+
+def _member(archive: zipfile.ZipFile, member: str, name: str, limit: int) -> bytes:
+    entries = [entry for entry in archive.infolist() if entry.filename == member]
+    if len(entries) != 1:
+        raise InputError(f"{name} has {len(entries)} entries called {member!r}, not one; {_EXPECTED}")
+    entry = entries[0]
+    if entry.file_size > min(limit, _MAX_RATIO * max(entry.compress_size, 1)):
+        sizes = f"{entry.compress_size} to {entry.file_size} bytes"
+        raise InputError(f"{member} in {name} would grow from {sizes} when unpacked; {_EXPECTED}")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise InputError(f"{member} in {name} has compression method {entry.compress_type}; {_EXPECTED}")
+    try:
+        return archive.read(entry)
+    except Exception as error:  # damaged and encrypted members raise half a dozen kinds
+        raise InputError(f"{member} in {name} is damaged ({_line(error)}); copy or save it again") from None
+
+
+def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
+    """Return the state dict in a PyTorch archive; PyTorch compresses nothing, so nothing may grow here."""
+    for entry in _open_zip(content, name).infolist():
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content):
+            raise InputError(f"{name} has compressed records, which PyTorch never writes; {_EXPECTED}")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # hostile and damaged archives raise a dozen kinds
+        raise InputError(
+            f"{name} is damaged or holds more than tensors ({_line(error)}); {_EXPECTED}"
+        ) from None
+    if not isinstance(state, dict) or not all(_is_plain(name, value) for name, value in state.items()):
+        raise InputError(f"{name} is no dictionary from names to plain tensors; {_EXPECTED}")
+    return dict(state)
+
+
+def _is_plain(name: object, value: object) -> bool:
+    """Tell whether ``value`` is an ordinary tensor on the CPU, with memory of its own behind every element."""
+    if (
+        not isinstance(name, str)
+        or not isinstance(value, Tensor)
+        or type(value) not in (Tensor, nn.Parameter)
+    ):
+        return False
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def _json(content: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is no JSON ({_line(error)}); save the policy again") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _described(descriptions: dict[str, Any], section: str, name: str, pattern: str) -> list[str]:
+    """Return the matches of ``pattern`` in what ``section`` says of ``name``, [] if it says nothing."""
+    part = descriptions.get(section)
+    return re.findall(pattern, str(part.get(name))) if isinstance(part, dict) else []
+
+
+def _classifier_parts(
+    weights: dict[str, Tensor], descriptions: dict[str, Any], origin: str
+) -> tuple[Spec, dict[str, Tensor]]:
+    """Sort the weights of a policy into body, hidden layers and head, and describe them."""
+    linear = _linear_layers(weights, "q_net.q_net.") or _linear_layers(weights, "mlp_extractor.policy_net.")
+    if "action_net.weight" in weights:
+        hidden, head, activation = "mlp_extractor.policy_net.", "action_net.", "Tanh"
+        body = "features_extractor."
+        if any(name.startswith(f"pi_{body}") for name in weights):
+            body = f"pi_{body}"
+        layers = max(linear) + 2 if linear else 0  # the last linear layer has its activation behind it
+    elif linear:
+        layers = max(linear)
+        hidden, head, activation = "q_net.q_net.", f"q_net.q_net.{layers}.", "ReLU"
+        body = "q_net.features_extractor."
+    else:
+        raise InputError(
+            f"{origin} holds no classifier; expected an actor-critic or DQN policy, Discrete actions"
+        )
+    if _described(descriptions, "policy_kwargs", "normalize_images", "False"):
+        raise InputError(
+            f"{origin} was trained with normalize_images=False on pixels up to 255; expected [0, 1]"
+        )
+    activation = (_described(descriptions, "policy_kwargs", "activation_fn", r"(\w+)'>") or [activation])[-1]
+
+    fields, new_body = _body_fields(weights, body, descriptions, origin)
+    classes = weights[f"{head}weight"].shape[:1]
+    fields["num_classes"] = classes[0] if classes else 0
+    fields["hidden"] = [linear.get(index, activation) for index in range(layers)]
+    spec = Spec.parse(fields, origin)
+
+    state = {"body.mean": torch.zeros(spec.shape[0]), "body.std": torch.ones(spec.shape[0])}
+    for name, tensor in weights.items():
+        for old, new in ((body, new_body), (head, "head."), (hidden, "hidden.")):
+            if name.startswith(old):
+                state[new + name.removeprefix(old)] = tensor
+                break
+    return spec, state
+
+
+def _linear_layers(weights: dict[str, Tensor], prefix: str) -> dict[int, int]:
+    """Return the output width of every linear layer under ``prefix``, by its number."""
+    found = {}
+    for name, tensor in weights.items():
+        match = re.fullmatch(re.escape(prefix) + r"(\d{1,2})\.weight", name)
+        if match:
+            found[int(match[1])] = tensor.shape[0] if tensor.dim() else 0
+    return found
+
+
+def _body_fields(
+    weights: dict[str, Tensor], prefix: str, descriptions: dict[str, Any], origin: str
+) -> tuple[dict[str, Any], str]:
+    """Return the description of the features extractor under ``prefix``, and our prefix of its weights."""
+    spec = weights.get(f"{prefix}spec")
+    if spec is not None:
+        if spec.dtype != torch.uint8 or spec.dim() != 1 or len(spec) > _MAX_SPEC:
+            raise InputError(f"{origin}: {prefix}spec is no JSON text as bytes; save the policy again")
+        return _json(bytes(spec.tolist()), f"{prefix}spec in {origin}"), "body."
+    if f"{prefix}cnn.0.weight" in weights:
+        shape = [int(side) for side in _described(descriptions, "observation_space", "_shape", r"\d{1,9}")]
+        return {"version": SPEC_VERSION, "network": "nature", "shape": shape}, "body.network."
+    raise InputError(
+        f"{origin}: its features extractor is neither ImageNetwork nor NatureCNN; "
+        "train with features_extractor_class=agents.networks.ImageNetwork, or allow the code in it by --trust"
+    )

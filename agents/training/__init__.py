@@ -1,0 +1,1 @@
+"""One training run: its phases, validation, checkpoints and logs."""

@@ -1,0 +1,116 @@
+"""Checkpoints: everything that an exact continuation needs, in one file that is read without executing anything."""
+
+import contextlib
+import io
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from agents.common.run_dir import RunDir
+from envs.errors import InputError
+from envs.files import write_atomic
+
+if TYPE_CHECKING:
+    from agents.training.callback import TrainingCallback
+
+FORMAT = 1
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the states of the global generators of PyTorch (host and device) and NumPy, as tensors and numbers."""
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - SB3 draws from it
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached],
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restore what :func:`random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def save_checkpoint(run: RunDir, callback: "TrainingCallback", done: bool) -> None:
+    """Write ``checkpoint.pt`` atomically."""
+    model = callback.model
+    state = {
+        "format": FORMAT,
+        "done": done,
+        "algorithm": model.training_state(),  # type: ignore[attr-defined]
+        "callback": callback.state(),
+        "random": random_state(model.device),
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(run.checkpoint_path, buffer.getbuffer())
+
+
+def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
+    """Return the checkpoint on the CPU, or None where the run stopped before its first one.
+
+    Raises:
+        InputError: the file is damaged, or of another format.
+        OSError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(run.checkpoint_path) as archive:
+            broken = archive.testzip()  # compares check sums, which PyTorch writes and does not read
+        if broken is not None:
+            raise ValueError(f"the check sum of {broken} is wrong")
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(run.checkpoint_path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        raise
+    except pickle.UnpicklingError:  # PyTorch's own message advises to execute what is in the file
+        raise InputError(
+            f"{run.checkpoint_path} is damaged or holds more than tensors and numbers; train the run anew"
+        ) from None
+    except Exception as error:  # damaged files raise a dozen kinds
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{run.checkpoint_path} is damaged ({reason}); train the run anew") from None
+    found = state.get("format") if isinstance(state, dict) else None
+    if type(found) is not int or found != FORMAT:
+        raise InputError(f"{run.checkpoint_path} is not of format {FORMAT}; train the run anew")
+    with restoring(run):
+        _check(state)
+    return state
+
+
+def _check(state: dict[str, Any]) -> None:
+    """Raise if what is used before the algorithm is there is missing, or of the wrong type."""
+    algorithm, callback = state["algorithm"], state["callback"]
+    counts = (callback["phase"], callback["metrics_bytes"], algorithm["counters"]["num_timesteps"])
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"counts {counts}")
+    if type(state["done"]) is not bool or not isinstance(state["random"], dict):
+        raise ValueError("done or random of the wrong type")
+
+
+@contextlib.contextmanager
+def restoring(run: RunDir) -> Iterator[None]:
+    """Turn whatever goes wrong while a checkpoint's content is put to use into one clear error.
+
+    Raises:
+        InputError: something did; what the file holds is not what this run writes.
+    """
+    try:
+        yield
+    except Exception as error:  # anything may be missing, of another type or of another shape
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(
+            f"{run.checkpoint_path} does not fit {run.config_path.name} ({reason}); train the run anew"
+        ) from None

@@ -1,0 +1,138 @@
+"""The end of a training run: test accuracy, first attacks, and the table that people read."""
+
+import shlex
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+import attacks
+from agents.adversarial_config import usual_radius
+from agents.common.run_dir import RunDir
+from agents.models.classifier import Classifier
+from agents.training.validation import evaluate, to_pixels
+from envs import ImageDataset
+from envs.errors import InputError
+from envs.files import read_json
+
+ATTACKED_IMAGES = 1000
+CLEVERHANS_BATCH = 256  # images over which that protocol averages the loss: eval's default too
+
+
+def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) -> list[dict[str, Any]]:
+    """Attack up to 1,000 test images by FGSM and PGD, at the radii usual for their kind of image.
+
+    Returns:
+        One row per attack: name, norm, eps, protocol, accuracy in [0, 1], share of steps shortened by cleverhans'
+        floor (None where it does not apply), seconds.
+    """
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    images = to_pixels(test.images[:ATTACKED_IMAGES].to(device))
+    labels = test.labels[:ATTACKED_IMAGES].to(device)
+    radii = {norm: usual_radius(norm, test.shape[0]) for norm in ("Linf", "L2")}
+    plan: list[tuple[str, str, dict[str, Any]]] = [
+        ("fgsm", "Linf", {}),
+        ("pgd", "Linf", {"protocol": "normalized"}),
+        ("pgd", "L2", {"protocol": "normalized"}),
+        ("pgd", "L2", {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH}),
+    ]
+    rows = []
+    columns = (SpinnerColumn(), TextColumn("attacking with {task.description}"))
+    with Progress(*columns, transient=True, disable=not progress) as bar:
+        task = bar.add_task("", total=None)
+        for name, norm, options in plan:
+            bar.update(task, description=f"{name} {norm} {options.get('protocol', '')}")
+            start = time.perf_counter()
+            result = getattr(attacks, name)(classifier, images, labels, norm=norm, eps=radii[norm], **options)
+            shortened = result.trace.get("shortened")
+            rows.append(
+                {
+                    "attack": name,
+                    "norm": norm,
+                    "eps": radii[norm],
+                    "protocol": options.get("protocol"),
+                    "steps": 1 if name == "fgsm" else 100,
+                    "accuracy": result.robust_accuracy,
+                    "shortened": None if shortened is None else float(shortened.float().mean()),
+                    "images": len(labels),
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+    return rows
+
+
+def summarise(
+    classifier: Classifier, test: ImageDataset, attack: bool, progress: bool, record: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the summary of a finished run: ``record`` with the test accuracy and the attacks' rows added."""
+    with torch.no_grad():
+        clean = evaluate(classifier, test)
+    rows = first_attacks(classifier, test, progress) if attack else []
+    return {
+        **record,
+        "test_accuracy": clean.accuracy,
+        "test_loss": clean.loss,
+        "test_images": len(test),
+        "attacks": rows,
+    }
+
+
+def print_stored_summary(run: RunDir) -> None:
+    """Print the table of a run that was finished before.
+
+    Raises:
+        InputError: ``summary.json`` is missing or damaged.
+    """
+    summary = read_json(run.summary_path)
+    try:
+        print_summary(summary, run)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"{run.summary_path} is not the summary of a run; restore it, or evaluate with: "
+            f"python -m eval.robustness {run.path}"
+        ) from None
+
+
+def print_summary(summary: dict[str, Any], run: RunDir, console: Console | None = None) -> None:
+    """Print the table of a finished run, and what to type next."""
+    console = console or Console()
+    table = Table(
+        title=escape(
+            f"{summary['dataset']} - {summary['algo']} - {summary['network']}, seed {summary['seed']}"
+        )
+    )
+    for heading in ("evaluation", "threat", "protocol"):
+        table.add_column(heading)
+    for heading in ("accuracy", "steps shortened", "images"):
+        table.add_column(heading, justify="right")
+    table.add_row("clean test", "-", "-", f"{summary['test_accuracy']:.2%}", "-", str(summary["test_images"]))
+    for row in summary["attacks"]:
+        name = row["attack"].upper() + (f"-{row['steps']}" if row["steps"] > 1 else "")
+        shortened = "-" if row["shortened"] is None or row["norm"] != "L2" else f"{row['shortened']:.0%}"
+        threat = f"{row['norm']} {row['eps']:.4g}"
+        table.add_row(
+            name, threat, row["protocol"] or "-", f"{row['accuracy']:.2%}", shortened, str(row["images"])
+        )
+    console.print(table)
+    validated = f"validation {summary['val_accuracy']:.2%} at {summary['selected_at']:,} images"
+    if summary.get("val_robust_accuracy") is not None:
+        validated += (
+            f", {summary['val_robust_accuracy']:.2%} under attack (selected by {summary['selected_by']})"
+        )
+    console.print(
+        f"trained on {summary['images']:,} images in {summary['seconds']:.1f} s "
+        f"({summary['images'] / max(summary['seconds'], 1e-9):,.0f} images/s); selected by {validated}"
+    )
+    console.print(f"run directory: {run.path}\n\nnext:", highlight=False, markup=False, soft_wrap=True)
+    path = shlex.quote(str(run.path))
+    for command in (
+        f"python -m eval.robustness {path}",
+        f"python -m attacks {path} --attack pgd --norm L2 --eps 1.0 --steps 100",
+        f"tensorboard --logdir {shlex.quote(str(run.path.parent))}",
+    ):
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""AutoAttack: its versions and successive halving."""

@@ -1,0 +1,169 @@
+"""Which attacks AutoAttack runs, in which order and with which budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from attacks.autoattack.successive_halving import Race
+from attacks.blackbox.square import Square
+from attacks.core.batching import default_batch_size
+from attacks.core.errors import AttackError, unknown_name
+from attacks.core.inputs import Problem
+from attacks.core.losses import margin
+from attacks.core.memory_format import fast_layout
+from attacks.core.model import Model, Oracle
+from attacks.core.result import AttackResult, finish
+from attacks.gradient.apgd import Apgd
+from attacks.gradient.fab import Fab
+
+VERSIONS = ("standard", "plus", "rand", "fast")
+STAGES = ("apgd-ce", "apgd-dlr", "apgd-mifpe", "fab", "square", "apgd-t", "fab-t")
+_ORDER = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+# "fast" goes on where the untargeted DLR loss, 0 at an error, came this close (see the benchmark for what that is
+# worth): with all of APGD-T, with all of FAB-T (also at L1), and with Square after 200 and after 1,000 queries.
+_APGD_FROM = -0.25
+_FAB_FROM, _FAB_FROM_L1 = -0.05, -0.15
+_SQUARE_FROM = (-0.5, -0.25)
+# Where 200 queries of Square come this close to the best of the gradients, they may be masked.
+_MASKED = 0.1
+
+Attack = Callable[[Model, Problem, int], AttackResult]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of a plan, on the samples that no earlier one broke.
+
+    Attributes:
+        name: unique in the plan.
+        attack: called with model, problem and seed.
+        wants: picks samples (n,) by the untargeted DLR loss that each stage so far has reached (n, stages), -inf where
+            a stage left the sample out; None takes all.
+    """
+
+    name: str
+    attack: Attack
+    wants: Callable[[Tensor], Tensor] | None = None
+
+
+def plan(version: str | Sequence[str], norm: str, classes: int, random: str) -> tuple[Stage, ...]:
+    """The stages of a version, or of a list of names from `STAGES`, for a model of so many ``classes``; "clean" first.
+
+    Budgets are those of the published code (Croce and Hein 2020; at L1 2021): 100 iterations, 9 targets (L1: 5), 5000
+    queries of Square, one restart (L1: 5; "plus": 5), 20 passes per gradient in "rand". With fewer than 4 (3) classes,
+    where the targeted (untargeted) DLR loss is undefined, cross-entropy (the margin) takes its place.
+
+    Raises:
+        AttackError: an unknown version or stage, no stage at all, or original draws of "fast".
+    """
+    if isinstance(version, str) and version not in VERSIONS:
+        raise unknown_name("version", version, VERSIONS)
+    clean = Stage("clean", no_attack)
+    if version == "fast":
+        if random == "original":
+            raise AttackError(
+                "version 'fast' is our own: there are no original draws of it; use random='sample'"
+            )
+        return (clean, *_fast(norm, classes))
+    names = _ORDER[version] if isinstance(version, str) else tuple(version)
+    if not names:
+        raise AttackError(f"a custom AutoAttack needs at least one of: {', '.join(STAGES)}")
+    for name in names:
+        if name not in STAGES:
+            raise unknown_name("stage of AutoAttack", name, STAGES)
+    attacks = _published(version, norm, classes, random)
+    return (clean, *(Stage(name, attacks[name]) for name in names))
+
+
+def _published(version: str | Sequence[str], norm: str, classes: int, random: str) -> dict[str, Attack]:
+    rand = version == "rand"
+    apgd = Apgd(
+        restarts=5 if version == "plus" or (norm == "L1" and not rand) else 1,
+        eot_samples=20 if rand else 1,
+        early_stop=not rand,
+        random=random,
+    )
+    return {
+        "apgd-ce": replace(apgd, loss="ce"),
+        "apgd-dlr": replace(apgd, loss="dlr" if classes > 2 else "margin"),
+        "apgd-mifpe": replace(apgd, loss="mifpe"),
+        "apgd-t": Apgd(
+            loss=_targeted_loss(classes),
+            num_targets=5 if norm == "L1" and version == "standard" else 9,
+            random=random,
+            together=True,
+        ),
+        "fab": Fab(restarts=5, random=random, together=True),
+        "fab-t": Fab(num_targets=9, random=random, together=True),
+        "square": Square(random=random),
+    }
+
+
+def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
+    """Cheap attacks first; then the full ones, each where the cheap ones came close or the gradient looks masked.
+
+    At L1, where how close a short ascent comes says little, all samples that are left get the published APGD, and FAB.
+    """
+    loss, l1 = _targeted_loss(classes), norm == "L1"
+    stages = [Stage("one-step", one_step), Stage("apgd-ce", Apgd(steps=10)), Stage("race", Race(loss=loss))]
+    if l1:
+        stages.append(Stage("apgd-ce-on", Apgd(restarts=5, together=True)))
+    targeted = Apgd(loss=loss, num_targets=5 if l1 else 9, together=True)
+    stages.append(Stage("apgd-t", targeted, None if l1 else lambda scores: _best(scores) > _APGD_FROM))
+    stages.append(Stage("square", Square(queries=200)))
+    square = len(stages)  # its position in the plan, which "clean" begins
+    square_on = square + 2  # behind "fab-t"
+
+    def lead(scores: Tensor) -> Tensor:
+        """By how much Square came closer than the gradients."""
+        return scores[:, square] - _best(scores[:, :square])
+
+    def close(scores: Tensor) -> Tensor:
+        return _best(scores) > (_FAB_FROM_L1 if l1 else _FAB_FROM)
+
+    def further(scores: Tensor) -> Tensor:
+        return (scores[:, square] > _SQUARE_FROM[0]) | (lead(scores) > -_MASKED) | close(scores)
+
+    def to_the_end(scores: Tensor) -> Tensor:
+        return (scores[:, square_on] > _SQUARE_FROM[1]) | (lead(scores) > 0)
+
+    # At L1 steps onto the boundary find what ascents leave, masked or not.
+    boundary = Fab(steps=50, num_targets=3, together=True)
+    stages.append(Stage("fab-t", boundary, None if l1 else lambda scores: lead(scores) > -_MASKED))
+    stages.append(Stage("square-on", Square(queries=1000), further))
+    stages.append(Stage("fab-t-on", Fab(num_targets=9, together=True), close))
+    if not l1:
+        stages.append(Stage("apgd-ce-on", Apgd(restarts=5, together=True), close))
+    stages.append(Stage("square-to-the-end", Square(), to_the_end))
+    return tuple(stages)
+
+
+def _best(scores: Tensor) -> Tensor:
+    return scores.amax(1)
+
+
+def one_step(model: Model, problem: Problem, seed: int) -> AttackResult:
+    """One steepest step to the edge of the ball, which breaks most samples of a fragile model for next to nothing."""
+    oracle = Oracle(model, problem, most=default_batch_size(problem.x))
+    with fast_layout(model, problem.x):
+        grad = oracle.gradient(problem.x, margin, along=(problem.y,)).grad.contiguous()
+    moved = problem.norm.ascend(problem.x, grad, problem.eps)
+    return finish(oracle, problem, problem.norm.confine(moved, problem.x, problem.eps))
+
+
+def _targeted_loss(classes: int) -> str:
+    return "dlr" if classes > 3 else "ce"
+
+
+def no_attack(model: Model, problem: Problem, seed: int) -> AttackResult:
+    """Which samples are wrong as they are, for one query each."""
+    oracle = Oracle(model, problem, most=default_batch_size(problem.x))
+    oracle.queries += 1
+    return finish(oracle, problem, problem.x)

@@ -1,0 +1,173 @@
+"""RayS: a hard-label attack that needs nothing but the predicted class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from attacks.core.errors import AttackError
+from attacks.core.inputs import Problem, at_least_one, pose
+from attacks.core.losses import misclassified
+from attacks.core.memory_format import fast_layout
+from attacks.core.model import Model, Oracle
+from attacks.core.norms import per_sample
+from attacks.core.result import AttackResult, finish, in_batches
+
+
+def rays(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    queries: int = 2000,
+    tolerance: float = 1e-3,
+    early_stop: bool = True,
+    batch_size: int | None = None,
+) -> AttackResult:
+    """Search the sign vector along which the decision boundary is nearest (Chen and Gu 2020, RayS); Linf only.
+
+    Blocks of pixels flip their sign, halves of the image first, then quarters and so on; a flip that misclassifies at
+    the radius known so far is kept, and the radius shrinks by bisection. Deterministic; it looks at labels alone.
+
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, K), of which the argmax is used; no gradient.
+        x: images (N, C, H, W), floats in [0, 1].
+        y: labels (N,) int64.
+        norm: "Linf".
+        eps: radius in units of pixels, one for all or per sample (N,).
+        queries: the most forward passes per image, the clean one included.
+        tolerance: at which the bisection of a radius ends, in units of pixels.
+        early_stop: a sample leaves once it is misclassified within eps; False goes on to shrink its radius.
+        batch_size: the most images at once; None chooses. It changes no result.
+
+    Returns:
+        The result; its trace holds "radius" (N,), the smallest Linf distance at which the sample was misclassified:
+        0 for clean errors, infinite where no direction tried misclassifies at all.
+
+    Raises:
+        AttackError: wrong inputs, or another norm.
+    """
+    if norm != "Linf":
+        raise AttackError(f"rays searches sign vectors and knows Linf alone, got norm={norm!r}; use square")
+    at_least_one("queries", queries)
+    if not tolerance > 0:
+        raise AttackError(f"tolerance must be positive, got {tolerance}")
+
+    def attack(batch: Problem) -> AttackResult:
+        return _attack(Oracle(model, batch), queries, tolerance, early_stop)
+
+    return in_batches(attack, pose(x, y, norm=norm, eps=eps), batch_size)
+
+
+def _attack(oracle: Oracle, queries: int, tolerance: float, early_stop: bool) -> AttackResult:
+    """Attack one batch: a query of every running search per round."""
+    problem = oracle.problem
+    with fast_layout(oracle.model, oracle.problem.x):
+        clean_wrong = misclassified(oracle.clean_logits(), problem.y)
+        radius = torch.where(clean_wrong, 0, torch.inf).to(problem.eps.dtype)
+        best = torch.ones_like(problem.x).flatten(1)
+        searches = _Searches.begin((~clean_wrong).nonzero().squeeze(1), best)
+        part = problem[searches.row]
+        for _ in range(queries - 1):
+            if not len(part):
+                break
+            wrong = misclassified(oracle.logits(_along(part, *searches.question()), searches.row), part.y)
+            searches.answer(wrong, tolerance)
+            going = searches.radius > part.eps
+            if early_stop and not going.all():
+                searches.write(radius, best)
+                searches, part = searches[going], part[going]
+        searches.write(radius, best)
+    inside = per_sample(radius <= problem.eps, problem.x)
+    candidate = torch.where(inside, _along(problem, best, radius), problem.x)
+    return finish(oracle, problem, candidate, clean_wrong=clean_wrong, trace={"radius": radius})
+
+
+def _along(problem: Problem, direction: Tensor, radius: Tensor) -> Tensor:
+    """Images at this radius (n,) along sign vectors (n, D), within [0, 1]."""
+    step = direction.view_as(problem.x) * per_sample(radius.clamp_max(1), problem.x)
+    return (problem.x + step).clamp_(0, 1)
+
+
+@dataclass
+class _Searches:
+    """The searches of n samples; every round asks about one point of each.
+
+    Attributes:
+        row: the sample's place in the batch (n,).
+        best: the direction of the smallest radius so far, of -1 and 1 (n, D).
+        radius: that radius, infinite before the first success (n,).
+        trial: the direction in question: ``best`` with one block flipped when it was chosen (n, D).
+        low: a radius at which ``trial`` is taken to be classified correctly (n,).
+        high: one at which it is misclassified, NaN until the first is found (n,).
+        level: ``trial`` flips a block of an image cut into 2^level (n,).
+        block: which one (n,).
+    """
+
+    row: Tensor
+    best: Tensor
+    radius: Tensor
+    trial: Tensor
+    low: Tensor
+    high: Tensor
+    level: Tensor
+    block: Tensor
+
+    @classmethod
+    def begin(cls, row: Tensor, best: Tensor) -> _Searches:
+        """Searches for the samples ``row`` from their directions among ``best`` (N, D); first all signs flip."""
+        signs = best[row]
+        zeros = torch.zeros_like(signs[:, 0])
+        none = torch.zeros_like(row)
+        return cls(row, signs, zeros + torch.inf, -signs, zeros, zeros + torch.nan, none, none.clone())
+
+    def __getitem__(self, keep: Tensor) -> _Searches:
+        return _Searches(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+    def write(self, radius: Tensor, best: Tensor) -> None:
+        """Put radii (N,) and directions (N, D) into those of all samples."""
+        radius[self.row], best[self.row] = self.radius, self.best
+
+    def question(self) -> tuple[Tensor, Tensor]:
+        """The direction (n, D) and the radius (n,) to ask about: first that known so far, then by bisection.
+
+        A radius of 1 takes every pixel to its bound.
+        """
+        asked = torch.where(self.high.isnan(), self.radius.clamp_max(1), (self.low + self.high) / 2)
+        return self.trial, asked
+
+    def answer(self, wrong: Tensor, tolerance: float) -> None:
+        """Take in whether the point is misclassified (n,), and choose the next question."""
+        _, asked = self.question()
+        first = self.high.isnan()
+        better = wrong & (asked < self.radius)
+        self.radius = torch.where(better, asked, self.radius)
+        self.best = torch.where(better[:, None], self.trial, self.best)
+        self.high = torch.where(wrong, asked, self.high)
+        self.low = torch.where(wrong | first, self.low, asked)
+        over = torch.where(self.high.isnan(), first, self.high - self.low <= tolerance)
+        self._advance(over)
+
+    def _advance(self, over: Tensor) -> None:
+        """Turn to the next block where the search of one is ``over`` (n,) bool."""
+        pixels = self.best.shape[1]
+        deepest = (pixels - 1).bit_length()
+        last = (self.block + 1) * _block_size(pixels, self.level) >= pixels
+        block = torch.where(last, 0, self.block + 1)
+        self.level = torch.where(over & last, (self.level + 1).clamp_max(deepest), self.level)
+        self.block = torch.where(over, block, self.block)
+        place = torch.arange(pixels, device=over.device) // _block_size(pixels, self.level)[:, None]
+        flipped = torch.where(place == self.block[:, None], -self.best, self.best)
+        self.trial = torch.where(over[:, None], flipped, self.trial)
+        self.low = torch.where(over, 0, self.low)
+        self.high = torch.where(over, torch.nan, self.high)
+
+
+def _block_size(pixels: int, level: Tensor) -> Tensor:
+    """Pixels per block when ``pixels`` are cut into 2^level blocks (n,), rounded up."""
+    blocks = 2**level
+    return (pixels + blocks - 1) // blocks

@@ -1,0 +1,1 @@
+"""What every attack shares: input checks, models, norms, losses, projections, random numbers, results."""

@@ -1,0 +1,258 @@
+"""How attacks reach the model: frozen parameters, logits and input gradients, counted exactly per sample."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attacks.core.errors import AttackError
+from attacks.core.inputs import Problem
+from attacks.core.memory_format import plain_convolutions, takes_channels_last
+
+Model = Callable[[Tensor], Tensor]
+
+_WASTE = 2**12  # pixels that may be passed in vain before a batch size gets kernels of its own
+
+
+class Gradient(NamedTuple):
+    """What one forward and backward pass gives: input gradient like x, loss (n,) and logits (n, K)."""
+
+    grad: Tensor
+    loss: Tensor
+    logits: Tensor
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[None]:
+    """Parameters need no gradient inside the block, so backward passes reach the input alone.
+
+    Restored at the end, after errors too. May be nested; a caller's inference mode is left meanwhile. A callable
+    that is no ``nn.Module`` has nothing to freeze.
+    """
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+    needed = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False):
+            yield
+    finally:
+        for parameter, flag in zip(parameters, needed, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def forward(model: Model, x: Tensor) -> Tensor:
+    """Logits (n, K), at least float32, without gradient and uncounted.
+
+    Raises:
+        AttackError: the model's output is not one row of logits per image.
+    """
+    with torch.no_grad():
+        return _logits(model, x)
+
+
+class Oracle:
+    """The attacked model, counting per sample; attacks use it for every pass they are charged for.
+
+    Each method takes the ``rows`` (indices (n,) into the problem, None for all) that its images belong to, so
+    that an attack may go on with the survivors alone.
+
+    Attributes:
+        scorer: what `logits` asks: the model, or a faster function with the same logits.
+        queries: forward passes so far (N,) int64.
+        backwards: backward passes so far (N,) int64.
+    """
+
+    def __init__(self, model: Model, problem: Problem, *, samples: int = 1, most: int | None = None) -> None:
+        """Wrap ``model``; ``samples`` > 1 averages gradients over that many passes, for random outputs.
+
+        ``most`` is how many images `gradient` passes at once; more are split evenly.
+        """
+        self.model = self.scorer = model
+        self.problem = problem
+        self.samples = samples
+        self.most = most
+        self._passes = torch.zeros(2, len(problem), dtype=torch.int64, device=problem.x.device)
+        self.queries, self.backwards = self._passes  # two views
+        weights = (layer.weight for layer in plain_convolutions(model))
+        self._witness = next((w for w in weights if w.shape[1] > 1 < w[0, 0].numel()), None)
+        self._asked: dict[int, int] = {}
+
+    def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
+        parts = x.split(2 * self.most) if self.most else [x]  # scores alone take half the memory
+        logits = _joined([self._scores(part) for part in parts])
+        _count(self.queries, rows, 1)
+        return logits
+
+    def _scores(self, x: Tensor) -> Tensor:
+        padded = self._round_up(x)
+        logits = forward(self.scorer, self._lay_out(padded) if self.scorer is self.model else padded)
+        return logits[: len(x)]
+
+    def verdict(self, x: Tensor) -> Tensor:
+        """Logits (n, K) of the model as it is, uncounted; only the images ``x`` (n, ...) may be laid out for speed."""
+        fast = self.most is not None and takes_channels_last(self.model, x)
+        return forward(self.model, x.to(memory_format=torch.channels_last) if fast else x)
+
+    def many_logits(self, x: Tensor, rows: Tensor, batch_size: int) -> Tensor:
+        """Logits (n, k, K) of k variants of each image, ``x`` (n, k, C, H, W); k queries each.
+
+        ``batch_size`` is the most images in one pass.
+        """
+        n, k = x.shape[:2]
+        parts = x.flatten(0, 1).split(batch_size)
+        logits = torch.cat([forward(self.model, self._lay_out(part)) for part in parts])
+        _count(self.queries, rows, k)
+        return logits.view(n, k, -1)
+
+    def clean_logits(self) -> Tensor:
+        """Logits (N, K) of the problem's images, one query each.
+
+        Raises:
+            AttackError: a label or target is not one of the model's classes.
+        """
+        logits = self.logits(self.problem.x)
+        check_labels(self.problem, logits.shape[1])
+        return logits
+
+    def gradient(
+        self,
+        x: Tensor,
+        loss: Callable[..., Tensor],
+        rows: Tensor | None = None,
+        along: tuple[Tensor | None, ...] = (),
+    ) -> Gradient:
+        """Gradient of the sum of per-sample losses ``loss(logits, *along) -> (n,)`` with respect to ``x``.
+
+        One query and one backward pass each, times ``samples``, over which gradient, loss and logits are
+        averaged. Call it inside `frozen`. What ``loss`` needs of each sample belongs into ``along``, tensors (n,) or
+        None, for ``x`` may pass in parts.
+
+        Raises:
+            AttackError: the logits do not depend differentiably on the input.
+        """
+        parts = []
+        for part in self._parts(len(x)):
+            labels = [None if values is None else values[part] for values in along]
+            parts.append(self._averaged(x[part], lambda logits: loss(logits, *labels)))  # noqa: B023
+        _count(self._passes, rows, self.samples)
+        return Gradient(*(_joined(list(each)) for each in zip(*parts, strict=True)))
+
+    def _averaged(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
+        total = self._gradient(x, loss)
+        for _ in range(self.samples - 1):
+            more = self._gradient(x, loss)
+            total = Gradient(total.grad + more.grad, total.loss + more.loss, total.logits + more.logits)
+        return total if self.samples == 1 else Gradient(*(part / self.samples for part in total))
+
+    def jacobian(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (n, K) and the gradient of each with respect to ``x``, (n, K, ...); K backward passes each.
+
+        Raises:
+            AttackError: the logits do not depend differentiably on the input.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = self._lay_out(x.detach()).requires_grad_()
+            logits = _logits(self.model, leaf)
+            if not logits.requires_grad:
+                raise AttackError(_NO_GRADIENT)
+            grads = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in logits.T]
+        _count(self.queries, rows, 1)
+        _count(self.backwards, rows, len(grads))
+        return logits.detach(), torch.stack(grads, 1)
+
+    def _gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = self._lay_out(self._pad(x.detach())).requires_grad_()
+            logits = _logits(self.model, leaf)
+            if len(leaf) > len(x):
+                logits = logits[: len(x)]
+            losses = loss(logits)
+            if not losses.requires_grad:
+                raise AttackError(_NO_GRADIENT)
+            (grad,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+        if grad is None:
+            raise AttackError(_NO_GRADIENT)
+        return Gradient(grad[: len(x)], losses.detach(), logits.detach())
+
+    def _parts(self, count: int) -> list[slice]:
+        """Slices of ``count`` images that pass at once."""
+        passes = 1 if self.most is None else max(1, -(-count // self.most))
+        size = -(-count // passes)
+        return [slice(start, start + size) for start in range(0, max(count, 1), max(size, 1))]
+
+    def _lay_out(self, x: Tensor) -> Tensor:
+        """Images in the memory format of the model's convolutions; a mixture slows layers like pooling."""
+        return x.to(memory_format=torch.channels_last) if x.ndim == 4 and self._fast() else x
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Images ``x`` (n, ...), followed by some of them again in the first passes of this size if they are small.
+
+        On the CPU the first pass of a batch size prepares its kernels, for the time of two passes. An attack that one
+        sample after the other leaves meets ever new sizes; powers of two are soon prepared.
+        """
+        if self.most is None or x.is_cuda or not self._fast():
+            return x
+        count = len(x)
+        spare = min(1 << (count - 1).bit_length(), self.most) - count
+        asked = self._asked[count] = self._asked.get(count, 0) + 1
+        wasted = asked * spare * x[0].numel()
+        return torch.cat([x, x[:spare]]) if 0 < wasted <= _WASTE else x
+
+    def _round_up(self, x: Tensor) -> Tensor:
+        """Images ``x`` (n, ...), followed by a few of them again, so that a search meets few batch sizes.
+
+        For the reason told in `_pad`; sixteen sizes between a number and its double waste 3 % on average.
+        """
+        if self.most is None or x.is_cuda:
+            return x
+        spare = -len(x) % (1 << max(0, (len(x) - 1).bit_length() - 5))
+        return torch.cat([x, x[:spare]]) if spare else x
+
+    def _fast(self) -> bool:
+        """Whether the model's convolutions are laid out channels_last."""
+        return self._witness is not None and not self._witness.is_contiguous()
+
+
+def check_labels(problem: Problem, classes: int) -> None:
+    """Raise an AttackError unless every label and target is one of the model's ``classes``."""
+    for name, labels in (("label", problem.y), ("target", problem.targets)):
+        if labels is not None and (labels >= classes).any():
+            raise AttackError(
+                f"{name} {int(labels.max())} is out of range for a model of {classes} classes "
+                f"(0..{classes - 1}); check that data set and model belong together"
+            )
+
+
+_NO_GRADIENT = (
+    "the model's logits carry no gradient to the input (detached, rounded, or computed under no_grad); give "
+    "the model a differentiable stand-in (attacks.bpda) or use a gradient-free attack (square, spsa, rays)"
+)
+
+
+def _logits(model: Model, x: Tensor) -> Tensor:
+    logits = model(x)
+    if not isinstance(logits, Tensor):
+        raise AttackError(
+            f"the model must return a tensor of logits (N, K), got {type(logits).__name__}; wrap it"
+        )
+    if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        shape = tuple(logits.shape)
+        raise AttackError(f"for {len(x)} images the model must return logits ({len(x)}, K >= 2), not {shape}")
+    return logits.float() if logits.element_size() < 4 else logits
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _count(counts: Tensor, rows: Tensor | None, times: int) -> None:
+    """Add ``times`` to the counts (..., N) of ``rows``, which may name a sample more than once."""
+    if rows is None:
+        counts += times
+    else:
+        one = torch.ones((), dtype=counts.dtype, device=counts.device)
+        counts.index_add_(-1, rows, one.expand(*counts.shape[:-1], len(rows)), alpha=times)

@@ -1,0 +1,239 @@
+"""Threat models: the Linf, L2 and L1 balls around each image, and the box [0, 1] of valid pixels.
+
+A norm is looked up once, `get_norm("L2")`, and then knows its length, projections, steepest step and uniform
+draws. Perturbations ``delta`` have any shape (N, ...); radii ``eps`` are per sample (N,), in units of pixels.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.core.errors import unknown_name
+from attacks.core.projections import threshold
+from attacks.core.rng import Draws
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """View ``values`` (N,) as (N, 1, ..., 1), so that they broadcast against ``like`` (N, ...)."""
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def _dims(delta: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, delta.ndim))
+
+
+class Norm(ABC):
+    """One way to measure perturbations."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def length(self, delta: Tensor) -> Tensor:
+        """The norm of each perturbation, (N,)."""
+
+    @abstractmethod
+    def project(self, delta: Tensor, eps: Tensor) -> Tensor:
+        """The nearest point (Euclidean) of the ball of radius ``eps`` to each perturbation."""
+
+    @abstractmethod
+    def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+        """The nearest point (Euclidean) of the ball that also lies in ``lower <= delta <= upper``.
+
+        ``lower <= 0 <= upper``, both shaped like ``delta``.
+        """
+
+    @abstractmethod
+    def step(self, grad: Tensor) -> Tensor:
+        """The direction of unit length that raises a loss with this gradient fastest; 0 where the gradient is
+        0.
+        """
+
+    def ascend(self, x_adv: Tensor, grad: Tensor, step: Tensor) -> Tensor:
+        """The images (N, ...) moved by the steepest step of length ``step`` (N,); it may leave ball and
+        box.
+        """
+        return torch.addcmul(x_adv, self.step(grad), per_sample(step, x_adv))
+
+    def confine(self, x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """A point inside ball and [0, 1] near ``x_adv``, as projected attacks use it: on the ball, then
+        clipped.
+
+        Clipping cannot leave the ball, because ``x`` lies in the box. At Linf this is the nearest point.
+        """
+        return (x + self.project(x_adv - x, eps)).clamp_(0, 1)
+
+    @abstractmethod
+    def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+        """Perturbations (N, *shape) uniform in the ball of radius ``eps`` (N,)."""
+
+    @abstractmethod
+    def diameter(self, pixels: int) -> float:
+        """The length of the longest perturbation that an image of ``pixels`` values in [0, 1] allows."""
+
+
+class _Linf(Norm):
+    """The largest change of a pixel."""
+
+    name = "Linf"
+
+    def length(self, delta: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(delta, ord=math.inf, dim=_dims(delta))
+
+    def project(self, delta: Tensor, eps: Tensor) -> Tensor:
+        radius = per_sample(eps, delta)
+        return torch.clamp(delta, -radius, radius)
+
+    def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+        radius = per_sample(eps, delta)
+        return torch.clamp(delta, torch.maximum(lower, -radius), torch.minimum(upper, radius))
+
+    def step(self, grad: Tensor) -> Tensor:
+        return grad.sign()
+
+    def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+        uniform = draws.uniform(shape).to(eps.dtype)
+        return (2 * uniform - 1) * per_sample(eps, uniform)
+
+    def diameter(self, pixels: int) -> float:
+        return 1.0
+
+
+class _L2(Norm):
+    """Euclidean length."""
+
+    name = "L2"
+
+    def length(self, delta: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(delta, dim=_dims(delta))
+
+    def project(self, delta: Tensor, eps: Tensor) -> Tensor:
+        return delta * per_sample(_shrink(self.length(delta), eps), delta)
+
+    def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+        """By the optimality conditions the answer is clip(s * delta) for one s in [0, 1], found among the
+        sorted values of s at which a pixel reaches its bound.
+        """
+        clipped = torch.clamp(delta, lower, upper)
+        flat, room = _flat_room(delta, lower, upper)
+        reach = torch.where(flat > 0, room / flat, math.inf)
+        order = reach.argsort(dim=1)
+        reach = reach.gather(1, order)
+        bound = room.square().gather(1, order).cumsum(1)
+        moving = flat.square().gather(1, order).flip(1).cumsum(1).flip(1)
+        # Squared length when s is the k-th reach: pixels up to k at their bounds, the others scaled.
+        after = torch.cat([moving[:, 1:], torch.zeros_like(moving[:, :1])], dim=1)
+        length2 = bound + reach.nan_to_num(posinf=0).square() * after
+        radius2 = eps.square()[:, None]
+        k = ((length2 < radius2) & reach.isfinite()).sum(1, keepdim=True)
+        held = torch.where(k > 0, bound.gather(1, (k - 1).clamp_min(0)), 0)
+        free = moving.gather(1, k.clamp_max(flat.shape[1] - 1))
+        s = ((radius2 - held).clamp_min(0) / free.clamp_min(torch.finfo(free.dtype).tiny)).sqrt()
+        scaled = torch.clamp(delta * per_sample(s.squeeze(1), delta), lower, upper)
+        return torch.where(per_sample(self.length(clipped) > eps, delta), self.project(scaled, eps), clipped)
+
+    def step(self, grad: Tensor) -> Tensor:
+        # Squares of gradients under 1e-19 leave float32, so the length is taken of the gradient scaled to at
+        # most 1.
+        scale = torch.linalg.vector_norm(grad, ord=math.inf, dim=_dims(grad))
+        scaled = grad / per_sample(scale.masked_fill(scale == 0, 1), grad)
+        return scaled / per_sample(self.length(scaled).clamp_min(1), grad)
+
+    def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+        direction = draws.fork(0).normal(shape).to(eps.dtype)
+        radius = draws.fork(1).uniform().to(eps.dtype) ** (1 / math.prod(shape))
+        return direction * per_sample(eps * radius / self.length(direction), direction)
+
+    def diameter(self, pixels: int) -> float:
+        return math.sqrt(pixels)
+
+
+class _L1(Norm):
+    """The sum of the changes of all pixels."""
+
+    name = "L1"
+
+    def length(self, delta: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(delta, ord=1, dim=_dims(delta))
+
+    def project(self, delta: Tensor, eps: Tensor) -> Tensor:
+        free = torch.full_like(delta, math.inf)
+        return self.project_box(delta, -free, free, eps)
+
+    def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+        """The answer is clip(soft(delta, t)) for one threshold t >= 0 (Croce and Hein 2021)."""
+        size = delta.abs().flatten(1)
+        far = torch.copysign(delta.new_full((), math.inf), delta)
+        room = torch.clamp(far, lower, upper).abs_().flatten(1)
+        shrunk = torch.minimum((size - threshold(size, room, eps)[:, None]).clamp_min_(0), room)
+        shrunk *= _shrink(self.length(shrunk), eps)[:, None]
+        return torch.copysign(shrunk.view_as(delta), delta)
+
+    def step(self, grad: Tensor) -> Tensor:
+        flat = grad.flatten(1)
+        best = flat.abs().argmax(dim=1, keepdim=True)
+        return torch.zeros_like(flat).scatter_(1, best, flat.gather(1, best).sign()).view_as(grad)
+
+    def ascend(self, x_adv: Tensor, grad: Tensor, step: Tensor) -> Tensor:
+        """Spend the length on the pixels of largest gradient, each as far as [0, 1] allows: steepest in the
+        box.
+        """
+        slope = grad.flatten(1)
+        room = torch.where(slope > 0, 1 - x_adv.flatten(1), x_adv.flatten(1)).masked_fill(slope == 0, 0)
+        order = slope.abs().argsort(dim=1, descending=True)
+        room = room.gather(1, order)
+        spent = torch.clamp(step[:, None] - (room.cumsum(1) - room), min=0).minimum(room)
+        move = torch.zeros_like(slope).scatter_(1, order, spent) * slope.sign()
+        return x_adv + move.view_as(x_adv)
+
+    def confine(self, x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """The nearest point; clipping after the projection would waste much of an L1 ball (Croce and Hein
+        2021).
+        """
+        return ball_and_box(x_adv, x, eps, self)
+
+    def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+        """Exponential lengths divided by their sum and one more are uniform in the simplex."""
+        pixels = math.prod(shape)
+        exponential = -torch.log1p(-draws.fork(0).uniform((pixels + 1,)).to(eps.dtype))
+        share = exponential[:, :pixels] / exponential.sum(1, keepdim=True)
+        return (share * draws.fork(1).signs((pixels,)) * eps[:, None]).view(-1, *shape)
+
+    def diameter(self, pixels: int) -> float:
+        return float(pixels)
+
+
+_NORMS: dict[str, Norm] = {norm.name: norm for norm in (_Linf(), _L2(), _L1())}
+NORMS = tuple(_NORMS)
+
+
+def get_norm(name: str) -> Norm:
+    """The norm called ``name``: "Linf", "L2" or "L1".
+
+    Raises:
+        AttackError: no norm has that name.
+    """
+    if name not in _NORMS:
+        raise unknown_name("norm", name, NORMS)
+    return _NORMS[name]
+
+
+def ball_and_box(x_adv: Tensor, x: Tensor, eps: Tensor, norm: str | Norm) -> Tensor:
+    """The nearest point to ``x_adv`` within ``eps`` (N,) of ``x`` and within [0, 1]; images are (N, C, H,
+    W).
+    """
+    norm = get_norm(norm) if isinstance(norm, str) else norm
+    delta = norm.project_box(x_adv - x, -x, 1 - x, eps)
+    return (x + delta).clamp_(0, 1)
+
+
+def _shrink(length: Tensor, eps: Tensor) -> Tensor:
+    """The factor that brings ``length`` down to ``eps``; 1 inside the ball."""
+    return (eps / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
+
+
+def _flat_room(delta: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """|delta| and the room up to the bound on its side, both (N, D)."""
+    return delta.abs().flatten(1), torch.where(delta > 0, upper, -lower).flatten(1)

@@ -1,0 +1,141 @@
+"""What every attack returns, the final check that makes it trustworthy, and the splitting into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attacks.core.batching import Batches, patient_batch_size
+from attacks.core.inputs import Problem
+from attacks.core.losses import misclassified
+from attacks.core.model import Oracle, forward
+from attacks.core.norms import ball_and_box, get_norm, per_sample
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """The outcome per sample, verified by `finish`.
+
+    Attributes:
+        adversarial: (N, C, H, W), inside the ball and [0, 1].
+        success: (N,) bool, the model misclassifies ``adversarial`` (errors on the clean image included).
+        queries: (N,) int64, forward passes that the attack used on that image, the final verification apart.
+        backwards: (N,) int64, backward passes.
+        trace: what the attack recorded, samples in the last dimension. Always "nan" (N,) bool, the final
+            logits held NaN (which counts as success), and "outside" (N,) bool, the attack's own point lay
+            outside the threat model and was projected back; of targeted attacks also "hit_target" (N,) bool.
+        logits: (N, K), what the model says of ``adversarial``; None where samples were answered at different times.
+    """
+
+    adversarial: Tensor
+    success: Tensor
+    queries: Tensor
+    backwards: Tensor
+    trace: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.success)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of the samples that the attack did not break."""
+        return 1 - self.success.double().mean().item()
+
+    def distance(self, x: Tensor, norm: str) -> Tensor:
+        """The size (N,) of each perturbation of the clean images ``x``."""
+        return get_norm(norm).length(self.adversarial - x)
+
+
+def finish(
+    oracle: Oracle,
+    problem: Problem,
+    candidate: Tensor,
+    *,
+    clean_wrong: Tensor | None = None,
+    batches: Batches | None = None,
+    trace: dict[str, Tensor] | None = None,
+) -> AttackResult:
+    """Verify an attack's ``candidate`` images by the ball, by [0, 1] and by a fresh forward pass.
+
+    Points outside are projected (those with NaN or infinite pixels become the clean image) and judged there,
+    so a faulty attack can lose successes but never claim false ones. Rounding is allowed for: 1e-6 + 1e-5
+    eps.
+
+    Args:
+        oracle: the model with the counts to report.
+        problem: the images, labels and radii.
+        candidate: (N, C, H, W).
+        clean_wrong: (N,) bool, clean errors; where the candidate fails, such a sample's clean image is the
+        answer.
+        batches: how to split the verifying forward pass; default all at once.
+        trace: what the attack recorded.
+    """
+    x = problem.x
+    valid = candidate.flatten(1).isfinite().all(1)
+    inside = (candidate.flatten(1) >= 0).all(1) & (candidate.flatten(1) <= 1).all(1)
+    outside = ~(valid & inside & (problem.norm.length(candidate - x) <= problem.eps * (1 + 1e-5) + 1e-6))
+    final = candidate
+    if outside.any():
+        final = torch.where(per_sample(valid, x), candidate, x)
+        final = torch.where(per_sample(outside, x), ball_and_box(final, x, problem.eps, problem.norm), final)
+    if batches is None:
+        logits = torch.cat([oracle.verdict(part) for part in final.split(oracle.most or len(final))])
+    else:
+        rows = torch.arange(len(problem), device=x.device)
+        logits = torch.cat(batches.map(lambda part: forward(oracle.model, final[part]), rows))
+    success = misclassified(logits, problem.y)
+    answered: Tensor | None = logits
+    if clean_wrong is not None and (undone := clean_wrong & ~success).any():
+        final = torch.where(per_sample(undone, x), x, final)
+        success = success | clean_wrong
+        answered = None
+    checks = {"nan": logits.isnan().any(1), "outside": outside}
+    if problem.targets is not None:
+        checks["hit_target"] = logits.argmax(1) == problem.targets
+    return AttackResult(
+        final.detach(), success, oracle.queries, oracle.backwards, {**(trace or {}), **checks}, answered
+    )
+
+
+def in_batches(
+    attack: Callable[[Problem], AttackResult],
+    problem: Problem,
+    batch_size: int | None = None,
+    patient: bool = False,
+) -> AttackResult:
+    """Run ``attack`` on consecutive batches of the problem and join the results.
+
+    A batch that runs out of memory is tried again in halves, and the smaller size is kept; results do not
+    depend on it, because each sample's random numbers are its own.
+
+    Args:
+        attack: the attack on one batch.
+        problem: all samples.
+        batch_size: the most images at once; None chooses one from the size of the images and the device.
+        patient: samples leave the attack one by one, so that `patient_batch_size` is the choice.
+
+    Raises:
+        AttackError: ``batch_size`` is not positive, or one image alone does not fit in memory.
+    """
+    rows = torch.arange(len(problem), device=problem.x.device)
+    if batch_size is None and patient:
+        batch_size = patient_batch_size(problem.x)
+    return join(Batches(problem.x, batch_size).map(lambda part: attack(problem[part]), rows))
+
+
+def join(results: Sequence[AttackResult]) -> AttackResult:
+    """The results of consecutive batches as one."""
+    if len(results) == 1:
+        return results[0]
+    trace = {key: torch.cat([result.trace[key] for result in results], dim=-1) for key in results[0].trace}
+    return AttackResult(
+        torch.cat([result.adversarial for result in results]),
+        torch.cat([result.success for result in results]),
+        torch.cat([result.queries for result in results]),
+        torch.cat([result.backwards for result in results]),
+        trace,
+    )

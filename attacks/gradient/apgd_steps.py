@@ -1,0 +1,259 @@
+"""How APGD starts, steps and adapts its step size in each norm: the state of n runs at a time.
+
+Linf and L2 follow Croce and Hein 2020 (arXiv 2003.01690, Algorithm 1), L1 Croce and Hein 2021 (arXiv 2103.01208).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.core.inputs import Problem
+from attacks.core.norms import get_norm, per_sample
+from attacks.core.published import l1_correction
+from attacks.core.random_source import Source
+from attacks.core.runs import Rows
+
+_TINY = 1e-12
+
+
+class Steps(Rows, ABC):
+    """The step rule of n runs around the images ``x`` (n, ...) with radii ``eps`` (n, 1, ...).
+
+    Attributes:
+        largest: the step sizes to begin with (n, 1, ...).
+        step: the present ones.
+        window: iterations until they are judged next.
+    """
+
+    first: ClassVar[float]
+    step: Tensor
+    window: int
+
+    def __init__(self, x: Tensor, eps: Tensor, original: bool, shrink: float) -> None:
+        self.x = x
+        self.eps = per_sample(eps, x)
+        self.original = original
+        self.largest = shrink * self.first * self.eps
+
+    @abstractmethod
+    def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
+        """Random points (n, ...) to start from, up to rounding inside ball and box."""
+
+    def enter(self, point: Tensor, source: Source, rows: Tensor) -> Tensor:
+        """``point`` (n, ...) of `start`, or of a stage with larger radii, made fit for this one."""
+        return point.clamp(0, 1)
+
+    @abstractmethod
+    def nearest(self, point: Tensor) -> Tensor:
+        """A point (n, ...) inside ball and box near ``point``."""
+
+    @abstractmethod
+    def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
+        """Get ready for ``iterations`` steps from ``point`` (n, ...), where the losses are ``loss`` (n,)."""
+
+    @abstractmethod
+    def advance(self, point: Tensor, grad: Tensor) -> Tensor:
+        """The next points (n, ...), inside ball and box."""
+
+    @abstractmethod
+    def observe(self, loss: Tensor) -> None:
+        """Note the losses (n,) at the new points."""
+
+    @abstractmethod
+    def judge(self, best: Tensor, best_loss: Tensor) -> Tensor:
+        """Adapt step sizes; bool (n,), the runs that go back to their ``best`` point (n, ...)."""
+
+
+class MomentumSteps(Steps):
+    """Steps with momentum whose size is halved when the loss rises too rarely (Linf and L2).
+
+    The windows are 22 % of the iterations, then shrink by 3 % down to 6 %. A size is halved when the loss rose in at
+    most ``rho`` of the window's steps, or when neither size nor best loss changed since the last window.
+    """
+
+    rho = 0.75
+    first = 2.0
+
+    def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
+        """See `Steps`."""
+        self.window = max(int(0.22 * iterations), 1)
+        self.shorter = max(int(0.03 * iterations), 1)
+        self.shortest = max(int(0.06 * iterations), 1)
+        self.step = self.largest
+        self.momentum = 0.0
+        self.previous = point
+        self.rises = torch.zeros_like(loss)
+        # The published code compares the first loss with a zero of its still empty history.
+        self.last_loss = torch.zeros_like(loss)
+        self.last_best = loss
+        self.halved = torch.ones_like(loss, dtype=torch.bool)
+
+    def advance(self, point: Tensor, grad: Tensor) -> Tensor:
+        """See `Steps`."""
+        moved = self.nearest(point + self.step * self._direction(grad))
+        mixed = (moved - point).mul_(1 - self.momentum).add_(point)
+        moved = self.nearest(mixed.add_((point - self.previous).mul_(self.momentum)))
+        self.previous = point
+        self.momentum = 0.25
+        return moved
+
+    def observe(self, loss: Tensor) -> None:
+        """See `Steps`."""
+        self.rises += loss > self.last_loss
+        self.last_loss = loss
+
+    def judge(self, best: Tensor, best_loss: Tensor) -> Tensor:
+        """See `Steps`."""
+        stuck = ~self.halved & (self.last_best >= best_loss)
+        self.halved = (self.rises <= self.rho * self.window) | stuck
+        self.step = torch.where(per_sample(self.halved, self.step), self.step / 2, self.step)
+        self.last_best = best_loss
+        self.rises = torch.zeros_like(self.rises)
+        self.window = max(self.window - self.shorter, self.shortest)
+        return self.halved
+
+    @abstractmethod
+    def _direction(self, grad: Tensor) -> Tensor:
+        """The steepest direction of unit length (n, ...)."""
+
+
+class LinfSteps(MomentumSteps):
+    """Sign steps inside a box."""
+
+    def __init__(self, x: Tensor, eps: Tensor, original: bool, shrink: float) -> None:
+        super().__init__(x, eps, original, shrink)
+        self.lower = (x - self.eps).clamp_(min=0)
+        self.upper = (x + self.eps).clamp_(max=1)
+
+    def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
+        """Uniform noise, scaled so that its largest entry reaches the ball's edge."""
+        noise = 2 * source.uniform(rows, tuple(self.x.shape[1:]), *path) - 1
+        largest = noise.abs().flatten(1).amax(1)
+        return self.x + self.eps * (noise / (per_sample(largest, noise) + _TINY))
+
+    def _direction(self, grad: Tensor) -> Tensor:
+        return grad.sign()
+
+    def nearest(self, point: Tensor) -> Tensor:
+        """See `Steps`."""
+        return torch.clamp(point, self.lower, self.upper)
+
+
+class L2Steps(MomentumSteps):
+    """Steps along the gradient inside a sphere."""
+
+    def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
+        """A uniform direction, on the sphere."""
+        noise = source.normal(rows, tuple(self.x.shape[1:]), *path)
+        return self.x + self.eps * _unit(noise)
+
+    def _direction(self, grad: Tensor) -> Tensor:
+        # The original's division shortens, then loses, steps where gradients underflow.
+        return _unit(grad) if self.original else get_norm("L2").step(grad)
+
+    def nearest(self, point: Tensor) -> Tensor:
+        """See `Steps`."""
+        delta = point - self.x
+        length = _length(delta)
+        return (delta / (length + _TINY)).mul_(torch.minimum(self.eps, length)).add_(self.x).clamp_(0, 1)
+
+
+class L1Steps(Steps):
+    """Steps on the pixels of largest gradient only; how many follows the sparsity of the best point."""
+
+    first = 1.0
+
+    def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
+        """Normal noise, projected."""
+        point = self.x + source.normal(rows, tuple(self.x.shape[1:]), *path)
+        return self.nearest(point)
+
+    def enter(self, point: Tensor, source: Source, rows: Tensor) -> Tensor:
+        """See `Steps`."""
+        if self.original:
+            source.normal(rows, tuple(self.x.shape[1:]))  # a start that the original draws, but never uses
+        return self.nearest(point).clamp(0, 1)
+
+    def nearest(self, point: Tensor) -> Tensor:
+        """The nearest point (n, ...) inside ball and box."""
+        if self.original:
+            return point + l1_correction(self.x, point - self.x, self.eps)
+        return get_norm("L1").confine(point, self.x, self.eps.flatten())
+
+    def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
+        """See `Steps`."""
+        self.window = max(int(0.04 * iterations), 1)
+        self.step = self.largest
+        self.changed = _changed(point, self.x)
+        self.share = self.changed / self.x[0].numel() / 1.5
+
+    def advance(self, point: Tensor, grad: Tensor) -> Tensor:
+        """See `Steps`."""
+        pixels = self.x[0].numel()
+        size = grad.abs().flatten(1)
+        kth = ((1 - self.share) * pixels).clamp(0, pixels - 1).long()
+        least = size.sort(dim=1).values.gather(1, kth[:, None])
+        direction = torch.where(size >= least, grad.flatten(1).sign(), 0).view_as(grad)
+        count = per_sample(direction.abs().flatten(1).sum(1), grad)
+        moved = point + self.step * direction / (count + 1e-10)
+        if self.original:
+            delta = moved - self.x
+            return self.x + delta + l1_correction(self.x, delta, self.eps)
+        return self.nearest(moved)
+
+    def observe(self, loss: Tensor) -> None:
+        """See `Steps`; the loss does not matter here."""
+
+    def judge(self, best: Tensor, best_loss: Tensor) -> Tensor:
+        """See `Steps`."""
+        changed = _changed(best, self.x)
+        sparser = changed / self.changed < 0.95
+        self.share = changed / self.x[0].numel() / 1.5
+        step = torch.where(per_sample(sparser, self.step), self.largest, self.step / 1.5)
+        self.step = torch.clamp(step, self.largest / 10, self.largest)
+        self.changed = changed
+        return sparser
+
+
+_STEPS: dict[str, type[Steps]] = {"Linf": LinfSteps, "L2": L2Steps, "L1": L1Steps}
+
+
+def steps_for(
+    problem: Problem, rows: Tensor, factor: float = 1.0, *, original: bool = False, shrink: float = 1.0
+) -> Steps:
+    """The step rule of the problem's norm for these ``rows`` (n,).
+
+    Args:
+        problem: all samples.
+        rows: which of them, repeats allowed.
+        factor: of their radii.
+        original: take the published code's arithmetic.
+        shrink: of the first step size, for runs that go on from a good point.
+    """
+    return _STEPS[problem.norm.name](problem.x[rows], factor * problem.eps[rows], original, shrink)
+
+
+def radii_schedule(norm: str, iterations: int) -> list[tuple[float, int]]:
+    """(factor of eps, iterations) of each stage: one at Linf and L2; at L1 3 eps, 2 eps and eps (30, 30, 40 %)."""
+    if norm != "L1":
+        return [(1.0, iterations)]
+    third = math.ceil(0.3 * iterations)
+    return [(3.0, third), (2.0, third), (1.0, iterations - 2 * third)]
+
+
+def _length(delta: Tensor) -> Tensor:
+    return per_sample(delta.square().flatten(1).sum(1).sqrt(), delta)
+
+
+def _unit(delta: Tensor) -> Tensor:
+    return delta / (_length(delta) + _TINY)
+
+
+def _changed(point: Tensor, x: Tensor) -> Tensor:
+    """How many pixels differ, (n,)."""
+    return (point != x).flatten(1).sum(1)

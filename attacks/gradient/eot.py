@@ -1,0 +1,136 @@
+"""Models and policies whose answers are random: expectation over their randomness, and the success to expect."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attacks.core.batching import Batches
+from attacks.core.errors import AttackError, unknown_name
+from attacks.core.inputs import at_least_one, pose
+from attacks.core.losses import misclassified
+from attacks.core.model import Model, forward
+from attacks.core.result import AttackResult
+from attacks.gradient.pgd import pgd
+
+ACTIONS = ("sampled", "argmax")
+
+
+def eot(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    action: Literal["sampled", "argmax"] = "sampled",
+    exploration: float = 0.0,
+    samples: int = 20,
+    passes: int = 100,
+    steps: int = 100,
+    step_size: float | Tensor | None = None,
+    loss: str = "ce",
+    restarts: int = 1,
+    random_start: bool = True,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+) -> AttackResult:
+    """PGD on the expected loss of a model with random outputs (EOT, Athalye et al. 2018), judged in expectation.
+
+    Gradients are averaged over ``samples`` passes; for a policy whose only randomness is the sampled label one pass
+    is exact, since cross-entropy falls as 1 - p(y|x) does. Samples never leave early: the iterate of highest loss is
+    returned.
+
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, K), the same or different at each call.
+        x: images (N, C, H, W), floats in [0, 1].
+        y: labels (N,) int64.
+        norm: "Linf", "L2" or "L1".
+        eps: radius in units of pixels, one for all or per sample (N,).
+        action: what the policy answers: a label drawn from its softmax, or the largest logit of the pass.
+        exploration: chance in [0, 1] that a sampled answer is drawn uniformly instead (epsilon-greedy).
+        samples: passes per gradient; 1 suffices where logits are not random.
+        passes: passes over which the expected success is averaged; not charged as queries.
+        steps: gradient steps per restart.
+        step_size: length of a step; default as in `attacks.gradient.pgd`.
+        loss: what is raised: "ce", "margin", "dlr" or "mifpe".
+        restarts: independent starts.
+        random_start: False starts at ``x``.
+        batch_size: the most images at once; None chooses.
+        seed: seeds the starts; the model's own randomness is its own.
+        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
+
+    Returns:
+        The result; its trace holds "expected_success" (N,), the chance of a wrong answer to ``adversarial``.
+        ``success`` is the largest logit of one fresh pass, as for every attack.
+
+    Raises:
+        AttackError: wrong inputs, or a model without gradients.
+    """
+    result = pgd(
+        model,
+        x,
+        y,
+        norm=norm,
+        eps=eps,
+        steps=steps,
+        step_size=step_size,
+        loss=loss,
+        restarts=restarts,
+        random_start=random_start,
+        keep="loss",
+        eot_samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        sample_ids=sample_ids,
+    )
+    chance = expected_success(
+        model,
+        result.adversarial,
+        y,
+        action=action,
+        exploration=exploration,
+        passes=passes,
+        batch_size=batch_size,
+    )
+    result.trace["expected_success"] = chance
+    return result
+
+
+def expected_success(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    action: Literal["sampled", "argmax"] = "sampled",
+    exploration: float = 0.0,
+    passes: int = 1,
+    batch_size: int | None = None,
+) -> Tensor:
+    """The chance (N,) that a policy answers the images ``x`` wrongly, averaged over ``passes`` forward passes.
+
+    A sampled answer is wrong with probability 1 - p(y|x), p = (1 - exploration) softmax + exploration / K; NaN logits
+    count as wrong. One pass is exact for sampled answers of a model whose logits are not random.
+
+    Raises:
+        AttackError: wrong inputs, ``exploration`` outside [0, 1], or an unknown action.
+    """
+    if action not in ACTIONS:
+        raise unknown_name("action", action, ACTIONS)
+    if not 0 <= exploration <= 1:
+        raise AttackError(f"exploration is a chance in [0, 1], got {exploration}")
+    at_least_one("passes", passes)
+    problem = pose(x, y, norm="Linf", eps=0.0)
+
+    def wrong(part: Tensor) -> Tensor:
+        logits = forward(model, problem.x[part])
+        labels = problem.y[part]
+        if action == "argmax":
+            return misclassified(logits, labels).to(logits.dtype)
+        policy = (1 - exploration) * logits.softmax(1) + exploration / logits.shape[1]
+        return 1 - policy.gather(1, labels[:, None]).squeeze(1).nan_to_num(0.0)
+
+    rows = torch.arange(len(problem), device=problem.x.device)
+    batches = Batches(problem.x, batch_size)
+    return torch.stack([torch.cat(batches.map(wrong, rows)) for _ in range(passes)]).mean(0)

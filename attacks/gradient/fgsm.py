@@ -1,0 +1,58 @@
+"""The fast gradient sign method and its L2 and L1 forms: one steepest step of length eps."""
+
+from torch import Tensor
+
+from attacks.core.inputs import Problem, pose
+from attacks.core.losses import get_loss, misclassified
+from attacks.core.model import Model, Oracle, check_labels, frozen
+from attacks.core.result import AttackResult, finish, in_batches
+
+
+def fgsm(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    loss: str = "ce",
+    targets: Tensor | None = None,
+    batch_size: int | None = None,
+) -> AttackResult:
+    """One step to the edge of the ball, then clipped to [0, 1] (Goodfellow et al. 2015).
+
+    At Linf the step is eps * sign(grad); at L2 eps * grad / |grad|; at L1 it is spent on the pixels of
+    largest gradient.
+
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, K).
+        x: images (N, C, H, W), floats in [0, 1].
+        y: labels (N,) int64.
+        norm: "Linf", "L2" or "L1".
+        eps: radius in units of pixels, one for all or per sample (N,).
+        loss: what is raised: "ce", "margin", "dlr" or "mifpe".
+        targets: classes (N,) to move towards; success stays any misclassification.
+        batch_size: the most images at once; None chooses.
+
+    Returns:
+        The result; one query and one backward pass per image.
+
+    Raises:
+        AttackError: wrong inputs, or a model without gradients.
+    """
+    raised = get_loss(loss)
+
+    def attack(batch: Problem) -> AttackResult:
+        oracle = Oracle(model, batch)
+
+        def objective(logits: Tensor) -> Tensor:
+            check_labels(batch, logits.shape[1])
+            return raised(logits, batch.y, batch.targets)
+
+        clean = oracle.gradient(batch.x, objective)
+        moved = batch.norm.ascend(batch.x, clean.grad, batch.eps)
+        candidate = batch.norm.confine(moved, batch.x, batch.eps)
+        return finish(oracle, batch, candidate, clean_wrong=misclassified(clean.logits, batch.y))
+
+    with frozen(model):
+        return in_batches(attack, pose(x, y, norm=norm, eps=eps, targets=targets), batch_size)

@@ -1,0 +1,72 @@
+"""Multi-targeted PGD: one walk towards each of the likeliest wrong classes."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from attacks.core.batching import Batches
+from attacks.core.inputs import at_least_one, pose
+from attacks.core.losses import get_loss
+from attacks.core.model import Model, Oracle, frozen
+from attacks.core.result import AttackResult
+from attacks.gradient.pgd import step_lengths
+from attacks.gradient.walk import Walk, WalkOptions
+
+
+def multitargeted(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    steps: int = 100,
+    step_size: float | Tensor | None = None,
+    loss: str = "margin",
+    num_targets: int = 9,
+    restarts: int = 1,
+    random_start: bool | Literal["odi"] = True,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+) -> AttackResult:
+    """Walk towards each target class in turn, z_t - z_y by default (Gowal et al. 2019); any error is a success.
+
+    Targets are the ``num_targets`` wrong classes of largest clean logit, the likeliest first; samples leave once
+    misclassified. It finds what an untargeted loss misses where another class than the runner-up is nearer.
+
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, K).
+        x: images (N, C, H, W), floats in [0, 1].
+        y: labels (N,) int64.
+        norm: "Linf", "L2" or "L1".
+        eps: radius in units of pixels, one for all or per sample (N,).
+        steps: gradient steps per target.
+        step_size: length of a step; default as in `attacks.gradient.pgd`.
+        loss: the targeted loss: "margin", "ce", "dlr" (4 classes or more) or "mifpe".
+        num_targets: classes aimed at, at most all wrong ones.
+        restarts: walks per target, each from its own start.
+        random_start: False starts at ``x``; "odi" moves the random start to a diverse output.
+        batch_size: the most images at once; None chooses. It changes no result.
+        seed: seeds the starts.
+        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
+
+    Returns:
+        The result, traced as by `attacks.gradient.pgd`.
+
+    Raises:
+        AttackError: wrong inputs, or a model without gradients.
+    """
+    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    options = WalkOptions(
+        loss=get_loss(loss),
+        steps=at_least_one("steps", steps),
+        step_size=step_lengths(step_size, problem, steps),
+        averaged_over=len(problem),
+        restarts=at_least_one("num_targets", num_targets) * at_least_one("restarts", restarts),
+        start="odi" if random_start == "odi" else "random" if random_start else "clean",
+        num_targets=num_targets,
+        seed=seed,
+    )
+    with frozen(model):
+        return Walk(Oracle(model, problem), options, Batches(problem.x, batch_size)).run()

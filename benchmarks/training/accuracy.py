@@ -1,0 +1,383 @@
+"""Accuracy against images and seconds for every algorithm, and whether the fast paths hold the slow paths' accuracy.
+
+``python -m benchmarks.accuracy --data-root DIR`` trains on MNIST, prints two tables and writes
+``docs/results/accuracy.{json,md,png}``. The fast path is the device-resident one; the slow path is stock
+Stable-Baselines3 (or the same algorithm) over NumPy observations. Finished trainings are reused.
+"""
+
+import hashlib
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import stable_baselines3
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.config import TrainConfig
+from agents.models.classifier import extract_classifier
+from agents.models.image_network import ImageNetwork
+from agents.training.factory import build_algorithm, build_env
+from agents.training.validation import evaluate, to_pixels
+from benchmarks.common import RESULTS, describe_machine, machine_line, write_results
+from envs import ImageDataset, Splits, load_splits, sb3_env
+from envs.files import read_json, write_json
+from eval.mechanism.static_indicators import static_indicators
+
+ALGORITHMS = ("supervised", "reinforce", "epg", "ppo", "a2c", "dqn")
+HYBRID = ("supervised", "reinforce")
+# (how it is trained, its share of the images): the hybrid against what it is meant to replace
+BUDGETS = (("supervised", 0.5), ("hybrid", 1.0), ("reinforce", 1.0), ("reinforce", 4.0))
+GRADIENT_IMAGES = 500
+BATCH, LEARNING_RATE, NETWORK = 128, 1e-3, "mlp"
+# Okabe and Ito's colours: told apart by people of all kinds of colour vision.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
+
+
+class Curve(BaseCallback):
+    """Records test accuracy every so many images, on a clock of CPU seconds that stands still meanwhile."""
+
+    def __init__(self, test: ImageDataset, every: int) -> None:
+        super().__init__()
+        self.test, self.every = test, every
+        self.points: list[dict[str, float]] = []
+        self.seconds, self.due, self.since = 0.0, 0, time.process_time()
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps >= self.due:
+            self.record()
+
+    def record(self) -> None:
+        self.seconds += time.process_time() - self.since
+        accuracy = evaluate(extract_classifier(self.model.policy), self.test).accuracy
+        images = self.model.num_timesteps
+        self.points.append({"images": images, "seconds": self.seconds, "accuracy": accuracy})
+        self.due = images + self.every
+        self.since = time.process_time()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def main(
+    data_root: Path | None = None,
+    dataset: str = "mnist",
+    images: int = 160_000,
+    seeds: int = 3,
+    threads: int = 1,
+    cache: Path | None = None,
+) -> None:
+    """Train everything and write the results.
+
+    Args:
+        data_root: where the data set lies.
+        dataset: the data set.
+        images: images that each training sees.
+        seeds: trainings of each kind.
+        threads: CPU threads.
+        cache: folder of finished trainings; by default one in the temporary directory.
+    """
+    torch.set_num_threads(threads)
+    splits = load_splits(dataset, data_root=data_root)
+    folder = cache or Path(tempfile.gettempdir()) / "labelbandit-accuracy"
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = [(path, name, 1.0) for name in ALGORITHMS for path in ("fast", "slow")]
+    kinds += [kind for name, share in BUDGETS if (kind := ("fast", name, share)) not in kinds]
+    runs = []
+    for seed, (path, name, share) in track(list(itertools.product(range(seeds), kinds)), "training"):
+        length = round(share * images)
+        settings = [path, name, seed, length, dataset, BATCH, LEARNING_RATE, NETWORK, GRADIENT_IMAGES]
+        key = json.dumps([*settings, splits.train.fingerprint])
+        file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        if not file.exists():
+            write_json(file, train_one(path, name, seed, length, splits))
+        runs.append(
+            {
+                "path": path,
+                "algorithm": name,
+                "seed": seed,
+                "images": length,
+                "share": share,
+                **read_json(file),
+            }
+        )
+    machine = describe_machine()
+    whole = [run for run in runs if run["share"] == 1]
+    rows, budgets = compare(whole), compare_budgets(runs)
+    console = Console()
+    console.print(
+        table(HEADINGS, [cells_of(row) for row in rows], "test accuracy, mean and deviation over seeds")
+    )
+    console.print(table(BUDGET_HEADINGS, budgets, "the hybrid"))
+    draw(whole, dataset)
+    write_results(
+        "accuracy",
+        {"machine": machine, "images": images, "rows": rows, "runs": runs},
+        page(rows, budgets, machine, images),
+    )
+
+
+def config_of(name: str, seed: int) -> TrainConfig:
+    return TrainConfig(
+        algo=name,
+        network=NETWORK,
+        batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        seed=seed,
+        lr_schedule="constant",
+    )
+
+
+def train_one(path: str, name: str, seed: int, images: int, splits: Splits) -> dict[str, Any]:
+    """Train once and return the curve, and how input gradients look at the end."""
+    torch.manual_seed(seed)
+    curve = Curve(splits.test, images // 16)
+    if name == "hybrid":
+        _hybrid(seed, images, splits, curve)
+        return {"points": curve.points, "gradients": gradients_of(curve)}
+    if path == "fast":
+        model = build_algorithm(
+            name, config_of(name, seed), build_env(config_of(name, seed), splits.train), splits.train
+        )
+    else:
+        model = slow(name, seed, splits.train)
+    model.learn(images, callback=curve, log_interval=None)  # type: ignore[arg-type]
+    curve.record()
+    return {"points": curve.points, "gradients": gradients_of(curve)}
+
+
+def gradients_of(curve: Curve) -> dict[str, float]:
+    """Return what the input gradients of the cross-entropy are like on test images."""
+    test = curve.test.take(torch.arange(GRADIENT_IMAGES))
+    model = extract_classifier(curve.model.policy).eval()
+    found = static_indicators(model, to_pixels(test.images), test.labels, eps=1.5, power_iterations=1)
+    return {
+        "gradient_norm": float(found.gradient_norm.median()),
+        "under_floor": float(found.under_floor.float().mean()),
+        "stability": float(found.stability.nanmedian()),
+        "margin": float(found.margin.median()),
+    }
+
+
+def _hybrid(seed: int, images: int, splits: Splits, curve: Curve) -> None:
+    """Spend a third of the images on supervised learning and the rest on REINFORCE, with one network."""
+    env = build_env(config_of(HYBRID[0], seed), splits.train)
+    first, second = (build_algorithm(name, config_of(name, seed), env, splits.train) for name in HYBRID)
+    first.learn(images // 3, callback=curve, log_interval=None)  # type: ignore[arg-type]
+    second.policy.load_state_dict(first.policy.state_dict())
+    second.policy.optimizer.load_state_dict(first.policy.optimizer.state_dict())
+    second.num_timesteps, second._last_obs = first.num_timesteps, first._last_obs
+    second.learn(images - images // 3, callback=curve, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+    curve.record()
+
+
+def slow(name: str, seed: int, dataset: ImageDataset) -> Any:
+    """Return the algorithm over NumPy observations: stock SB3 where SB3 has it."""
+    env = sb3_env(dataset, BATCH, seed=seed, order="epoch")
+    fast = build_algorithm(name, config_of(name, seed), env, dataset)
+    if name not in ("ppo", "a2c", "dqn"):
+        return fast
+    mean, std = (tuple(values.tolist()) for values in dataset.channel_stats())
+    policy_kwargs = {
+        "features_extractor_class": ImageNetwork,
+        "features_extractor_kwargs": {"network": NETWORK, "mean": mean, "std": std},
+        "net_arch": [],
+        "optimizer_class": torch.optim.AdamW,
+    }
+    shared: dict[str, Any] = {
+        "learning_rate": LEARNING_RATE,
+        "gamma": 0.0,
+        "seed": seed,
+        "policy_kwargs": policy_kwargs,
+    }
+    kinds: dict[str, Callable[..., Any]] = {
+        "ppo": lambda: stable_baselines3.PPO(
+            "CnnPolicy", env, n_steps=fast.n_steps, batch_size=BATCH, n_epochs=4, max_grad_norm=1.0, **shared
+        ),
+        "a2c": lambda: stable_baselines3.A2C(
+            "CnnPolicy", env, n_steps=1, use_rms_prop=False, normalize_advantage=True, ent_coef=0.1, **shared
+        ),
+        "dqn": lambda: stable_baselines3.DQN(
+            "CnnPolicy",
+            env,
+            buffer_size=50_000,
+            learning_starts=1000,
+            batch_size=BATCH,
+            train_freq=1,
+            target_update_interval=1000,
+            exploration_fraction=0.2,
+            max_grad_norm=1.0,
+            **shared,
+        ),
+    }
+    return kinds[name]()
+
+
+def compare(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, per algorithm, final accuracies by path and the difference of their means in points."""
+    final: dict[tuple[str, str], list[float]] = {}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        key = (run["algorithm"], run["path"])
+        final.setdefault(key, []).append(run["points"][-1]["accuracy"])
+        seconds.setdefault(key, []).append(run["points"][-1]["seconds"])
+    rows = []
+    for name in (*ALGORITHMS, "hybrid"):
+        fast, slow_runs = final[name, "fast"], final.get((name, "slow"))
+        rows.append(
+            {
+                "algorithm": name,
+                "fast": fast,
+                "slow": slow_runs,
+                "points": None
+                if slow_runs is None
+                else 100 * (float(np.mean(fast)) - float(np.mean(slow_runs))),
+                "seconds": float(np.mean(seconds[name, "fast"])),
+                "slow_seconds": None if slow_runs is None else float(np.mean(seconds[name, "slow"])),
+            }
+        )
+    return rows
+
+
+def compare_budgets(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Return a row of text for each of ``BUDGETS``."""
+    rows = []
+    for name, share in BUDGETS:
+        chosen = [
+            run for run in runs if (run["path"], run["algorithm"], run["share"]) == ("fast", name, share)
+        ]
+        accuracy = mean([run["points"][-1]["accuracy"] for run in chosen])
+        gradients = {key: [run["gradients"][key] for run in chosen] for key in chosen[0]["gradients"]}
+        rows.append(
+            (
+                name,
+                f"{chosen[0]['images']:,}",
+                accuracy,
+                f"{np.mean(gradients['gradient_norm']):.2g} ({min(gradients['gradient_norm']):.2g} to "
+                f"{max(gradients['gradient_norm']):.2g})",
+                f"{np.mean(gradients['under_floor']):.1%}",
+                f"{np.mean(gradients['stability']):.2f}",
+                f"{np.mean(gradients['margin']):.1f}",
+            )
+        )
+    return rows
+
+
+def mean(values: list[float] | None) -> str:
+    """Return mean and deviation as text."""
+    if values is None:
+        return "-"
+    return f"{np.mean(values):.2%} +- {np.std(values, ddof=min(1, len(values) - 1)):.2%}"
+
+
+def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
+    points = "-" if row["points"] is None else f"{row['points']:+.2f}"
+    slow_seconds = "-" if row["slow_seconds"] is None else f"{row['slow_seconds']:.0f}"
+    return (
+        row["algorithm"],
+        mean(row["fast"]),
+        mean(row["slow"]),
+        points,
+        f"{row['seconds']:.0f}",
+        slow_seconds,
+    )
+
+
+HEADINGS = (
+    "algorithm",
+    "fast path",
+    "slow path",
+    "difference, points",
+    "CPU seconds",
+    "CPU seconds, slow path",
+)
+
+
+BUDGET_HEADINGS = (
+    "training",
+    "images",
+    "test accuracy",
+    "gradient norm",
+    "under the floor",
+    "direction stability",
+    "margin",
+)
+
+
+def table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], title: str) -> Table:
+    made = Table(*headings, title=title)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def page(
+    rows: list[dict[str, Any]], budgets: list[tuple[str, ...]], machine: dict[str, Any], images: int
+) -> str:
+    lines = [
+        "# Accuracy of the fast paths",
+        "",
+        f"`python -m benchmarks.accuracy --data-root DIR`; MNIST, `{NETWORK}`, {images:,} images, batch {BATCH},",
+        f"learning rate {LEARNING_RATE:g}. Test accuracy at the end, mean and deviation over seeds; CPU seconds.",
+        "",
+        machine_line(machine),
+        "",
+        *markdown_table(HEADINGS, [cells_of(row) for row in rows]),
+        "",
+        "## The hybrid",
+        "",
+        "A third of the images supervised, the rest REINFORCE, beside supervised learning on half as many images and",
+        f"REINFORCE on as many and on four times as many. Medians over {GRADIENT_IMAGES} test images, mean of the",
+        "seeds (and their range): length of the input gradient of the cross-entropy, cosine between the gradients",
+        "at an image and at points of its L2 ball of 1.5, logit margin; and the share of images whose step the",
+        "cleverhans protocol shortens.",
+        "",
+        *markdown_table(BUDGET_HEADINGS, budgets),
+        "",
+        "![Test accuracy against images and against seconds](accuracy.png)",
+    ]
+    return "\n".join(lines)
+
+
+def draw(runs: list[dict[str, Any]], dataset: str) -> None:
+    """Write the figure: accuracy against images seen and against seconds, mean over seeds with its range."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    for colour, name in zip(COLOURS, (*ALGORITHMS, "hybrid"), strict=True):
+        curves = [run["points"] for run in runs if run["algorithm"] == name and run["path"] == "fast"]
+        length = min(len(curve) for curve in curves)
+        accuracy = np.array([[point["accuracy"] for point in curve[:length]] for curve in curves])
+        for axis, by in zip(axes, ("images", "seconds"), strict=True):
+            x = np.mean([[point[by] for point in curve[:length]] for curve in curves], axis=0)
+            axis.plot(x, accuracy.mean(0), color=colour, label=name)
+            axis.fill_between(x, accuracy.min(0), accuracy.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes[0].set(xlabel="images seen", ylabel="test accuracy", title=f"{dataset}: per image", ylim=(0.8, 1.0))
+    axes[1].set(xlabel="CPU seconds of training", title="per second")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[1].legend(frameon=False, loc="lower right")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(RESULTS / "accuracy.png", dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

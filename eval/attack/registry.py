@@ -1,0 +1,221 @@
+"""Which attacks there are, and which options each takes: read off the functions themselves, so nothing is listed twice.
+
+An attack is any function that the package `attacks` exports with the signature ``(model, x, y, *, norm, eps, ...)``
+whose other arguments have defaults; its further keyword arguments are its options, their defaults included.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import attacks
+from agents.common.command_line import parse_number
+from attacks.core.result import AttackResult
+from envs.errors import InputError, unknown_name
+from envs.rng import hash_tensor
+from eval.core.threats import CLEVERHANS_BATCH
+
+Attack = Callable[..., AttackResult]
+
+# Set by the evaluation, or of no meaning on a command line (tensors and callbacks).
+_RESERVED = ("norm", "eps", "targets", "seed", "sample_ids", "batch_size", "on_step", "state", "on_progress")
+_PLAIN = (type(None), bool, int, float, str, list, tuple)  # defaults that a command line and JSON can hold
+TARGETED = ("next", "random", "second", "least-likely")
+_TARGET_STREAM = 0x746172676574  # "target"
+
+
+def attack_names() -> tuple[str, ...]:
+    """Return the names of all attacks, sorted."""
+    return tuple(sorted(name for name in attacks.__all__ if _is_attack(getattr(attacks, name))))
+
+
+def _is_attack(candidate: Any) -> bool:
+    """Whether it is a function ``(model, x, y, *, norm, eps, ...)`` that needs nothing else, sources excepted."""
+    if not inspect.isfunction(candidate):
+        return False
+    parameters = inspect.signature(candidate).parameters
+    needed = {key for key, parameter in parameters.items() if _is_needed(parameter)}
+    fixed = {"model", "x", "y", "norm", "eps"}
+    return (
+        list(parameters)[:3] == ["model", "x", "y"]
+        and needed <= {*fixed, "sources"}
+        and fixed <= set(parameters)
+    )
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    named = parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    return named and parameter.default is inspect.Parameter.empty
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    """The arguments of an attack; transfer hands what it does not name on to `attacks.transfer_images`."""
+    parameters = dict(inspect.signature(attack_function(name)).parameters)
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        parameters = dict(inspect.signature(attacks.transfer_images).parameters) | parameters
+    return parameters
+
+
+def attack_function(name: str) -> Attack:
+    """Return the attack called ``name``; dashes and underscores are the same.
+
+    Raises:
+        InputError: there is no such attack; the message lists them.
+    """
+    name = name.replace("-", "_")
+    if name not in attack_names():
+        raise unknown_name("attack", name, attack_names())
+    return getattr(attacks, name)
+
+
+def attack_options(name: str) -> dict[str, Any]:
+    """Return the options of an attack and their defaults.
+
+    An attack that can be aimed at a class takes ``targeted``: None, ``next`` (the label plus one), ``random``,
+    ``second`` (the likeliest wrong class of the clean image) or ``least-likely``.
+    """
+    parameters = _parameters(name)
+    options = {
+        key: parameter.default
+        for key, parameter in parameters.items()
+        if key not in ("model", "x", "y", *_RESERVED) and isinstance(parameter.default, _PLAIN)
+    }
+    return options | ({"targeted": None} if "targets" in parameters else {})
+
+
+def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every option of the attack with its value: the given ones, else the defaults.
+
+    Raises:
+        InputError: the attack does not take one of the options, or not such a value.
+    """
+    options = attack_options(name)
+    for key, value in given.items():
+        if key not in options:
+            takes = ", ".join(options) or "none"
+            raise InputError(f"{name} takes no option {key!r} (given {value!r}); its options: {takes}")
+        _check_kind(name, key, value, options[key])
+    if given.get("targeted") not in (None, *TARGETED):
+        raise unknown_name("way to choose targets", str(given["targeted"]), TARGETED)
+    resolved = options | dict(given)
+    if resolved.get("averaged_over", 0) is None:
+        resolved["averaged_over"] = CLEVERHANS_BATCH
+    return resolved
+
+
+def _check_kind(name: str, key: str, value: Any, default: Any) -> None:
+    """Compare the kinds of value and default; a bool may become a word (``random_start=odi``) but not a number."""
+    kinds = {bool: (bool, str), int: (int,), float: (int, float), str: (str, list)}.get(
+        type(default), (object,)
+    )
+    wrong_bool = isinstance(value, bool) and not isinstance(default, bool) and default is not None
+    if value is not None and (not isinstance(value, kinds) or wrong_bool):
+        kind = "true or false" if isinstance(default, bool) else f"a value like {default!r}"
+        raise InputError(f"option {key} of {name} is {value!r}; expected {kind}")
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """Read ``key=value``: a number, a fraction, true, false, null, a JSON list, or else a word.
+
+    Raises:
+        InputError: there is no "=".
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"cannot read the option {text!r}; expected key=value, such as queries=1000")
+    return key.replace("-", "_"), parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """Read one option's value, as `parse_option` does."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return parse_number(text)
+    except ValueError:
+        return text
+
+
+def run_function(
+    name: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    options: Mapping[str, Any],
+    seed: int,
+    sample_ids: Tensor,
+    batch_size: int | None,
+    state: dict[str, Any] | None = None,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+    sources: Sequence[nn.Module] = (),
+    **threat: Any,
+) -> AttackResult:
+    """Call an attack with its resolved ``options`` and with those of the other arguments that it takes.
+
+    Args:
+        name: of the attack.
+        model: the classifier.
+        x: images in [0, 1], (N, C, H, W).
+        y: labels, (N,).
+        options: as `resolve_options` returns them.
+        seed: of the random draws.
+        sample_ids: (N,), what each image's draws hang on.
+        batch_size: most images at once, or None.
+        state: from which an attack that keeps one goes on.
+        on_progress: called by such an attack with its state.
+        sources: models on which a transfer attack makes its images.
+        threat: ``norm`` and ``eps``.
+    """
+    function, options = attack_function(name), dict(options)
+    targeted = options.pop("targeted", None)
+    common = {"seed": seed, "sample_ids": sample_ids, "batch_size": batch_size}
+    common |= {"state": state, "on_progress": on_progress}
+    if sources:
+        common["sources"] = [source.to(x.device) for source in sources]
+    taken = {key: value for key, value in common.items() if key in _parameters(name)}
+    if targeted is not None:
+        taken["targets"] = choose_targets(targeted, model, x, y, sample_ids)
+    return function(model, x, y, **threat, **taken, **options)
+
+
+def takes_sources(name: str) -> bool:
+    """Return whether an attack makes its images on other models."""
+    return "sources" in inspect.signature(attack_function(name)).parameters
+
+
+def takes_state(name: str) -> bool:
+    """Return whether an attack can go on from its own state: it takes ``state`` and ``on_progress``."""
+    return {"state", "on_progress"} <= set(inspect.signature(attack_function(name)).parameters)
+
+
+def result_stages(result: AttackResult, name: str) -> tuple[str, ...]:
+    """Return the names of the attack's stages, or its own ``name`` where it has none."""
+    stages = getattr(result, "stages", ("clean", name))
+    return tuple(stages[1:])
+
+
+def result_warnings(result: AttackResult) -> tuple[str, ...]:
+    """Return what the attack found doubtful in its own outcome, less what was said of the model before."""
+    report = getattr(result, "report", None)
+    before = () if report is None else report.warnings
+    return tuple(line for line in getattr(result, "warnings", ()) if line not in before)
+
+
+def choose_targets(how: str, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor) -> Tensor:
+    """Return a class other than the label for every image, (N,), chosen in one of the ways of `TARGETED`."""
+    with torch.inference_mode():
+        logits = model(x).float()
+    classes = logits.shape[1]
+    if how == "next":
+        return (y + 1) % classes
+    if how == "random":
+        return (y + 1 + hash_tensor(_TARGET_STREAM, sample_ids) % (classes - 1)) % classes
+    others = logits.scatter(1, y[:, None], -torch.inf if how == "second" else torch.inf)
+    return others.argmax(1) if how == "second" else others.argmin(1)

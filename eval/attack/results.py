@@ -1,0 +1,290 @@
+"""Result files: what one attack did to every image, so that worst cases can be taken later."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.errors import InputError
+from envs.files import read_json, write_atomic
+from eval.core.stats import Interval, wilson
+from eval.core.threats import Threat
+
+FORMAT = 1
+_COLUMNS = {"label": "i", "clean_correct": "b", "success": "b", "distance": "f", "queries": "i"}
+
+
+@dataclass(frozen=True)
+class AttackResults:
+    """Per-sample outcomes of one attack (or of the worst case over several) on one model.
+
+    Attributes:
+        attack: ``name``, ``norm``, ``eps``, and every option of the attack with its value.
+        data: ``dataset``, ``split``, ``fingerprint`` of the data set.
+        model: ``sha256`` of weights and structure, ``name`` for tables.
+        indices: (n,) int64, positions of the attacked images in the split, all different.
+        label: (n,) int64, true labels.
+        clean_correct: (n,) bool, the unattacked image is classified correctly.
+        success: (n,) bool, the attacked image is misclassified; clean errors are included.
+        distance: (n,) float64, length of the perturbation in the attack's norm, pixels in [0, 1].
+        queries: (n,) int64, forward passes that the image took.
+        broken_by: per sample: the attack that broke it, ``"clean"`` for a clean error, None for a survivor.
+        extra: further per-sample numbers by name, each of length n, such as ``shortened``.
+        cost: ``seconds``, ``forwards``, ``backwards``, counted over images.
+        warnings: what makes the outcome doubtful, one line each.
+        seed: of the attack.
+        versions: of the packages; device: what it ran on; created: ISO time.
+    """
+
+    attack: dict[str, Any]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    indices: np.ndarray
+    label: np.ndarray
+    clean_correct: np.ndarray
+    success: np.ndarray
+    distance: np.ndarray
+    queries: np.ndarray
+    broken_by: tuple[str | None, ...]
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    created: str = ""
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.indices)
+
+    @property
+    def threat(self) -> Threat:
+        """The threat model: norm and radius."""
+        return Threat(self.attack["norm"], self.attack["eps"])
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of images classified correctly unattacked."""
+        return float(self.clean_correct.mean())
+
+    @property
+    def robust(self) -> np.ndarray:
+        """(n,) bool: the image is classified correctly even under the attack."""
+        return ~self.success
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of images that the attack did not break."""
+        return float(self.robust.mean())
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's 95 % interval of the robust accuracy."""
+        return wilson(int(self.robust.sum()), self.n)
+
+    @property
+    def shortened(self) -> float | None:
+        """Mean share of steps that the floor of the cleverhans protocol shortened; None if not traced."""
+        shares = self.extra.get("shortened")
+        return None if shares is None else float(shares.mean())
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures a table needs, as plain JSON values."""
+        figures: dict[str, Any] = {
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "ci95": list(self.interval),
+            "queries_per_image": float(self.queries.mean()),
+        }
+        figures |= {f"mean_{name}": float(values.mean()) for name, values in self.extra.items()}
+        return figures
+
+
+def configuration_hash(attack: dict[str, Any], data: dict[str, Any], model_sha256: str, seed: int) -> str:
+    """Return 12 hex digits that name everything an outcome depends on: attack, images, weights, seed.
+
+    ``data`` holds the fingerprint and the indices. Names of runs and data sets do not enter, contents do.
+    """
+    parts = {"format": FORMAT, "attack": attack, "data": data, "model": model_sha256, "seed": seed}
+    text = json.dumps(parts, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def result_name(attack: dict[str, Any], digest: str) -> str:
+    """Return the stem of a result file, such as ``pgd-L2-1-0f3a9c2b4d5e``."""
+    return f"{attack['name']}-{attack['norm']}-{attack['eps']:.4g}-{digest}"
+
+
+def write_results(path: Path, results: AttackResults) -> None:
+    """Write one result file, atomically.
+
+    Raises:
+        OSError: the directory is missing or not writable.
+    """
+    columns = {name: getattr(results, name).tolist() for name in _COLUMNS}
+    samples = columns | {"broken_by": list(results.broken_by)}
+    samples |= {name: values.tolist() for name, values in results.extra.items()}
+    content = {
+        "format": FORMAT,
+        "attack": results.attack,
+        "data": results.data | {"n": results.n, "indices": results.indices.tolist()},
+        "model": results.model,
+        "summary": results.summary(),
+        "cost": results.cost,
+        "warnings": list(results.warnings),
+        "seed": results.seed,
+        "versions": results.versions,
+        "device": results.device,
+        "created": results.created,
+        "samples": samples,
+    }
+    write_atomic(path, _dump(content))
+
+
+def _dump(content: dict[str, Any]) -> str:
+    """Return JSON with one line per column: readable, and no line per sample."""
+
+    def line(value: Any) -> str:
+        return json.dumps(value, allow_nan=False)
+
+    def section(value: Any) -> str:
+        if not isinstance(value, dict) or not value:
+            return line(value)
+        return "{\n  " + ",\n  ".join(f"{line(key)}: {line(item)}" for key, item in value.items()) + "\n }"
+
+    return "{\n " + ",\n ".join(f"{line(key)}: {section(value)}" for key, value in content.items()) + "\n}\n"
+
+
+def read_results(path: str | Path) -> AttackResults:
+    """Read and check one result file.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another format.
+    """
+    return parse_results(read_json(path), str(path))
+
+
+def parse_results(content: Any, origin: str) -> AttackResults:
+    """Check the decoded content of the result file ``origin``; errors as `read_results`."""
+    try:
+        return _from_json(content)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(
+            f"{origin} is not a result file of format {FORMAT} ({reason}); delete it and rerun"
+        ) from None
+
+
+def _from_json(content: dict[str, Any]) -> AttackResults:
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']!r}")
+    attack, samples, data = content["attack"], dict(content["samples"]), dict(content["data"])
+    if not isinstance(attack["name"], str) or not isinstance(attack["norm"], str):
+        raise ValueError("the attack has no name or norm")
+    n = data.pop("n")
+    indices = _column("indices", data.pop("indices"), "i", n)
+    if len(np.unique(indices)) != n:
+        raise ValueError("an image occurs twice")
+    columns = {name: _column(name, samples.pop(name), kind, n) for name, kind in _COLUMNS.items()}
+    broken_by = samples.pop("broken_by")
+    if len(broken_by) != n or not all(name is None or isinstance(name, str) for name in broken_by):
+        raise ValueError(f"broken_by needs {n} names or nulls")
+    if (~columns["clean_correct"] & ~columns["success"]).any():
+        raise ValueError("a clean error is counted as robust")
+    return AttackResults(
+        attack=attack | {"eps": float(attack["eps"])},
+        data=data,
+        model=content["model"] | {"sha256": str(content["model"]["sha256"])},
+        indices=indices,
+        **columns,
+        broken_by=tuple(broken_by),
+        extra={name: _column(name, values, "x", n) for name, values in samples.items()},
+        cost=dict(content["cost"]),
+        warnings=tuple(str(line) for line in content["warnings"]),
+        seed=int(content["seed"]),
+        versions=dict(content["versions"]),
+        device=str(content["device"]),
+        created=str(content["created"]),
+    )
+
+
+def _column(name: str, values: list[Any], kind: str, n: int) -> np.ndarray:
+    """Return a checked column; ``kind``: b (bool), i (count), f (number >= 0), x (any number)."""
+    array = np.asarray(values)
+    if array.shape != (n,) or n < 1:
+        raise ValueError(f"{name} has shape {array.shape}, expected ({n},)")
+    if array.dtype.kind not in {"b": "b", "i": "i", "f": "if", "x": "if"}[kind]:
+        raise ValueError(f"{name} has the wrong type of value")
+    if kind == "b":
+        return array
+    if not np.isfinite(array).all() or (kind != "x" and (array < 0).any()):
+        raise ValueError(f"{name} has a negative or infinite value")
+    return array.astype(np.int64 if kind == "i" else np.float64)
+
+
+def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = None) -> AttackResults:
+    """Return the pointwise worst case: an image counts as robust only if NO attack broke it.
+
+    This is the mean over images of the minimum over attacks, never the minimum of the attacks' means.
+    ``broken_by`` is the first attack of the sequence that succeeded; ``distance`` that of the smallest
+    successful perturbation (of the first attack, where none succeeded); queries and costs add up.
+
+    Args:
+        results: of the same model, images and threat model.
+        names: what to call each attack in ``broken_by``; by default its own name.
+
+    Raises:
+        InputError: nothing given, or the results differ in model, images or threat model.
+    """
+    if not results:
+        raise InputError("no results to combine; run at least one attack first")
+    first = results[0]
+    for other in results[1:]:
+        _check_comparable(first, other)
+    success: np.ndarray = np.stack([result.success for result in results])
+    distance = np.where(success, np.stack([result.distance for result in results]), np.inf).min(axis=0)
+    broken: np.ndarray = np.any(success, axis=0)
+    names = names or [result.attack["name"] for result in results]
+    blame = (_blame(results[k], names[k], i) for i, k in enumerate(success.argmax(axis=0)))
+    return replace(
+        first,
+        attack={"name": "worst case", "norm": first.threat.norm, "eps": first.threat.eps}
+        | {"attacks": [result.attack for result in results]},
+        success=broken,
+        distance=np.where(broken, distance, first.distance),
+        queries=np.sum([result.queries for result in results], axis=0),
+        broken_by=tuple(blame),
+        extra={},
+        warnings=tuple(dict.fromkeys(line for result in results for line in result.warnings)),
+        cost={key: sum(result.cost.get(key, 0) for result in results) for key in first.cost},
+    )
+
+
+def _blame(result: AttackResults, name: str, row: int) -> str | None:
+    """Return who broke this image: "clean", the attack under its ``name``, or a part of it as "name/part"."""
+    part = result.broken_by[row]
+    if part in (None, "clean"):
+        return part
+    return name if part == result.attack["name"] else f"{name}/{part}"
+
+
+def _check_comparable(first: AttackResults, other: AttackResults) -> None:
+    names = f"{first.attack['name']!r} and {other.attack['name']!r}"
+    if other.model["sha256"] != first.model["sha256"]:
+        raise InputError(f"{names} attacked different weights; combine results of one model only")
+    if other.data.get("fingerprint") != first.data.get("fingerprint"):
+        raise InputError(f"{names} attacked images of different data sets; rerun one with the other's data")
+    if not np.array_equal(other.indices, first.indices):
+        raise InputError(
+            f"{names} attacked different images ({first.n} and {other.n}); rerun one with the same --n"
+        )
+    if other.threat != first.threat:
+        raise InputError(
+            f"{names} have threat models {first.threat} and {other.threat}; combine one at a time"
+        )

@@ -1,0 +1,337 @@
+"""Run one attack over many images: in chunks, resumable, kept per sample, never done twice."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from agents.common.run_dir import device_name, versions
+from attacks.core.batching import default_batch_size
+from attacks.core.losses import misclassified
+from attacks.core.norms import get_norm
+from attacks.core.result import AttackResult
+from envs.errors import InputError
+from envs.files import write_atomic
+from eval.attack.autosave import Progress, Report, Watch
+from eval.attack.parts import REQUIRED, Part, PartialStore, gaps, joined
+from eval.attack.registry import (
+    resolve_options,
+    result_stages,
+    result_warnings,
+    run_function,
+    takes_sources,
+    takes_state,
+)
+from eval.attack.results import AttackResults, configuration_hash, read_results, result_name, write_results
+from eval.core.targets import Samples, Target
+from eval.core.threats import Threat
+
+_LEAST_CHUNK = 128  # a kill loses at most one chunk; smaller ones would waste the batches of the survivors
+# Traces that say whether something went wrong with an image; they become warnings.
+_ALARMS = {
+    "nan": "the model answered NaN",
+    "outside": "the attack left the ball and was projected back",
+    "zero_gradient": "the gradient was exactly zero",
+}
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """One attack with everything that its outcome depends on, beside model and images.
+
+    Attributes:
+        name: of the attack, see `eval.attack.registry`.
+        threat: norm and radius.
+        options: of the attack; those left out have its defaults.
+        seed: of its random draws.
+        sources: the models on which a transfer attack makes its images.
+    """
+
+    name: str
+    threat: Threat
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    sources: tuple[Target, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return name, norm, eps, every option with its value, and the sources, as plain JSON.
+
+        Raises:
+            InputError: the attack is unknown, does not take an option, or lacks its sources.
+        """
+        head = {"name": self.name, "norm": self.threat.norm, "eps": self.threat.eps}
+        record = head | resolve_options(self.name, self.options)
+        if takes_sources(self.name) != bool(self.sources):
+            remedy = "add --source RUN" if not self.sources else "leave --source out"
+            raise InputError(
+                f"{self.name} got {len(self.sources)} source models; {remedy}, or choose another attack"
+            )
+        if self.sources:
+            record["sources"] = [{"name": source.name, "sha256": source.sha256} for source in self.sources]
+        return record
+
+
+def result_path(target: Target, samples: Samples, spec: AttackSpec, results_dir: Path) -> Path:
+    """Return the file that holds, or will hold, the outcome of this attack on these images."""
+    attack = spec.record()
+    data = {"fingerprint": samples.fingerprint, "indices": samples.indices.tolist()}
+    if spec.sources:  # their contents enter the hash, their names do not
+        attack = attack | {"sources": [source.sha256 for source in spec.sources]}
+    digest = configuration_hash(attack, data, target.sha256, spec.seed)
+    return results_dir / f"{result_name(attack, digest)}.json"
+
+
+def images_path(path: Path) -> Path:
+    """Return the file beside a result file that holds its adversarial images."""
+    return path.with_suffix(".safetensors")
+
+
+def stored_results(path: Path, with_images: bool = False) -> AttackResults | None:
+    """Return finished results, or None where there are none (or not the images that are asked for).
+
+    Raises:
+        InputError: the file is there but damaged.
+    """
+    if not path.is_file() or (with_images and not images_path(path).is_file()):
+        return None
+    results = read_results(path)
+    _store(path).remove()  # a kill between the last two steps of `run_attack` leaves the parts
+    return results
+
+
+def _store(path: Path, with_images: bool = False) -> PartialStore:
+    """Return where the parts of the result file ``path`` are kept until it is written."""
+    required = (*REQUIRED, "adversarial") if with_images else REQUIRED
+    return PartialStore(path.parent / ".partial" / path.stem, required)
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raise an InputError unless ``batch_size`` is None or at least 1."""
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size is {batch_size}; expected at least 1, or leave it out")
+
+
+def run_attack(
+    target: Target,
+    samples: Samples,
+    spec: AttackSpec,
+    *,
+    results_dir: Path | None = None,
+    batch_size: int | None = None,
+    save_images: bool = False,
+    report: Report | None = None,
+) -> AttackResults:
+    """Attack the samples, going on from the parts that an interrupted call left.
+
+    The outcome of an image depends on neither the chunk it is in nor on interruptions: its random draws hang on its
+    index in the data set.
+
+    Args:
+        target: the classifier.
+        samples: the images.
+        spec: the attack.
+        results_dir: where the result file (and, meanwhile, ``.partial``) is written; None keeps results in memory.
+        batch_size: most images at once; chosen by the attack by default.
+        save_images: also write the adversarial images, float32, as ``<result>.safetensors``.
+        report: called after every chunk.
+
+    Raises:
+        InputError, AttackError: a wrong option or model, before anything is attacked.
+        KeyboardInterrupt: with a message on how to go on.
+    """
+    check_batch_size(batch_size)
+    attack = spec.record()
+    if results_dir is None:
+        return _assemble(
+            target, samples, spec, attack, _Run(target, samples, spec, batch_size, report=report).finish()
+        )
+    path = result_path(target, samples, spec, results_dir)
+    store = _store(path, save_images)
+    with store.hold():
+        outcome = _Run(target, samples, spec, batch_size, save_images, store, report).finish()
+        images = outcome.columns.pop("adversarial", None)
+        results = _assemble(target, samples, spec, attack, outcome)
+        if images is not None:
+            write_atomic(images_path(path), save({"adversarial": images, "indices": samples.indices}))
+        write_results(path, results)
+        store.remove()
+    return results
+
+
+def attack_rows(
+    target: Target,
+    samples: Samples,
+    spec: AttackSpec,
+    rows: slice,
+    *,
+    results_dir: Path,
+    batch_size: int | None = None,
+) -> None:
+    """Attack some of the samples and leave their outcomes where `run_attack` finds those of an interrupted call.
+
+    Workers that share the directory so divide the images of one model among them; a last `run_attack` joins the parts
+    and does what is missing. No outcome depends on the division.
+
+    Args:
+        target: the classifier.
+        samples: all of the images.
+        spec: the attack.
+        rows: which of the samples, ``start`` and ``stop`` given.
+        results_dir: where `run_attack` writes the result file.
+        batch_size: most images at once; chosen by the attack by default.
+
+    Raises:
+        InputError, AttackError: a wrong option or model.
+    """
+    check_batch_size(batch_size)
+    store = _store(result_path(target, samples, spec, results_dir))
+    done = {(part.start, part.stop) for part in store.read(len(samples))}
+    if rows.start < rows.stop and (rows.start, rows.stop) not in done:
+        store.write(_Run(target, samples, spec, batch_size).attack(rows))
+
+
+class _Run:
+    """One attack under way: the parts that are done, and how to do the rest."""
+
+    def __init__(
+        self,
+        target: Target,
+        samples: Samples,
+        spec: AttackSpec,
+        batch_size: int | None,
+        save_images: bool = False,
+        store: PartialStore | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self.target, self.samples, self.spec = target, samples, spec
+        self.options = resolve_options(spec.name, spec.options)
+        self.batch_size, self.save_images = batch_size, save_images
+        self.store, self.report = store, report
+        self.parts = store.read(len(samples)) if store else []
+
+    def finish(self) -> Part:
+        """Do what is missing and return the whole."""
+        n, kept, started = len(self.samples), self._done(), time.perf_counter()
+        try:
+            for rows in gaps(self.parts.copy(), n, self._chunk()):
+                part = self.attack(rows)
+                self.parts.append(part)
+                if self.store is not None:
+                    self.store.write(part)
+                if self.report is not None:
+                    rate = (self._done() - kept) / max(time.perf_counter() - started, 1e-9)
+                    self.report(Progress(self._done(), n, self._robust(), rate))
+        except KeyboardInterrupt:
+            hint = "; the same command goes on from there" if self.store is not None else ""
+            raise KeyboardInterrupt(f"interrupted after {self._done()} of {n} images{hint}") from None
+        return joined(self.parts)
+
+    def _done(self) -> int:
+        return sum(part.stop - part.start for part in self.parts)
+
+    def _robust(self) -> float:
+        return sum(int((~part.columns["success"]).sum()) for part in self.parts) / self._done()
+
+    def _chunk(self) -> int:
+        """Images per part; an attack that keeps its own state gets all at once, so that its survivors share batches."""
+        if takes_state(self.spec.name):
+            return len(self.samples)
+        return self.batch_size or max(_LEAST_CHUNK, default_batch_size(self._images(slice(0, 1))[0]))
+
+    def _images(self, rows: slice) -> tuple[Tensor, Tensor]:
+        return self.samples.batch(rows, self.target.device)
+
+    def attack(self, rows: slice) -> Part:
+        """Attack some rows of the samples."""
+        x, y = self._images(rows)
+        watch = Watch(self.store, self.report)
+        result = run_function(
+            self.spec.name,
+            self.target.model,
+            x,
+            y,
+            norm=self.spec.threat.norm,
+            eps=self.spec.threat.eps,
+            options=self.options,
+            seed=self.spec.seed,
+            sample_ids=self.samples.indices[rows].to(x.device),
+            batch_size=self.batch_size,
+            state=watch.state,
+            on_progress=watch,
+            sources=[source.model for source in self.spec.sources],
+        )
+        columns, names = self._columns(result, x, y)
+        return Part(rows.start, rows.stop, columns, names, watch.seconds, tuple(result_warnings(result)))
+
+    def _columns(
+        self, result: AttackResult, x: Tensor, y: Tensor
+    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        size = self.batch_size or default_batch_size(x)
+        with torch.inference_mode():
+            clean = torch.cat([self.target.model(images) for images in x.split(size)])
+        clean_correct = ~misclassified(clean, y)
+        # A clean error counts as broken even where another batch shape rounds the logits the other way.
+        success = result.success | ~clean_correct
+        names = ("clean", *result_stages(result, self.spec.name))
+        # Position of the attack or stage that broke the image: "clean" is 0, survivors have -1.
+        stage = result.trace.get("broken_by", torch.ones_like(y))
+        columns = {
+            "success": success,
+            "clean_correct": clean_correct,
+            "distance": get_norm(self.spec.threat.norm).length((result.adversarial - x).double()),
+            "queries": result.queries,
+            "backwards": result.backwards,
+            "broken_by": torch.where(success, torch.where(clean_correct, stage, 0), -1),
+        }
+        traced = {
+            f"trace.{name}": values for name, values in result.trace.items() if _is_figure(name, values)
+        }
+        if self.save_images:
+            columns["adversarial"] = result.adversarial
+        return {name: values.cpu() for name, values in (columns | traced).items()}, names
+
+
+def _is_figure(name: str, values: Tensor) -> bool:
+    """Whether a trace holds one finite number per image that is not among the columns already."""
+    return name not in REQUIRED and values.ndim == 1 and bool(values.isfinite().all())
+
+
+def _assemble(
+    target: Target, samples: Samples, spec: AttackSpec, attack: dict[str, Any], outcome: Part
+) -> AttackResults:
+    columns = outcome.columns
+    traces = {name.removeprefix("trace."): values for name, values in columns.items() if "." in name}
+    alarms = {name: values.bool() for name, values in traces.items() if name in _ALARMS}
+    warnings = [
+        f"{_ALARMS[name]} on {int(rang.sum())} of {len(samples)} images"
+        for name, rang in alarms.items()
+        if rang.any()
+    ]
+    return AttackResults(
+        attack=attack,
+        data=samples.record(),
+        model={"sha256": target.sha256, "name": target.name},
+        indices=samples.indices.numpy(),
+        label=samples.labels.cpu()[samples.indices].numpy(),
+        clean_correct=columns["clean_correct"].numpy(),
+        success=columns["success"].numpy(),
+        distance=columns["distance"].double().numpy(),
+        queries=columns["queries"].numpy(),
+        broken_by=outcome.broken_by,
+        extra={name: values.double().numpy() for name, values in traces.items() if name not in _ALARMS},
+        cost={
+            "seconds": outcome.seconds,
+            "forwards": int(columns["queries"].sum()),
+            "backwards": int(columns["backwards"].sum()),
+        },
+        warnings=(*warnings, *outcome.warnings),
+        seed=spec.seed,
+        versions=versions(),
+        device=device_name(target.device),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,168 @@
+"""The command line ``python -m eval.audit``: one verdict per model and threat model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import nn
+
+from agents.common.run_dir import device_name, resolve_device, versions
+from envs.errors import InputError
+from envs.files import write_json
+from eval.audit.findings import Verdict
+from eval.audit.report import AuditReport
+from eval.audit.run import audit
+from eval.core.formatting import print_table, with_interval
+from eval.core.options import DataOptions
+from eval.core.targets import Samples, Target, load_target
+from eval.core.threats import Threat, chosen_threat, default_threats
+
+
+@dataclass(frozen=True)
+class AuditCommand:
+    """Say whether a model's resistance is real: sound, masked (and by what), or inconclusive (and why)."""
+
+    targets: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""
+    norm: str | None = None
+    """Only this norm: Linf, L2 or L1. Default: Linf and L2."""
+    eps: str | None = None
+    """Radius for --norm, a number or a fraction such as 8/255. Default: by the kind of image."""
+    quick: bool = False
+    """The quick battery; this is the default: minutes on a CPU for a small network and 100 images."""
+    full: bool = False
+    """The full battery, for papers; give it --n 1000."""
+    surrogate: tuple[str, ...] = ()
+    """Further models whose adversarial images are tried: a supervised twin, another seed, a robust one."""
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=lambda: DataOptions(n=100))
+    seed: int = 0
+    """Seed of every random draw."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    network: str | None = None
+    """package.module:Callable that builds your own network, where weights alone are not enough."""
+    trust: bool = False
+    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
+    out: Path | None = None
+    """Where the JSON goes. Default: each model's results directory."""
+    progress: bool = True
+    """Say what is being done."""
+
+    def threats(self, channels: int) -> tuple[Threat, ...]:
+        """Return the threat models for images of this kind.
+
+        Raises:
+            InputError: a bad norm or radius, or a radius without a norm.
+        """
+        chosen = chosen_threat(self.norm, self.eps, channels)
+        if chosen is not None:
+            return (chosen,)
+        lead = {threat.norm: threat for threat in reversed(default_threats(channels))}
+        return tuple(reversed(lead.values()))
+
+
+def audit_command(config: AuditCommand) -> int:
+    """Say whether a model's resistance is real: sound, masked (and by what), or inconclusive (and why)."""
+    if not config.targets:
+        raise InputError("no model given; name run directories, .zip files or package.module:factory")
+    if config.quick and config.full:
+        raise InputError("both --quick and --full are given; choose one")
+    config.threats(1)  # wrong norms and radii end here, before anything is loaded
+    device = str(resolve_device(config.device))
+    loaded = [_load(config, spec, device) for spec in config.targets]
+    surrogates = {spec: load_target(spec, device, config.network, config.trust) for spec in config.surrogate}
+    for target, samples in loaded:
+        models = {found.name: _checked(found, target, samples) for found in surrogates.values()}
+        for threat in config.threats(samples.channels):
+            _audit(config, target, samples, threat, models)
+    return 0
+
+
+def _load(config: AuditCommand, spec: str, device: str) -> tuple[Target, Samples]:
+    target = load_target(spec, device, config.network, config.trust)
+    return target, config.data.load(target)
+
+
+def _checked(surrogate: Target, target: Target, samples: Samples) -> nn.Module:
+    """The surrogate's model, if it takes the images and knows the classes of the audited one."""
+    x, _ = samples.batch(slice(0, 2), target.device)
+    try:
+        with torch.no_grad():
+            same = surrogate.model(x).shape == target.model(x).shape
+    except (RuntimeError, ValueError, TypeError):
+        same = False
+    if not same:
+        raise InputError(
+            f"surrogate {surrogate.name} does not take the images of {target.name}, or has other classes; "
+            "train one on the same data set"
+        )
+    return surrogate.model
+
+
+def _audit(
+    config: AuditCommand, target: Target, samples: Samples, threat: Threat, surrogates: dict[str, nn.Module]
+) -> None:
+    x, y = samples.batch(slice(None), target.device)
+    with _status(f"{target.name}, {threat}", config.progress) as say:
+        report = audit(
+            target.model,
+            x,
+            y,
+            norm=threat.norm,
+            eps=threat.eps,
+            quick=not config.full,
+            surrogates=surrogates,
+            seed=config.seed,
+            say=say,
+        )
+    for table in report.tables(target.name):
+        print_table(table)
+    _print_verdict(target.name, threat, report)
+    folder = config.out or target.results_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"audit-{threat.norm}-{threat.eps:.4g}-{'full' if config.full else 'quick'}.json"
+    write_json(path, _record(config, target, samples, report))
+    print(f"evidence: {path}\n")
+
+
+def _print_verdict(name: str, threat: Threat, report: AuditReport) -> None:
+    style = {Verdict.SOUND: "bold green", Verdict.MASKED: "bold red"}.get(report.verdict, "bold yellow")
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{name}, {threat}: {report.headline}", style=style, markup=False)
+    if report.verdict is not Verdict.INCONCLUSIVE:
+        console.print(report.reason, markup=False)
+    accuracy = with_interval(report.robust_accuracy, report.interval)
+    print(
+        f"robust accuracy, worst case of all attacks: {accuracy}; PGD on the cross-entropy claims "
+        f"{100 * report.claimed_accuracy:.1f} %"
+    )
+
+
+def _record(config: AuditCommand, target: Target, samples: Samples, report: AuditReport) -> dict[str, Any]:
+    return report.to_json() | {
+        "format": 1,
+        "model": {"name": target.name, "sha256": target.sha256},
+        "data": samples.record() | {"n": len(samples), "indices": samples.indices.tolist()},
+        "surrogates": list(config.surrogate),
+        "seed": config.seed,
+        "versions": versions(),
+        "device": device_name(target.device),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@contextmanager
+def _status(label: str, shown: bool) -> Iterator[Any]:
+    """Show what is being done on standard error, where that is a terminal; yields what to tell."""
+    console = Console(stderr=True)
+    if not (shown and console.is_terminal):
+        yield lambda text: None
+        return
+    with console.status(label) as status:
+        yield lambda text: status.update(f"{label}: {text}")

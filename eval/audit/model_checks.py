@@ -1,0 +1,175 @@
+"""Probes of the input gradients: are they there, alive, and do they describe the function?"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacks.core.batching import default_batch_size
+from attacks.core.losses import get_loss
+from attacks.core.model import frozen
+from attacks.core.norms import get_norm
+from attacks.core.rng import draws_for
+from attacks.gradient.walk import STEP_FLOOR
+from eval.audit import settings as thresholds
+from eval.audit.findings import Finding
+from eval.audit.passes import logits_of
+from eval.core.threats import CLEVERHANS_BATCH
+from eval.mechanism.gradients import in_double, lengths
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """What the model's gradients are like.
+
+    Attributes:
+        zero: share of the images where the gradient of the margin is exactly zero or missing.
+        constant: share of pairs of close points with equal logits.
+        unexplained: share of the margin's changes that the gradient does not explain, median over images.
+        vanished: share of correctly classified images whose cross-entropy gradient is zero or under the floor
+            of the cleverhans protocol.
+        saturated: share of the images whose logits differ by more than float32 can tell from a sure thing.
+    """
+
+    zero: float
+    constant: float
+    unexplained: float
+    vanished: float
+    saturated: float
+
+
+def input_slopes(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
+    """Return each image's gradient of ``loss``, shaped like ``x``; zeros where the model passes none on."""
+    grads, size = [], default_batch_size(x)
+    with frozen(model), torch.enable_grad():
+        for images, labels in zip(x.split(size), y.split(size), strict=True):
+            leaf = images.detach().requires_grad_()
+            losses = get_loss(loss)(_upcast(model(leaf)), labels, None)
+            grad = None
+            if losses.requires_grad:
+                (grad,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+            grads.append(torch.zeros_like(images) if grad is None else grad)
+    return torch.cat(grads)
+
+
+def _upcast(logits: Tensor) -> Tensor:
+    return logits.float() if logits.element_size() < 4 else logits
+
+
+def probe_slopes(
+    raw: nn.Module, model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, seed: int
+) -> tuple[Slopes, list[Finding]]:
+    """Measure gradients at the images and at random points of the ball around them.
+
+    Args:
+        raw: the audited model, whose float64 copy is asked too.
+        model: the view of it that attacks use, with logits for outputs.
+        x: images (N, C, H, W).
+        y: labels (N,).
+        norm: of the ball.
+        eps: its radius.
+        seed: of the random points.
+    """
+    stream = draws_for(seed, torch.arange(len(x), device=x.device))
+    radius = x.new_full((len(x),), eps)
+    start = (x + get_norm(norm).random(stream.fork(0), x.shape[1:], radius)).clamp(0, 1)
+    findings: list[Finding] = []
+    shares = {}
+    for place, points in (("the images", x), ("random points", start)):
+        for loss in ("margin", "ce"):
+            norms = lengths(input_slopes(model, points, y, loss))
+            shares[place, loss] = _vanishing(norms, loss, place, findings)
+    findings.append(_in_float64(raw, x, y))
+    zero = max(shares["the images", "margin"], shares["random points", "margin"])
+    constant = _constant(model, x, stream.fork(1).normal((8, *x.shape[1:])))
+    unexplained = _unexplained(model, x, y, stream.fork(2).normal((8, *x.shape[1:])))
+    top = logits_of(model, x).topk(2, dim=1).values
+    saturated = float((top[:, 0] - top[:, 1] > thresholds.SATURATED_GAP).double().mean())
+    findings += [
+        Finding(
+            "equal logits at points 1e-5 per pixel apart",
+            constant,
+            thresholds.CONSTANT_SHARE,
+            constant > thresholds.CONSTANT_SHARE and zero > thresholds.ZERO_SHARE,
+            "ours: a quantised stage makes the output piecewise constant",
+        ),
+        Finding(
+            "change of the margin that the gradient does not explain",
+            unexplained,
+            thresholds.UNEXPLAINED,
+            unexplained is not None and unexplained > thresholds.UNEXPLAINED,
+            "ours: gradient against central differences over half a grey level",
+        ),
+        Finding(
+            "logits too far apart for float32's cross-entropy",
+            saturated,
+            thresholds.ZERO_SHARE,
+            saturated > thresholds.ZERO_SHARE,
+            "IEEE 754: 1 - p rounds to 1 beyond a gap of log(2^24)",
+        ),
+    ]
+    vanished = shares["the images", "ce"]
+    return Slopes(zero, constant, 0.0 if unexplained is None else unexplained, vanished, saturated), findings
+
+
+def _vanishing(norms: Tensor, loss: str, place: str, findings: list[Finding]) -> float:
+    """The share of gradients that are zero or, for the cross-entropy, under the floor of the cleverhans protocol."""
+    zero = float((norms == 0).double().mean())
+    source = "Athalye et al. 2018: vanishing gradients; Carlini et al. 2019"
+    findings.append(
+        Finding(
+            f"zero gradients of the {loss}, {place}",
+            zero,
+            thresholds.ZERO_SHARE,
+            zero > thresholds.ZERO_SHARE,
+            source,
+        )
+    )
+    if loss != "ce":
+        return zero
+    floored = float((norms / CLEVERHANS_BATCH < STEP_FLOOR).double().mean())
+    findings.append(
+        Finding(
+            f"cross-entropy gradients under the step floor, {place}",
+            floored,
+            thresholds.ZERO_SHARE,
+            floored > thresholds.ZERO_SHARE,
+            f"cleverhans' L2 step: |grad| / batch under 1e-6, batch of {CLEVERHANS_BATCH}",
+        )
+    )
+    return floored
+
+
+def _in_float64(model: nn.Module, x: Tensor, y: Tensor) -> Finding:
+    """Whether rounding made the cross-entropy gradients zero."""
+    share, note = None, ""
+    try:
+        with torch.no_grad():
+            double = in_double(model)
+        norms = lengths(input_slopes(double, x.double(), y, "ce"))
+        share = float((norms == 0).double().mean())
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        note = f"the model does not run in float64: {str(error).splitlines()[0][:80]}"
+    return Finding("zero gradients of the ce, the images, float64", share, source="informs only", note=note)
+
+
+def _constant(model: nn.Module, x: Tensor, directions: Tensor) -> float:
+    """Share of (image, direction) pairs whose logits do not change at all over a tiny step."""
+    here = logits_of(model, x)
+    moved = [logits_of(model, x + thresholds.CONSTANT_RADIUS * move) for move in directions.unbind(1)]
+    return float(torch.stack([(logits == here).all(1) for logits in moved]).double().mean())
+
+
+def _unexplained(model: nn.Module, x: Tensor, y: Tensor, directions: Tensor) -> float | None:
+    """Median over images of sum (actual - predicted)^2 / sum actual^2; None where nothing changes."""
+    grad = input_slopes(model, x, y, "margin")
+    error, change = torch.zeros(len(x)), torch.zeros(len(x))
+    measure = get_loss("margin")
+    for direction in directions.unbind(1):
+        move = thresholds.FIDELITY_RADIUS * direction
+        actual = measure(logits_of(model, x + move), y, None) - measure(logits_of(model, x - move), y, None)
+        predicted = 2 * (grad * move).flatten(1).sum(1)
+        error += (actual - predicted).square().cpu()
+        change += actual.square().cpu()
+    moving = change > 0
+    return float((error / change)[moving].median()) if moving.any() else None

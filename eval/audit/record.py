@@ -1,0 +1,169 @@
+"""The record that every attack of an audit writes to: what it broke, judged the same way for all."""
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.core.errors import AttackError
+from attacks.core.losses import misclassified
+from attacks.core.result import AttackResult
+from eval.audit.passes import logits_of
+
+Attack = Callable[..., AttackResult]
+
+
+class Family(StrEnum):
+    """What an attack needs, and so what its success means."""
+
+    STANDARD = "standard"  # as published, on the model as it is
+    GRADIENT = "gradient"  # the model's own gradients, losses immune to saturation
+    REPAIRED = "repaired gradient"  # gradients of another origin: smoothed, straight through
+    FREE = "gradient-free"  # outputs or decisions alone
+    TRANSFER = "transfer"  # gradients of another model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack did.
+
+    Attributes:
+        name: of the attack, its loss or its source.
+        family: what it needs.
+        tried: (n,) bool, the images it was run on: survivors of earlier attacks, unless a comparison needs all.
+        broken: (n,) bool, images it broke by the audit's judgement, clean errors included.
+        claimed: accuracy over all images by the attack's own count, as a reader of its result would report it.
+        seconds: it took.
+        error: why it could not run.
+        trace: what the attack traced, for the ``tried`` images.
+    """
+
+    name: str
+    family: Family
+    tried: Tensor
+    broken: Tensor
+    claimed: float
+    seconds: float
+    error: str = ""
+    trace: dict[str, Tensor] | None = None
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy over all images after this attack alone; untried images count as they are without it."""
+        return 1 - float(self.broken.double().mean())
+
+
+class Arena:
+    """Images under audit, and which of them have been broken by whom.
+
+    Attributes:
+        judge: images (m, C, H, W) to logits whose largest is the model's decision.
+        votes: passes whose majority decides; 1 for a deterministic model.
+        clean_wrong: (n,) bool.
+        broken_by: per image the first attack that broke it, "clean" for a clean error, None for a survivor.
+        points: (n, C, H, W), the adversarial image found, or the clean one.
+    """
+
+    def __init__(
+        self, judge: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, *, votes: int = 1, seed: int = 0
+    ) -> None:
+        self.judge, self.votes, self.seed = judge, votes, seed
+        self.x, self.y, self.norm, self.eps = x, y, norm, eps
+        self.clean_wrong = self.wrong(x, y)
+        self.broken = self.clean_wrong.clone()
+        self.broken_by: list[str | None] = ["clean" if wrong else None for wrong in self.broken.tolist()]
+        self.points = x.clone()
+        self.outcomes: list[Outcome] = []
+
+    def wrong(self, x: Tensor, y: Tensor) -> Tensor:
+        """bool (m,): most votes misclassify the image."""
+        votes = [misclassified(logits_of(self.judge, x), y) for _ in range(self.votes)]
+        return torch.stack(votes).sum(0) * 2 > self.votes
+
+    @property
+    def survivors(self) -> Tensor:
+        """Indices of the images that nothing has broken."""
+        return (~self.broken).nonzero().squeeze(1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that nothing has broken: the pointwise worst case."""
+        return 1 - float(self.broken.double().mean())
+
+    def broken_in(self, *families: Family) -> Tensor:
+        """(n,) bool: broken by an attack of these families, or a clean error."""
+        found = self.clean_wrong.clone()
+        for outcome in self.outcomes:
+            if outcome.family in families:
+                found |= outcome.broken
+        return found
+
+    def run(
+        self,
+        name: str,
+        family: Family,
+        attack: Attack,
+        model: nn.Module,
+        rows: Tensor | None = None,
+        **options: Any,
+    ) -> Outcome:
+        """Attack ``rows`` (default: the survivors) and record the outcome.
+
+        A model that does not take the attack, for want of gradients or of a batch of that size, leaves a
+        record with its error.
+        """
+        rows = self.survivors if rows is None else rows
+        x, y = self.x[rows], self.y[rows]
+        start = time.perf_counter()
+        points, claimed, error, trace = x, torch.zeros_like(y, dtype=torch.bool), "", None
+        if len(rows):
+            common: dict[str, Any] = {
+                "norm": self.norm,
+                "eps": self.eps,
+                "seed": self.seed,
+                "sample_ids": rows,
+            }
+            try:
+                takes = inspect.signature(attack).parameters
+                if self.votes > 1:  # one wrong answer is no majority: climb on
+                    common["early_stop"] = False
+                taken = {key: value for key, value in common.items() if key in takes}
+                result = attack(model, x, y, **{**taken, **options})
+                points, claimed, trace = result.adversarial, result.success, result.trace
+            except (AttackError, RuntimeError, ValueError) as problem:
+                error = str(problem).splitlines()[0]
+        return self.record(name, family, rows, points, claimed, time.perf_counter() - start, error, trace)
+
+    def record(
+        self,
+        name: str,
+        family: Family,
+        rows: Tensor,
+        points: Tensor,
+        claimed: Tensor,
+        seconds: float,
+        error: str = "",
+        trace: dict[str, Tensor] | None = None,
+    ) -> Outcome:
+        """Judge ``points`` of the images ``rows`` and note what they broke."""
+        wrong = self.wrong(points, self.y[rows]) if len(rows) else self.broken[:0]
+        tried = torch.zeros_like(self.broken).index_fill(0, rows, True)
+        broken = self.clean_wrong.index_put((rows,), self.clean_wrong[rows] | wrong)
+        said = self.clean_wrong.index_put((rows,), claimed)
+        for row, point in zip(rows[wrong].tolist(), points[wrong], strict=True):
+            if not self.broken[row]:
+                self.broken_by[row], self.points[row] = name, point
+        self.broken = self.broken | broken
+        accuracy = 1 - float(said.double().mean())
+        outcome = Outcome(name, family, tried, broken, accuracy, seconds, error, trace)
+        self.outcomes.append(outcome)
+        return outcome
+
+    def outcome(self, name: str) -> Outcome | None:
+        """Return the outcome of the attack called ``name``, or None where it was not run."""
+        return next((outcome for outcome in self.outcomes if outcome.name == name), None)

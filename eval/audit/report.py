@@ -1,0 +1,161 @@
+"""What an audit returns: verdict, corrected accuracy, evidence and cost, as an object, JSON and tables."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.table import Table
+from torch import Tensor
+
+from eval.audit.attacks import PGD_CE
+from eval.audit.findings import Cause, Finding, Verdict
+from eval.audit.record import Outcome
+from eval.core.formatting import duration, make_table, percent, with_interval
+from eval.core.stats import Interval, wilson
+from eval.core.threats import Threat
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The answer for one model and one threat model.
+
+    Attributes:
+        verdict: sound, masked or inconclusive.
+        cause: the mechanism that masks, or None.
+        reason: one sentence: why this verdict.
+        norm: of the threat model.
+        eps: its radius.
+        clean_accuracy: share of the images classified correctly unattacked.
+        robust_accuracy: corrected: share that none of all attacks broke.
+        robust: (n,) bool, the images that none broke.
+        broken_by: per image the first attack that broke it, "clean" for a clean error, None for a survivor.
+        attacks: every attack with its outcome.
+        evidence: every check with figure, limit and source.
+        cost: "seconds", and "forwards" and "backwards" in images.
+        quick: which battery.
+    """
+
+    verdict: Verdict
+    cause: Cause | None
+    reason: str
+    norm: str
+    eps: float
+    clean_accuracy: float
+    robust_accuracy: float
+    robust: Tensor
+    broken_by: tuple[str | None, ...]
+    attacks: tuple[Outcome, ...]
+    evidence: tuple[Finding, ...]
+    cost: dict[str, float] = field(default_factory=dict)
+    quick: bool = True
+
+    def __str__(self) -> str:
+        return (
+            f"{Threat(self.norm, self.eps)}: {self.headline}; robust accuracy {percent(self.robust_accuracy)}"
+        )
+
+    @property
+    def headline(self) -> str:
+        """``sound``, ``masked: CAUSE`` or ``inconclusive: WHY``."""
+        why = self.cause or (self.reason if self.verdict is Verdict.INCONCLUSIVE else "")
+        return f"{self.verdict}: {why}" if why else str(self.verdict)
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.robust)
+
+    @property
+    def claimed_accuracy(self) -> float:
+        """Accuracy that PGD on the cross-entropy claims, on the model as it is: what many papers would report."""
+        return next(outcome.claimed for outcome in self.attacks if outcome.name == PGD_CE)
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's 95 % interval of the corrected robust accuracy."""
+        return wilson(int(self.robust.sum()), self.n)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the adversarial images, as plain JSON."""
+        return {
+            "verdict": str(self.verdict),
+            "cause": None if self.cause is None else self.cause.name.lower(),
+            "headline": self.headline,
+            "reason": self.reason,
+            "norm": self.norm,
+            "eps": self.eps,
+            "quick": self.quick,
+            "n": self.n,
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "claimed_accuracy": self.claimed_accuracy,
+            "ci95": list(self.interval),
+            "attacks": [_outcome(outcome) for outcome in self.attacks],
+            "evidence": [asdict(finding) for finding in self.evidence],
+            "samples": {"robust": self.robust.tolist(), "broken_by": list(self.broken_by)},
+            "cost": self.cost,
+        }
+
+    def tables(self, name: str = "") -> list[Table]:
+        """Return the tables of attacks and of evidence."""
+        return [self._attack_table(name), self._evidence_table(name)]
+
+    def _attack_table(self, name: str) -> Table:
+        title = f"{name}: attacks, {Threat(self.norm, self.eps)}, n = {self.n}"
+        table = make_table(
+            title, ("attack", "needs"), ("tried", "breaks", "claims", "judged", "first to break", "time")
+        )
+        for outcome in self.attacks:
+            tried, breaks = int(outcome.tried.sum()), int((outcome.broken & outcome.tried).sum())
+            every = tried == self.n  # shares of the survivors alone would read as accuracies
+            cells = (
+                str(breaks),
+                *(percent(share) if every else "" for share in (outcome.claimed, outcome.accuracy)),
+            )
+            if outcome.error:
+                cells = ("failed", "", "")
+            first = str(self.broken_by.count(outcome.name))
+            table.add_row(
+                outcome.name, str(outcome.family), str(tried), *cells, first, duration(outcome.seconds)
+            )
+        table.add_section()
+        worst = with_interval(self.robust_accuracy, self.interval)
+        table.add_row(
+            "worst case per image",
+            "",
+            "",
+            "",
+            "",
+            worst,
+            "",
+            duration(self.cost.get("seconds", 0)),
+            style="bold",
+        )
+        return table
+
+    def _evidence_table(self, name: str) -> Table:
+        table = make_table(f"{name}: evidence", ("check", ""), ("value", "limit"))
+        table.add_column("source", overflow="fold")
+        for finding in self.evidence:
+            source = f"{finding.source} ({finding.note})" if finding.note else finding.source
+            mark, style = ("!", "bold red") if finding.alarm else ("", "")
+            table.add_row(
+                finding.check, mark, _figure(finding.value), _figure(finding.limit), source, style=style
+            )
+        return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "name": outcome.name,
+        "family": str(outcome.family),
+        "tried": int(outcome.tried.sum()),
+        "claimed_accuracy": outcome.claimed,
+        "accuracy": outcome.accuracy,
+        "broken": outcome.broken.nonzero().squeeze(1).tolist(),
+        "seconds": outcome.seconds,
+        "error": outcome.error,
+    }

@@ -1,0 +1,209 @@
+"""The course of an audit: probes, attacks, checks, and what they add up to."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from attacks.core.errors import AttackError
+from attacks.core.inputs import pose
+from eval.audit import attacks as battery
+from eval.audit import settings as thresholds
+from eval.audit.attack_checks import growing_radius, longer_runs, single_step
+from eval.audit.binarization import binarization_test
+from eval.audit.budget import FULL, QUICK, Budget
+from eval.audit.findings import Finding
+from eval.audit.model_checks import Slopes, input_slopes, probe_slopes
+from eval.audit.outputs import Outputs, probe_outputs
+from eval.audit.passes import logits_of
+from eval.audit.pintor import attack_indicators
+from eval.audit.record import Arena
+from eval.audit.report import AuditReport
+from eval.audit.straight_through import StraightThrough
+from eval.audit.verdict import Gaps, judge, measure_gaps, only_others
+from eval.audit.wrappers import Averaged, Counted, Differenced, LogProbabilities, WithCompanions
+
+_COMPANIONS = 15
+
+
+def audit(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float,
+    quick: bool = True,
+    surrogates: Mapping[str, nn.Module] | None = None,
+    seed: int = 0,
+    budget: Budget | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> AuditReport:
+    """Try to show that the model's resistance is an artefact, and say what was found.
+
+    The model and the images are all that the audit knows. Its mode (training or not) is left as it is.
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] to logits (N, K); random and batch-dependent outputs are handled.
+        x: images, float32 in [0, 1], (N, C, H, W); 100 or more for a verdict worth reporting.
+        y: labels, (N,) int64.
+        norm: "Linf", "L2" or "L1".
+        eps: radius in units of pixels.
+        quick: the quick battery, minutes on a CPU for a small network; False the full one, for papers.
+        surrogates: other models by name, whose adversarial images are tried: a supervised twin, another seed, an
+            adversarially trained one.
+        seed: of every random draw.
+        budget: sizes of attacks and checks, in place of those that ``quick`` chooses.
+        say: told what is being done.
+
+    Returns:
+        The verdict with its cause, the corrected robust accuracy, the evidence and the cost.
+
+    Raises:
+        AttackError: wrong images, labels, norm or radius, or outputs that are not logits (N, K).
+    """
+    problem = pose(x, y, norm=norm, eps=eps)
+    start = time.perf_counter()
+    budget = budget or (QUICK if quick else FULL)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        course = _Course(
+            Counted(model), problem.x, problem.y, norm, float(eps), surrogates or {}, seed, budget, say
+        )
+        report = course.run()
+    return replace(report, quick=quick, cost=report.cost | {"seconds": time.perf_counter() - start})
+
+
+class _Course:
+    """One audit in progress: probes, attacks, checks, verdict."""
+
+    def __init__(
+        self,
+        raw: Counted,
+        x: Tensor,
+        y: Tensor,
+        norm: str,
+        eps: float,
+        surrogates: Mapping[str, nn.Module],
+        seed: int,
+        budget: Budget,
+        say: Callable[[str], None],
+    ) -> None:
+        self.raw, self.x, self.y, self.norm, self.eps = raw, x, y, norm, eps
+        self.surrogates, self.seed, self.say = surrogates, seed, say
+        logits = logits_of(raw, x)
+        if int(y.max()) >= logits.shape[1]:
+            raise AttackError(
+                f"label {int(y.max())} is out of range for a model of {logits.shape[1]} classes; "
+                "check that images and model belong together"
+            )
+        self.outputs, self.findings = probe_outputs(raw, x)
+        costly = self.outputs.random or self.outputs.batch_dependent
+        self.budget = budget.thrifty() if costly else budget
+        self.view = self._view(raw, self.outputs)
+        votes = self.budget.votes if self.outputs.random else 1
+        self.arena = Arena(self._one_pass(raw, self.outputs), x, y, norm, eps, votes=votes, seed=seed)
+
+    def _one_pass(self, model: nn.Module, outputs: Outputs) -> nn.Module:
+        """The model as it decides: each image in its own batch, logits for outputs."""
+        if outputs.batch_dependent:
+            model = WithCompanions(model, self.x[:_COMPANIONS], self.raw)
+        return LogProbabilities(model) if outputs.probabilities else model
+
+    def _view(self, model: nn.Module, outputs: Outputs) -> nn.Module:
+        """The model as attacks should see it."""
+        model = self._one_pass(model, outputs)
+        return Averaged(model, self.budget.passes) if outputs.random else model
+
+    def run(self) -> AuditReport:
+        """Go through all of it."""
+        slopes = self._probe_gradients()
+        through, missing = self._attack(slopes)
+        gaps = self._check(through, missing)
+        judgement = judge(self.arena, self.outputs, slopes, gaps, self.findings)
+        return AuditReport(
+            verdict=judgement.verdict,
+            cause=judgement.cause,
+            reason=judgement.reason,
+            norm=self.norm,
+            eps=self.eps,
+            clean_accuracy=1 - float(self.arena.clean_wrong.double().mean()),
+            robust_accuracy=self.arena.accuracy,
+            robust=~self.arena.broken,
+            broken_by=tuple(self.arena.broken_by),
+            attacks=tuple(self.arena.outcomes),
+            evidence=tuple(self.findings),
+            cost={"forwards": self.raw.forwards, "backwards": self.raw.backwards},
+        )
+
+    def _probe_gradients(self) -> Slopes | None:
+        if self.outputs.random:
+            return None
+        self.say("gradients")
+        right = (~self.arena.clean_wrong).nonzero().squeeze(1)
+        if not len(right):
+            return None
+        slopes, found = probe_slopes(
+            self.raw.model, self.view, self.x[right], self.y[right], self.norm, self.eps, self.seed
+        )
+        self.findings += found
+        return slopes
+
+    def _attack(self, slopes: Slopes | None) -> tuple[nn.Module | None, bool]:
+        arena, budget = self.arena, self.budget
+        self.say("standard attacks")
+        battery.standard_attacks(arena, self.raw, budget)
+        self.findings += attack_indicators(arena, self.raw, budget.steps)
+        self.say("gradient attacks")
+        battery.gradient_attacks(arena, self.raw, self.view, budget)
+        changed, operations = battery.straight_through_changes(self.raw, self.x)
+        through = self._view(StraightThrough(self.raw), self.outputs) if changed else None
+        self.findings.append(
+            Finding(
+                "flat operations between image and logits",
+                float(changed),
+                source="Athalye et al. 2018: attacked straight through; informs only",
+                note=operations,
+            )
+        )
+        missing = slopes is not None and slopes.zero > thresholds.ZERO_SHARE
+        self.say("repaired gradients")
+        battery.repaired_attacks(arena, self.view, through, budget)
+        self.say("gradient-free attacks")
+        battery.free_attacks(arena, self.view, budget, missing)
+        self.say("transfer")
+        battery.transfer_attacks(arena, self.view, self.surrogates, budget)
+        lost = only_others(arena).nonzero().squeeze(1)
+        if len(lost) and not missing:
+            self.say("a second, longer try of the gradient attacks")
+            battery.second_try(arena, self.view, budget, lost)
+        return through, missing
+
+    def _with_gradient(self, through: nn.Module | None) -> nn.Module:
+        """A view that attacks can climb, for a model without gradients: straight through, else by differences."""
+        if through is not None and bool(input_slopes(through, self.x[:8], self.y[:8], "margin").any()):
+            return through
+        return Differenced(self.view, battery.SMOOTHING[-1], self.budget.directions)
+
+    def _check(self, through: nn.Module | None, missing: bool) -> Gaps:
+        self.say("sanity checks")
+        arena, budget = self.arena, self.budget
+        best = self._with_gradient(through) if missing else self.view
+        self.findings += [longer_runs(arena, best, budget), single_step(arena)]
+        self.findings += growing_radius(arena, best, budget)
+        self.say("binarization test")
+        if not (self.outputs.random or self.outputs.batch_dependent):
+            _, found = binarization_test(
+                arena,
+                self.raw,
+                images=budget.binarization_images,
+                inner=budget.inner_points,
+                steps=budget.steps,
+                seed=self.seed,
+            )
+            self.findings.append(found)
+        gaps, found_gaps = measure_gaps(arena)
+        self.findings += found_gaps
+        return gaps

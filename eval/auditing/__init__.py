@@ -1,1 +1,0 @@
-"""The audit's parts: probes of the model, views of it, attacks that share one record, checks, and the verdict."""

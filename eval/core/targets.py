@@ -1,0 +1,268 @@
+"""What an attack is aimed at: a run directory, a Stable-Baselines3 zip, or a classifier by import path."""
+
+import hashlib
+import importlib
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.common.run_dir import RunDir
+from agents.models.classifier import load_classifier
+from agents.models.sb3_trusted import load_trusted_zip
+from envs.datasets import load_dataset
+from envs.errors import InputError
+from envs.rng import hash_tensor
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_SAMPLE_STREAM = 0x73616D706C65  # "sample": which images are attacked depends on neither seed nor attack
+
+
+@dataclass(frozen=True)
+class Target:
+    """A classifier under evaluation.
+
+    Attributes:
+        name: for tables.
+        model: images in [0, 1], (N, C, H, W), to logits (N, K); in eval mode, on its device.
+        sha256: hex digest of the weights (and, for an import path, of the path).
+        results_dir: where its result files belong.
+        dataset: the run's ``config["dataset"]``, or None where the data set must be named.
+    """
+
+    name: str
+    model: nn.Module
+    sha256: str
+    results_dir: Path
+    dataset: dict[str, Any] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model works; the CPU for a model without parameters and buffers."""
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images under attack.
+
+    Attributes:
+        images: of the whole split, uint8 in 0..255 or floats in [0, 1], (N, C, H, W).
+        labels: of the whole split, (N,) int64.
+        indices: (n,) int64 on the CPU, the images to attack, increasing.
+        name: of the data set.
+        split: train, val or test.
+        fingerprint: hex digest of images and labels.
+        classes: names of the classes, or () where unknown.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    name: str
+    split: str
+    fingerprint: str
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def channels(self) -> int:
+        """Colour channels of an image."""
+        return self.images.shape[1]
+
+    def record(self) -> dict[str, Any]:
+        """Return what a result file says of the data set."""
+        return {"dataset": self.name, "split": self.split, "fingerprint": self.fingerprint}
+
+    def batch(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return images float32 in [0, 1] (n, C, H, W) and labels (n,) of some of the samples."""
+        chosen = self.indices[rows].to(self.images.device)
+        images = self.images[chosen].to(device)
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        return images, self.labels[chosen].to(device)
+
+
+def load_target(
+    spec: str, device: torch.device | str = "cpu", network: str | None = None, trust: bool = False
+) -> Target:
+    """Load the classifier that ``spec`` names.
+
+    Args:
+        spec: a run directory, a Stable-Baselines3 ``.zip`` or ``.safetensors`` of this project, or
+            ``package.module:name`` of an ``nn.Module`` or of a function without arguments that returns one;
+            this runs its code, so name only what you trust.
+        device: where to load it.
+        network: for weights of your own network: ``package.module:Callable`` that builds it.
+        trust: load an SB3 zip that cannot be read otherwise as SB3 does, which executes the code in it; a warning
+            on standard error says so.
+
+    Raises:
+        InputError: nothing is there, or it is damaged, or it is not a classifier.
+    """
+    path = Path(spec)
+    if os.path.isdir(path):  # unlike Path's, these tests raise for no text whatever
+        run = RunDir.open(path)
+        model: nn.Module = load_classifier(path, device, network)
+        return Target(_run_name(path), model, model_sha256(model), run.results_dir, run.config.get("dataset"))
+    if path.suffix in (".zip", ".safetensors") and os.path.isfile(path):
+        model = _load_file(path, device, network, trust)
+        run = RunDir(path.parent)
+        dataset = run.config.get("dataset") if run.config_path.is_file() else None
+        return Target(path.name, model, model_sha256(model), run.results_dir, dataset)
+    if not _IMPORT_PATH.fullmatch(spec):
+        raise InputError(
+            f"no classifier at {spec!r}; expected a run directory, an SB3 .zip, or package.module:factory"
+        )
+    if network is not None:
+        raise InputError(f"--network is {network!r}, but {spec} builds its own network; leave --network out")
+    imported = _import_model(spec).to(device).eval()
+    folder = Path("results") / re.sub(r"[^\w.]+", "-", spec)
+    return Target(spec, imported, model_sha256(imported, spec), folder)
+
+
+def _load_file(path: Path, device: torch.device | str, network: str | None, trust: bool) -> nn.Module:
+    try:
+        return load_classifier(path, device, network)
+    except InputError as refused:
+        if not trust or path.suffix != ".zip":
+            raise
+        print(f"warning: {refused}; --trust: executing the code in {path}", file=sys.stderr)
+    return load_trusted_zip(path, device)
+
+
+def _run_name(path: Path) -> str:
+    return path.resolve().name
+
+
+def _import_model(spec: str) -> nn.Module:
+    module, _, attribute = spec.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        if not isinstance(found, nn.Module):
+            found = found()
+    except Exception as error:  # foreign code may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"cannot build a model from {spec} ({reason}); expected package.module:factory"
+        ) from error
+    if not isinstance(found, nn.Module):
+        raise InputError(f"{spec} gave a {type(found).__name__}; expected an nn.Module from images to logits")
+    return found
+
+
+def model_sha256(model: nn.Module, salt: str = "") -> str:
+    """Return a hex digest of ``salt`` and the name, type, shape and bytes of all parameters and buffers."""
+    digest = hashlib.sha256(salt.encode())
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(_bytes(value))
+        else:  # nn.Module.get_extra_state may hold anything
+            digest.update(f"{name} {value!r}".encode())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def load_samples(
+    target: Target,
+    *,
+    n: int | None = None,
+    split: str = "test",
+    dataset: str | None = None,
+    data_root: str | Path | None = None,
+    image_size: int | None = None,
+) -> Samples:
+    """Load the images to attack and check that they fit the model.
+
+    Args:
+        target: the classifier; its run names the data set unless ``dataset`` does.
+        n: how many images, spread over the split; a smaller choice is part of every larger one. Default: all.
+        split: train, val or test.
+        dataset: a name for `envs.datasets.load_dataset`.
+        data_root: where data sets lie; the run's by default.
+        image_size: resize to this many pixels a side; the run's by default.
+
+    Raises:
+        InputError: the data set is not named, cannot be read, or does not fit the model.
+    """
+    if n is not None and n < 1:
+        raise InputError(f"--n is {n}; expected at least 1 image")
+    known = target.dataset or {}
+    name = dataset or known.get("name")
+    if name is None:
+        raise InputError(f"{target.name} does not say which data set it is for; name one with --dataset")
+    if name != known.get("name"):
+        known = {}
+    loaded = load_dataset(
+        name,
+        split,
+        data_root=data_root or known.get("data_root"),
+        image_size=image_size or known.get("image_size"),
+        device=target.device,
+    )
+    samples = Samples(
+        loaded.images,
+        loaded.labels,
+        choose_indices(len(loaded), n),
+        loaded.name,
+        loaded.split,
+        loaded.fingerprint,
+        loaded.classes,
+    )
+    check_fit(target, samples)
+    return samples
+
+
+def samples_from(images: Tensor, labels: Tensor, name: str = "images") -> Samples:
+    """Return all of ``images`` (N, C, H, W), floats in [0, 1] or uint8, with ``labels`` (N,) as samples."""
+    digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
+    for tensor in (images, labels):
+        digest.update(_bytes(tensor))
+    return Samples(images, labels, torch.arange(len(images)), name, "test", digest.hexdigest())
+
+
+def choose_indices(total: int, n: int | None) -> Tensor:
+    """Return ``n`` of ``range(total)``, increasing: the first n of one fixed shuffle, so that choices nest.
+
+    The first n as stored would not do: image folders are sorted by class.
+    """
+    order = hash_tensor(_SAMPLE_STREAM, torch.arange(total)).argsort()
+    return order[: total if n is None else n].sort().values
+
+
+def check_fit(target: Target, samples: Samples) -> None:
+    """Run the model on one of the images.
+
+    Raises:
+        InputError: it does not take such images, or has other classes than the data set.
+    """
+    size = "x".join(str(length) for length in samples.images.shape[1:])
+    image, _ = samples.batch(slice(0, 1), target.device)
+    try:
+        with torch.inference_mode():
+            logits = target.model(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{target.name} does not take {size} images of {samples.name} ({reason}); name another --dataset"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (1, len(samples.classes)):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"{target.name} gives {found} for one image; "
+            f"{samples.name} needs logits of shape (1, {len(samples.classes)})"
+        )

@@ -1,0 +1,1 @@
+"""Why a classifier resists: gradients, landscapes, entropy."""

@@ -1,0 +1,8 @@
+"""The command line ``python -m eval.mechanism``."""
+
+import sys
+
+from eval.mechanism.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Why a classifier resists: landscapes, gradients and entropies of one model, measured together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from attacks.core.losses import LOSSES
+from envs.errors import InputError, unknown_name
+from eval.core.targets import Samples, Target
+from eval.core.threats import Threat
+from eval.mechanism.entropy import EntropySplit, entropy_split
+from eval.mechanism.landscape import Landscape, landscape
+from eval.mechanism.path_indicators import DynamicIndicators, dynamic_indicators
+from eval.mechanism.static_indicators import StaticIndicators, static_indicators
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What to measure, and how finely."""
+
+    steps: int = 50
+    """Steps of PGD, of eps / 10 each."""
+    loss: str = "ce"
+    """Loss that PGD climbs and whose gradients are measured: ce, margin, dlr or mifpe."""
+    protocol: Literal["normalized", "cleverhans"] = "normalized"
+    """Steps of PGD: normalized, or cleverhans (averaged loss, floored)."""
+    resolution: int = 300
+    """Points per axis of the single landscape."""
+    average_images: int = 16
+    """Images of the averaged landscape."""
+    average_resolution: int = 60
+    """Points per axis of the averaged landscape."""
+    draws: int = 10
+    """Random points per image for stability and linearity."""
+    power_iterations: int = 10
+    """Iterations for the curvature."""
+    image: int = 0
+    """Image of the single landscape: its place among the chosen images."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All that was measured of one model.
+
+    Attributes:
+        name: of the model.
+        threat: norm and radius of the attack, and unit of the landscapes' axes.
+        x: the images, (n, C, H, W).
+        static: indicators at the images.
+        dynamic: indicators along the path of PGD; its result is the attacked images.
+        clean: predictions of the images.
+        attacked: predictions of the attacked images.
+        single: landscape of one image.
+        average: landscape averaged over several.
+    """
+
+    name: str
+    threat: Threat
+    x: Tensor
+    static: StaticIndicators
+    dynamic: DynamicIndicators
+    clean: EntropySplit
+    attacked: EntropySplit
+    single: Landscape
+    average: Landscape
+
+    def figures(self) -> dict[str, Any]:
+        """Return every figure but the landscapes' points, as plain JSON."""
+        return {
+            "name": self.name,
+            "static": self.static.figures(),
+            "dynamic": self.dynamic.figures(),
+            "entropy": {"clean": self.clean.figures(), "attacked": self.attacked.figures()},
+            "landscape": {
+                "single": landscape_figures(self.single),
+                "average": landscape_figures(self.average),
+            },
+        }
+
+
+def landscape_figures(item: Landscape) -> dict[str, Any]:
+    """Return extremes of a landscape and what happens inside the radius eps of its plane."""
+    distance = (item.coordinates[:, None].square() + item.coordinates[None, :].square()).sqrt()
+    inside = distance <= item.eps
+    return {
+        "images": item.images,
+        "resolution": len(item.coordinates),
+        "cross_entropy": {"min": float(item.cross_entropy.min()), "max": float(item.cross_entropy.max())},
+        "margin": {"min": float(item.margin.min()), "max": float(item.margin.max())},
+        "correct_within_eps": float(item.correct[inside].mean()) if inside.any() else None,
+    }
+
+
+def analyse(
+    target: Target,
+    samples: Samples,
+    threat: Threat,
+    options: AnalysisOptions,
+    *,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Analysis:
+    """Measure one model on all of the samples.
+
+    Args:
+        target: the classifier.
+        samples: the images.
+        threat: norm and radius.
+        options: what to measure.
+        seed: of every random draw.
+        say: told what is being measured.
+
+    Raises:
+        InputError, AttackError: a wrong option, or a model that cannot be attacked.
+    """
+    _check(options, len(samples))
+    model, device = target.model, target.device
+    x, y = samples.batch(slice(None), device)
+    ids = samples.indices.to(device)
+    common: dict[str, Any] = {"norm": threat.norm, "eps": threat.eps, "seed": seed}
+    say("gradients at the images")
+    static = static_indicators(
+        model,
+        x,
+        y,
+        loss=options.loss,
+        draws=options.draws,
+        power_iterations=options.power_iterations,
+        sample_ids=ids,
+        **common,
+    )
+    say("the path of PGD")
+    dynamic = dynamic_indicators(
+        model,
+        x,
+        y,
+        steps=options.steps,
+        loss=options.loss,
+        protocol=options.protocol,
+        sample_ids=ids,
+        **common,
+    )
+
+    def surface(rows: slice, resolution: int) -> Landscape:
+        say(f"landscape of {rows.stop - rows.start} images, {resolution} x {resolution} points")
+        place = {"resolution": resolution, "sample_ids": ids[rows], **common}
+        return landscape(model, x[rows], y[rows], dynamic.adversarial[rows], **place)
+
+    return Analysis(
+        name=target.name,
+        threat=threat,
+        x=x,
+        static=static,
+        dynamic=dynamic,
+        clean=entropy_split(model, x, y),
+        attacked=entropy_split(model, dynamic.adversarial, y),
+        single=surface(slice(options.image, options.image + 1), options.resolution),
+        average=surface(slice(0, min(options.average_images, len(x))), options.average_resolution),
+    )
+
+
+def _check(options: AnalysisOptions, n: int) -> None:
+    least = {
+        "--steps": (options.steps, 2),
+        "--resolution": (options.resolution, 2),
+        "--average-images": (options.average_images, 1),
+        "--average-resolution": (options.average_resolution, 2),
+        "--draws": (options.draws, 1),
+        "--power-iterations": (options.power_iterations, 1),
+    }
+    for option, (value, smallest) in least.items():
+        if value < smallest:
+            raise InputError(f"{option} is {value}; expected at least {smallest}")
+    if not 0 <= options.image < n:
+        raise InputError(
+            f"--image is {options.image}; expected 0 to {n - 1}, a place among the chosen images"
+        )
+    if options.loss not in LOSSES:
+        raise unknown_name("loss", options.loss, LOSSES)

@@ -1,0 +1,131 @@
+"""Pictures while training: an SB3 callback that shows in TensorBoard what an attack does to the policy."""
+
+import torch
+from matplotlib.figure import Figure as Picture
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure
+
+from agents.models.classifier import extract_classifier
+from attacks.gradient.pgd import pgd
+from envs.datasets import ImageDataset
+from envs.errors import InputError
+from eval.core.stats import wilson
+from eval.core.targets import choose_indices
+from eval.core.threats import Threat, default_threats
+from eval.mechanism.path_indicators import DynamicIndicators, dynamic_indicators
+from eval.mechanism.plots import SecurityCurve, adversarial_grid, dynamic_figure, security_figure
+
+_GRID_IMAGES = 8
+_RADII = (0.25, 0.5, 0.75, 1.0, 1.5)  # of the security curve, in radii of the threat
+
+
+class PictureCallback(BaseCallback):
+    """Logs, at intervals, an adversarial grid, the indicators along the path of PGD, and accuracy against the radius.
+
+    Works with any actor-critic or DQN policy over images; the policy's mode and its random state are left as they were.
+
+    Args:
+        dataset: images to attack, the validation data say.
+        every: environment steps (images) between pictures.
+        threat: norm and radius of PGD; by default the last usual one (L2) for such images.
+        images: how many are attacked.
+        steps: of PGD.
+
+    Raises:
+        InputError: ``every``, ``images`` or ``steps`` is too small.
+
+    Example:
+        >>> callback = PictureCallback(load_dataset("digits", "val"), every=20_000)  # doctest: +SKIP
+        >>> model.learn(100_000, callback=callback)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        every: int,
+        *,
+        threat: Threat | None = None,
+        images: int = 64,
+        steps: int = 20,
+    ) -> None:
+        super().__init__()
+        if every < 1 or images < 1 or steps < 2:
+            raise InputError(
+                f"every={every}, images={images}, steps={steps}; expected at least 1 image, 1 between pictures, 2 steps"
+            )
+        self.dataset = dataset.take(choose_indices(len(dataset), images))
+        self.every, self.steps = every, steps
+        self.threat = threat or default_threats(dataset.shape[0])[-1]
+        self._next = every
+
+    def _on_training_start(self) -> None:
+        self._next = (self.num_timesteps // self.every + 1) * self.every  # also where a run is resumed
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps >= self._next:
+            self._next = (self.num_timesteps // self.every + 1) * self.every
+            for name, picture in self.pictures().items():
+                exclude = ("stdout", "log", "json", "csv")
+                self.logger.record(f"pictures/{name}", Figure(picture, close=True), exclude=exclude)
+
+    def pictures(self) -> dict[str, Picture]:
+        """Return the pictures of the policy as it is now, by name."""
+        policy = self.model.policy
+        modes = {module: module.training for module in policy.modules()}
+        try:
+            return self._draw(policy)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def _draw(self, policy: torch.nn.Module) -> dict[str, Picture]:
+        classifier = extract_classifier(policy).eval()  # type: ignore[arg-type]
+        x = self.dataset.images.to(self.model.device).float() / 255
+        y = self.dataset.labels.to(self.model.device)
+        found = dynamic_indicators(
+            classifier, x, y, norm=self.threat.norm, eps=self.threat.eps, steps=self.steps
+        )
+        return {
+            "adversarial": self._grid(classifier, x, y, found),
+            "path": dynamic_figure({self._now: found}, self.threat),
+            "security": security_figure(
+                {self.threat.norm: {self._now: self._curve(classifier, x, y)}}, f"(PGD-{self.steps})"
+            ),
+        }
+
+    @property
+    def _now(self) -> str:
+        return f"{self.num_timesteps:,} images"
+
+    def _curve(self, classifier: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> SecurityCurve:
+        """Return the accuracy under PGD at radii around the threat's; what broke at a smaller one stays broken."""
+        radii = [0.0, *(share * self.threat.eps for share in _RADII)]
+        with torch.no_grad():
+            broken = classifier(x).argmax(1) != y
+        survivors = [int((~broken).sum())]
+        for eps in radii[1:]:
+            broken |= pgd(
+                classifier, x, y, norm=self.threat.norm, eps=eps, steps=self.steps, loss="margin"
+            ).success
+            survivors.append(int((~broken).sum()))
+        accuracy = [count / len(y) for count in survivors]
+        return SecurityCurve(radii, accuracy, [wilson(count, len(y)) for count in survivors])
+
+    def _grid(
+        self, classifier: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, found: DynamicIndicators
+    ) -> Picture:
+        first = slice(0, _GRID_IMAGES)
+        with torch.inference_mode():
+            clean, attacked = (classifier(images[first]).cpu() for images in (x, found.adversarial))
+        return adversarial_grid(
+            x[first].cpu(),
+            found.adversarial[first].cpu(),
+            y[first].cpu(),
+            clean,
+            attacked,
+            self.dataset.classes,
+            f"PGD, {self.threat}, after {self.num_timesteps:,} images",
+        )

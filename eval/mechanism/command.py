@@ -1,0 +1,194 @@
+"""The command line ``python -m eval.mechanism``: why one or several models resist, side by side."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from agents.common.command_line import run_cli
+from agents.common.run_dir import resolve_device, versions
+from envs.errors import InputError
+from envs.files import write_atomic, write_json
+from eval.core.formatting import make_table, percent, print_table
+from eval.core.options import DataOptions
+from eval.core.plot_style import save_figure
+from eval.core.targets import Samples, load_target
+from eval.core.threats import Threat, default_eps, parse_eps, parse_norm
+from eval.mechanism.analysis import Analysis, AnalysisOptions, analyse
+from eval.mechanism.landscape_plots import landscape_figure
+from eval.mechanism.plots import adversarial_grid, dynamic_figure, entropy_figure, static_figure
+from eval.mechanism.static_indicators import spread
+from eval.report.gallery import pack_gallery
+
+_GRID_IMAGES = 10
+
+
+@dataclass(frozen=True)
+class MechanismCommand:
+    """Measure loss landscapes, input gradients and entropies of one or several models."""
+
+    targets: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""
+    norm: str = "L2"
+    """Linf, L2 or L1."""
+    eps: str | None = None
+    """Radius, a number or a fraction such as 8/255. Default: by the kind of image."""
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=lambda: DataOptions(n=256))
+    analysis: tyro.conf.OmitArgPrefixes[AnalysisOptions] = field(default_factory=AnalysisOptions)
+    seed: int = 0
+    """Seed of every random draw."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    network: str | None = None
+    """package.module:Callable that builds your own network, where weights alone are not enough."""
+    trust: bool = False
+    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
+    out: Path | None = None
+    """Where figures and pictures go. Default: results/mechanism of the first model."""
+    progress: bool = True
+    """Say what is being measured."""
+
+
+def mechanism_command(config: MechanismCommand) -> int:
+    """Measure loss landscapes, input gradients and entropies of one or several models, side by side."""
+    if not config.targets:
+        raise InputError("no model given; name run directories, .zip files or package.module:factory")
+    norm = parse_norm(config.norm)
+    eps = None if config.eps is None else parse_eps(config.eps, norm)
+    device = resolve_device(config.device)
+    loaded = []
+    for spec in config.targets:
+        target = load_target(spec, device, config.network, config.trust)
+        loaded.append((target, config.data.load(target)))
+    _check_same_images([samples for _, samples in loaded])
+    analyses, console = [], Console(stderr=True)
+    for target, samples in loaded:
+        threat = Threat(norm, default_eps(norm, samples.channels) if eps is None else eps)
+        with console.status(target.name) if config.progress else nullcontext() as status:
+            say = _teller(status, target.name)
+            analyses.append(analyse(target, samples, threat, config.analysis, seed=config.seed, say=say))
+    out = config.out or loaded[0][0].results_dir / "mechanism"
+    out.mkdir(parents=True, exist_ok=True)
+    print_table(summary_table(analyses))
+    for path in write_mechanism(out, analyses, loaded[0][1]):
+        print(path)
+    return 0
+
+
+def _check_same_images(samples: Sequence[Samples]) -> None:
+    first = samples[0]
+    for other in samples[1:]:
+        if (other.fingerprint, other.indices.tolist()) != (first.fingerprint, first.indices.tolist()):
+            raise InputError(
+                f"the models are for different images ({first.name} and {other.name}); name one --dataset for all, "
+                "or measure them one by one"
+            )
+
+
+def _teller(status: Status | None, name: str) -> Callable[[str], None]:
+    return lambda text: status.update(f"{name}: {text}") if status else None
+
+
+def write_mechanism(out: Path, analyses: Sequence[Analysis], samples: Samples) -> list[Path]:
+    """Write the figures as JSON, every picture as PNG, images of the first model for reports; return the paths."""
+    threat = analyses[0].threat
+    attack = f"under PGD, {threat}"
+    names = _distinct([analysis.name for analysis in analyses])
+    named = dict(zip(names, analyses, strict=True))
+    pictures = {
+        "landscape": landscape_figure({k: a.single for k, a in named.items()}, samples.classes),
+        "landscape-average": landscape_figure({k: a.average for k, a in named.items()}, samples.classes),
+        "gradients": static_figure({k: a.static for k, a in named.items()}),
+        "path": dynamic_figure({k: a.dynamic for k, a in named.items()}, threat),
+        "entropy": entropy_figure({k: (a.clean, a.attacked) for k, a in named.items()}, attack),
+    }
+    for k, (name, analysis) in enumerate(named.items()):
+        first = slice(0, _GRID_IMAGES)
+        pictures["adversarial" if len(named) == 1 else f"adversarial-{k + 1}"] = adversarial_grid(
+            analysis.x[first].cpu(),
+            analysis.dynamic.adversarial[first].cpu(),
+            analysis.clean.labels[first],
+            analysis.clean.logits[first],
+            analysis.attacked.logits[first],
+            samples.classes,
+            f"{name} {attack}",
+        )
+    paths = [out / "mechanism.json", *(out / f"{stem}.png" for stem in pictures)]
+    content = {
+        "format": 1,
+        "norm": threat.norm,
+        "eps": threat.eps,
+        "data": samples.record() | {"n": len(samples)},
+        "models": [analysis.figures() for analysis in analyses],
+        "versions": versions(),
+    }
+    write_json(paths[0], content)
+    for path, figure in zip(paths[1:], pictures.values(), strict=True):
+        save_figure(path, figure)
+    gallery = out / "gallery.npz"
+    shown, first = analyses[0], slice(0, _GRID_IMAGES)
+    write_atomic(
+        gallery,
+        pack_gallery(
+            shown.x[first],
+            shown.dynamic.adversarial[first],
+            shown.clean.labels[first],
+            shown.clean.logits[first],
+            shown.attacked.logits[first],
+        ),
+    )
+    return [*paths, gallery]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return the names, numbered where they repeat."""
+    return [f"{name} ({k + 1})" if name in names[:k] else name for k, name in enumerate(names)]
+
+
+def summary_table(analyses: Sequence[Analysis]) -> Table:
+    """Return the indicators' medians over the images (means where a share is meant), one column per model."""
+    first = analyses[0]
+    title = f"Mechanism, {first.threat}, n = {len(first.x)} (medians over images)"
+    table = make_table(title, ("indicator",), [analysis.name for analysis in analyses])
+    columns = [_summary(analysis) for analysis in analyses]
+    for row in columns[0]:
+        table.add_row(row, *(column[row] for column in columns))
+    return table
+
+
+def _summary(analysis: Analysis) -> dict[str, str]:
+    static, dynamic = analysis.static, analysis.dynamic
+    return {
+        "input-gradient norm": _median(static.gradient_norm),
+        "input-gradient norm, float64": _median(static.gradient_norm64),
+        "gradients exactly zero": percent(float(static.zero.float().mean())),
+        "gradients under the cleverhans floor": percent(float(static.under_floor.float().mean())),
+        "direction under noise (cosine)": _median(static.stability),
+        "local nonlinearity": _median(static.nonlinearity),
+        "margin (logits)": _median(static.margin),
+        "logit scale": _median(static.logit_scale),
+        "input curvature": _median(static.curvature.abs()),
+        "along PGD: gradient norm": _median(dynamic.gradient_norm),
+        "along PGD: cosine to the previous": _median(dynamic.cosine),
+        "along PGD: equal signs": _median(dynamic.same_sign),
+        "along PGD: dispersion": _median(dynamic.dispersion),
+        "along PGD: drift": f"{dynamic.drift:.3g}",
+        "entropy, clean (bits)": _median(analysis.clean.bits),
+        "entropy, attacked (bits)": _median(analysis.attacked.bits),
+    }
+
+
+def _median(values: torch.Tensor) -> str:
+    median = spread(values)["median"]
+    return "-" if median is None else f"{median:.3g}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_cli(mechanism_command, MechanismCommand, "python -m eval.mechanism", argv)

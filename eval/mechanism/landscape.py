@@ -1,0 +1,135 @@
+"""Loss landscapes: the loss on a plane through an image, spanned by an adversarial and a random direction."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacks.core.losses import get_loss
+from attacks.core.memory_format import fast_layout
+from attacks.core.norms import get_norm, per_sample
+from attacks.core.rng import draws_for
+
+_CPU_BATCH, _GPU_BATCH = 64, 2048  # measured: on a CPU activations then stay in its caches
+_PLANE_STREAM = 0x706C616E65  # "plane": the random direction is no other draw of the same seed
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Losses on a grid, rows along the random direction, columns along the adversarial one.
+
+    Attributes:
+        coordinates: (R,), positions along either axis, lengths in the threat model's norm, 0 at the image.
+        cross_entropy: (R, R), natural logarithm, averaged over the images.
+        margin: (R, R), largest wrong logit minus the true one, averaged over the images; above 0 is an error.
+        correct: (R, R), share of the images that are classified correctly.
+        predicted: (R, R) int64, predicted class for a single image; None for an average.
+        norm: of the axes.
+        eps: radius of the threat model; the axes reach from -3 to 3 of it by default.
+        images: how many were averaged.
+        label: true class for a single image, else None.
+    """
+
+    coordinates: Tensor
+    cross_entropy: Tensor
+    margin: Tensor
+    correct: Tensor
+    predicted: Tensor | None
+    norm: str
+    eps: float
+    images: int
+    label: int | None
+
+
+def plane(x: Tensor, adversarial: Tensor, norm: str, seed: int, sample_ids: Tensor | None = None) -> Tensor:
+    """Return the two directions of each image's plane, (N, 2, C, H, W), of length 1 in ``norm``.
+
+    The first leads from ``x`` to ``adversarial`` (both (N, C, H, W)); the second is normally distributed,
+    made orthogonal to the first. "Filter-free": the plane lies in pixel space, so no weights need rescaling. An attack
+    that did not move has no direction; there the first is random too.
+    """
+    ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
+    draws = draws_for(seed, ids).fork(_PLANE_STREAM)
+    first = adversarial - x
+    still = per_sample(first.flatten(1).abs().amax(1) == 0, x)
+    first = torch.where(still, draws.fork(0).normal(x.shape[1:]), first)
+    first = first / per_sample(first.flatten(1).norm(dim=1), first)
+    second = draws.fork(1).normal(x.shape[1:])
+    overlap = (first * second).flatten(1).sum(1)
+    second = second - per_sample(overlap, second) * first
+    unit = get_norm(norm)
+    pair = [direction / per_sample(unit.length(direction), direction) for direction in (first, second)]
+    return torch.stack(pair, dim=1)
+
+
+@torch.no_grad()
+def landscape(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    adversarial: Tensor,
+    *,
+    norm: str = "L2",
+    eps: float,
+    extent: float = 3.0,
+    resolution: int = 300,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+) -> Landscape:
+    """Evaluate the losses on each image's plane and average them over the images.
+
+    Points are not clipped to [0, 1]: clipping would bend the plane.
+
+    Args:
+        model: images (N, C, H, W) to logits (N, K).
+        x: images in [0, 1], (N, C, H, W).
+        y: labels (N,).
+        adversarial: attacked images, (N, C, H, W): they give the first direction.
+        norm: in which the axes are measured.
+        eps: radius of the threat model.
+        extent: the axes reach from -extent * eps to extent * eps.
+        resolution: points per axis, R; the model sees N * R * R images.
+        batch_size: images at once; by default 64 on a CPU, 2048 on a GPU.
+        seed: of the random direction.
+        sample_ids: (N,), what each image's random direction hangs on.
+    """
+    directions = plane(x, adversarial, norm, seed, sample_ids)
+    line = torch.linspace(-extent * eps, extent * eps, resolution, device=x.device)
+    sums = torch.zeros(3, resolution * resolution, dtype=torch.float64, device=x.device)
+    size = batch_size or (_GPU_BATCH if x.is_cuda else _CPU_BATCH)
+    with fast_layout(model, x):
+        for i in range(len(x)):
+            losses, predicted = _one_plane(model, x[i], y[i], directions[i], line, size)
+            sums[:2] += losses
+            sums[2] += predicted == y[i]
+    ce, margin, correct = (sums / len(x)).view(3, resolution, resolution).float().cpu()
+    one = len(x) == 1
+    return Landscape(
+        coordinates=line.cpu(),
+        cross_entropy=ce,
+        margin=margin,
+        correct=correct,
+        predicted=predicted.view(resolution, resolution).cpu() if one else None,
+        norm=norm,
+        eps=eps,
+        images=len(x),
+        label=int(y[0]) if one else None,
+    )
+
+
+def _one_plane(
+    model: nn.Module, x: Tensor, y: Tensor, directions: Tensor, line: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return cross-entropy and margin (2, R * R) and predicted classes (R * R,) on one image's plane."""
+    total = len(line) ** 2
+    losses, predicted = [], []
+    for start in range(0, total, batch_size):
+        points = torch.arange(start, min(start + batch_size, total), device=x.device)
+        along, across = line[points % len(line)], line[points // len(line)]
+        images = torch.addcmul(x, along.view(-1, 1, 1, 1), directions[0])
+        logits = model(images.addcmul_(across.view(-1, 1, 1, 1), directions[1])).float()
+        label = y.expand(len(points))
+        losses.append(torch.stack([get_loss(name)(logits, label, None) for name in ("ce", "margin")]))
+        predicted.append(logits.argmax(1))
+    return torch.cat(losses, dim=1), torch.cat(predicted)

@@ -1,0 +1,137 @@
+"""Pictures of loss landscapes: contours, the decision region beside them, and the surfaces in 3-D."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, ListedColormap, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from eval.core.plot_style import COLOURS, INK, new_figure, shorten, tidy
+from eval.core.threats import Threat
+from eval.mechanism.landscape import Landscape
+
+_MOST_SURFACE_POINTS = 100  # per axis: more triangles take long to draw and show nothing
+_OTHERS = (
+    "#D55E00",
+    "#E69F00",
+    "#CC79A7",
+    "#009E73",
+    "#56B4E9",
+    "#F0E442",
+    "#999999",
+    "#8C510A",
+    "#5E3C99",
+    "#000000",
+)
+
+
+def landscape_figure(landscapes: Mapping[str, Landscape], classes: Sequence[str] = ()) -> Figure:
+    """Draw landscapes side by side, one row per model, with the same colour scale in every row.
+
+    Columns: cross-entropy, margin, decision region (share correct for an average), and both losses in 3-D.
+
+    Args:
+        landscapes: by the model's name.
+        classes: names of the classes, for the legend of the decision region.
+    """
+    figure = new_figure(17, 3.7 * len(landscapes) + 0.4)
+    first = next(iter(landscapes.values()))
+    kind = "one image" if first.images == 1 else f"mean of {first.images} images"
+    figure.suptitle(f"Loss landscape, {kind}, {Threat(first.norm, first.eps)}", fontsize=12, color=INK)
+    scales = {
+        loss: _limits([np.asarray(getattr(item, loss)) for item in landscapes.values()])
+        for loss in ("cross_entropy", "margin")
+    }
+    for row, (name, item) in enumerate(zip(shorten(landscapes), landscapes.values(), strict=True)):
+        panels = [figure.add_subplot(len(landscapes), 5, 5 * row + 1 + k) for k in range(3)]
+        _contour(
+            figure, panels[0], item, "cross_entropy", scales["cross_entropy"], f"{name}\ncross-entropy (nats)"
+        )
+        _contour(figure, panels[1], item, "margin", scales["margin"], "\nmargin (logits)")
+        _region(figure, panels[2], item, classes)
+        for k, loss in enumerate(("cross_entropy", "margin")):
+            axes = figure.add_subplot(len(landscapes), 5, 5 * row + 4 + k, projection="3d")
+            _surface(axes, item, loss, scales[loss])
+    return figure
+
+
+def _limits(values: list[np.ndarray]) -> tuple[float, float]:
+    low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
+    return low, high if high > low else low + 1e-6
+
+
+def _colours(loss: str, limits: tuple[float, float]) -> dict[str, Any]:
+    if loss == "margin" and limits[0] < 0 < limits[1]:
+        return {"cmap": "PuOr_r", "norm": TwoSlopeNorm(0, *limits)}
+    return {"cmap": "cividis", "vmin": limits[0], "vmax": limits[1]}
+
+
+def _contour(
+    figure: Figure, axes: Axes, item: Landscape, loss: str, limits: tuple[float, float], title: str
+) -> None:
+    line, values = np.asarray(item.coordinates), np.asarray(getattr(item, loss))
+    levels = np.linspace(*limits, 25)
+    drawn = axes.contourf(line, line, values, levels=levels, **_colours(loss, limits))
+    if values.min() < 0 < values.max() and loss == "margin":
+        axes.contour(line, line, values, levels=[0], colors=INK, linewidths=1.2)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.85, ticks=MaxNLocator(7))
+    bar.ax.tick_params(labelsize=7)
+    _frame(axes, item, title)
+
+
+def _region(figure: Figure, axes: Axes, item: Landscape, classes: Sequence[str]) -> None:
+    line = np.asarray(item.coordinates)
+    if item.predicted is None:
+        drawn = axes.pcolormesh(line, line, np.asarray(item.correct), cmap="cividis", vmin=0, vmax=1)
+        figure.colorbar(drawn, ax=axes, shrink=0.85).ax.tick_params(labelsize=7)
+        _frame(axes, item, "\nshare classified correctly")
+        return
+    predicted = np.asarray(item.predicted)
+    present = sorted(set(predicted.ravel().tolist()), key=lambda k: (k != item.label, k))
+    wrong = iter(_OTHERS * (len(present) // len(_OTHERS) + 1))
+    colours = [COLOURS[0] if k == item.label else next(wrong) for k in present]
+    place = np.zeros(max(present) + 1, dtype=int)
+    place[present] = range(len(present))
+    norm = BoundaryNorm(np.arange(len(present) + 1) - 0.5, len(present))
+    axes.pcolormesh(line, line, place[predicted], cmap=ListedColormap(colours), norm=norm)
+    patches = [
+        Patch(color=shade, label=(classes[k] if classes else str(k)) + (" (true)" if k == item.label else ""))
+        for k, shade in zip(present[:8], colours, strict=False)
+    ]
+    axes.legend(handles=patches, fontsize=6.5, loc="upper right", framealpha=0.85)
+    _frame(axes, item, "\npredicted class")
+
+
+def _frame(axes: Axes, item: Landscape, title: str) -> None:
+    """Label the axes and mark the image and the radius eps."""
+    tidy(axes, title, f"adversarial direction ({item.norm})", f"random direction ({item.norm})")
+    axes.grid(visible=False)
+    axes.set_aspect("equal")
+    halo = [withStroke(linewidth=3, foreground="white")]  # dark on white is seen on any colour
+    axes.plot(0, 0, "o", color=INK, markersize=4, path_effects=halo)
+    if item.norm == "L2":  # the axes are orthonormal, so the ball cuts the plane in a circle
+        for shade, width, style in (("white", 2.6, "-"), (INK, 1.2, "--")):
+            circle = Circle((0, 0), item.eps, fill=False, edgecolor=shade, linewidth=width, linestyle=style)
+            axes.add_patch(circle)
+    else:
+        axes.plot([-item.eps, item.eps], [0, 0], "|", color=INK, markersize=9, path_effects=halo)
+
+
+def _surface(axes: Axes, item: Landscape, loss: str, limits: tuple[float, float]) -> None:
+    step = max(1, len(item.coordinates) // _MOST_SURFACE_POINTS)
+    line = np.asarray(item.coordinates)[::step]
+    across, along = np.meshgrid(line, line, indexing="ij")
+    values = np.asarray(getattr(item, loss))[::step, ::step]
+    style = {"linewidth": 0, "antialiased": False, "rcount": len(line), "ccount": len(line)}
+    axes.plot_surface(along, across, values, **_colours(loss, limits), **style)  # type: ignore[attr-defined]
+    axes.set_zlim(*limits)  # type: ignore[attr-defined]
+    axes.view_init(elev=28, azim=-60)  # type: ignore[attr-defined]
+    axes.set_xlabel("adversarial", fontsize=8, color=INK)
+    axes.set_ylabel("random", fontsize=8, color=INK)
+    axes.set_title(loss.replace("_", "-"), loc="left", fontsize=10, color=INK)
+    axes.tick_params(labelsize=6)

@@ -1,0 +1,215 @@
+"""Pictures people keep: adversarial grids, security curves, indicator bands, entropies and distributions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from attacks.gradient.walk import STEP_FLOOR
+from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, shorten, tidy
+from eval.core.stats import Interval
+from eval.core.threats import CLEVERHANS_BATCH, Threat
+from eval.mechanism.entropy import EntropySplit
+from eval.mechanism.path_indicators import DynamicIndicators
+from eval.mechanism.static_indicators import StaticIndicators
+
+
+@dataclass(frozen=True)
+class SecurityCurve:
+    """Robust accuracy against the radius.
+
+    Attributes:
+        eps: radii, increasing; 0 stands for the clean images.
+        accuracy: one per radius.
+        intervals: 95 % intervals, one per radius.
+    """
+
+    eps: Sequence[float]
+    accuracy: Sequence[float]
+    intervals: Sequence[Interval]
+
+
+def adversarial_grid(
+    x: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    clean_logits: Tensor,
+    adversarial_logits: Tensor,
+    classes: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Draw original, perturbation (magnified around grey) and attacked image, with predictions and confidences.
+
+    Args:
+        x: images in [0, 1], (N, C, H, W) with 1 or 3 channels, one column each.
+        adversarial: attacked images, the same shape.
+        labels: true labels, (N,).
+        clean_logits: (N, K), of the images.
+        adversarial_logits: (N, K), of the attacked images.
+        classes: names of the classes.
+        title: of the figure.
+    """
+    n = len(x)
+    figure = new_figure(1.35 * n + 1.1, 5.2)
+    figure.suptitle(title, fontsize=11, color=INK)
+    change = adversarial - x
+    largest = change.flatten(1).abs().amax(1).clamp_min(1e-12)
+    magnified = 0.5 + change / (2 * largest.view(-1, 1, 1, 1))
+    panels = figure.subplots(3, n, squeeze=False)
+    for i in range(n):
+        clean = _prediction(clean_logits[i], int(labels[i]), classes)
+        attacked = _prediction(adversarial_logits[i], int(labels[i]), classes)
+        captions = (clean, (f"×{0.5 / float(largest[i]):.3g}", INK), attacked)
+        for row, (image, (text, shade)) in enumerate(
+            zip((x[i], magnified[i], adversarial[i]), captions, strict=True)
+        ):
+            _show(panels[row, i], image, text, shade)
+    for row, text in enumerate(("original", "perturbation", "attacked")):
+        panels[row, 0].set_ylabel(text, fontsize=9, color=INK)
+    return figure
+
+
+def _prediction(logits: Tensor, label: int, classes: Sequence[str]) -> tuple[str, str]:
+    confidence, predicted = logits.float().softmax(0).max(0)
+    name = classes[int(predicted)] if classes else str(int(predicted))
+    right = int(predicted) == label
+    return f"{'✓' if right else '✗'} {name} {100 * float(confidence):.0f} %", colour(0 if right else 1)
+
+
+def _show(axes: Axes, image: Tensor, caption: str, shade: str) -> None:
+    pixels = image.detach().float().cpu().clamp(0, 1).movedim(0, -1).numpy()
+    axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+    axes.set_title(caption, fontsize=8, color=shade)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def security_figure(curves: Mapping[str, Mapping[str, SecurityCurve]], attack: str = "") -> Figure:
+    """Draw robust accuracy against eps, one panel per norm, one line with its 95 % band per model.
+
+    Args:
+        curves: by norm, then by the model's name.
+        attack: what was run, for the title.
+    """
+    figure = new_figure(4.6 * len(curves) + 0.4, 4.0)
+    figure.suptitle(f"Robust accuracy against the radius {attack}".strip(), fontsize=11, color=INK)
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (norm, models) in zip(panels, curves.items(), strict=True):
+        tidy(axes, norm, f"eps ({norm}, pixels in [0, 1])", "accuracy")
+        for k, (name, curve) in enumerate(zip(shorten(models), models.values(), strict=True)):
+            axes.plot(curve.eps, curve.accuracy, marker=marker(k), markersize=4, color=colour(k), label=name)
+            low, high = zip(*curve.intervals, strict=True)
+            axes.fill_between(curve.eps, low, high, color=colour(k), alpha=0.18, linewidth=0)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlim(left=0)
+    legend_below(figure, panels[0])
+    return figure
+
+
+def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat) -> Figure:
+    """Draw the indicators along the PGD path: medians over the images with quartile bands, per step."""
+    figure = new_figure(12.5, 6.4)
+    figure.suptitle(
+        f"Gradients along the PGD path, {threat} (median, band: quartiles)", fontsize=11, color=INK
+    )
+    panels = figure.subplots(2, 3).ravel()
+    titles = (
+        ("gradient_norm", "gradient norm", "L2, per pixel unit", 0),
+        ("cosine", "cosine to the previous gradient", "cosine", 1),
+        ("same_sign", "equal signs with the previous gradient", "share of pixels", 1),
+        ("dispersion", "dispersion between images", "1 - mean cosine", 0),
+        ("loss", "cross-entropy", "nats", 0),
+        ("correct", "classified correctly", "share of images", 0),
+    )
+    for axes, (name, title, unit, first) in zip(panels, titles, strict=True):
+        tidy(axes, title, "step", unit)
+        for k, (label, item) in enumerate(zip(shorten(models), models.values(), strict=True)):
+            values = getattr(item, name).double()
+            steps = np.arange(first, first + len(values))
+            if values.ndim == 2:
+                points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+                low, middle, high = torch.nanquantile(values, points, dim=1).numpy()
+                axes.fill_between(steps, low, high, color=colour(k), alpha=0.18, linewidth=0)
+            else:
+                middle = values.numpy()
+            axes.plot(steps, middle, color=colour(k), label=label, linestyle=("-", "--", "-.", ":")[k % 4])
+        if name == "gradient_norm":
+            axes.set_yscale("log")
+        if name in ("same_sign", "correct"):
+            axes.set_ylim(-0.02, 1.02)
+    legend_below(figure, panels[0])
+    return figure
+
+
+def static_figure(models: Mapping[str, StaticIndicators]) -> Figure:
+    """Draw the distribution of every static indicator over the images as cumulative shares."""
+    figure = new_figure(12.5, 6.4)
+    figure.suptitle(
+        "Input gradients at the clean images (cumulative share of images)", fontsize=11, color=INK
+    )
+    panels = figure.subplots(2, 3).ravel()
+    titles = (
+        ("gradient_norm", "gradient norm (dotted: float64)", "L2, per pixel unit", True),
+        ("stability", "direction under noise", "mean cosine", False),
+        ("nonlinearity", "local nonlinearity", "nats", True),
+        ("margin", "margin", "true logit - largest other", False),
+        ("logit_scale", "logit scale", "standard deviation over classes", False),
+        ("curvature", "input curvature", "|largest eigenvalue|, nats per pixel unit²", True),
+    )
+    for axes, (name, title, unit, logarithmic) in zip(panels, titles, strict=True):
+        tidy(axes, title, unit, "share of images")
+        for k, (label, item) in enumerate(zip(shorten(models), models.values(), strict=True)):
+            values = getattr(item, name)
+            _cumulative(
+                axes, values.abs() if name == "curvature" else values, logarithmic, colour(k), label, "-"
+            )
+            if name == "gradient_norm":
+                _cumulative(axes, item.gradient_norm64, logarithmic, colour(k), None, ":")
+        if logarithmic:
+            axes.set_xscale("log")
+        if name == "gradient_norm":
+            floor = STEP_FLOOR * CLEVERHANS_BATCH
+            axes.axvline(floor, color=INK, linewidth=1, linestyle="--")
+            axes.annotate("cleverhans' floor ", (floor, 0.97), fontsize=7, color=INK, ha="right", va="top")
+        axes.set_ylim(0, 1.02)
+    legend_below(figure, panels[0])
+    return figure
+
+
+def _cumulative(
+    axes: Axes, values: Tensor, logarithmic: bool, shade: str, label: str | None, style: str
+) -> None:
+    """Draw the share of images up to each value; on a logarithmic axis exact zeros raise the curve's start."""
+    values = values.double()
+    finite = values[values.isfinite()].sort().values
+    share = torch.arange(1, len(finite) + 1) / max(len(values), 1)
+    if logarithmic:
+        finite, share = finite[finite > 0], share[finite > 0]
+    axes.step(finite.numpy(), share.numpy(), where="post", color=shade, label=label, linestyle=style)
+
+
+def entropy_figure(models: Mapping[str, tuple[EntropySplit, EntropySplit]], attack: str = "") -> Figure:
+    """Draw histograms of the predictive entropy, clean and attacked, correct and wrong apart; a row per model."""
+    figure = new_figure(9.5, 2.5 * len(models) + 0.8)
+    figure.suptitle(f"Predictive entropy {attack}".strip(), fontsize=11, color=INK)
+    panels = figure.subplots(len(models), 2, squeeze=False, sharex=True)
+    for row, (name, splits) in enumerate(zip(shorten(models), models.values(), strict=True)):
+        for axes, split, kind in zip(panels[row], splits, ("clean", "attacked"), strict=True):
+            tidy(axes, f"{name}: {kind}", "entropy (bits)" if row == len(models) - 1 else "", "images")
+            groups = [split.bits[mask].numpy() for mask in (split.correct, ~split.correct)]
+            labels = [
+                f"{word} ({len(group)})" for word, group in zip(("correct", "wrong"), groups, strict=True)
+            ]
+            axes.hist(
+                groups,
+                bins=np.linspace(0, split.most, 25),
+                stacked=True,
+                color=[colour(0), colour(1)],
+                label=labels,
+            )
+            axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,195 @@
+"""Static indicators: what a classifier's input gradients look like around its images, before any attack."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attacks.core.losses import get_loss, margin
+from attacks.core.memory_format import fast_layout
+from attacks.core.norms import get_norm
+from attacks.core.rng import Draws, draws_for
+from attacks.gradient.walk import STEP_FLOOR
+from eval.core.stats import bootstrap
+from eval.core.threats import CLEVERHANS_BATCH
+from eval.mechanism.gradients import InputGradient, cosines, in_double, input_gradient, lengths, units
+
+
+@dataclass(frozen=True)
+class StaticIndicators:
+    """Per-image values, each (N,) on the CPU; NaN where a zero gradient has no direction.
+
+    Attributes:
+        gradient_norm: L2 length of the input gradient of the loss, per unit of pixel, float32.
+        gradient_norm64: the same computed in float64.
+        zero: bool, every element of the float32 gradient is exactly 0.
+        under_floor: bool, the gradient of the loss averaged over ``batch`` images is shorter than 1e-6, so that the
+            cleverhans protocol shortens its step.
+        stability: mean cosine between the gradient at the image and at random points of the eps ball.
+        nonlinearity: largest |l(x + d) - l(x) - d.g| over random d of the ball and the gradient step of length eps
+            (Qin et al. 2019, local linearity measure, by sampling).
+        logit_scale: standard deviation of the logits over the classes.
+        margin: true logit minus the largest other; negative for an error.
+        curvature: largest eigenvalue, by size, of the loss's Hessian with respect to the image (power iteration on
+            finite differences of gradients, as Moosavi-Dezfooli et al. 2019).
+    """
+
+    gradient_norm: Tensor
+    gradient_norm64: Tensor
+    zero: Tensor
+    under_floor: Tensor
+    stability: Tensor
+    nonlinearity: Tensor
+    logit_scale: Tensor
+    margin: Tensor
+    curvature: Tensor
+
+    def figures(self) -> dict[str, Any]:
+        """Return shares of the flags and mean, quartiles and extremes of the rest, as plain JSON."""
+        return {
+            name: float(values.double().mean()) if values.dtype == torch.bool else spread(values)
+            for name, values in vars(self).items()
+        }
+
+
+def spread(values: Tensor) -> dict[str, Any]:
+    """Return count, mean with its bootstrap interval, extremes and quartiles of the finite values.
+
+    Entries are None where there is no value, or no interval because there is only one.
+    """
+    finite = values[values.isfinite()].double()
+    keys = ("min", "q25", "median", "q75", "max")
+    if not len(finite):
+        return {"n": 0, "mean": None, "ci95": None} | dict.fromkeys(keys)
+    mean, interval, n = bootstrap(finite.numpy())
+    points = torch.quantile(finite, torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)).tolist()
+    ci95 = None if interval is None else list(interval)
+    return {"n": n, "mean": mean, "ci95": ci95} | dict(zip(keys, points, strict=True))
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Images, what the model says at them, and the ball in which the indicators look around.
+
+    Attributes:
+        model: in eval mode, images (N, C, H, W) to logits (N, K).
+        x: images in [0, 1], (N, C, H, W).
+        y: labels, (N,).
+        loss: a name of `attacks.core.losses`.
+        norm: of the ball.
+        eps: its radius.
+        centre: gradient, loss and logits at the images.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    loss: str
+    norm: str
+    eps: float
+    centre: InputGradient
+
+    def move(self, stream: Draws) -> Tensor:
+        """Return one perturbation per image, uniform in the ball."""
+        return get_norm(self.norm).random(stream, self.x.shape[1:], self.x.new_full((len(self.x),), self.eps))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the input gradient at other points ``x``."""
+        return input_gradient(self.model, x, self.y, self.loss).grad
+
+
+def static_indicators(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str = "L2",
+    eps: float,
+    loss: str = "ce",
+    draws: int = 10,
+    power_iterations: int = 10,
+    batch: int = CLEVERHANS_BATCH,
+    batch_size: int = 256,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+) -> StaticIndicators:
+    """Measure the static indicators of every image.
+
+    Args:
+        model: in eval mode, images (N, C, H, W) to logits (N, K).
+        x: images in [0, 1], (N, C, H, W).
+        y: labels, (N,).
+        norm: of the ball in which stability and linearity are measured.
+        eps: its radius.
+        loss: a name of `attacks.core.losses`.
+        draws: random points per image.
+        power_iterations: of the curvature.
+        batch: images over which the cleverhans protocol averages its loss.
+        batch_size: images at once.
+        seed: of the random points.
+        sample_ids: (N,), what each image's points hang on.
+    """
+    ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
+    double = in_double(model)
+    columns: list[dict[str, Tensor]] = []
+    with fast_layout(model, x):
+        for start in range(0, len(x), batch_size):
+            part = slice(start, start + batch_size)
+            images, labels, stream = x[part], y[part], draws_for(seed, ids[part])
+            centre = input_gradient(model, images, labels, loss)
+            place = Neighbourhood(model, images, labels, loss, norm, eps, centre)
+            norms = lengths(centre.grad)
+            columns.append(
+                {
+                    "gradient_norm": norms,
+                    "gradient_norm64": lengths(input_gradient(double, images.double(), labels, loss).grad),
+                    "zero": norms == 0,
+                    "under_floor": norms / batch < STEP_FLOOR,
+                    "stability": stability(place, draws, stream.fork(0)),
+                    "nonlinearity": nonlinearity(place, draws, stream.fork(1)),
+                    "logit_scale": centre.logits.std(dim=1, correction=0),
+                    "margin": -margin(centre.logits, labels),
+                    "curvature": curvature(place, power_iterations, stream.fork(2)),
+                }
+            )
+    return StaticIndicators(**{key: torch.cat([row[key] for row in columns]).cpu() for key in columns[0]})
+
+
+def stability(place: Neighbourhood, draws: int, stream: Draws) -> Tensor:
+    """Return the mean cosine (N,) between the gradients at the images and at points of the ball, in [0, 1]."""
+    total = torch.zeros(len(place.x), device=place.x.device)
+    for k in range(draws):
+        point = (place.x + place.move(stream.fork(k))).clamp(0, 1)
+        total += cosines(place.centre.grad, place.gradient(point))
+    return total / draws
+
+
+def nonlinearity(place: Neighbourhood, draws: int, stream: Draws) -> Tensor:
+    """Return the largest error (N,) of the loss's linear model over random points and the gradient step."""
+    loss, centre = get_loss(place.loss), place.centre
+    worst = torch.zeros(len(place.x), device=place.x.device)
+    ascent = place.eps * get_norm(place.norm).step(centre.grad)
+    with torch.no_grad():
+        for move in (*(place.move(stream.fork(k)) for k in range(draws)), ascent):
+            linear = centre.loss + (move * centre.grad).flatten(1).sum(1)
+            error = loss(place.model(place.x + move), place.y, None) - linear
+            worst = torch.maximum(worst, error.abs())
+    return worst
+
+
+def curvature(place: Neighbourhood, iterations: int, stream: Draws, step: float = 0.01) -> Tensor:
+    """Return the Rayleigh quotient (N,) after power iteration on the Hessian: its largest eigenvalue by size.
+
+    The Hessian times a unit vector v is (g(x + h v) - g(x - h v)) / 2h with h = ``step``: unlike double
+    differentiation this sees the kinks of ReLU networks, and it needs no second derivative of any layer.
+    """
+    direction = units(stream.normal(place.x.shape[1:]))
+    quotient = torch.zeros(len(place.x), device=place.x.device)
+    for _ in range(iterations):
+        move = step * direction.view_as(place.x)
+        ahead, behind = (place.gradient(place.x + sign * move) for sign in (1, -1))
+        product = (ahead - behind).flatten(1) / (2 * step)
+        quotient = (product * direction).sum(1)
+        direction = torch.where(product.abs().amax(1, keepdim=True) > 0, units(product), direction)
+    return quotient

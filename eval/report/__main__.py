@@ -1,0 +1,8 @@
+"""The command line ``python -m eval.report``."""
+
+import sys
+
+from eval.report.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

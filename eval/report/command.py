@@ -1,0 +1,113 @@
+"""The command line ``python -m eval.report``: a study, or one run, as one self-contained HTML page."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from agents.common.command_line import one_line, run_cli
+from envs.errors import InputError
+from envs.files import write_atomic
+from eval.report.model import Budget, Model, add_figures, add_gallery, read_model, study_figures
+from eval.report.overview import by_group
+from eval.report.page import Report, render
+from eval.report.run_as_study import read_run
+from eval.report.safe_folder import Folder
+from eval.report.study_file import STUDY_FILE, Study, read_study
+
+_MOST_MEGABYTES = 500
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write one self-contained HTML page about a study or a single run."""
+
+    directory: tyro.conf.Positional[Path]
+    """Directory of a study (with study.json) or of a run (with config.json)."""
+    out: Path | None = None
+    """The page. Default: report.html in the directory."""
+    images: int = 8
+    """Adversarial images shown per regime."""
+    megabytes: int = 40
+    """Most megabytes of pictures in the page; what does not fit is named in it."""
+
+
+def report_command(config: ReportCommand) -> int:
+    """Write one self-contained HTML page about a study or a single run."""
+    if config.images < 0:
+        raise InputError(f"--images is {config.images}; expected 0 or more")
+    if not 0 <= config.megabytes <= _MOST_MEGABYTES:
+        raise InputError(f"--megabytes is {config.megabytes}; expected 0 to {_MOST_MEGABYTES}")
+    out = config.out or config.directory / "report.html"
+    folder = Folder(config.directory)
+    if not out.parent.is_dir() or out.is_dir():
+        raise InputError(
+            f"cannot write {out}: expected a file name in an existing directory; choose another --out"
+        )
+    report = collect(folder, config.images, config.megabytes * 2**20)
+    page = render(report)
+    write_atomic(out, page.encode(errors="replace"))  # JSON may hold half a character
+    for line in report.problems:
+        print(f"missing: {one_line(InputError(line))}", file=sys.stderr)
+    print(f"report: {out} ({len(page) / 2**20:.1f} MB)")
+    return 0
+
+
+def collect(folder: Folder, images: int = 8, characters: int = 40 * 2**20) -> Report:
+    """Read all that a report shows.
+
+    Args:
+        folder: of a study or a run.
+        images: adversarial images per regime.
+        characters: most characters of pictures.
+
+    Raises:
+        InputError: neither a study nor a run is there, or its description is damaged.
+    """
+    budget = Budget(characters)
+    if STUDY_FILE not in folder.names("", STUDY_FILE):
+        if "config.json" not in folder.names("", "config.json"):
+            raise InputError(
+                f"{folder.path} has neither {STUDY_FILE} nor config.json; give the directory of a study or of a run"
+            )
+        study, model = read_run(folder)
+        models = [model]
+    else:
+        study = read_study(folder)
+        models = [read_model(folder, cell) for cell in study.cells if cell.status == "finished"]
+    shown, problems = study_figures(folder, study.figures, budget)
+    first = [members[0] for members in by_group(models).values()]
+    for model in first:
+        add_gallery(folder, model, budget, images)
+    for model in first:
+        add_figures(folder, model, budget)
+    return Report(study, models, shown, [*_gaps(study), *problems, *_model_problems(models)])
+
+
+def _gaps(study: Study) -> list[str]:
+    """Return one line per cell that is not finished, and one per part that the study lacks."""
+    lines = [
+        f"{cell.name}: {cell.status}{': ' + ' '.join(cell.error.split()) if cell.error else ''}"
+        for cell in study.cells
+        if cell.status != "finished"
+    ]
+    parts = {"cells": study.cells, "tables": study.tables, "reading": study.reading}
+    return lines + [f"the study has no {name} yet" for name, found in parts.items() if not found]
+
+
+def _model_problems(models: list[Model]) -> list[str]:
+    lines = []
+    for model in models:
+        lines += [f"{model.cell.name}: {line}" for line in model.problems]
+        if model.left_out:
+            lines.append(
+                f"{model.cell.name}: left out, for the page would grow too large: {', '.join(model.left_out)}; "
+                "raise --megabytes to have them"
+            )
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_cli(report_command, ReportCommand, "python -m eval.report", argv)

@@ -1,0 +1,149 @@
+"""From a study to the page: one HTML file that needs nothing else and lets nothing else in."""
+
+import base64
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from eval.core.formatting import duration, percent
+from eval.report.command import cell_format as cells
+from eval.report.model import Model, Shown
+from eval.report.overview import (
+    by_group,
+    common_settings,
+    cost_table,
+    differing_settings,
+    filled_columns,
+    verdict_table,
+)
+from eval.report.schema import flatten
+from eval.report.study_file import Column, Entry, Study, Table
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows.
+
+    Attributes:
+        study: cells, tables, sentences.
+        models: of the finished cells.
+        figures: of the study as a whole.
+        problems: what is missing or could not be read, one line each.
+    """
+
+    study: Study
+    models: Sequence[Model]
+    figures: Sequence[Shown] = ()
+    problems: Sequence[str] = field(default_factory=tuple)
+
+
+def render(report: Report) -> str:
+    """Return the page as HTML; everything that comes from files is escaped."""
+    numbers = itertools.count(1)
+    template = _environment().get_template("page.html.j2")
+    return template.render(_context(report), next_id=lambda: f"e{next(numbers)}")
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("eval.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"written": cells.written, "is_number": cells.is_number}
+    environment.filters |= {"percent": percent, "number": cells.number, "duration": duration}
+    environment.filters |= {"plural": plural, "moment": moment}
+    return environment
+
+
+def moment(text: str) -> str:
+    """Return an ISO time to the minute; other texts as they are."""
+    try:
+        return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return text
+
+
+def plural(number: int, noun: str) -> str:
+    """Return ``1 model`` or ``3 models``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _context(report: Report) -> dict[str, Any]:
+    style, script = _asset("page.css"), _asset("page.js")
+    models = report.models
+    tables = [filled_columns(table) for table in report.study.tables]
+    costs = next((table for table in tables if table.id == "cost"), None)
+    first = [members[0] for members in by_group(models).values()]
+    return {
+        "study": report.study,
+        "facts": list(_facts(report.study)),
+        "verdicts": verdict_table(models),
+        "costs": costs or cost_table(models),
+        "tables": [table for table in tables if table is not costs],
+        "problems": report.problems,
+        "figures": report.figures,
+        "audited": list(by_group(model for model in models if model.audits).values()),
+        "attacked": [model for model in models if model.examples],
+        "pictured": [model for model in first if model.figures],
+        "settings": common_settings(models),
+        "differences": differing_settings(models),
+        "cells": _cell_table(report.study),
+        "grid": flatten(report.study.config),
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": _policy(style, script),
+    }
+
+
+def _facts(study: Study) -> Iterator[str]:
+    """Yield the line under the title: what was studied, and how much of it is done."""
+    for k, noun in enumerate(("data set", "network", "regime")):
+        names = list(dict.fromkeys(cell.group[k] for cell in study.cells if cell.group[k]))
+        if names:
+            yield ", ".join(names) if len(names) < 4 else plural(len(names), noun)
+    seeds = {cell.seed for cell in study.cells if cell.seed}
+    if seeds:
+        yield plural(len(seeds), "seed")
+    if study.cells:
+        done = sum(cell.status == "finished" for cell in study.cells)
+        yield f"{done} of {plural(len(study.cells), 'model')} finished"
+
+
+def _cell_table(study: Study) -> Table | None:
+    if len(study.cells) < 2:
+        return None
+    keys = ("dataset", "network", "regime", "seed", "threats", "status", "hash")
+    columns = tuple(Column(key, "data set" if key == "dataset" else key) for key in keys)
+    rows = tuple(
+        tuple(
+            Entry(text or None)
+            for text in (*cell.group, cell.seed, ", ".join(cell.threats), cell.status, cell.hash[:12])
+        )
+        for cell in study.cells
+    )
+    return Table("cells", "Models", columns, rows, "One row per cell of the grid.")
+
+
+def _asset(name: str) -> str:
+    return files("eval.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Return the Content-Security-Policy: this style, this script, pictures of this page, and nothing else."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )

@@ -1,0 +1,1 @@
+"""Robust accuracy: the worst case per image over a suite of attacks."""

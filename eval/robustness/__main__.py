@@ -1,0 +1,8 @@
+"""The command line ``python -m eval.robustness``."""
+
+import sys
+
+from eval.robustness.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The command line ``python -m eval.robustness``: a battery of attacks on one or several models, side by side."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import tyro
+from rich.table import Table
+
+from agents.common.command_line import run_cli
+from agents.common.run_dir import resolve_device
+from envs.errors import InputError
+from eval.attack.autosave import Report
+from eval.attack.results import AttackResults
+from eval.attack.runner import check_batch_size
+from eval.core.formatting import (
+    ATTACK_HEADINGS,
+    attack_cells,
+    make_table,
+    percent,
+    print_table,
+    with_interval,
+)
+from eval.core.options import DataOptions, progress_bar, warn_about
+from eval.core.plot_style import save_figure
+from eval.core.stats import mcnemar, wilson
+from eval.core.targets import Samples, Target, load_target
+from eval.core.threats import Threat, chosen_threat, default_threats
+from eval.mechanism.plots import SecurityCurve, security_figure
+from eval.robustness.plots import robustness_figure
+from eval.robustness.suite import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
+
+_CURVE_FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class RobustnessCommand:
+    """Run a battery of attacks on one or several models and take the worst case per image."""
+
+    targets: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""
+    attacks: tuple[str, ...] = DEFAULT_BATTERY
+    """Attacks by name; also pgd-cleverhans, pgd-margin, pgd-dlr, pgd-mifpe, pgd-paper."""
+    norm: str | None = None
+    """Only this norm: Linf, L2 or L1. Default: Linf and L2."""
+    eps: str | None = None
+    """Radius for --norm, a number or a fraction such as 8/255. Default: by the kind of image."""
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    curve: bool = False
+    """Also draw accuracy against eps under pgd-margin, at 1/8 to 2 times each radius."""
+    seed: int = 0
+    """Seed of the attacks' random draws."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    batch_size: int | None = None
+    """Most images at once. Default: chosen by image size and device."""
+    network: str | None = None
+    """package.module:Callable that builds your own network, where weights alone are not enough."""
+    trust: bool = False
+    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
+    out: Path | None = None
+    """Where robustness.json and the pictures go. Default: the first model's results directory."""
+    force: bool = False
+    """Attack again even where results are stored."""
+    progress: bool = True
+    """Show progress bars."""
+
+    def threats(self, channels: int) -> tuple[Threat, ...]:
+        """Return the threat models for images of this kind.
+
+        Raises:
+            InputError: a bad norm or radius, or a radius without a norm.
+        """
+        chosen = chosen_threat(self.norm, self.eps, channels)
+        if chosen is None:
+            return default_threats(channels)
+        if self.eps is not None:
+            return (chosen,)
+        return tuple(threat for threat in default_threats(channels) if threat.norm == chosen.norm) or (
+            chosen,
+        )
+
+
+def robustness_command(config: RobustnessCommand) -> int:
+    """Run a battery of attacks on one or several models; report every attack and the worst case per image."""
+    if not config.targets:
+        raise InputError("no model given; name run directories, .zip files or package.module:factory")
+    if not config.attacks:
+        raise InputError("--attacks is empty; name at least one attack")
+    check_batch_size(config.batch_size)
+    battery(config.attacks, config.threats(1))  # wrong names and radii end here, before anything is loaded
+    device = resolve_device(config.device)
+    loaded = [_load(config, spec, device) for spec in config.targets]
+    for target, samples in loaded:
+        warn_about(target, samples, config.threats(samples.channels))
+    reports = [_run(config, target, samples) for target, samples in loaded]
+    out = config.out or loaded[0][0].results_dir
+    out.mkdir(parents=True, exist_ok=True)
+    for table in report_tables(reports):
+        print_table(table)
+    for line in comparisons(reports):
+        print(line)
+    write_reports(out / "robustness.json", reports)
+    save_figure(out / "robustness.png", robustness_figure(reports))
+    print(f"figures: {out / 'robustness.json'}\npicture: {out / 'robustness.png'}")
+    if config.curve:
+        save_figure(out / "security.png", security_figure(_curves(config, loaded), "(PGD on the margin)"))
+        print(f"curve:   {out / 'security.png'}")
+    return 0
+
+
+def _load(config: RobustnessCommand, spec: str, device: object) -> tuple[Target, Samples]:
+    target = load_target(spec, str(device), config.network, config.trust)
+    return target, config.data.load(target)
+
+
+def _run(
+    config: RobustnessCommand,
+    target: Target,
+    samples: Samples,
+    names: Sequence[str] | None = None,
+    threats: Sequence[Threat] | None = None,
+) -> RobustnessReport:
+    def bar(label: str, total: int) -> AbstractContextManager[Report]:
+        return progress_bar(label, total, config.progress)
+
+    target.results_dir.mkdir(parents=True, exist_ok=True)
+    return run_battery(
+        target,
+        samples,
+        names or config.attacks,
+        threats or config.threats(samples.channels),
+        seed=config.seed,
+        results_dir=target.results_dir,
+        batch_size=config.batch_size,
+        force=config.force,
+        bar=bar,
+    )
+
+
+def report_tables(reports: Sequence[RobustnessReport]) -> list[Table]:
+    """Return one table per threat model: attacks and worst case as rows; costs for one model, columns for several."""
+    threats = list(dict.fromkeys(threat for report in reports for threat in report.results))
+    make = _single_table if len(reports) == 1 else _side_by_side
+    return [make(reports, threat) for threat in threats]
+
+
+def _single_table(reports: Sequence[RobustnessReport], threat: Threat) -> Table:
+    (report,) = reports
+    title = f"{report.name}: {threat}, clean {percent(report.clean_accuracy)}, n = {report.n}"
+    table = make_table(title, ("attack", "protocol"), ATTACK_HEADINGS)
+    for name, result in report.results[threat].items():
+        table.add_row(name, *attack_cells(result))
+    worst = report.worst[threat]
+    _, accuracy, _, queries, seconds = attack_cells(worst)
+    table.add_section()
+    table.add_row("worst case per image", "-", accuracy, "-", queries, seconds, style="bold")
+    return table
+
+
+def _side_by_side(reports: Sequence[RobustnessReport], threat: Threat) -> Table:
+    shown = list(dict.fromkeys(name for report in reports for name in report.results.get(threat, ())))
+    sizes = ", ".join(str(n) for n in sorted({report.n for report in reports}))
+    title = f"{threat}: robust [95 %], share of steps shortened in brackets (n = {sizes})"
+    table = make_table(title, ("attack",), [report.name for report in reports])
+    table.add_row("clean", *(percent(report.clean_accuracy) for report in reports))
+    for name in shown:
+        table.add_row(name, *(_cell(report.results.get(threat, {}).get(name)) for report in reports))
+    table.add_section()
+    table.add_row(
+        "worst case per image", *(_cell(report.worst.get(threat)) for report in reports), style="bold"
+    )
+    return table
+
+
+def _cell(result: AttackResults | None) -> str:
+    if result is None:
+        return "-"
+    text = with_interval(result.robust_accuracy, result.interval)
+    short = result.shortened if result.threat.norm == "L2" else None
+    return text if short is None else f"{text} ({percent(short)})"
+
+
+def comparisons(reports: Sequence[RobustnessReport]) -> list[str]:
+    """Return one line per pair of models and threat model: do their worst cases differ on the same images?"""
+    lines = []
+    for first, second in combinations(reports, 2):
+        for threat in [threat for threat in first.worst if threat in second.worst]:
+            a, b = first.worst[threat], second.worst[threat]
+            if (
+                a.data.get("fingerprint") != b.data.get("fingerprint")
+                or a.indices.tolist() != b.indices.tolist()
+            ):
+                continue
+            test = mcnemar(a.robust, b.robust)
+            lines.append(
+                f"{threat}: {first.name} alone resists on {test.only_first} images, {second.name} alone on "
+                f"{test.only_second} (McNemar's exact test, p = {test.p_value:.2g})"
+            )
+    return lines
+
+
+def _curves(
+    config: RobustnessCommand, loaded: Sequence[tuple[Target, Samples]]
+) -> dict[str, dict[str, SecurityCurve]]:
+    curves: dict[str, dict[str, SecurityCurve]] = {}
+    for target, samples in loaded:
+        for norm in dict.fromkeys(threat.norm for threat in config.threats(samples.channels)):
+            radii = [threat.eps for threat in config.threats(samples.channels) if threat.norm == norm]
+            grid = [Threat(norm, factor * max(radii)) for factor in _CURVE_FACTORS]
+            report = _run(config, target, samples, ("pgd-margin",), grid)
+            curves.setdefault(norm, {})[target.name] = _curve(report)
+    return curves
+
+
+def _curve(report: RobustnessReport) -> SecurityCurve:
+    """Accuracy at every radius counts an image as broken once a smaller radius has broken it: balls nest."""
+    ordered = [report.worst[threat] for threat in sorted(report.worst, key=lambda threat: threat.eps)]
+    alive = ordered[0].clean_correct
+    counts = [int(alive.sum())]
+    for result in ordered:
+        alive = alive & result.robust
+        counts.append(int(alive.sum()))
+    n = report.n
+    return SecurityCurve(
+        [0.0, *(result.threat.eps for result in ordered)],
+        [count / n for count in counts],
+        [wilson(count, n) for count in counts],
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_cli(robustness_command, RobustnessCommand, "python -m eval.robustness", argv)

@@ -1,0 +1,160 @@
+"""Attack one model by several processes: ``torchrun --nproc-per-node 4 -m eval.distributed RUN --attacks autoattack``.
+
+Every process attacks its share of the images on its own device; the first one joins the shares, prints the table and
+writes the result files. The outcome of an image hangs on its place in the data set alone, so it is the same as that of
+one process. The processes need a common file system and exchange no tensors; gloo only lets them wait for each other.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import tyro
+
+from agents.common.command_line import run_cli
+from agents.common.run_dir import resolve_device
+from eval.attack.runner import attack_rows, check_batch_size, result_path, stored_results
+from eval.core.formatting import print_table
+from eval.core.targets import Samples, Target, load_samples, load_target
+from eval.core.threats import Threat, chosen_threat, default_threats
+from eval.robustness.command import report_tables
+from eval.robustness.suite import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
+
+_PATIENCE = timedelta(hours=24)  # the slowest share may take long
+
+
+@dataclass(frozen=True)
+class DistributedCommand:
+    """Attack one model by all processes that torchrun started."""
+
+    target: tyro.conf.Positional[str]
+    """Run directory, Stable-Baselines3 .zip file, or package.module:factory."""
+    attacks: tuple[str, ...] = DEFAULT_BATTERY
+    """Attacks by name, as for eval.robustness."""
+    norm: str | None = None
+    """Only this norm: Linf, L2 or L1. Default: Linf and L2."""
+    eps: str | None = None
+    """Radius for --norm, a number or a fraction such as 8/255. Default: by the kind of image."""
+    dataset: str | None = None
+    """Data set by name, folder:PATH or npz:PATH. Default: the run's."""
+    data_root: Path | None = None
+    """Where data sets lie. Default: the run's."""
+    split: str = "test"
+    """train, val or test."""
+    images: int = 1000
+    """Images, spread over the split; all if it has fewer. (torchrun takes --n for its own.)"""
+    seed: int = 0
+    """Seed of the attacks' random draws."""
+    device: str = "auto"
+    """auto (the process's own GPU where there are GPUs), cpu or cuda."""
+    batch_size: int | None = None
+    """Most images at once. Default: chosen by image size and device."""
+    network: str | None = None
+    """package.module:Callable that builds your own network, where weights alone are not enough."""
+    out: Path | None = None
+    """Where the result files go. Default: the model's results directory."""
+
+    def threats(self, channels: int) -> tuple[Threat, ...]:
+        """Return the threat models for images of this kind.
+
+        Raises:
+            InputError: a bad norm or radius, or a radius without a norm.
+        """
+        chosen = chosen_threat(self.norm, self.eps, channels)
+        return default_threats(channels) if chosen is None else (chosen,)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The place of this process among all: ``rank`` of ``world``, and ``local`` among those of its machine."""
+
+    rank: int
+    world: int
+    local: int
+
+    @classmethod
+    def from_environment(cls) -> "Rank":
+        """Return what torchrun says; the only process, where it was not used."""
+        given = os.environ
+        return cls(
+            int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1)), int(given.get("LOCAL_RANK", 0))
+        )
+
+    def device(self, name: str) -> torch.device:
+        """Return this process's device: the GPUs of a machine are dealt to its processes in turn."""
+        device = resolve_device(name)
+        if device.type == "cuda" and device.index is None:
+            return torch.device("cuda", self.local % torch.cuda.device_count())
+        return device
+
+    def share(self, n: int) -> slice:
+        """Return the rows of ``n`` that are this process's."""
+        return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
+
+
+def distributed_command(config: DistributedCommand) -> int:
+    """Attack one model by all processes that torchrun started; the outcome is that of one process."""
+    check_batch_size(config.batch_size)
+    battery(config.attacks, config.threats(1))  # wrong names and radii end here, before anything is loaded
+    rank = Rank.from_environment()
+    with _group(rank):
+        target = load_target(config.target, rank.device(config.device), config.network)
+        samples = load_samples(
+            target, n=config.images, split=config.split, dataset=config.dataset, data_root=config.data_root
+        )
+        report = evaluate_shared(config, rank, target, samples)
+    if report is not None:
+        for table in report_tables([report]):
+            print_table(table)
+    return 0
+
+
+def evaluate_shared(
+    config: DistributedCommand, rank: Rank, target: Target, samples: Samples
+) -> RobustnessReport | None:
+    """Attack this process's share; return the report of all shares in the first process, None in the others."""
+    out = config.out or target.results_dir
+    out.mkdir(parents=True, exist_ok=True)
+    threats = config.threats(samples.channels)
+    for _, spec in battery(config.attacks, threats, config.seed):
+        if stored_results(result_path(target, samples, spec, out)) is None:
+            rows = rank.share(len(samples))
+            attack_rows(target, samples, spec, rows, results_dir=out, batch_size=config.batch_size)
+    if rank.world > 1:
+        dist.barrier()
+    if rank.rank != 0:
+        return None
+    report = run_battery(
+        target,
+        samples,
+        config.attacks,
+        threats,
+        seed=config.seed,
+        results_dir=out,
+        batch_size=config.batch_size,
+    )
+    write_reports(out / "robustness.json", [report])
+    return report
+
+
+@contextmanager
+def _group(rank: Rank) -> Iterator[None]:
+    """Join the other processes, where there are any."""
+    if rank.world == 1:
+        yield
+        return
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_cli(distributed_command, DistributedCommand, "python -m eval.distributed", argv)

@@ -1,0 +1,75 @@
+"""The security picture: robust accuracy of every attack and model, with intervals and the worst case."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eval.attack.results import AttackResults
+from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, shorten, tidy
+from eval.core.threats import Threat
+from eval.robustness.suite import RobustnessReport
+
+
+def robustness_figure(reports: Sequence[RobustnessReport]) -> Figure:
+    """Draw one panel per threat model: attacks from top to bottom, robust accuracy with 95 % intervals.
+
+    A vertical line marks each model's clean accuracy. Where the cleverhans floor shortened steps, the share is written
+    beside the point.
+    """
+    threats = list(dict.fromkeys(threat for report in reports for threat in report.results))
+    rows = max(len(report.results[threat]) + 1 for report in reports for threat in report.results)
+    height = 1.6 + rows * max(0.36, 0.2 * len(reports))
+    figure = new_figure(5.2 * len(threats) + 0.6, height)
+    panels = figure.subplots(1, len(threats), squeeze=False)[0]
+    names = shorten(report.name for report in reports)
+    for axes, threat in zip(panels, threats, strict=True):
+        _panel(axes, threat, reports, names)
+    figure.suptitle("Robust accuracy (95 % Wilson intervals; lines: clean accuracy)", fontsize=11, color=INK)
+    legend_below(figure, panels[0])
+    return figure
+
+
+def _panel(axes: Axes, threat: Threat, reports: Sequence[RobustnessReport], names: Sequence[str]) -> None:
+    shown = list(dict.fromkeys(name for report in reports for name in report.results.get(threat, ())))
+    tidy(axes, str(threat), "accuracy")
+    for k, (report, label) in enumerate(zip(reports, names, strict=True)):
+        if threat not in report.results:
+            continue
+        axes.axvline(report.clean_accuracy, color=colour(k), linestyle=":", linewidth=1)
+        shift = 0.16 * (k - (len(reports) - 1) / 2)
+        rows = {**report.results[threat], "worst case": report.worst[threat]}
+        for name, result in rows.items():
+            place = len(shown) if name == "worst case" else shown.index(name)
+            _point(axes, result, place + shift, k, label if name == "worst case" else None)
+    axes.axhspan(len(shown) - 0.5, len(shown) + 0.5, color=INK, alpha=0.07, linewidth=0)
+    axes.set_yticks(range(len(shown) + 1), [*shown, "worst case"])
+    axes.set_ylim(len(shown) + 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+
+
+def _point(axes: Axes, result: AttackResults, height: float, k: int, label: str | None) -> None:
+    low, high = result.interval
+    accuracy = result.robust_accuracy
+    axes.errorbar(
+        accuracy,
+        height,
+        xerr=[[accuracy - low], [high - accuracy]],
+        fmt=marker(k),
+        markersize=5,
+        color=colour(k),
+        label=label,
+        capsize=2,
+        linewidth=1.2,
+    )
+    if result.threat.norm == "L2" and result.shortened and result.shortened >= 0.005:
+        text = f"{100 * result.shortened:.0f} % short"
+        axes.annotate(
+            text,
+            (high, height),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=6.5,
+            color=INK,
+            va="center",
+        )

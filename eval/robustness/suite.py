@@ -1,0 +1,201 @@
+"""The battery: which attacks a robustness report runs, and their per-image worst case per threat model."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from envs.errors import unknown_name
+from envs.files import write_json
+from eval.attack.autosave import Report
+from eval.attack.registry import attack_function, attack_names
+from eval.attack.results import AttackResults, worst_case
+from eval.attack.runner import AttackSpec, result_path, run_attack, stored_results
+from eval.core.targets import Samples, Target, model_sha256, samples_from
+from eval.core.threats import Threat, default_threats
+
+# Attacks by the names that reports use. "paper" is the protocol of Zou et al. 2026 (arXiv 2606.12251) to the letter.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pgd": ("pgd", {}),
+    "pgd-cleverhans": ("pgd", {"protocol": "cleverhans"}),
+    "pgd-margin": ("pgd", {"loss": "margin"}),
+    "pgd-dlr": ("pgd", {"loss": "dlr"}),
+    "pgd-mifpe": ("pgd", {"loss": "mifpe"}),
+    "autoattack": ("autoattack", {}),
+    **{version: ("autoattack", {"version": version}) for version in ("fast", "plus", "rand")},
+    "pgd-paper": ("pgd", {"protocol": "cleverhans", "labels": "predicted", "keep": "last"}),
+}
+DEFAULT_BATTERY = ("fgsm", "pgd", "pgd-cleverhans", "pgd-margin", "pgd-mifpe")
+
+# Makes the bar for one attack: a function of (label, number of images).
+BarFactory = Callable[[str, int], AbstractContextManager[Report]]
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """Outcomes of a battery on one model.
+
+    Attributes:
+        name: of the model.
+        results: by threat model, then by the attack's name in the report.
+        worst: per threat model, the pointwise worst case over its attacks.
+    """
+
+    name: str
+    results: dict[Threat, dict[str, AttackResults]]
+    worst: dict[Threat, AttackResults]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the images classified correctly unattacked."""
+        return next(iter(self.worst.values())).clean_accuracy
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return next(iter(self.worst.values())).n
+
+    def figures(self) -> dict[str, Any]:
+        """Return everything a table or a study needs, as plain JSON."""
+        threats = []
+        for threat, attacks in self.results.items():
+            rows = {name: _row(result) for name, result in attacks.items()}
+            worst = _row(self.worst[threat]) | {"broken_by": _tally(self.worst[threat])}
+            threats.append({"norm": threat.norm, "eps": threat.eps, "attacks": rows, "worst_case": worst})
+        first = next(iter(self.worst.values()))
+        return {
+            "name": self.name,
+            "model": first.model,
+            "data": first.data | {"n": first.n},
+            "clean_accuracy": self.clean_accuracy,
+            "threats": threats,
+            "versions": first.versions,
+        }
+
+
+def _row(result: AttackResults) -> dict[str, Any]:
+    return {
+        "robust_accuracy": result.robust_accuracy,
+        "ci95": list(result.interval),
+        "shortened": result.shortened,
+        "queries_per_image": float(result.queries.mean()),
+        **result.cost,
+    }
+
+
+def _tally(result: AttackResults) -> dict[str, int]:
+    """Return how many images each attack of the worst case was the first to break."""
+    names = [name for name in result.broken_by if name is not None]
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> list[tuple[str, AttackSpec]]:
+    """Return the attacks to run, by name; ``names`` are presets or attacks.
+
+    The cleverhans protocol does not exist for L1 and is left out there.
+
+    Raises:
+        InputError: a name is neither a preset nor an attack, or the attack needs source models.
+    """
+    plan = []
+    for name in names:
+        if name not in PRESETS and name.replace("-", "_") not in attack_names():
+            raise unknown_name("attack", name, dict.fromkeys((*PRESETS, *attack_names())))
+    for threat in threats:
+        for name in names:
+            attack, options = PRESETS.get(name) or (attack_function(name).__name__, {})
+            if options.get("protocol") == "cleverhans" and threat.norm == "L1":
+                continue
+            if name == "pgd-paper":
+                options = options | {"step_size": threat.eps / 10}
+            plan.append((name, AttackSpec(attack, threat, options, seed)))
+    for _, spec in plan:
+        spec.record()  # an attack that cannot run like this ends here
+    return plan
+
+
+def run_battery(
+    target: Target,
+    samples: Samples,
+    names: Sequence[str] = DEFAULT_BATTERY,
+    threats: Sequence[Threat] | None = None,
+    *,
+    seed: int = 0,
+    results_dir: Path | None = None,
+    batch_size: int | None = None,
+    force: bool = False,
+    bar: BarFactory | None = None,
+) -> RobustnessReport:
+    """Run what is missing of the battery, and combine it with what is stored.
+
+    Args:
+        target: the classifier.
+        samples: the images.
+        names: presets or attacks.
+        threats: norms and radii; by the kind of image by default.
+        seed: of the attacks.
+        results_dir: where results are kept; None keeps nothing.
+        batch_size: most images at once.
+        force: run stored attacks again too.
+        bar: shows the progress of one attack.
+
+    Raises:
+        InputError, AttackError: a wrong name or option, or a model that cannot be attacked.
+    """
+    threats = threats or default_threats(samples.channels)
+    results: dict[Threat, dict[str, AttackResults]] = {threat: {} for threat in threats}
+    for name, spec in battery(names, threats, seed):
+        found = None
+        if results_dir is not None and not force:
+            found = stored_results(result_path(target, samples, spec, results_dir))
+        if found is None:
+            label = f"{target.name}: {name} {spec.threat}"
+            with bar(label, len(samples)) if bar else nullcontext() as report:
+                found = run_attack(
+                    target, samples, spec, results_dir=results_dir, batch_size=batch_size, report=report
+                )
+        results[spec.threat][name] = found
+    worst = {threat: worst_case(list(attacks.values()), list(attacks)) for threat, attacks in results.items()}
+    return RobustnessReport(target.name, results, worst)
+
+
+def evaluate(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    names: Sequence[str] = DEFAULT_BATTERY,
+    threats: Sequence[Threat] | None = None,
+    name: str = "model",
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> RobustnessReport:
+    """Evaluate any classifier on any images, in memory.
+
+    Args:
+        classifier: images in [0, 1], (N, C, H, W), to logits (N, K); used in eval mode, as it is found.
+        images: floats in [0, 1] or uint8, (N, C, H, W).
+        labels: (N,) int64.
+        names: presets or attacks of the battery.
+        threats: norms and radii; by the kind of image by default.
+        name: of the model, for tables.
+        seed: of the attacks.
+        batch_size: most images at once.
+
+    Raises:
+        InputError, AttackError: a wrong name, images out of range, or a model that cannot be attacked.
+
+    Example:
+        >>> report = evaluate(classifier, images, labels, threats=[Threat("Linf", 8 / 255)])  # doctest: +SKIP
+        >>> report.worst[Threat("Linf", 8 / 255)].robust_accuracy  # doctest: +SKIP
+    """
+    target = Target(name, classifier, model_sha256(classifier), Path())
+    return run_battery(target, samples_from(images, labels), names, threats, seed=seed, batch_size=batch_size)
+
+
+def write_reports(path: Path, reports: Sequence[RobustnessReport]) -> None:
+    """Write the figures of the reports as one JSON file, atomically."""
+    write_json(path, {"format": 1, "reports": [report.figures() for report in reports]})

@@ -1,0 +1,8 @@
+"""The command line ``python -m eval.study``."""
+
+import sys
+
+from eval.study.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The command line ``python -m eval.study``: a grid of trainings, attacked and compared, on one machine or many."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+from agents.common.command_line import run_cli
+from agents.common.run_dir import resolve_device
+from envs.errors import InputError
+from eval.study.plan.cells import cells_of
+from eval.study.plan.config import Grid, read_grid
+from eval.study.plan.presets import preset
+from eval.study.results.writer import STUDY_FILE, locked, write_cells, write_study
+from eval.study.run.engines import Engine, InProcess, Pool
+from eval.study.run.estimate import print_plan
+from eval.study.run.scheduler import Study, carry_out
+from eval.study.run.stages import Place
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """Train what is missing of a grid, attack, analyse and audit it, and write the tables."""
+
+    study: tyro.conf.Positional[str]
+    """smoke, digits, mnist or cifar10, or a TOML file."""
+    out: Path | None = None
+    """Directory of the study. Default: studies/<name>."""
+    data_root: Path | None = None
+    """Where data sets lie. Default: the study's, else $LABELBANDIT_DATA or ~/.cache/labelbandit/data."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    engine: Literal["in-process", "pool", "ray"] = "in-process"
+    """One job after another; several processes; or Ray, on one machine or many."""
+    workers: int = 2
+    """Processes of the pool, or of a local Ray cluster."""
+    address: str | None = None
+    """Ray cluster to join, such as auto or ray://HOST:10001. Default: a local one for this study."""
+    cpus: float = 1.0
+    """Ray: cores that a job holds."""
+    gpus: float = 0.0
+    """Ray: GPUs that a job holds; 0.25 lets four share one."""
+    shards: int = 1
+    """Divide the attacked images of every model among so many jobs; the outcome is the same."""
+    retries: int = 1
+    """Further attempts at a job that failed, or whose worker died."""
+    batch_size: int | None = None
+    """Most images at once in attacks. Default: chosen by image size and device."""
+    dry_run: bool = False
+    """Print the plan with its estimated cost, and stop."""
+
+
+def study_command(config: StudyCommand) -> int:
+    """Train what is missing of a grid, attack, analyse and audit it, and write tables and figures."""
+    grid = load_grid(config)
+    if config.shards < 1 or config.retries < 0:
+        raise InputError(
+            f"--shards is {config.shards} and --retries {config.retries}; expected at least 1 and 0"
+        )
+    resolve_device(config.device)
+    directory = config.out or Path("studies") / grid.name
+    place = Place(directory.absolute(), config.device, grid.data_root, config.batch_size)
+    study = Study(grid, tuple(cells_of(grid)), place, config.shards)
+    if config.dry_run:
+        print_plan(study)
+        return 0
+    with locked(directory):
+        return _run(config, study)
+
+
+def load_grid(config: StudyCommand) -> Grid:
+    """Return the study that the command names, with the command's own data root.
+
+    Raises:
+        InputError: there is no such study, or it is wrong.
+    """
+    path = Path(config.study)
+    grid = read_grid(path) if path.suffix == ".toml" else preset(config.study)
+    return grid if config.data_root is None else replace(grid, data_root=config.data_root.absolute())
+
+
+def make_engine(config: StudyCommand) -> Engine:
+    """Return the engine that the command names.
+
+    Raises:
+        InputError: a wrong number of workers, or Ray is missing or cannot be reached.
+    """
+    if config.engine == "pool":
+        return Pool(config.workers, config.retries)
+    if config.engine == "ray":
+        from eval.study.run.ray_engine import RayEngine
+
+        return RayEngine(config.workers, config.address, config.cpus, config.gpus, config.retries)
+    return InProcess(config.retries)
+
+
+def _run(config: StudyCommand, study: Study) -> int:
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"study {study.grid.name}: {len(study.cells)} cells in {study.directory}")
+    write_cells(study.grid, study.cells, study.directory)
+    engine = make_engine(config)
+    try:
+        counts = carry_out(study, engine, console.print)
+    except KeyboardInterrupt:
+        write_cells(study.grid, study.cells, study.directory)
+        raise KeyboardInterrupt(f"stopped; go on with: {_again(config)}") from None
+    finally:
+        engine.close()
+    tables = write_study(study.grid, study.cells, study.directory)
+    console.print(", ".join(f"{number} {status}" for status, number in counts.items()))
+    for table in tables:
+        console.print(f"  {table.title}: {study.directory / 'tables' / table.id}.md")
+    console.print(f"figures and reading: {study.directory / STUDY_FILE}")
+    return 0 if counts["finished"] == len(study.cells) else 1
+
+
+def _again(config: StudyCommand) -> str:
+    """Return the command that goes on."""
+    default = StudyCommand(config.study)
+    words = ["python", "-m", "eval.study", config.study]
+    for name, value in vars(config).items():
+        if name != "study" and value != getattr(default, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_cli(study_command, StudyCommand, "python -m eval.study", argv)

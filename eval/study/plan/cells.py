@@ -1,0 +1,148 @@
+"""The cells of a study: one trained model each, in a folder named by the hash of what made it."""
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.common.run_dir import RunDir
+from agents.config import TrainConfig
+from envs.errors import InputError
+from envs.files import read_json, write_json
+from eval.study.plan.config import Grid, training_key
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid.
+
+    Attributes:
+        dataset, network, regime, seed: its place in the grid.
+        config: of the training; run directory, device and data root are filled in when it runs.
+    """
+
+    dataset: str
+    network: str
+    regime: str
+    seed: int
+    config: TrainConfig
+
+    @property
+    def id(self) -> str:
+        """A name for people, such as ``digits-small-RL-adv-s0``."""
+        text = f"{self.dataset}-{self.network}-{self.regime}-s{self.seed}"
+        return re.sub(r"[^\w.+-]+", "-", text)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of everything that decides over the trained weights."""
+        return digest(training_key(self.config))
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """Data set, network and regime: what seeds are repetitions of."""
+        return self.dataset, self.network, self.regime
+
+
+def digest(value: Any) -> str:
+    """Return 16 hex digits that name a JSON value."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cells_of(grid: Grid) -> list[Cell]:
+    """Return every cell, whole tables first: an interrupted study has finished some seeds.
+
+    Raises:
+        InputError: a configuration is wrong, or two cells are the same.
+    """
+    cells = [
+        Cell(
+            dataset,
+            network,
+            regime.name,
+            seed,
+            regime.config(dataset, network, seed, grid.train, grid.image_size),
+        )
+        for seed in grid.seeds
+        for dataset in grid.datasets
+        for network in grid.networks
+        for regime in grid.regimes
+    ]
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        twin = seen.setdefault(cell.hash, cell)
+        if twin is not cell:
+            raise InputError(
+                f"{twin.id} and {cell.id} are the same training; change a setting of one regime or remove it"
+            )
+    return cells
+
+
+@dataclass
+class CellFolder:
+    """The folder of a cell, and the record of what is done in it.
+
+    Attributes:
+        path: ``DIR/cells/HASH``.
+        steps: by name: ``key`` (hash of what the step did), ``seconds``, and what the step noted.
+        error: why the last attempt failed, or None.
+    """
+
+    path: Path
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    error: str | None = None
+
+    @classmethod
+    def open(cls, study: Path, cell_hash: str) -> "CellFolder":
+        """Read the record of a cell; an empty one where there is none or it is damaged."""
+        folder = cls(study / "cells" / cell_hash)
+        with contextlib.suppress(InputError, KeyError, TypeError, AttributeError):
+            content = read_json(folder.record_path)
+            if content["format"] == FORMAT:
+                folder.steps, folder.error = dict(content["steps"]), content.get("error")
+        return folder
+
+    @property
+    def record_path(self) -> Path:
+        """``cell.json``."""
+        return self.path / "cell.json"
+
+    @property
+    def run(self) -> RunDir:
+        """The run directory of the training."""
+        return RunDir(self.path / "run")
+
+    def has(self, step: str, key: str) -> bool:
+        """Return whether the step is done with this key."""
+        return self.steps.get(step, {}).get("key") == key
+
+    def note(self, cell: Cell, step: str, key: str, **facts: Any) -> None:
+        """Record a finished step."""
+        self.steps[step] = {"key": key, **facts}
+        self.write(cell)
+
+    def write(self, cell: Cell) -> None:
+        """Write ``cell.json``, atomically."""
+        content = {
+            "format": FORMAT,
+            "id": cell.id,
+            "hash": cell.hash,
+            "config": training_key(cell.config),
+            "steps": self.steps,
+            "error": self.error,
+        }
+        write_json(self.record_path, content)
+
+
+def select(cells: list[Cell], **place: Any) -> Iterator[Cell]:
+    """Yield the cells whose attributes have the given values."""
+    for cell in cells:
+        if all(getattr(cell, key) == value for key, value in place.items()):
+            yield cell

@@ -1,0 +1,287 @@
+"""What a study compares: data sets, networks, regimes and seeds, and what is done to every trained model."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from agents.config import TrainConfig
+from agents.presets import PRESETS as TRAINING_PRESETS
+from agents.presets import get_preset
+from envs.errors import InputError, unknown_name
+from eval.attack.registry import attack_names, resolve_options
+from eval.core.threats import Threat, parse_eps, parse_norm
+from eval.robustness.suite import PRESETS as BATTERY
+from eval.study.plan.schema import build, check_keys, check_list, check_mapping
+
+# Names that a study may list beside those of `eval.robustness.suite`; options as the attack's own.
+ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {
+    "autoattack-plus": ("autoattack", {"version": "plus"}),
+}
+# Set by the study itself, or of no influence on the weights that training ends with.
+_NOT_TRAINING = ("run_dir", "resume", "list_presets", "preset", "device", "data_root", "progress", "attack")
+_OWN = (*_NOT_TRAINING, "dataset", "network", "seed", "image_size")
+_PICTURES = ("pictures_every",)  # theirs to set, and of no influence either
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack by the name that tables use.
+
+    Attributes:
+        name: in tables.
+        attack: the function of `attacks`.
+        options: those that differ from its defaults.
+    """
+
+    name: str
+    attack: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """Images made on every model and shown to all others."""
+
+    crafts: tuple[str, ...] = ("paper", "strong")
+    """``paper``: last iterate of PGD by the paper's protocol; ``strong``: the same with steps of full length on the
+    MIFPE loss, which no saturated softmax weakens. Empty: no transfer."""
+    steps: int = 100
+    """Gradient steps."""
+
+
+@dataclass(frozen=True)
+class MechanismPlan:
+    """Indicators of `eval.mechanism`, under the first L2 threat model of the study (else its first)."""
+
+    images: int = 100
+    """Test images; 0: no indicators."""
+    steps: int = 50
+    """Steps of PGD."""
+    resolution: int = 61
+    """Points per axis of the landscapes."""
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """The audit of `eval.audit`, its surrogates being the other regimes' models of the same seed."""
+
+    mode: str = "quick"
+    """none, quick or full."""
+    images: int = 100
+    """Test images."""
+    seeds: int = 1
+    """Audit the models of so many seeds, the first ones."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A way of training: a name and the settings of `agents.config.TrainConfig` that make it.
+
+    Attributes:
+        name: in tables, such as ``RL-adv``.
+        options: settings; ``preset`` names one to begin with, in which ``{dataset}`` and ``{network}`` are filled in.
+    """
+
+    name: str
+    options: dict[str, Any]
+
+    def config(
+        self, dataset: str, network: str, seed: int, shared: Mapping[str, Any], image_size: int | None
+    ) -> TrainConfig:
+        """Return the training's configuration: preset, then the study's ``shared`` settings, then the regime's.
+
+        Raises:
+            InputError: the preset or a setting is unknown or wrong.
+        """
+        options = dict(self.options)
+        preset = options.pop("preset", None)
+        start = TrainConfig()
+        if preset is not None:
+            start = get_preset(str(preset).format(dataset=dataset, network=network))
+        values = _merge(_merge(start.to_dict(), shared), options)
+        values |= {"dataset": dataset, "network": network, "seed": seed, "image_size": image_size}
+        values |= {"attack": False, "progress": False, "preset": start.preset}
+        try:
+            config = TrainConfig.from_dict(values)
+            config.validate()
+        except InputError as error:
+            raise InputError(f"regime {self.name}: {error}") from None
+        return config
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study: every data set x network x regime x seed is trained once and examined in the same way."""
+
+    name: str
+    datasets: tuple[str, ...]
+    networks: tuple[str, ...]
+    regimes: tuple[Regime, ...]
+    threats: tuple[Threat, ...]
+    attacks: tuple[Attack, ...]
+    seeds: tuple[int, ...] = (0,)
+    images: int = 200
+    attack_seed: int = 0
+    image_size: int | None = None
+    data_root: Path | None = None
+    train: dict[str, Any] = field(default_factory=dict)
+    transfer: TransferPlan = field(default_factory=TransferPlan)
+    mechanism: MechanismPlan = field(default_factory=MechanismPlan)
+    audit: AuditPlan = field(default_factory=AuditPlan)
+    gallery: int = 12
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the study as it would be written in a file, defaults included."""
+        plain = dataclasses.asdict(self)
+        plain["regimes"] = {regime.name: regime.options for regime in self.regimes}
+        plain["threats"] = [str(threat) for threat in self.threats]
+        plain["attacks"] = [attack.name for attack in self.attacks]
+        plain["attack"] = {item.name: {"attack": item.attack, **item.options} for item in self.attacks}
+        plain["data_root"] = None if self.data_root is None else str(self.data_root)
+        return plain
+
+
+def training_key(config: TrainConfig) -> dict[str, Any]:
+    """Return what of a configuration decides over the trained weights, as plain JSON."""
+    return {key: value for key, value in config.to_dict().items() if key not in (*_NOT_TRAINING, *_PICTURES)}
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a study from a TOML file.
+
+    Raises:
+        InputError: the file is missing or not TOML, or a key or value in it is wrong; the message names it.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; expected a TOML file of a study") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return parse_grid({"name": path.stem} | values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def parse_grid(values: Mapping[str, Any]) -> Grid:
+    """Build a study from the values of a file or preset, and check everything that needs no data.
+
+    Raises:
+        InputError: an unknown key (with the nearest valid one), a wrong value, or two cells that are the same.
+    """
+    hints = get_type_hints(Grid)
+    check_keys("a study", values, (*hints, "attack"))
+    plain: dict[str, Any] = dict(values)
+    for key in ("datasets", "networks", "seeds", "threats", "attacks"):
+        if key in plain:
+            plain[key] = check_list(key, plain[key])
+    for key in ("datasets", "networks", "regimes", "threats", "attacks"):
+        if not plain.get(key):
+            raise InputError(f"{key} is missing or empty; name at least one")
+    regimes = check_mapping("regimes", plain["regimes"])
+    plain["regimes"] = tuple(
+        Regime(name, _training(f"regimes.{name}", options)) for name, options in regimes.items()
+    )
+    plain["threats"] = tuple(_threat(text) for text in plain["threats"])
+    plain["attacks"] = tuple(_attacks(plain["attacks"], plain.pop("attack", {})))
+    plain["train"] = _training("train", plain.get("train", {}))
+    plain["data_root"] = (
+        None if plain.get("data_root") is None else Path(str(plain["data_root"])).expanduser()
+    )
+    for key, kind in (("transfer", TransferPlan), ("mechanism", MechanismPlan), ("audit", AuditPlan)):
+        plain[key] = build(kind, check_mapping(key, plain.get(key, {})), key)
+    grid = build(Grid, plain, "a study")
+    _check(grid)
+    return grid
+
+
+def _training(where: str, options: Any) -> dict[str, Any]:
+    """Check the names of training settings, in nested sections too."""
+    options = check_mapping(where, options)
+    hints = get_type_hints(TrainConfig)
+    valid = [name for name in hints if name not in _OWN]
+    check_keys(where, options, [*valid, "preset"] if where != "train" else valid)
+    for key, value in options.items():
+        if key != "preset" and dataclasses.is_dataclass(hints[key]):
+            check_keys(f"{where}.{key}", check_mapping(f"{where}.{key}", value), get_type_hints(hints[key]))
+    preset = options.get("preset")
+    if isinstance(preset, str) and "{" not in preset and preset not in TRAINING_PRESETS:
+        raise unknown_name("training preset", preset, TRAINING_PRESETS)
+    return dict(options)
+
+
+def _merge(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` overridden by ``other``, sections setting by setting."""
+    merged = dict(base)
+    for key, value in other.items():
+        inner = merged.get(key)
+        merged[key] = inner | value if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _threat(text: Any) -> Threat:
+    words = str(text).split()
+    if len(words) != 2:
+        raise InputError(f"threat {text!r}; expected a norm and a radius, such as 'L2 1.0' or 'Linf 8/255'")
+    norm = parse_norm(words[0])
+    return Threat(norm, parse_eps(words[1], norm))
+
+
+def _attacks(names: Iterable[Any], own: Any) -> Iterable[Attack]:
+    own = check_mapping("attack", own)
+    for name in names:
+        if name in own:
+            options = dict(check_mapping(f"attack.{name}", own[name]))
+            attack = str(options.pop("attack", name)).replace("-", "_")
+        elif name in ATTACKS:
+            attack, options = ATTACKS[name]
+        else:
+            attack, options = str(name).replace("-", "_"), {}
+        if attack not in attack_names() or attack == "transfer":
+            raise unknown_name("attack", str(name), dict.fromkeys((*ATTACKS, *attack_names(), *own)))
+        resolve_options(attack, options)
+        yield Attack(str(name), attack, dict(options))
+    for name in own:
+        if name not in names:
+            raise InputError(
+                f"attack.{name} is described but not listed in attacks; add it there or remove it"
+            )
+
+
+def _check(grid: Grid) -> None:
+    least = {"images": 2, "attack_seed": 0, "gallery": 0}
+    for key, smallest in least.items():
+        if getattr(grid, key) < smallest:
+            raise InputError(f"{key} is {getattr(grid, key)}; expected at least {smallest}")
+    for key in ("datasets", "networks", "seeds", "threats"):
+        items = getattr(grid, key)
+        if len(set(items)) < len(items):
+            raise InputError(f"{key} names one twice: {', '.join(map(str, items))}; name each once")
+    names = [attack.name for attack in grid.attacks]
+    if len(set(names)) < len(names):
+        raise InputError(f"attacks names one twice: {', '.join(names)}; name each once")
+    if any(seed < 0 for seed in grid.seeds):
+        raise InputError(f"seeds are {', '.join(map(str, grid.seeds))}; expected 0 or more")
+    for craft in grid.transfer.crafts:
+        if craft not in CRAFTS:
+            raise unknown_name("way to make transfer images", craft, CRAFTS)
+    if grid.audit.mode not in AUDITS:
+        raise unknown_name("audit mode", grid.audit.mode, AUDITS)
+    for where, value, smallest in (
+        ("transfer.steps", grid.transfer.steps, 1),
+        ("mechanism.images", grid.mechanism.images, 0),
+        ("mechanism.steps", grid.mechanism.steps, 2),
+        ("mechanism.resolution", grid.mechanism.resolution, 2),
+        ("audit.images", grid.audit.images, 2),
+        ("audit.seeds", grid.audit.seeds, 0),
+    ):
+        if value < smallest:
+            raise InputError(f"{where} is {value}; expected at least {smallest}")
+
+
+CRAFTS = ("paper", "strong")
+AUDITS = ("none", "quick", "full")

@@ -1,0 +1,113 @@
+"""Reading what the cells left: the observations that tables and figures are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.errors import InputError
+from envs.files import read_json
+from eval.attack.results import AttackResults, read_results, worst_case
+from eval.core.threats import Threat
+from eval.study.plan.cells import Cell, CellFolder
+from eval.study.plan.config import Grid
+from eval.study.run.measure import threat_slug
+from eval.study.run.stages import steps_of
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What is known of one finished cell.
+
+    Attributes:
+        cell: the cell.
+        train: ``images``, ``seconds``, ``device``, ``test_accuracy`` and more.
+        attacks: per threat model, the outcome of every attack by its name.
+        transfer: by source hash and ``CRAFT-THREAT``: (n,) bool, still classified correctly.
+        mechanism: the figures of `eval.mechanism.analysis.Analysis`, or None.
+        audits: the audit's JSON by threat model.
+        seconds: by step.
+    """
+
+    cell: Cell
+    train: dict[str, Any]
+    attacks: dict[Threat, dict[str, AttackResults]]
+    transfer: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    mechanism: dict[str, Any] | None = None
+    audits: dict[Threat, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def worst(self) -> dict[Threat, AttackResults]:
+        """Per threat model, the pointwise worst case over all attacks."""
+        return {
+            threat: worst_case(list(found.values()), list(found)) for threat, found in self.attacks.items()
+        }
+
+    @property
+    def clean(self) -> np.ndarray:
+        """(n,) bool: the attacked images that are classified correctly as they are."""
+        return next(iter(next(iter(self.attacks.values())).values())).clean_correct
+
+    def shown(self, source: Cell, craft: str, threat: Threat) -> np.ndarray | None:
+        """Return (n,) bool: correct on the images made on ``source``; None where that was not tried."""
+        return self.transfer.get(source.hash, {}).get(f"{craft}-{threat_slug(threat)}")
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether a cell is finished, failed or missing, and why it failed."""
+
+    status: str
+    error: str | None = None
+
+
+def status_of(grid: Grid, cell: Cell, directory: Path) -> Status:
+    """Return the state of a cell's folder."""
+    folder = CellFolder.open(directory, cell.hash)
+    if folder.error is not None:
+        return Status("failed", folder.error)
+    done = all(step in folder.steps for step in steps_of(grid, cell))
+    return Status("finished" if done else "missing")
+
+
+def observe(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Observation]:
+    """Return the observations of all cells that have been trained and attacked.
+
+    Raises:
+        InputError: a file that a cell's record names is missing or damaged.
+    """
+    found = []
+    for cell in cells:
+        folder = CellFolder.open(directory, cell.hash)
+        if {"train", "attacks"} <= folder.steps.keys():
+            found.append(_observation(grid, cell, folder))
+    return found
+
+
+def _observation(grid: Grid, cell: Cell, folder: CellFolder) -> Observation:
+    attacks: dict[Threat, dict[str, AttackResults]] = {}
+    results = folder.run.results_dir
+    for item in folder.steps["attacks"]["files"]:
+        threat = Threat(item["norm"], item["eps"])
+        attacks.setdefault(threat, {})[item["name"]] = read_results(results / item["file"])
+    transfer: dict[str, dict[str, np.ndarray]] = {}
+    if "transfer" in folder.steps:
+        content = read_json(folder.path / "transfer.json")["correct"]
+        transfer = {
+            source: {key: np.asarray(row, dtype=bool) for key, row in rows.items()}
+            for source, rows in content.items()
+        }
+    mechanism = None
+    if "mechanism" in folder.steps and grid.mechanism.images:
+        mechanism = read_json(results / folder.steps["mechanism"]["file"])["models"][0]
+    audits = {}
+    for item in folder.steps.get("audit", {}).get("files", ()):
+        audits[Threat(item["norm"], item["eps"])] = read_json(results / item["file"])
+    seconds = {name: float(step.get("seconds") or 0.0) for name, step in folder.steps.items()}
+    if not attacks:
+        raise InputError(f"{folder.record_path} names no attack; delete it and run the study again")
+    return Observation(cell, folder.steps["train"], attacks, transfer, mechanism, audits, seconds)

@@ -1,0 +1,134 @@
+"""The figures of a study: accuracy by attack, trade-off, transfer matrices."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, tidy
+from eval.core.threats import Threat
+from eval.study.results.model_tables import transfer_rates
+from eval.study.results.overview import Board, Group, outcome, survives
+from eval.study.results.statistics import rate_of
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its name, title and description for those who do not see it."""
+
+    id: str
+    title: str
+    alt: str
+    figure: Figure
+
+
+def all_pictures(board: Board) -> Iterator[Picture]:
+    """Yield every figure that the study has observations for."""
+    for group in board.groups:
+        yield attacks_picture(board, group)
+        yield tradeoff_picture(board, group)
+        found = transfer_picture(board, group)
+        if found is not None:
+            yield found
+
+
+def _name(kind: str, group: Group) -> str:
+    return re.sub(r"[^\w.+-]+", "-", f"{kind}-{group[0]}-{group[1]}")
+
+
+def attacks_picture(board: Board, group: Group) -> Picture:
+    """Draw robust accuracy by attack, one series per regime, one panel per threat model."""
+    threats, regimes = board.grid.threats, board.regimes(group)
+    names = [attack.name for attack in board.grid.attacks]
+    figure = new_figure(5.6 * len(threats) + 0.4, 1.9 + 0.13 * (len(names) + 1) * max(3, len(regimes)))
+    panels = figure.subplots(1, len(threats), squeeze=False, sharey=True)[0]
+    for axes, threat in zip(panels, threats, strict=True):
+        tidy(axes, str(threat), "accuracy")
+        for k, (regime, found) in enumerate(regimes.items()):
+            measures = [outcome(threat, name) for name in names] + [survives(threat)]
+            shift = 0.8 * ((k + 0.5) / len(regimes) - 0.5)
+            for place, measure in enumerate(measures):
+                rate = rate_of(found, measure)
+                if rate is None:
+                    continue
+                low, high = rate.images
+                axes.errorbar(
+                    rate.mean,
+                    place + shift,
+                    xerr=[[rate.mean - low], [high - rate.mean]],
+                    fmt=marker(k),
+                    markersize=4,
+                    color=colour(k),
+                    linewidth=1,
+                    label=regime if place == len(names) else None,
+                )
+        axes.axhspan(len(names) - 0.5, len(names) + 0.5, color=INK, alpha=0.07, linewidth=0)
+        axes.set_yticks(range(len(names) + 1), [*names, "worst case"])
+        axes.set_ylim(len(names) + 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+    title = f"Robust accuracy by attack: {', '.join(group)}"
+    figure.suptitle(f"{title}\n(mean over seeds, 95 % over images)", fontsize=10, color=INK)
+    legend_below(figure, panels[0])
+    alt = f"Robust accuracy of {len(regimes)} regimes under {len(names)} attacks; the table PGD has the figures."
+    return Picture(_name("attacks", group), title, alt, figure)
+
+
+def tradeoff_picture(board: Board, group: Group) -> Picture:
+    """Draw clean against worst-case accuracy: a small mark per seed, a large one at the mean."""
+    threats = board.grid.threats
+    figure = new_figure(4.6 * len(threats) + 0.4, 4.2)
+    panels = figure.subplots(1, len(threats), squeeze=False)[0]
+    for axes, threat in zip(panels, threats, strict=True):
+        tidy(axes, str(threat), "clean accuracy", "worst case of all attacks")
+        for k, (regime, found) in enumerate(board.regimes(group).items()):
+            points = [(item.clean.mean(), item.worst[threat].robust_accuracy) for item in found]
+            x, y = np.asarray(points).T
+            axes.scatter(x, y, s=14, marker=marker(k), color=colour(k), alpha=0.45)
+            axes.scatter(x.mean(), y.mean(), s=70, marker=marker(k), color=colour(k), label=regime)
+    title = f"Clean-robust trade-off: {', '.join(group)}"
+    figure.suptitle(f"{title}\n(small: seeds, large: mean)", fontsize=10, color=INK)
+    legend_below(figure, panels[0])
+    alt = "Clean accuracy against worst-case accuracy, one point per training; the tables have the figures."
+    return Picture(_name("tradeoff", group), title, alt, figure)
+
+
+def transfer_picture(board: Board, group: Group) -> Picture | None:
+    """Draw the transfer matrices as heat maps, a panel per craft and threat model."""
+    regimes = list(board.regimes(group))
+    threats, crafts = board.grid.threats, board.grid.transfer.crafts
+    if not crafts:
+        return None
+    side = 0.5 * len(regimes) + 2.0
+    figure = new_figure(side * len(threats) + 0.6, side * len(crafts) + 0.6)
+    panels = figure.subplots(len(crafts), len(threats), squeeze=False)
+    drawn = False
+    for row, craft in enumerate(crafts):
+        for column, threat in enumerate(threats):
+            drawn |= _heat(panels[row, column], board, group, craft, threat, regimes)
+    if not drawn:
+        return None
+    title = f"Transfer, source x target: {', '.join(group)}"
+    figure.suptitle(f"{title}\n(accuracy in %; diagonal: white box)", fontsize=10, color=INK)
+    alt = "Accuracy of each regime (columns) on images made on each regime (rows); the transfer table has the figures."
+    return Picture(_name("transfer", group), title, alt, figure)
+
+
+def _heat(axes: Axes, board: Board, group: Group, craft: str, threat: Threat, regimes: list[str]) -> bool:
+    rates = transfer_rates(board, group, craft, threat)
+    values = np.array(
+        [[np.nan if (cell := rates[a, b][0]) is None else cell.mean for b in regimes] for a in regimes]
+    )
+    axes.imshow(values, vmin=0, vmax=1, cmap="cividis")
+    axes.set_title(f"{craft}, {threat}", loc="left", fontsize=9, color=INK)
+    axes.set_xticks(range(len(regimes)), regimes, rotation=45, ha="right", fontsize=7)
+    axes.set_yticks(range(len(regimes)), regimes, fontsize=7)
+    axes.set_xlabel("shown to", fontsize=8, color=INK)
+    axes.set_ylabel("made on", fontsize=8, color=INK)
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            shade = "black" if value > 0.5 else "white"
+            axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=shade)
+    return bool(np.isfinite(values).any())

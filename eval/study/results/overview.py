@@ -1,0 +1,95 @@
+"""The observations of a study, arranged by group and regime, and the measures that tables share."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from eval.core.threats import Threat
+from eval.study.plan.config import Attack, Grid
+from eval.study.results.cell_results import Observation
+from eval.study.results.statistics import Measure, Rate
+from eval.study.results.table import Column
+
+Group = tuple[str, str]
+
+
+class Board:
+    """The observations of a study, arranged as tables need them.
+
+    Attributes:
+        grid: the study.
+        observations: of its cells.
+        groups: (data set, network) in the order of the grid, those with observations.
+    """
+
+    def __init__(self, grid: Grid, observations: Sequence[Observation]) -> None:
+        self.grid, self.observations = grid, list(observations)
+        found = {item.cell.group[:2] for item in observations}
+        self.groups = [
+            (dataset, network)
+            for dataset in grid.datasets
+            for network in grid.networks
+            if (dataset, network) in found
+        ]
+
+    def regimes(self, group: Group) -> dict[str, list[Observation]]:
+        """Return the observations of every regime of a group that has some."""
+        rows = {
+            regime.name: [item for item in self.observations if item.cell.group == (*group, regime.name)]
+            for regime in self.grid.regimes
+        }
+        return {name: found for name, found in rows.items() if found}
+
+    def rows(self) -> Iterator[tuple[dict[str, Any], list[Observation]]]:
+        """Yield one row's place and observations per group and regime."""
+        for group in self.groups:
+            for regime, found in self.regimes(group).items():
+                yield self.place(group) | {"regime": regime}, found
+
+    def place(self, group: Group) -> dict[str, Any]:
+        """Return the columns that name a group."""
+        return {"dataset": group[0], "network": group[1]}
+
+    def columns(self, *further: Column) -> tuple[Column, ...]:
+        """Return the columns of the place, without those in which a study has one value only, and others."""
+        several = {"dataset": len(self.grid.datasets) > 1, "network": len(self.grid.networks) > 1}
+        place = [Column(key, key.replace("dataset", "data set")) for key, kept in several.items() if kept]
+        return (*place, *further)
+
+    def attacks(self, *functions: str) -> list[Attack]:
+        """Return the study's attacks that are one of the functions."""
+        return [attack for attack in self.grid.attacks if attack.attack in functions]
+
+
+def outcome(threat: Threat, name: str) -> Measure:
+    """Return the measure "survives this attack"."""
+
+    def measure(item: Observation) -> Any:
+        found = item.attacks.get(threat, {}).get(name)
+        return None if found is None else found.robust
+
+    return measure
+
+
+def survives(threat: Threat) -> Measure:
+    """Return the measure "survives every attack of the study under this threat model"."""
+    return lambda item: item.worst[threat].robust if threat in item.worst else None
+
+
+def clean(item: Observation) -> Any:
+    """The measure "is classified correctly unattacked"."""
+    return item.clean
+
+
+def pair(key: str, label: str) -> tuple[Column, Column]:
+    """Return the columns of an accuracy: with its interval over images, and its interval over seeds."""
+    return Column(key, label, "percent"), Column(f"{key}_seeds", "over seeds", "interval")
+
+
+def entries(key: str, found: Rate | None) -> dict[str, Any]:
+    """Return the values of the columns that `pair` names."""
+    return {} if found is None else {key: found.entry(), f"{key}_seeds": found.spread()}
+
+
+def is_cleverhans(attack: Attack) -> bool:
+    """Return whether an attack follows the protocol of cleverhans."""
+    return attack.options.get("protocol") == "cleverhans"

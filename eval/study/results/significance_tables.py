@@ -1,0 +1,91 @@
+"""The tables that compare and count: paired tests between regimes, and cost."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from statistics import mean
+
+from eval.attack.results import AttackResults
+from eval.study.results.cell_results import Observation
+from eval.study.results.overview import Board, clean, is_cleverhans, outcome, survives
+from eval.study.results.statistics import Measure, compare, holm
+from eval.study.results.table import Column, Table
+
+
+def tests_table(board: Board) -> Table | None:
+    """Paired tests between all regimes: clean, each cleverhans protocol, and the worst case."""
+    measures: list[tuple[str, str, Measure]] = [("clean", "-", clean)]
+    for threat in board.grid.threats:
+        measures += [
+            (attack.name, str(threat), outcome(threat, attack.name))
+            for attack in board.attacks("pgd")
+            if is_cleverhans(attack)
+        ]
+        measures.append(("worst case", str(threat), survives(threat)))
+    rows = []
+    for group in board.groups:
+        for label, threat_name, measure in measures:
+            for (first, ours), (second, theirs) in combinations(board.regimes(group).items(), 2):
+                found = compare(ours, theirs, measure)
+                if found is not None:
+                    place = board.place(group) | {"measure": label, "threat": threat_name}
+                    rows.append(place | {"first": first, "second": second, **vars(found)})
+    if not rows:
+        return None
+    for row, adjusted in zip(rows, holm([row["p_images"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+    columns = board.columns(
+        Column("measure", "accuracy"),
+        Column("threat", "threat"),
+        Column("first", "first"),
+        Column("second", "second"),
+        Column("difference", "difference", "percent"),
+        Column("only_first", "only first right", "integer"),
+        Column("only_second", "only second right", "integer"),
+        Column("p_images", "p over images", "number"),
+        Column("p_holm", "p, Holm", "number"),
+        Column("p_seeds", "p over seeds", "number"),
+        Column("seeds", "seeds", "integer"),
+    )
+    note = (
+        "Over images: exact sign-flip test of the per-image differences summed over seeds (with one seed, McNemar's "
+        "exact test); Holm: adjusted for all rows of this table. Over seeds: paired t-test of the accuracies."
+    )
+    return Table("tests", "Paired tests between regimes", note, columns, tuple(rows))
+
+
+def cost_table(board: Board) -> Table:
+    """What training and attacking one model took."""
+    rows = []
+    for place, found in board.rows():
+        attack_seconds = [sum(result.cost["seconds"] for result in _results(item)) for item in found]
+        passes = [
+            sum(result.cost["forwards"] + result.cost["backwards"] for result in _results(item))
+            for item in found
+        ]
+        rows.append(
+            place
+            | {"images": mean(item.train["images"] for item in found), "attacks": mean(attack_seconds)}
+            | {"train": mean(item.train["seconds"] for item in found), "passes": mean(passes)}
+            | {"audit": _mean_or_none([item.seconds["audit"] for item in found if "audit" in item.seconds])}
+            | {"device": ", ".join(sorted({str(item.train["device"]) for item in found}))}
+        )
+    columns = board.columns(
+        Column("regime", "regime"),
+        Column("images", "training images", "integer"),
+        Column("train", "training, s", "number"),
+        Column("attacks", "attacks, s", "number"),
+        Column("passes", "passes in attacks", "integer"),
+        Column("audit", "audit, s", "number"),
+        Column("device", "device"),
+    )
+    note = "Means per model. Training images: shown, repetitions counted; passes: of one image, forward and backward."
+    return Table("cost", "Cost", note, columns, tuple(rows))
+
+
+def _results(item: Observation) -> Iterator[AttackResults]:
+    for found in item.attacks.values():
+        yield from found.values()
+
+
+def _mean_or_none(values: Sequence[float]) -> float | None:
+    return mean(values) if values else None

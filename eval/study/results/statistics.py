@@ -1,0 +1,170 @@
+"""From per-image outcomes over seeds to figures with intervals, and paired tests between regimes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.errors import InputError
+from eval.core.stats import mean_interval, wilson
+from eval.study.results.cell_results import Observation
+
+Outcomes = NDArray[np.bool_]
+Measure = Callable[[Observation], Outcomes | None]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The mean of a share over seeds.
+
+    Attributes:
+        mean: over seeds.
+        images: Wilson's 95 % interval for the images at the mean. The seeds meet the same images, so n is the number
+            of images: what the interval says of other images holds for these trainings.
+        seeds: Student's 95 % t-interval over seeds, cut to [0, 1]; None for one seed. What it says of other
+            trainings holds for these images.
+        n: images; trainings: seeds.
+    """
+
+    mean: float
+    images: tuple[float, float]
+    seeds: tuple[float, float] | None
+    n: int
+    trainings: int
+
+    def entry(self) -> dict[str, Any]:
+        """Return value and interval over images, for a table."""
+        return {"value": self.mean, "low": self.images[0], "high": self.images[1], "n": self.n}
+
+    def spread(self) -> dict[str, Any] | None:
+        """Return the interval over seeds, for a table; None for one seed."""
+        if self.seeds is None:
+            return None
+        return {"value": self.mean, "low": self.seeds[0], "high": self.seeds[1], "n": self.trainings}
+
+
+def rate(outcomes: Sequence[Outcomes]) -> Rate:
+    """Return the rate of True over trainings on the same images.
+
+    Args:
+        outcomes: per training (n,) bool.
+
+    Raises:
+        InputError: there is none, or they are of different images.
+    """
+    if not outcomes or len({len(row) for row in outcomes}) != 1:
+        raise InputError(
+            "cannot average outcomes of different numbers of images, or none; run the study again"
+        )
+    n = len(outcomes[0])
+    over_seeds = mean_interval([float(row.mean()) for row in outcomes])
+    low, high = wilson(round(over_seeds.mean * n), n)
+    spread = over_seeds.interval
+    return Rate(
+        over_seeds.mean,
+        (min(low, over_seeds.mean), max(high, over_seeds.mean)),
+        None if spread is None else (max(0.0, spread.low), min(1.0, spread.high)),
+        n,
+        len(outcomes),
+    )
+
+
+def rate_of(observations: Sequence[Observation], measure: Measure) -> Rate | None:
+    """Return the rate of a measure over those observations that have it; None if none has."""
+    rows = [row for item in observations if (row := measure(item)) is not None]
+    return rate(rows) if rows else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two regimes on the same images and seeds.
+
+    Attributes:
+        difference: mean of the first less that of the second.
+        only_first, only_second: (seed, image) pairs on which one alone is right.
+        p_images: of the sign-flip test over images.
+        p_seeds: of the paired t-test over seeds; None for one seed.
+        seeds: in common.
+    """
+
+    difference: float
+    only_first: int
+    only_second: int
+    p_images: float
+    p_seeds: float | None
+    seeds: int
+
+
+def compare(
+    first: Sequence[Observation], second: Sequence[Observation], measure: Measure
+) -> Comparison | None:
+    """Compare two regimes on the seeds that both have; None where there is none."""
+    others = {item.cell.seed: row for item in second if (row := measure(item)) is not None}
+    pairs = [
+        (row, others[item.cell.seed])
+        for item in first
+        if item.cell.seed in others and (row := measure(item)) is not None
+    ]
+    return compare_pairs(pairs)
+
+
+def compare_pairs(pairs: Sequence[tuple[Outcomes, Outcomes]]) -> Comparison | None:
+    """Compare pairs of outcomes on the same images, one pair per seed; None where there is none."""
+    if not pairs:
+        return None
+    a, b = (np.stack(rows).astype(np.int64) for rows in zip(*pairs, strict=True))
+    difference = a - b
+    return Comparison(
+        float(difference.mean()),
+        int((difference > 0).sum()),
+        int((difference < 0).sum()),
+        sign_flip_test(difference.sum(0)),
+        paired_t_test(difference.mean(1)),
+        len(pairs),
+    )
+
+
+def sign_flip_test(differences: NDArray[np.int64]) -> float:
+    """Return the exact two-sided p-value that the sum of per-image differences is as far from 0 by chance.
+
+    If two regimes were alike, an image's difference, summed over seeds, would be as likely to have the other sign.
+    The seeds meet the same images, so images are the independent units, and all 2^n flips count; with one seed this
+    is McNemar's exact test (Fisher's randomization test, 1935).
+
+    Args:
+        differences: (n,) integers.
+    """
+    sizes = np.abs(differences[differences != 0])
+    total = int(sizes.sum())
+    chances = np.zeros(2 * total + 1)  # of the sums -total..total
+    chances[total] = 1.0
+    for size in sizes:
+        moved = np.zeros_like(chances)
+        moved[size:] += chances[:-size] / 2
+        moved[:-size] += chances[size:] / 2
+        chances = moved
+    sums = np.abs(np.arange(-total, total + 1))
+    return float(min(1.0, chances[sums >= abs(int(differences.sum()))].sum()))
+
+
+def paired_t_test(differences: NDArray[np.float64]) -> float | None:
+    """Return the two-sided p-value of the paired t-test over seeds; None for one seed; 1 or 0 without any spread."""
+    if len(differences) < 2:
+        return None
+    if np.ptp(differences) == 0:
+        return 1.0 if differences[0] == 0 else 0.0
+    from scipy.stats import ttest_1samp  # half a second to import, and needed only here
+
+    return float(ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's (1979) adjusted p-values: the chance of any false alarm among all of them stays below."""
+    order = np.argsort(p_values)
+    adjusted, running = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = running
+    return adjusted

@@ -1,0 +1,1 @@
+"""How a study runs: stages, engines, scheduler."""

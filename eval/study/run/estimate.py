@@ -1,0 +1,140 @@
+"""The plan of a study with its estimated cost, before anything is done."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from agents.common.run_dir import resolve_device
+from agents.config import TrainConfig
+from agents.models.classifier import new_classifier
+from agents.models.image_network import resolve_network
+from agents.training.schedule import phase_ends
+from envs.datasets import load_splits
+from envs.errors import InputError
+from eval.attack.registry import resolve_options
+from eval.core.formatting import count, duration, make_table, print_table
+from eval.study.plan.cells import Cell
+from eval.study.results.cell_results import status_of
+from eval.study.run.scheduler import Study
+from eval.study.run.stages import specs
+
+# Forward passes per image that AutoAttack takes of a model that resists it, measured on small networks; a backward
+# pass counts as two. Attacks that are not listed count by their own steps or queries.
+_PASSES = {"fast": 1_500.0, "standard": 12_000.0, "plus": 40_000.0, "rand": 20_000.0}
+_AUDIT_PASSES = {"none": 0.0, "quick": 9_000.0, "full": 90_000.0}
+_PROBE_IMAGES = 64
+_BACKWARD = 3.0  # forward and backward together, in forwards
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Forward passes of one image that a cell takes, and the seconds of one.
+
+    Attributes:
+        training: passes of the training; None where the data set is not at hand.
+        examination: passes of attacks, transfer, indicators and audit.
+        seconds_each: of one pass; None where the data set is not at hand.
+    """
+
+    training: float | None
+    examination: float
+    seconds_each: float | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated duration."""
+        if self.training is None or self.seconds_each is None:
+            return None
+        return (self.training + self.examination) * self.seconds_each
+
+
+def print_plan(study: Study) -> None:
+    """Print every cell with its state and estimated cost, and the sum of what is left."""
+    speeds: dict[tuple[str, str], tuple[int, float] | None] = {}
+    title = f"study {study.grid.name}: {len(study.cells)} cells in {study.directory}"
+    table = make_table(title, ("cell", "hash", "state"), ("passes, training", "passes, rest", "time"))
+    left, unknown = 0.0, False
+    for cell in study.cells:
+        kind = cell.group[:2]
+        if kind not in speeds:
+            speeds[kind] = _speed(study, cell)
+        found = estimate(study, cell, *(speeds[kind] or (None, None)))
+        state = status_of(study.grid, cell, study.directory).status
+        if state != "finished":
+            left += found.seconds or 0.0
+            unknown |= found.seconds is None
+        shown = "-" if found.seconds is None else duration(found.seconds)
+        table.add_row(
+            cell.id,
+            cell.hash,
+            state,
+            "-" if found.training is None else count(found.training),
+            count(found.examination),
+            shown,
+        )
+    print_table(table)
+    rest = (
+        "unknown: a data set is not at hand"
+        if unknown
+        else f"about {duration(left)} on this device, one job at a time"
+    )
+    Console(soft_wrap=True, highlight=False).print(f"left: {rest}")
+
+
+def _speed(study: Study, cell: Cell) -> tuple[int, float] | None:
+    """Return the size of the training set and the measured seconds of one pass in a batch; None: no data."""
+    try:
+        data = load_splits(cell.dataset, data_root=study.place.data_root, image_size=cell.config.image_size)
+    except InputError:
+        return None
+    build = resolve_network(cell.network, allow_import=True)
+    device = resolve_device(study.place.device)
+    model = new_classifier(data.train.shape, data.train.num_classes, build).to(device).eval()
+    images = torch.rand(_PROBE_IMAGES, *data.train.shape, device=device)
+    with torch.inference_mode():
+        model(images)
+        start = time.perf_counter()
+        float(model(images).sum())  # reading the value waits for a GPU
+    return len(data.train), (time.perf_counter() - start) / _PROBE_IMAGES
+
+
+def estimate(study: Study, cell: Cell, train_images: int | None, seconds_each: float | None) -> Estimate:
+    """Return the estimated cost of a cell; ``train_images`` is the size of its training set, None if unknown."""
+    grid = study.grid
+    passes = sum(_attack_passes(spec.name, spec.options) for _, spec in specs(grid)) * grid.images
+    crafted = len(grid.transfer.crafts) * len(grid.threats) * grid.images
+    passes += grid.transfer.steps * _BACKWARD * crafted
+    passes += (grid.mechanism.steps + 60) * _BACKWARD * grid.mechanism.images
+    if cell.seed in grid.seeds[: grid.audit.seeds]:
+        passes += _AUDIT_PASSES[grid.audit.mode] * grid.audit.images * len(grid.threats)
+    training = None if train_images is None else _training_passes(cell.config, train_images)
+    return Estimate(training, passes, seconds_each)
+
+
+def _training_passes(config: TrainConfig, train_images: int) -> float:
+    """Return the forward passes of a training: 3 an image, PPO 1 + 3 per epoch, and those of adversarial training."""
+    total, begin = 0.0, 0
+    for (name, _), end in zip(config.phases(), phase_ends(config, train_images), strict=True):
+        images, begin = end - begin, end
+        each = 1 + _BACKWARD * config.ppo.epochs if name == "ppo" else _BACKWARD
+        adversarial = config.adversarial
+        if adversarial.method != "none":
+            extra = adversarial.full_steps() + (0 if adversarial.rule == "replace" else 1)
+            late = min(1.0, (adversarial.start or 0.0) * train_images / images)
+            each += (1 - late) * extra * _BACKWARD
+        total += images * each
+    return total
+
+
+def _attack_passes(name: str, options: dict[str, Any]) -> float:
+    resolved = resolve_options(name, options)
+    if name == "autoattack":
+        version = resolved["version"]
+        return _PASSES.get(version, 12_000.0) if isinstance(version, str) else 12_000.0
+    if isinstance(resolved.get("queries"), int):
+        return float(resolved["queries"])
+    steps = resolved.get("steps")
+    return _BACKWARD * float(steps if isinstance(steps, int) else 100) * float(resolved.get("restarts") or 1)

@@ -1,0 +1,198 @@
+"""The single examinations of a trained model: transfer, indicators, audit, gallery."""
+
+import io
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+import attacks
+from agents.common.run_dir import device_name, versions
+from attacks.core.losses import misclassified
+from envs.files import write_atomic, write_json
+from eval.audit import audit
+from eval.core.targets import load_target
+from eval.core.threats import CLEVERHANS_BATCH, Threat
+from eval.mechanism.analysis import AnalysisOptions, analyse
+from eval.mechanism.command import write_mechanism
+from eval.study.plan.cells import Cell, CellFolder
+
+if TYPE_CHECKING:
+    from eval.study.run.stages import Bench
+
+_BATCH = 256
+
+
+def threat_slug(threat: Threat) -> str:
+    """Return a threat model as part of a file's name."""
+    return f"{threat.norm}-{threat.eps:.4g}"
+
+
+def craft_images(bench: "Bench") -> None:
+    """Make the transfer images on this model: ``transfer/CRAFT-THREAT.safetensors`` in the cell's folder."""
+    folder = bench.folder.path / "transfer"
+    folder.mkdir(exist_ok=True)
+    x, y = bench.samples.batch(slice(None), bench.target.device)
+    ids = bench.samples.indices.to(x.device)
+    for threat in bench.grid.threats:
+        for craft in bench.grid.transfer.crafts:
+            if craft == "paper" and threat.norm == "L1":
+                continue  # the protocol is not defined there
+            images = _craft(craft, bench, threat, x, y, ids)
+            content = {"adversarial": images.cpu(), "indices": bench.samples.indices}
+            write_atomic(folder / f"{craft}-{threat_slug(threat)}.safetensors", save(content))
+
+
+def _craft(craft: str, bench: "Bench", threat: Threat, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+    """Return the last iterates of PGD on this model, by one of the protocols of `TransferPlan`."""
+    own: dict[str, Any] = {"loss": "mifpe"}
+    if craft == "paper":
+        own = {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH, "labels": "predicted"}
+    return attacks.pgd(
+        bench.target.model,
+        x,
+        y,
+        norm=threat.norm,
+        eps=threat.eps,
+        steps=bench.grid.transfer.steps,
+        step_size=threat.eps / 10,
+        keep="last",
+        early_stop=False,
+        batch_size=bench.place.batch_size,
+        seed=bench.grid.attack_seed,
+        sample_ids=ids,
+        **own,
+    ).adversarial
+
+
+def compare_cell(bench: "Bench", peers: Mapping[Cell, CellFolder]) -> None:
+    """Show this model the images made on every peer and on itself: ``transfer.json`` in the cell's folder.
+
+    The file has, by source hash, craft and threat model, whether each image is still classified correctly.
+    """
+    samples, device = bench.samples, bench.target.device
+    _, y = samples.batch(slice(None), device)
+    found: dict[str, dict[str, list[bool]]] = {}
+    for cell, folder in peers.items():
+        rows = {}
+        for path in sorted((folder.path / "transfer").glob("*.safetensors")):
+            content = load_file(path)
+            if content["indices"].tolist() != samples.indices.tolist():
+                continue
+            rows[path.stem] = (~_wrong(bench.target.model, content["adversarial"], y, device)).tolist()
+        found[cell.hash] = rows
+    write_json(bench.folder.path / "transfer.json", {"format": 1, "correct": found})
+
+
+@torch.inference_mode()
+def _wrong(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> Tensor:
+    parts = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+    return torch.cat([misclassified(model(part.to(device)), truth) for part, truth in parts])
+
+
+def measure_mechanism(bench: "Bench", threat: Threat) -> dict[str, Any]:
+    """Measure the indicators: ``run/results/mechanism`` with JSON and pictures."""
+    plan = bench.grid.mechanism
+    options = AnalysisOptions(
+        steps=plan.steps, resolution=plan.resolution, average_resolution=plan.resolution // 2 + 1
+    )
+    samples = bench.images(plan.images)
+    analysis = analyse(bench.target, samples, threat, options, seed=bench.grid.attack_seed)
+    out = bench.target.results_dir / "mechanism"
+    out.mkdir(parents=True, exist_ok=True)
+    write_mechanism(out, [analysis], samples)
+    return {"file": "mechanism/mechanism.json", "norm": threat.norm, "eps": threat.eps}
+
+
+def audit_cell(bench: "Bench", peers: Mapping[Cell, CellFolder]) -> dict[str, Any]:
+    """Audit the model under every threat model, the other regimes of its seed being surrogates."""
+    plan, cell = bench.grid.audit, bench.cell
+    samples = bench.images(plan.images)
+    x, y = samples.batch(slice(None), bench.target.device)
+    surrogates = {
+        peer.regime: load_target(str(folder.run.path), bench.target.device, _import_path(peer)).model
+        for peer, folder in peers.items()
+        if peer.seed == cell.seed and peer != cell
+    }
+    files = []
+    for threat in bench.grid.threats:
+        report = audit(
+            bench.target.model,
+            x,
+            y,
+            norm=threat.norm,
+            eps=threat.eps,
+            quick=plan.mode == "quick",
+            surrogates=surrogates,
+            seed=bench.grid.attack_seed,
+        )
+        content = report.to_json() | {
+            "format": 1,
+            "model": {"name": cell.id, "sha256": bench.target.sha256},
+            "data": samples.record() | {"n": len(samples), "indices": samples.indices.tolist()},
+            "surrogates": list(surrogates),
+            "seed": bench.grid.attack_seed,
+            "versions": versions(),
+            "device": device_name(bench.target.device),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        bench.target.results_dir.mkdir(parents=True, exist_ok=True)
+        name = f"audit-{threat_slug(threat)}-{plan.mode}.json"
+        write_json(bench.target.results_dir / name, content)
+        files.append({"file": name, "norm": threat.norm, "eps": threat.eps})
+    return {"files": files}
+
+
+def _import_path(cell: Cell) -> str | None:
+    return cell.network if ":" in cell.network else None
+
+
+def write_gallery(bench: "Bench", threat: Threat) -> None:
+    """Write ``gallery.npz``: a few images, clean and attacked by PGD on the margin, with the model's answers.
+
+    Arrays: ``clean`` and ``adversarial`` (n, C, H, W) uint8; ``labels`` and ``indices`` (n,) int64; ``predicted``
+    (n, 2) int64 and ``confidences`` (n, 2) float32, of the clean and of the attacked image as it is stored. No
+    pickles.
+    """
+    samples = bench.images(bench.grid.gallery)
+    x, y = samples.batch(slice(None), bench.target.device)
+    ids = samples.indices.to(x.device)
+    attacked = attacks.pgd(
+        bench.target.model,
+        x,
+        y,
+        norm=threat.norm,
+        eps=threat.eps,
+        loss="margin",
+        keep="loss",
+        early_stop=False,
+        sample_ids=ids,
+        seed=bench.grid.attack_seed,
+    ).adversarial
+    stored = [_to_bytes(images) for images in (x, attacked)]
+    answers = [_answers(bench.target.model, images.to(x.device).float() / 255) for images in stored]
+    arrays = {
+        "clean": stored[0].numpy(),
+        "adversarial": stored[1].numpy(),
+        "labels": y.cpu().numpy(),
+        "indices": samples.indices.numpy(),
+        "predicted": np.stack([predicted for predicted, _ in answers], 1),
+        "confidences": np.stack([confidence for _, confidence in answers], 1),
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomic(bench.folder.path / "gallery.npz", buffer.getvalue())
+
+
+def _to_bytes(images: Tensor) -> Tensor:
+    return (images * 255).round().to(torch.uint8).cpu().contiguous()
+
+
+@torch.inference_mode()
+def _answers(model: nn.Module, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    confidence, predicted = model(x).float().softmax(1).max(1)
+    return predicted.cpu().numpy(), confidence.cpu().numpy()

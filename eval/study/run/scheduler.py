@@ -1,0 +1,110 @@
+"""The course of a study: which jobs are left, stage by stage, and carrying them out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.study.plan.cells import Cell, CellFolder
+from eval.study.plan.config import Grid
+from eval.study.results.cell_results import status_of
+from eval.study.results.writer import write_cells
+from eval.study.run.engines import Engine
+from eval.study.run.stages import Job, Outcome, Place
+
+STAGES = ("train", "shard", "examine", "compare")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid with its cells, and where they lie.
+
+    Attributes:
+        grid: what is compared.
+        cells: its cells.
+        place: directory, device and data.
+        shards: parts into which the images of one model are divided among workers; 1 divides nothing.
+    """
+
+    grid: Grid
+    cells: tuple[Cell, ...]
+    place: Place
+    shards: int = 1
+
+    @property
+    def directory(self) -> Path:
+        """Where everything is written."""
+        return self.place.directory
+
+    def jobs(self, stage: str, cells: Sequence[Cell]) -> list[Job]:
+        """Return the jobs of a stage for these cells."""
+        if stage == "shard":
+            if self.shards == 1:
+                return []
+            parts = [(k, self.shards) for k in range(self.shards)]
+            return [Job(stage, cell, self.grid, self.place, (), part) for cell in cells for part in parts]
+        peers = [self._peers(cell, cells) if stage == "compare" else () for cell in cells]
+        return [
+            Job(stage, cell, self.grid, self.place, near) for cell, near in zip(cells, peers, strict=True)
+        ]
+
+    def _peers(self, cell: Cell, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        """Return the cells whose images a cell is shown: its own seed's, and its regime's of the next seed."""
+        seeds = self.grid.seeds
+        following = seeds[(seeds.index(cell.seed) + 1) % len(seeds)]
+        return tuple(
+            other
+            for other in cells
+            if other.group[:2] == cell.group[:2]
+            and (other.seed == cell.seed or (other.regime == cell.regime and other.seed == following))
+        )
+
+
+def carry_out(study: Study, engine: Engine, tell: Callable[[str], None]) -> dict[str, int]:
+    """Do everything that is left of a study; return the number of cells per status.
+
+    A cell that fails in one stage is left out of the next ones, and the others go on.
+
+    Raises:
+        KeyboardInterrupt: the study was stopped; what was done is kept.
+    """
+    alive = list(study.cells)
+    for cell in alive:
+        _forgive(study, cell)
+    for stage in STAGES:
+        jobs = study.jobs(stage, alive)
+        progress = _Progress(study, stage, len(jobs), tell)
+        failed = {job.cell for job, outcome in engine.run(jobs, progress).items() if outcome.error}
+        alive = [cell for cell in alive if cell not in failed]
+    return write_cells(study.grid, study.cells, study.directory)
+
+
+def _forgive(study: Study, cell: Cell) -> None:
+    """Forget an earlier failure: the cell is tried again."""
+    folder = CellFolder.open(study.directory, cell.hash)
+    if folder.error is not None:
+        folder.error = None
+        folder.write(cell)
+
+
+class _Progress:
+    """Tells how a stage goes on, and keeps ``study.json`` and the records of failures up to date."""
+
+    def __init__(self, study: Study, stage: str, total: int, tell: Callable[[str], None]) -> None:
+        self.study, self.stage, self.total, self.tell = study, stage, total, tell
+        self.done = 0
+
+    def __call__(self, job: Job, outcome: Outcome, again: bool) -> None:
+        self.done += not again
+        head = f"[{self.stage} {self.done}/{self.total}] {job.label}"
+        if outcome.error is None:
+            if outcome.seconds > 0.5:  # what was done before takes no time and no line
+                self.tell(f"{head}: {outcome.seconds:.1f} s")
+        else:
+            self.tell(f"{head}: {outcome.error}{'; once more' if again else ''}")
+        if outcome.error is not None and not again:
+            folder = CellFolder.open(self.study.directory, job.cell.hash)
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.error = outcome.error
+            folder.write(job.cell)
+        if status_of(self.study.grid, job.cell, self.study.directory).status != "missing":
+            write_cells(self.study.grid, self.study.cells, self.study.directory)

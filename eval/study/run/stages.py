@@ -1,0 +1,292 @@
+"""What is done to one cell, step by step; a finished step is never done twice."""
+
+import contextlib
+import dataclasses
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from agents.common.run_dir import device_name, resolve_device
+from agents.training.run import resume, train
+from attacks.core.errors import AttackError
+from envs.errors import InputError
+from envs.files import read_json
+from eval.attack.runner import AttackSpec, attack_rows, result_path, run_attack, stored_results
+from eval.core.targets import Samples, Target, load_samples, load_target
+from eval.core.threats import Threat
+from eval.study.plan.cells import Cell, CellFolder, digest
+from eval.study.plan.config import Grid
+from eval.study.run.measure import audit_cell, compare_cell, craft_images, measure_mechanism, write_gallery
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study works.
+
+    Attributes:
+        directory: of the study, on a file system that all workers share.
+        device: auto, cpu, cuda or cuda:N.
+        data_root: where data sets lie.
+        batch_size: most images at once in attacks; None chooses.
+    """
+
+    directory: Path
+    device: str = "auto"
+    data_root: Path | None = None
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One piece of work for an engine.
+
+    Attributes:
+        stage: ``train``, ``shard``, ``examine`` or ``compare``.
+        cell: the cell.
+        grid: the study.
+        place: where.
+        peers: the cells that ``compare`` may look at.
+        shard: (k, n): ``shard`` attacks the k-th of n parts of the images.
+    """
+
+    stage: str
+    cell: Cell
+    grid: Grid
+    place: Place
+    peers: tuple[Cell, ...] = ()
+    shard: tuple[int, int] = (0, 1)
+
+    @property
+    def label(self) -> str:
+        """For progress lines."""
+        part = f" {self.shard[0] + 1}/{self.shard[1]}" if self.stage == "shard" else ""
+        return f"{self.cell.id}: {self.stage}{part}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        error: one line, or None where it succeeded.
+        retry: whether another attempt may succeed: the error is not the user's.
+        seconds: that it took.
+    """
+
+    error: str | None = None
+    retry: bool = False
+    seconds: float = 0.0
+
+
+class Bench:
+    """A trained cell on the device, with its images, loaded when first asked for."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.cell, self.grid, self.place = job, job.cell, job.grid, job.place
+        self.folder = CellFolder.open(job.place.directory, job.cell.hash)
+
+    @cached_property
+    def target(self) -> Target:
+        """The classifier of the run."""
+        device = resolve_device(self.place.device)
+        network = self.cell.network if ":" in self.cell.network else None
+        return load_target(str(self.folder.run.path), device, network)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The attacked images."""
+        return self.images(self.grid.images)
+
+    def images(self, n: int) -> Samples:
+        """Return ``n`` test images, those of a smaller number being part of a larger one's."""
+        return load_samples(self.target, n=n, data_root=self.place.data_root)
+
+    def do(self, step: str, key: Any, work: Callable[[], dict[str, Any] | None]) -> None:
+        """Do ``work`` and note what it returns, unless it is done with this ``key`` already."""
+        name = digest([self.folder.steps.get("train", {}).get("key"), key])
+        if self.folder.has(step, name):
+            return
+        start = time.perf_counter()
+        facts = work() or {}
+        facts |= {"seconds": time.perf_counter() - start, "device": device_name(self.target.device)}
+        self.folder.note(self.cell, step, name, **facts)
+
+
+def execute(job: Job) -> Outcome:
+    """Do one job in this process; whatever goes wrong becomes an outcome, and its traceback goes to the cell's log.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; what was done is kept.
+    """
+    start = time.perf_counter()
+    folder = CellFolder.open(job.place.directory, job.cell.hash)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with _logging(folder.path / "log.txt"):
+            try:
+                _STAGES[job.stage](job)
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                traceback.print_exc()
+                raise
+    except KeyboardInterrupt:
+        raise
+    except (InputError, AttackError) as error:
+        return _failed(job, " ".join(str(error).split()), False, start)
+    except Exception as error:  # a cell that fails, for whatever reason, must not end the study
+        reason = str(error).splitlines()[0] if str(error) else "no message"
+        return _failed(job, f"{type(error).__name__}: {reason}", True, start)
+    return Outcome(seconds=time.perf_counter() - start)
+
+
+def _failed(job: Job, error: str, retry: bool, start: float) -> Outcome:
+    return Outcome(f"{job.stage}: {error}", retry, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def _logging(path: Path) -> Iterator[None]:
+    """Send what is printed to the cell's log."""
+    with (
+        open(path, "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        yield
+
+
+def _train(job: Job) -> None:
+    bench = Bench(job)
+    folder, run = bench.folder, bench.folder.run
+    if folder.has("train", job.cell.hash) and run.model_path.is_file():
+        return
+    config = dataclasses.replace(
+        job.cell.config, run_dir=run.path, device=job.place.device, data_root=job.place.data_root
+    )
+    network = config.network if ":" in config.network else None
+    if run.config_path.is_file():
+        resume(run.path, progress=False, network=network)
+    else:
+        shutil.rmtree(run.path, ignore_errors=True)  # cut short before there was anything to go on from
+        train(config)
+    summary = read_json(run.summary_path)
+    names = ("images", "seconds", "device", "test_accuracy", "test_images", "val_accuracy", "adversarial")
+    folder.note(job.cell, "train", job.cell.hash, **{name: summary.get(name) for name in names})
+
+
+def _shard(job: Job) -> None:
+    """Attack one part of the images; the parts lie where `run_attack` looks for those of an interrupted call."""
+    bench = Bench(job)
+    samples, (k, n) = bench.samples, job.shard
+    rows = slice(len(samples) * k // n, len(samples) * (k + 1) // n)
+    bench.target.results_dir.mkdir(parents=True, exist_ok=True)
+    for _, spec in specs(job.grid):
+        if stored_results(result_path(bench.target, samples, spec, bench.target.results_dir)) is None:
+            attack_rows(
+                bench.target,
+                samples,
+                spec,
+                rows,
+                results_dir=bench.target.results_dir,
+                batch_size=job.place.batch_size,
+            )
+
+
+def _examine(job: Job) -> None:
+    """Attacks, gallery, transfer images and indicators of one model, for which no other is needed."""
+    bench, grid = Bench(job), job.grid
+    bench.do("attacks", _attacks_key(grid), lambda: _attack(bench))
+    if grid.gallery:
+        threat = lead_threat(grid.threats)
+        bench.do("gallery", [grid.gallery, threat.norm, threat.eps], lambda: write_gallery(bench, threat))
+    if grid.transfer.crafts:
+        bench.do("craft", craft_key(grid), lambda: craft_images(bench))
+    if grid.mechanism.images:
+        threat = lead_threat(grid.threats)
+        key = [dataclasses.asdict(grid.mechanism), threat.norm, threat.eps, grid.attack_seed]
+        bench.do("mechanism", key, lambda: measure_mechanism(bench, threat))
+
+
+def _compare(job: Job) -> None:
+    """What needs the other models: images made on them, and the audit with them as surrogates."""
+    bench, grid = Bench(job), job.grid
+    peers = {cell: CellFolder.open(job.place.directory, cell.hash) for cell in job.peers}
+    if grid.transfer.crafts:
+        made = [
+            [cell.hash, folder.steps["craft"]["key"]]
+            for cell, folder in peers.items()
+            if "craft" in folder.steps
+        ]
+        bench.do("transfer", [made, craft_key(grid)], lambda: compare_cell(bench, peers))
+    if grid.audit.mode != "none" and job.cell.seed in grid.seeds[: grid.audit.seeds]:
+        twins = [cell.hash for cell in job.peers if cell.seed == job.cell.seed and cell != job.cell]
+        threats = [[threat.norm, threat.eps] for threat in grid.threats]
+        key = [dataclasses.asdict(grid.audit), threats, grid.attack_seed, twins]
+        bench.do("audit", key, lambda: audit_cell(bench, peers))
+
+
+_STAGES: dict[str, Callable[[Job], None]] = {
+    "train": _train,
+    "shard": _shard,
+    "examine": _examine,
+    "compare": _compare,
+}
+
+
+def specs(grid: Grid) -> list[tuple[str, AttackSpec]]:
+    """Return every attack of the study by its name; L1 has no cleverhans protocol and is left out there."""
+    found = []
+    for threat in grid.threats:
+        for attack in grid.attacks:
+            options = dict(attack.options)
+            if options.get("protocol") == "cleverhans" and threat.norm == "L1":
+                continue
+            if attack.name == "pgd-paper":
+                options["step_size"] = threat.eps / 10
+            found.append((attack.name, AttackSpec(attack.attack, threat, options, grid.attack_seed)))
+    return found
+
+
+def _attacks_key(grid: Grid) -> Any:
+    return [grid.images, [[name, spec.record(), spec.seed] for name, spec in specs(grid)]]
+
+
+def _attack(bench: Bench) -> dict[str, Any]:
+    """Run every attack that is not stored; note the files by the attack's name and threat model."""
+    target, samples, files = bench.target, bench.samples, []
+    target.results_dir.mkdir(parents=True, exist_ok=True)
+    for name, spec in specs(bench.grid):
+        path = result_path(target, samples, spec, target.results_dir)
+        if stored_results(path) is None:
+            print(f"attack {name}, {spec.threat}", flush=True)
+            run_attack(
+                target, samples, spec, results_dir=target.results_dir, batch_size=bench.place.batch_size
+            )
+        files.append({"name": name, "norm": spec.threat.norm, "eps": spec.threat.eps, "file": path.name})
+    return {"files": files}
+
+
+def craft_key(grid: Grid) -> Any:
+    """Return what the transfer images depend on, beside the model."""
+    threats = [[threat.norm, threat.eps] for threat in grid.threats]
+    return [dataclasses.asdict(grid.transfer), threats, grid.images, grid.attack_seed]
+
+
+def lead_threat(threats: tuple[Threat, ...]) -> Threat:
+    """Return the first L2 threat model, the paper's norm; the first of all where there is none."""
+    return next((threat for threat in threats if threat.norm == "L2"), threats[0])
+
+
+def steps_of(grid: Grid, cell: Cell) -> list[str]:
+    """Return the steps after which a cell is finished."""
+    wanted = ["train", "attacks"]
+    wanted += ["gallery"] if grid.gallery else []
+    wanted += ["craft", "transfer"] if grid.transfer.crafts else []
+    wanted += ["mechanism"] if grid.mechanism.images else []
+    audited = grid.audit.mode != "none" and cell.seed in grid.seeds[: grid.audit.seeds]
+    return wanted + (["audit"] if audited else [])

@@ -1,0 +1,256 @@
+import io
+import json
+import zipfile
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from stable_baselines3 import A2C, DQN, PPO
+from torch import nn
+
+from agents.models import image_network as networks
+from agents.models.classifier import (
+    Classifier,
+    extract_classifier,
+    load_classifier,
+    new_classifier,
+    save_classifier,
+)
+from agents.models.image_network import NETWORKS, ImageNetwork, image_space, register_network
+from envs import load_dataset, sb3_env
+from envs.errors import InputError
+
+EXTRACTOR = {"features_extractor_class": ImageNetwork}
+SMALL = {
+    "PPO": {"n_steps": 8, "batch_size": 64, "n_epochs": 1},
+    "A2C": {},
+    "DQN": {"buffer_size": 300, "learning_starts": 64},
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits", "test")
+
+
+def trained(algorithm, policy_kwargs, images=192):
+    """Return a stock SB3 model after a short training, enough to move its weights."""
+    model = algorithm(
+        "CnnPolicy",
+        sb3_env("digits", num_envs=32, seed=0),
+        policy_kwargs=EXTRACTOR | policy_kwargs,
+        learning_rate=1e-3,
+        seed=0,
+        device="cpu",
+        **SMALL[algorithm.__name__],
+    )
+    return model.learn(images)
+
+
+def balance(model, images):
+    """Shift the logits so that different images get different actions, and spread them so that none tie."""
+    classifier = extract_classifier(model.policy).eval()
+    with torch.no_grad():
+        classifier.head.weight *= 100
+        classifier.head.bias -= classifier(images / 255).mean(0)
+
+
+def actions(model, images):
+    return torch.as_tensor(model.predict(images.numpy(), deterministic=True)[0])
+
+
+CASES = [
+    (PPO, {}),
+    (PPO, {"net_arch": [], "features_extractor_kwargs": {"network": "small", "mean": [0.3], "std": [0.4]}}),
+    (
+        PPO,
+        {"net_arch": {"pi": [32], "vf": [16, 8]}, "activation_fn": nn.ELU, "share_features_extractor": False},
+    ),
+    (A2C, {"net_arch": [], "features_extractor_kwargs": {"network": "cnn4", "mean": (0.3,), "std": (0.4,)}}),
+    (A2C, {"activation_fn": nn.ReLU, "features_extractor_kwargs": {"network": "mlp"}}),
+    (DQN, {}),
+    (DQN, {"net_arch": [], "features_extractor_kwargs": {"network": "cnn4", "mean": [0.3], "std": [0.4]}}),
+    (DQN, {"net_arch": [24, 16], "activation_fn": nn.Tanh}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "policy_kwargs"), CASES)
+def test_argmax_is_the_policy_on_every_test_image(algorithm, policy_kwargs, digits, tmp_path):
+    model = trained(algorithm, policy_kwargs)
+    balance(model, digits.images)
+    expected = actions(model, digits.images)
+    assert len(expected.unique()) > 5
+    pixels = digits.images.float() / 255
+    live = extract_classifier(model.policy).eval()
+    assert torch.equal(live(pixels).argmax(1), expected)
+
+    model.save(tmp_path / "model.zip")
+    loaded = load_classifier(tmp_path / "model.zip")
+    assert not loaded.training
+    assert torch.equal(loaded(pixels), live(pixels))
+    assert (loaded.shape, loaded.num_classes, loaded.network) == ((1, 8, 8), 10, live.network)
+
+    save_classifier(live, tmp_path / "model.safetensors")
+    assert torch.equal(load_classifier(tmp_path)(pixels), live(pixels))
+
+
+class Noise(gym.Env):
+    observation_space = image_space((2, 40, 44))
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), float(action == 1), True, False, {}
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+def test_stock_cnn_policies_load_too(algorithm, tmp_path):
+    model = algorithm("CnnPolicy", Noise(), seed=0, device="cpu", **SMALL[algorithm.__name__])
+    images = torch.randint(0, 256, (50, 2, 40, 44), dtype=torch.uint8)
+    balance(model, images)
+    expected = actions(model, images)
+    model.save(tmp_path / "stock")
+    live, loaded = extract_classifier(model.policy).eval(), load_classifier(tmp_path / "stock")
+    assert live.network == loaded.network == "nature"
+    assert torch.equal(loaded(images / 255).argmax(1), expected)
+    assert torch.equal(live(images / 255), loaded(images / 255))
+    save_classifier(live, tmp_path / "model.safetensors")
+    assert torch.equal(load_classifier(tmp_path)(images / 255), live(images / 255))
+
+
+def test_extraction_shares_modules_and_leaves_modes(digits):
+    policy = trained(PPO, {}, images=0).policy
+    policy.set_training_mode(True)
+    classifier = extract_classifier(policy)
+    assert classifier.body is policy.features_extractor
+    assert classifier.head is policy.action_net
+    assert all(part.training for part in classifier.modules())
+    policy.set_training_mode(False)
+    assert not any(part.training for part in extract_classifier(policy).modules())
+
+
+def test_other_extractors_are_wrapped(digits):
+    class Flat(networks.BaseFeaturesExtractor):
+        def __init__(self, observation_space):
+            super().__init__(observation_space, 64)
+            self.flatten = nn.Flatten()
+
+        def forward(self, images):
+            return self.flatten(images)
+
+    model = trained(A2C, {"features_extractor_class": Flat})
+    expected = actions(model, digits.images)
+    classifier = extract_classifier(model.policy).eval()
+    assert torch.equal(classifier(digits.images / 255).argmax(1), expected)
+    assert classifier.network.endswith("Flat")
+
+
+@pytest.mark.parametrize("network", ["small", "cnn6", "resnet18"])
+@pytest.mark.parametrize("hidden", [(), (12, "Tanh", 7, "GELU")])
+def test_saved_weights_come_back_bit_by_bit(network, hidden, tmp_path):
+    classifier = new_classifier((1, 8, 8), 4, network, torch.tensor([0.3]), torch.tensor([0.2]), hidden)
+    classifier(torch.rand(6, 1, 8, 8))  # moves BatchNorm statistics
+    save_classifier(classifier, tmp_path / "model.safetensors")
+    loaded = load_classifier(tmp_path / "model.safetensors")
+    assert loaded.spec == classifier.spec
+    assert loaded.spec.hidden == hidden
+    for name, tensor in classifier.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_the_file_says_what_it_is(tmp_path):
+    save_classifier(new_classifier((3, 9, 8), 5, "mlp"), tmp_path / "m.safetensors")
+    with safe_open(tmp_path / "m.safetensors", "pt") as file:
+        metadata = file.metadata()
+        assert {"head.weight", "head.bias", "body.mean", "body.std", "body.spec"} < set(file.keys())
+    assert metadata["format"] == "labelbandit-classifier-1"
+    spec = {"version": 1, "network": "mlp", "shape": [3, 9, 8], "num_classes": 5, "hidden": []}
+    assert json.loads(metadata["spec"]) == spec
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    save_classifier(new_classifier((1, 8, 8), 10), tmp_path / "model.safetensors")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_classifier(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+class Own(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.layer = nn.Linear(shape[0] * shape[1] * shape[2], 6)
+        self.register_buffer("scale", torch.tensor(float(np.sqrt(2))), persistent=False)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1)).relu() * self.scale
+
+
+def test_own_networks_are_named_by_the_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "NETWORKS", dict(NETWORKS))
+    classifier = new_classifier((1, 4, 4), 3, Own)
+    images = torch.rand(5, 1, 4, 4)
+    save_classifier(classifier, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"never imported.*name it yourself: --network "):
+        load_classifier(tmp_path)
+    for network in (Own, f"{__name__}:Own"):
+        assert torch.equal(load_classifier(tmp_path, network=network)(images), classifier(images))
+    with pytest.raises(InputError, match=r"of another network|network 'small' expects"):
+        load_classifier(tmp_path, network="small")
+
+    register_network("own", Own)
+    save_classifier(new_classifier((1, 4, 4), 3, "own"), tmp_path / "named.safetensors")
+    assert load_classifier(tmp_path / "named.safetensors").network == "own"
+    monkeypatch.setattr(networks, "NETWORKS", dict(NETWORKS))
+    with pytest.raises(InputError, match="unknown network 'own'"):
+        load_classifier(tmp_path / "named.safetensors")
+
+
+def test_policies_without_a_classifier_are_refused():
+    cart = PPO("MlpPolicy", "CartPole-v1", device="cpu").policy
+    with pytest.raises(InputError, match=r"no image classifier|is not \(C, H, W\)"):
+        extract_classifier(cart)
+    pendulum = A2C("MlpPolicy", "Pendulum-v1", device="cpu").policy
+    with pytest.raises(InputError, match="no image classifier"):
+        extract_classifier(pendulum)
+    with pytest.raises(InputError, match="no classifier inside"):
+        extract_classifier(nn.Linear(2, 2))
+    raw = trained(PPO, {"normalize_images": False}, images=0)
+    with pytest.raises(InputError, match="normalize_images=False"):
+        extract_classifier(raw.policy)
+    file = io.BytesIO()
+    raw.save(file)
+    assert zipfile.is_zipfile(file)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PPO("MlpPolicy", "CartPole-v1", device="cpu"), "neither ImageNetwork nor NatureCNN"),
+        (lambda: trained(PPO, {"normalize_images": False}, images=0), "normalize_images=False"),
+        (lambda: trained(PPO, {"activation_fn": nn.Softsign}, images=0), "hidden is .*Softsign"),
+    ],
+)
+def test_zips_without_a_classifier_are_refused(make, message, tmp_path):
+    make().save(tmp_path / "model.zip")
+    with pytest.raises(InputError, match=message) as caught:
+        load_classifier(tmp_path / "model.zip")
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_that_cannot_be_described_are_refused(tmp_path):
+    body = ImageNetwork(image_space((1, 8, 8)), "mlp")
+    classifier = Classifier(body, nn.Linear(128, 3), nn.Sequential(nn.LayerNorm(128)))
+    with pytest.raises(InputError, match="a LayerNorm between features and head"):
+        save_classifier(classifier, tmp_path / "model.safetensors")
+
+
+def test_missing_files(tmp_path):
+    for path in (tmp_path, tmp_path / "nothing", tmp_path / "nothing.safetensors"):
+        with pytest.raises(InputError, match="no weights at"):
+            load_classifier(path)

@@ -1,0 +1,299 @@
+"""The audit's parts, on models whose answers are known in closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from attacks.gradient.pgd import pgd
+from eval.audit.binarization import binarization_test
+from eval.audit.distilled_surrogate import distil
+from eval.audit.findings import Cause, Finding, Verdict
+from eval.audit.model_checks import Slopes, probe_slopes
+from eval.audit.outputs import Outputs, probe_outputs
+from eval.audit.pintor import incomplete
+from eval.audit.record import Arena, Family
+from eval.audit.straight_through import StraightThrough
+from eval.audit.verdict import Gaps, judge
+from eval.audit.wrappers import (
+    Averaged,
+    BackwardThrough,
+    Counted,
+    Differenced,
+    LabelVotes,
+    LogProbabilities,
+    Smoothed,
+    WithCompanions,
+)
+
+
+class Linear(nn.Module):
+    """Logits (0, w . x + b) after a function of the image."""
+
+    def __init__(self, stage=lambda x: x):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, -2.0, 3.0, 0.5]))
+        self.stage = stage
+
+    def forward(self, x):
+        score = self.stage(x).flatten(1) @ self.weight - 1.2
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+@pytest.fixture
+def x():
+    return 0.1 + 0.8 * torch.rand(6, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+
+
+def slope(model, x):
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    return grad.flatten(1)
+
+
+def no_grad(x):
+    with torch.no_grad():
+        return x * 1
+
+
+FLAT = {
+    "round": lambda x: (x * 7).round() / 7,
+    "torch.floor": lambda x: torch.floor(x * 7) / 7,
+    "sign": lambda x: (x - 0.5).sign(),
+    "detach": lambda x: x.detach(),
+    "no_grad": no_grad,
+    "comparison": lambda x: (x > 0.5).float(),
+    "comparison, to": lambda x: torch.ge(x, 0.5).to(torch.float32),
+}
+
+
+@pytest.mark.parametrize("stage", FLAT.values(), ids=FLAT)
+def test_straight_through_restores_the_slope_and_keeps_the_values(stage, x):
+    model = Linear(stage)
+    view = StraightThrough(model)
+    torch.testing.assert_close(slope(view, x), model.weight.detach().expand(6, 4))
+    torch.testing.assert_close(view(x.requires_grad_()), model(x))
+
+
+def test_straight_through_sees_nothing_in_a_smooth_model(x):
+    view = StraightThrough(Linear(torch.sigmoid))
+    view(x.requires_grad_())
+    assert not view.replaced
+
+
+@pytest.mark.parametrize("directions", [4, 64])
+def test_finite_differences_are_exact_for_a_linear_model(x, directions):
+    model = Linear(lambda x: x.detach())
+    view = Differenced(model, 0.01, directions)
+    torch.testing.assert_close(slope(view, x), model.weight.detach().expand(6, 4), rtol=1e-3, atol=1e-3)
+    assert torch.equal(view(x), model(x))
+
+
+def test_other_views(x):
+    model = Linear()
+    stand_in = Linear(lambda x: 2 * x)
+    torch.testing.assert_close(slope(BackwardThrough(model, stand_in), x), 2 * slope(model, x))
+    torch.testing.assert_close(BackwardThrough(model, stand_in)(x.clone().requires_grad_()), model(x))
+    torch.testing.assert_close(slope(Smoothed(model, 0.1, 3), x), slope(model, x))
+    torch.testing.assert_close(slope(Averaged(model, 3), x), slope(model, x))
+    softmax = nn.Sequential(model, nn.Softmax(1))
+    gap = LogProbabilities(softmax)(x).diff(dim=1)
+    torch.testing.assert_close(gap, model(x).diff(dim=1), rtol=1e-4, atol=1e-5)
+    counted = Counted(model)
+    counted(x)
+    counted(x.clone().requires_grad_())
+    assert (counted.forwards, counted.backwards) == (12, 6)
+
+
+def test_label_votes_keep_the_decision_and_grade_it(x):
+    model = Linear()
+    votes = LabelVotes(model, 0.3, 200)(x)
+    assert torch.equal(votes.argmax(1), model(x).argmax(1))
+    torch.testing.assert_close(votes.sum(1), torch.full((6,), 2.001))
+    # The noisy score is normal around the clean one: the votes are its distribution function.
+    score = model(x)[:, 1].detach()
+    share = torch.special.ndtr(score / (0.3 * model.weight.detach().norm()))
+    assert (votes[:, 1] - 1.001 * (score > 0) - share).abs().max() < 0.13
+
+
+def centred(x):
+    return x - x.mean(0)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_companions_make_an_image_independent_of_the_others(x, together):
+    model = Linear(centred)
+    counter = Counted(model)
+    view = WithCompanions(counter, x[:3], counter)
+    view.together = together
+    torch.testing.assert_close(view(x)[4:], view(x[4:]))
+    torch.testing.assert_close(view(x)[:1], model(torch.cat([x[:1], x[:3]]))[:1])
+    assert counter.forwards == (6 + 2 + 6) * 4
+    torch.testing.assert_close(slope(view, x), 0.75 * slope(Linear(), x))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (Linear(), Outputs(False, False, False)),
+        (Linear(lambda x: x + 0.1 * torch.randn_like(x)), Outputs(True, False, False)),
+        (Linear(centred), Outputs(False, True, False)),
+        (nn.Sequential(Linear(), nn.Softmax(1)), Outputs(False, False, True)),
+    ],
+    ids=["logits", "random", "batch", "softmax"],
+)
+def test_outputs_are_told_apart(model, expected, x):
+    found, findings = probe_outputs(model, x)
+    assert found == expected
+    assert [finding.alarm for finding in findings] == list(vars(expected).values())
+
+
+@pytest.mark.parametrize(
+    ("stage", "zero", "constant", "unexplained"),
+    [
+        (lambda x: x, 0, 0, 0),
+        (lambda x: x.detach(), 1, 0, 1),
+        (FLAT["round"], 1, 1, None),
+        (lambda x: x.detach() + 0.0 * x, 1, 0, 1),
+        (lambda x: x.detach() - x, 0, 1, None),
+    ],
+    ids=["linear", "detached", "rounded", "multiplied by zero", "cancelled"],
+)
+def test_slopes_are_told_apart(stage, zero, constant, unexplained, x):
+    model, y = Linear(stage), torch.zeros(6, dtype=torch.int64)
+    slopes, _ = probe_slopes(model, model, x, y, "Linf", 0.1, seed=0)
+    assert (slopes.zero, slopes.constant) == (zero, pytest.approx(constant, abs=0.1))
+    if unexplained is not None:
+        assert slopes.unexplained == pytest.approx(unexplained, abs=1e-2)
+
+
+def test_saturated_logits_are_seen(x):
+    model = nn.Sequential(Linear(), _Times(1e3))
+    slopes, findings = probe_slopes(model, model, x, model(x).argmax(1), "Linf", 0.01, seed=0)
+    assert slopes.zero == 0
+    assert slopes.saturated > 0.8
+    assert slopes.vanished > 0.8
+    assert any(finding.check.startswith("zero gradients of the ce") and finding.alarm for finding in findings)
+
+
+class _Times(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_arena_takes_the_worst_case_per_image(x):
+    model = Linear()
+    y = model(x).argmax(1)
+    y[0] = 1 - y[0]
+    arena = Arena(model, x, y, "Linf", 0.3)
+    assert arena.broken_by == ["clean"] + [None] * 5
+    rows = torch.arange(6)
+    first = arena.run("first", Family.GRADIENT, pgd, model, rows, steps=5)
+    distance = (model(x)[:, 1].abs() / model.weight.abs().sum()).detach()
+    reachable = (distance < 0.29) | (rows == 0)
+    assert (first.broken >= reachable).all()
+    arena.record("second", Family.FREE, rows[1:3], x[1:3], torch.ones(2, dtype=torch.bool), 0.0)
+    assert arena.outcome("second").broken.tolist() == [True] + [False] * 5  # claims are judged, not believed
+    assert arena.accuracy == 1 - float(first.broken.double().mean())
+    failed = arena.run("third", Family.STANDARD, pgd, Linear(lambda x: x.detach()), rows)
+    assert "gradient" in failed.error
+    assert failed.broken.sum() == 1
+
+
+def test_votes_decide_for_random_models(x):
+    class Coin(nn.Module):
+        def forward(self, x):
+            score = (torch.rand(len(x)) < 0.8).float() - 0.5
+            return torch.stack([torch.zeros_like(score), score], 1)
+
+    torch.manual_seed(0)
+    arena = Arena(Coin(), x, torch.ones(6, dtype=torch.int64), "Linf", 0.1, votes=101)
+    assert not arena.clean_wrong.any()
+
+
+def test_incomplete_optimisation():
+    rising = torch.linspace(0, 1, 41)
+    early = torch.cat([torch.linspace(0, 1, 21), torch.ones(20)])
+    late = torch.cat([torch.zeros(35), torch.ones(6)])
+    flat = torch.zeros(41)
+    assert incomplete(torch.stack([rising, early, late, flat], 1)).tolist() == [True, False, True, False]
+
+
+@pytest.fixture
+def convolutional():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.SiLU(), nn.Flatten(), nn.Linear(288, 32), nn.SiLU(), nn.Linear(32, 4)
+    )
+
+
+@pytest.mark.parametrize(("detached", "least", "most"), [(False, 1.0, 1.0), (True, 0.0, 0.0)])
+def test_binarization_tells_a_fit_attack_from_an_unfit_one(convolutional, detached, least, most):
+    x = torch.rand(4, 1, 8, 8)
+    model = nn.Sequential(_Dead(), *convolutional) if detached else convolutional
+    arena = Arena(model, x, model(x).argmax(1), "L2", 0.5)
+    test, finding = binarization_test(arena, model, images=4, inner=99, steps=30, seed=0)
+    assert test.valid == 4
+    assert least <= (test.success - test.chance) / test.valid <= most or test.success / test.valid <= most
+    assert finding.alarm is detached
+
+
+class _Dead(nn.Module):
+    def forward(self, x):
+        return x.detach() + 0 * x
+
+
+def test_stand_in_learns_the_decisions(convolutional):
+    x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = convolutional(x)
+        stand_in = distil(convolutional, x, x[:0], "L2", 0.5, steps=150, seed=0)
+        same = (stand_in(x).argmax(1) == logits.argmax(1)).float().mean()
+    assert same > 0.8
+
+
+NO_GAPS = Gaps(loss=0, floor=0, free=0, free_count=0, standard=0, best_free="")
+HONEST = Slopes(zero=0, constant=0, unexplained=0.01, vanished=0, saturated=0)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "slopes", "gaps", "verdict", "cause"),
+    [
+        ((0, 0, 0), {}, {}, Verdict.SOUND, None),
+        ((1, 0, 0), {}, {}, Verdict.MASKED, Cause.RANDOM),
+        ((0, 1, 0), {}, {}, Verdict.MASKED, Cause.BATCH),
+        ((0, 0, 1), {}, {}, Verdict.MASKED, Cause.PROBABILITIES),
+        ((0, 0, 0), {"zero": 1, "constant": 1}, {}, Verdict.MASKED, Cause.QUANTISED),
+        ((0, 0, 0), {"zero": 1, "constant": 0}, {}, Verdict.MASKED, Cause.DETACHED),
+        ((0, 0, 0), {}, {"loss": 0.2}, Verdict.MASKED, Cause.SATURATED),
+        ((0, 0, 0), {}, {"floor": 0.2}, Verdict.MASKED, Cause.SATURATED),
+        ((0, 0, 0), {"unexplained": 0.9}, {"standard": 0.2}, Verdict.MASKED, Cause.SHATTERED),
+        ((0, 0, 0), {}, {"free": 0.1, "free_count": 5}, Verdict.MASKED, Cause.UNEXPLAINED),
+        ((0, 0, 0), {}, {"free": 0.1, "free_count": 1}, Verdict.SOUND, None),
+        ((0, 0, 0), {}, {"loss": 0.06}, Verdict.SOUND, None),
+        ((0, 0, 0), {}, {"standard": 0.2}, Verdict.INCONCLUSIVE, None),
+    ],
+)
+def test_rules(outputs, slopes, gaps, verdict, cause):
+    arena = Arena(Linear(), torch.rand(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64), "L2", 0.1)
+    arena.clean_wrong = torch.zeros(20, dtype=torch.bool)
+    found = judge(
+        arena,
+        Outputs(*map(bool, outputs)),
+        Slopes(**{**vars(HONEST), **slopes}),
+        Gaps(**{**vars(NO_GAPS), **gaps}),
+        [],
+    )
+    assert (found.verdict, found.cause) == (verdict, cause)
+
+
+def test_failed_sanity_checks_forbid_soundness():
+    arena = Arena(Linear(), torch.rand(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64), "L2", 0.1)
+    arena.clean_wrong = torch.zeros(20, dtype=torch.bool)
+    alarm = Finding("success of an unbounded attack", 0.4, 0.99, True, "source")
+    found = judge(arena, Outputs(False, False, False), HONEST, NO_GAPS, [alarm])
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.reason == alarm.check

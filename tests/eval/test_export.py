@@ -1,0 +1,233 @@
+"""Exports: each is the model, can be read without this project, and appears whole or not at all."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agents.models.classifier import load_classifier, new_classifier
+from envs.errors import InputError
+from eval.core.targets import load_samples, load_target
+from eval.export.check import compare
+from eval.export.command import command
+from eval.export.formats import FORMATS
+from eval.export.layers import LayerNetwork, describe_layers
+
+DOCS = Path(__file__).parents[2] / "docs" / "export.md"
+WITH_ONNX = all(importlib.util.find_spec(name) for name in FORMATS["onnx"].packages)
+
+
+def linear():
+    """A model of somebody else: images in [0, 1] to logits."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+class Branching(nn.Module):
+    """Cannot be traced: it looks at the pixels to decide what to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, images):
+        return self.head(images.flatten(1)) if images.sum() > 0 else self.head(-images.flatten(1))
+
+
+def export(*arguments):
+    return command.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def exported(digits_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("export") / "out"
+    assert export(digits_run, out, "--n", 32) == 0
+    return out
+
+
+def test_weights_and_json_rebuild_the_model_without_this_project(exported, digits_run, tmp_path):
+    snippet = next(
+        code for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "load_file" in code
+    )
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 15
+    images = np.random.default_rng(0).random((9, 1, 8, 8), dtype=np.float32)
+    np.save(tmp_path / "images.npy", images)
+    script = snippet.replace("OUT/", f"{exported}/") + (
+        "\nimport numpy, sys\nassert not {'agents', 'envs', 'attacks', 'eval'} & sys.modules.keys()\n"
+        "torch.set_num_threads(1)\n"
+        "numpy.save('logits.npy', model(torch.from_numpy(numpy.load('images.npy'))).detach().numpy())\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+    with torch.inference_mode():
+        expected = load_classifier(digits_run)(torch.from_numpy(images)).numpy()
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), expected)
+    assert torch.equal(  # this project reads it as well
+        load_classifier(exported / "model.safetensors").head.weight, load_classifier(digits_run).head.weight
+    )
+
+
+def test_the_description_says_what_goes_in_and_out(exported):
+    about = json.loads((exported / "model.json").read_text())
+    assert about["input"] == {"name": "images", "shape": ["N", 1, 8, 8], "dtype": "float32", "range": [0, 1]}
+    assert about["output"]["classes"] == [str(digit) for digit in range(10)]
+    assert about["check"]["images"] == 32
+    assert about["check"]["accuracy"] > 0.8
+    entry = about["exports"]["safetensors"]
+    assert entry["batch_sizes"] == [1, 7, 32]
+    assert (entry["difference"], entry["changed"]) == (0, 0)
+    assert entry["bytes"] == (exported / "model.safetensors").stat().st_size
+
+
+def test_every_format_is_the_model_for_any_number_of_images(digits_run, tmp_path, capsys):
+    target = load_target(str(digits_run))
+    kinds = [kind for kind in FORMATS.values() if WITH_ONNX or kind.name != "onnx"]
+    found = command.export(target, load_samples(target, n=40), tmp_path / "out", kinds)
+    assert all(agreement.changed == 0 for agreement in found.values())
+    assert all(agreement.difference <= agreement.tolerance for agreement in found.values())
+    images = torch.rand(3, 1, 8, 8)
+    with torch.inference_mode():
+        for kind in kinds:
+            run = kind.load(tmp_path / "out" / kind.file)
+            torch.testing.assert_close(run(images), target.model(images), atol=1e-4, rtol=1e-4)
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == ""
+    if not WITH_ONNX:
+        pytest.skip("ONNX left out: needs onnx, onnxruntime and onnxscript")
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [("small", (1, 28, 28)), ("small", (3, 64, 48)), ("mlp", (3, 8, 8)), ("cnn4", (3, 9, 9)), ("cnn6", (1, 8, 8)),
+     ("nature", (3, 36, 36))],
+)  # fmt: skip
+def test_chains_of_layers_are_described_exactly(network, shape):
+    classifier = new_classifier(
+        shape, 5, network, torch.full((shape[0],), 0.3), torch.full((shape[0],), 0.2), (16, "Tanh")
+    )
+    for layer in classifier.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_mean)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+    classifier.eval()
+    layers = json.loads(json.dumps(describe_layers(classifier)))
+    images = torch.rand(4, *shape)
+    with torch.inference_mode():
+        assert torch.equal(LayerNetwork(layers, classifier.state_dict())(images), classifier(images))
+
+
+def test_a_network_that_branches_has_no_list_of_layers():
+    assert describe_layers(new_classifier((3, 16, 16), 2, "resnet18")) is None
+
+
+def test_layers_of_unknown_kinds_are_not_built():
+    weights = {"body.mean": torch.zeros(1), "body.std": torch.ones(1)}
+    for layer in (
+        {"type": "Module", "options": {}, "weights": {}},
+        {"type": "Linear", "options": {"x": 1}, "weights": {}},
+    ):
+        with pytest.raises(InputError, match="the layers do not fit the weights"):
+            LayerNetwork([layer], weights)
+
+
+def test_models_by_import_path_can_be_exported_as_programs(tmp_path):
+    model = f"{__name__}:linear"
+    assert export(model, tmp_path / "out", "--dataset", "digits", "--format", "torch-export", "--n", 8) == 0
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    images = torch.rand(5, 1, 8, 8)
+    torch.testing.assert_close(program(images), linear()(images))
+
+
+def test_a_wrong_export_is_not_kept(exported, digits_run, tmp_path, capsys, monkeypatch):
+    right = FORMATS["safetensors"]
+
+    def blurred(model, example, path):
+        other = load_classifier(digits_run)
+        with torch.no_grad():
+            other.head.bias[0] += 0.1
+        right.write(other, example, path)
+
+    monkeypatch.setitem(FORMATS, "safetensors", dataclasses.replace(right, write=blurred))
+    assert export(digits_run, tmp_path / "out", "--n", 8) == 2
+    assert re.search(
+        r"logits of safetensors .* differ by 0\.1 .*nothing was written", capsys.readouterr().err
+    )
+    assert list(tmp_path.iterdir()) == []
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    assert export(digits_run, exported, "--n", 8, "--force") == 2
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+    assert len(list(exported.parent.iterdir())) == 1
+
+
+def test_an_interrupted_export_leaves_nothing(digits_run, tmp_path, monkeypatch):
+    def stopped(model, example, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(FORMATS, "safetensors", dataclasses.replace(FORMATS["safetensors"], write=stopped))
+    assert export(digits_run, tmp_path / "out", "--n", 8) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_replaces_an_export_and_nothing_else(digits_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert export(digits_run, out, "--n", 8) == 0
+    first = (out / "model.json").read_text()
+    assert export(digits_run, out, "--n", 9) == 2
+    assert "holds an export; choose another OUT or replace it with --force" in capsys.readouterr().err
+    assert export(digits_run, out, "--n", 9, "--force") == 0
+    assert (out / "model.json").read_text() != first
+    (out / "thesis.tex").touch()
+    assert export(digits_run, out, "--n", 9, "--force") == 2
+    assert "is not empty and no export of labelbandit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("RUN", "no/where"), r"no/where: .*no is no directory; make it first"),
+        (("RUN", "file"), r"file is no directory; choose another OUT"),
+        (("RUN", "out", "--format", "tar"), r"'tar'.*see python -m eval\.export --help"),
+        (("nowhere", "out"), r"no classifier at 'nowhere'"),
+        ((f"{__name__}:linear", "out", "--dataset", "digits"), r"not a Sequential; use torch-export or onnx"),
+        ((f"{__name__}:linear", "out"), r"name one with --dataset"),
+        (
+            (f"{__name__}:Branching", "out", "--dataset", "digits", "--format", "torch-export"),
+            r"torch\.export cannot trace the model .*must not branch on pixel values",
+        ),
+    ],
+)
+def test_wrong_uses_end_with_one_line(digits_run, tmp_path, monkeypatch, capsys, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert export(*(str(digits_run) if part == "RUN" else part for part in arguments)) == 2
+    error = capsys.readouterr().err
+    assert re.search(expected, error)
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_missing_packages_are_named_before_work_starts(tmp_path, capsys, monkeypatch):
+    without = dataclasses.replace(FORMATS["onnx"], packages=("no_such_package",))
+    monkeypatch.setitem(FORMATS, "onnx", without)
+    assert export("nowhere", tmp_path / "out", "--format", "onnx") == 2
+    assert 'needs no_such_package; install with: pip install -e ".[onnx]"' in capsys.readouterr().err
+
+
+def test_a_comparison_sees_shapes_and_infinities():
+    images = torch.rand(3, 1, 2, 2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(InputError, match=r"gives logits \(1, 4\) for 1 images, the model \(1, 2\)"):
+        compare(model, nn.Flatten(), images, "x")
+    with pytest.raises(InputError, match="differ by"):
+        compare(model, lambda x: model(x) * float("nan"), images, "x")
+    with pytest.raises(InputError, match="x does not run on 3 images"):
+        compare(model, lambda x: model(x) if len(x) == 1 else 1 / 0, images, "x")

@@ -1,0 +1,281 @@
+"""Mechanism indicators on models whose values are known in closed form."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from eval.mechanism.entropy import entropy_bits, entropy_split
+from eval.mechanism.gradients import cosines, input_gradient, lengths, units
+from eval.mechanism.landscape import landscape, plane
+from eval.mechanism.path_indicators import dispersion, drift, dynamic_indicators
+from eval.mechanism.static_indicators import spread, static_indicators
+
+
+class Quadratic(nn.Module):
+    """Two classes with logits (0, q(x)), q(x) = s (x - c)' A (x - c) / 2: the margin loss of class 0 is q itself."""
+
+    def __init__(self, matrix, centre, scale=1.0):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.as_tensor(matrix))
+        self.centre = nn.Parameter(torch.as_tensor(centre))
+        self.scale = scale
+
+    def forward(self, x):
+        offset = x.flatten(1) - self.centre
+        value = self.scale * (offset @ self.matrix * offset).sum(1) / 2
+        return torch.stack([torch.zeros_like(value), value], dim=1)
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(4, 4, generator=generator)
+    matrix = (root + root.T) / 2
+    centre = torch.full((4,), 0.3)
+    x = 0.4 + 0.2 * torch.rand(5, 1, 2, 2, generator=generator)
+    return Quadratic(matrix, centre), matrix, x, torch.zeros(5, dtype=torch.int64)
+
+
+def test_static_indicators_of_a_quadratic(problem):
+    model, matrix, x, y = problem
+    eps = 0.05
+    found = static_indicators(model, x, y, norm="L2", eps=eps, loss="margin", power_iterations=200, draws=4)
+    grad = (x.flatten(1) - 0.3) @ matrix
+    torch.testing.assert_close(found.gradient_norm, grad.norm(dim=1))
+    torch.testing.assert_close(found.gradient_norm64.float(), grad.norm(dim=1))
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    largest = eigenvalues[eigenvalues.abs().argmax()]
+    torch.testing.assert_close(found.curvature, largest.expand(5), rtol=5e-3, atol=5e-3)
+    # The linear model's error is |d'Ad| / 2: at least that of the gradient step, at most that of the worst direction.
+    step = eps * grad / grad.norm(dim=1, keepdim=True)
+    least = (step @ matrix * step).sum(1).abs() / 2
+    assert (found.nonlinearity >= least - 1e-6).all()
+    assert (found.nonlinearity <= eigenvalues.abs().max() * eps**2 / 2 + 1e-6).all()
+    torch.testing.assert_close(found.margin, -model(x)[:, 1])
+    torch.testing.assert_close(found.logit_scale, model(x)[:, 1].abs() / 2)
+    assert not found.zero.any()
+    assert model.matrix.requires_grad
+
+
+def test_a_linear_loss_is_stable_and_flat(problem):
+    _, _, x, y = problem
+
+    class Linear(nn.Module):
+        def forward(self, x):
+            return torch.stack([torch.zeros(len(x)), x.flatten(1).sum(1)], dim=1)
+
+    found = static_indicators(Linear(), x, y, norm="Linf", eps=0.1, loss="margin")
+    torch.testing.assert_close(found.stability, torch.ones(5))
+    torch.testing.assert_close(found.nonlinearity, torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.curvature, torch.zeros(5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.gradient_norm, torch.full((5,), 2.0))
+
+
+@pytest.mark.parametrize(("scale", "zero", "floor"), [(1.0, 0.0, 0.0), (1e-5, 0.0, 1.0), (0.0, 1.0, 1.0)])
+def test_zero_and_under_floor_gradients(problem, scale, zero, floor):
+    _, matrix, x, y = problem
+    model = Quadratic(matrix, torch.full((4,), 0.3), scale)
+    found = static_indicators(model, x, y, eps=0.1, loss="margin", batch=256)
+    figures = found.figures()
+    assert (figures["zero"], figures["under_floor"]) == (zero, floor)
+    if zero:
+        assert found.stability.isnan().all()
+        assert figures["stability"] == {
+            "n": 0,
+            "mean": None,
+            "ci95": None,
+            **dict.fromkeys(("min", "q25", "median", "q75", "max")),
+        }
+
+
+def test_saturation_is_visible_in_float64_only():
+    """Cross-entropy of a margin of 150 has gradient exp(-150): zero in float32, not in float64."""
+
+    class Saturated(nn.Module):
+        def forward(self, x):
+            value = -150 * x.flatten(1).mean(1)
+            return torch.stack([torch.zeros_like(value), value], dim=1)
+
+    x, y = torch.ones(3, 1, 2, 2), torch.zeros(3, dtype=torch.int64)
+    found = static_indicators(Saturated(), x, y, eps=0.1, draws=1, power_iterations=1)
+    assert found.zero.all()
+    torch.testing.assert_close(
+        found.gradient_norm64, torch.full((3,), 75 * math.exp(-150), dtype=torch.float64)
+    )
+
+
+def test_gradients_do_not_mix_samples(problem):
+    model, _, x, y = problem
+    together = input_gradient(model, x, y, "ce").grad
+    alone = torch.cat([input_gradient(model, x[i : i + 1], y[i : i + 1], "ce").grad for i in range(5)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_lengths_units_and_cosines_survive_tiny_gradients():
+    grad = torch.tensor([[3.0, 4.0], [3e-30, 4e-30], [0.0, 0.0], [3e25, 4e25]])
+    torch.testing.assert_close(lengths(grad), torch.tensor([5.0, 5e-30, 0.0, 5e25]))
+    torch.testing.assert_close(units(grad)[[0, 1, 3]], torch.tensor([[0.6, 0.8]] * 3))
+    cosine = cosines(grad, torch.tensor([[4.0, 3.0], [-3.0, -4.0], [1.0, 0.0], [4.0, -3.0]]))
+    torch.testing.assert_close(cosine, torch.tensor([0.96, -1.0, float("nan"), 0.0]), equal_nan=True)
+
+
+def test_dynamic_indicators_follow_the_quadratic_exactly():
+    """q = |x - c|^2 / 2 on a line from c: the gradient is x - c and PGD walks straight away from c."""
+    model = Quadratic(torch.eye(4), torch.zeros(4))
+    start = torch.stack([torch.full((4,), 0.1), torch.tensor([0.2, 0.0, 0.0, 0.0])]).view(2, 1, 2, 2)
+    y = torch.zeros(2, dtype=torch.int64)
+    found = dynamic_indicators(
+        model, start, y, eps=0.25, steps=4, step_size=0.1, loss="margin", random_start=False
+    )
+    walked = torch.tensor([0.0, 0.1, 0.2, 0.25])[:, None]  # the last step ends on the ball
+    torch.testing.assert_close(found.gradient_norm, 0.2 + walked.expand(4, 2))
+    torch.testing.assert_close(found.loss, (0.2 + walked.expand(4, 2)) ** 2 / 2)
+    torch.testing.assert_close(found.cosine, torch.ones(3, 2))
+    torch.testing.assert_close(found.same_sign, torch.ones(3, 2))
+    # Unit gradients (1/2, 1/2, 1/2, 1/2) and (1, 0, 0, 0): their sum has length sqrt(3).
+    torch.testing.assert_close(found.dispersion, torch.full((4,), 1 - math.sqrt(3) / 2))
+    assert found.drift == pytest.approx(0, abs=1e-6)
+    assert found.correct.tolist() == [0, 0, 0, 0]
+
+
+def test_an_oscillating_path_turns_back_at_every_step():
+    """On -|x - c|^2 / 2 a step of twice the distance jumps over the optimum and back."""
+    model = Quadratic(-torch.eye(4), torch.full((4,), 0.5))
+    x = torch.full((1, 1, 2, 2), 0.55)
+    found = dynamic_indicators(
+        model,
+        x,
+        torch.zeros(1, dtype=torch.int64),
+        eps=1.0,
+        steps=5,
+        step_size=0.2,
+        loss="margin",
+        random_start=False,
+    )
+    torch.testing.assert_close(found.cosine, -torch.ones(4, 1))
+    torch.testing.assert_close(found.same_sign, torch.zeros(4, 1))
+    torch.testing.assert_close(found.gradient_norm, torch.full((5, 1), 0.1))
+    # Common directions alternate: of the 10 pairs, 6 are opposite and 4 equal, so the mean cosine is -1/5.
+    assert found.drift == pytest.approx(1.2, abs=1e-5)
+
+
+def test_dispersion_equals_its_definition():
+    generator = torch.Generator().manual_seed(1)
+    gradients = torch.randn(7, 12, generator=generator)
+    common = units(gradients).sum(0)
+    mean_cosine = cosines(gradients, common.expand(7, 12)).mean()
+    torch.testing.assert_close(dispersion(common[None], torch.tensor([7.0]))[0], 1 - mean_cosine)
+
+
+def test_drift_equals_the_mean_over_pairs():
+    generator = torch.Generator().manual_seed(2)
+    common = torch.randn(4, 6, generator=generator)
+    pairs = [float(cosines(common[i][None], common[j][None])) for i in range(4) for j in range(i)]
+    assert drift(common) == pytest.approx(1 - sum(pairs) / 6, abs=1e-6)
+    assert drift(common[:1]) == 0.0
+
+
+def test_indicators_do_not_depend_on_the_batch_size(problem):
+    model, _, x, y = problem
+    one = dynamic_indicators(model, x, y, norm="L2", eps=0.2, steps=3, batch_size=1)
+    all_at_once = dynamic_indicators(model, x, y, norm="L2", eps=0.2, steps=3)
+    for name in ("gradient_norm", "cosine", "same_sign", "dispersion", "loss", "correct"):
+        torch.testing.assert_close(getattr(one, name), getattr(all_at_once, name))
+    static = [static_indicators(model, x, y, eps=0.2, batch_size=size) for size in (2, 5)]
+    for name, values in vars(static[0]).items():
+        torch.testing.assert_close(values, getattr(static[1], name))
+
+
+def test_entropy_in_bits():
+    logits = torch.tensor(
+        [[0.0] * 8, [1000.0] + [0.0] * 7, [50.0, 50.0] + [-900.0] * 6, [math.log(3), 0] + [-900.0] * 6]
+    )
+    expected = [3.0, 0.0, 1.0, 0.25 * 2 + 0.75 * math.log2(4 / 3)]
+    assert entropy_bits(logits).tolist() == pytest.approx(expected)
+
+
+def test_entropy_splits_correct_from_wrong():
+    logits = torch.tensor([[9.0, 0, 0, 0], [0, 0, 0, 0.0], [0, 9.0, 0, 0]])
+    split = entropy_split(nn.Identity(), logits, torch.tensor([0, 1, 2]), batch_size=2)
+    assert split.correct.tolist() == [True, False, False]
+    figures = split.figures(bins=4)
+    assert figures["max_bits"] == 2.0
+    assert figures["correct"]["n"] == 1
+    assert figures["correct"]["histogram"] == [1, 0, 0, 0]
+    assert figures["wrong"]["histogram"] == [1, 0, 0, 1]
+    assert figures["wrong"]["quartiles"][1] == pytest.approx(figures["wrong"]["mean"])
+    perfect = entropy_split(nn.Identity(), logits[:1], torch.tensor([0])).figures()
+    assert perfect["wrong"] == {"n": 0, "mean": None, "quartiles": None, "histogram": [0] * 20}
+
+
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+def test_plane_axes_are_orthogonal_and_of_unit_length(norm):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(4, 3, 5, 5, generator=generator)
+    adversarial = x + 0.1 * torch.randn(x.shape, generator=generator)
+    adversarial[3] = x[3]
+    directions = plane(x, adversarial, norm, seed=0).flatten(2)
+    order = 2 if norm == "L2" else math.inf
+    torch.testing.assert_close(torch.linalg.vector_norm(directions, order, dim=2), torch.ones(4, 2))
+    torch.testing.assert_close(cosines(directions[:, 0], directions[:, 1]), torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(cosines(directions[:3, 0], (adversarial - x)[:3]), torch.ones(3))
+    again = plane(x[2:], adversarial[2:], norm, seed=0, sample_ids=torch.tensor([2, 3])).flatten(2)
+    torch.testing.assert_close(again, directions[2:])
+
+
+def test_landscape_of_a_quadratic_is_its_parabola():
+    model = Quadratic(torch.eye(4), torch.full((4,), 0.5), scale=2.0)
+    x = torch.full((1, 1, 2, 2), 0.5)
+    adversarial = x + torch.tensor([0.1, 0, 0, 0]).view(1, 1, 2, 2)
+    y = torch.zeros(1, dtype=torch.int64)
+    found = landscape(model, x, y, adversarial, eps=0.2, resolution=7, batch_size=10)
+    line = torch.linspace(-0.6, 0.6, 7)
+    torch.testing.assert_close(found.coordinates, line)
+    value = line[:, None] ** 2 + line[None, :] ** 2  # both axes have length 1: q = a^2 + b^2
+    torch.testing.assert_close(found.margin, value, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.cross_entropy, torch.log1p(value.exp()), atol=1e-6, rtol=1e-5)
+    assert (found.label, found.images) == (0, 1)
+    torch.testing.assert_close(found.correct, (found.predicted == 0).float())
+
+
+def test_landscape_rows_are_the_random_axis_and_columns_the_adversarial_one():
+    class Linear(nn.Module):
+        def forward(self, x):
+            value = x.flatten(1)[:, 0]
+            return torch.stack([torch.zeros_like(value), value], dim=1)
+
+    x = torch.full((1, 1, 2, 2), 0.5)
+    adversarial = x + torch.tensor([0.1, 0, 0, 0]).view(1, 1, 2, 2)
+    found = landscape(Linear(), x, torch.zeros(1, dtype=torch.int64), adversarial, eps=0.1, resolution=5)
+    torch.testing.assert_close(found.margin, (0.5 + found.coordinates).expand(5, 5))
+
+
+def test_average_landscape_is_the_mean_of_the_single_ones(problem):
+    model, _, x, y = problem
+    adversarial = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    average = landscape(model, x, y, adversarial, eps=0.1, resolution=6)
+    ids = torch.arange(5)
+    single = [
+        landscape(
+            model,
+            x[i : i + 1],
+            y[:1],
+            adversarial[i : i + 1],
+            eps=0.1,
+            resolution=6,
+            sample_ids=ids[i : i + 1],
+        )
+        for i in range(5)
+    ]
+    for name in ("cross_entropy", "margin", "correct"):
+        torch.testing.assert_close(
+            getattr(average, name), torch.stack([getattr(s, name) for s in single]).mean(0)
+        )
+    assert (average.predicted, average.label, average.images) == (None, None, 5)
+
+
+def test_spread_leaves_undefined_values_out():
+    figures = spread(torch.tensor([1.0, float("nan"), 3.0]))
+    assert (figures["n"], figures["mean"], figures["min"], figures["median"]) == (2, 2.0, 1.0, 2.0)

@@ -1,0 +1,250 @@
+"""Pictures: what they show, for any number of models; the mechanism command; the training callback."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from matplotlib.colors import to_rgba
+from matplotlib.text import Text
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Figure, KVWriter, Logger
+
+from agents import ImageNetwork
+from agents.config import TrainConfig
+from agents.training.run import train as run_training
+from envs import sb3_env
+from envs.datasets import load_dataset
+from envs.errors import InputError
+from eval.core.plot_style import colour, save_figure, shorten
+from eval.core.stats import wilson
+from eval.core.targets import load_samples, load_target
+from eval.core.threats import Threat
+from eval.mechanism.analysis import AnalysisOptions, analyse
+from eval.mechanism.callback import PictureCallback
+from eval.mechanism.command import command
+from eval.mechanism.entropy import EntropySplit
+from eval.mechanism.landscape import Landscape
+from eval.mechanism.landscape_plots import landscape_figure
+from eval.mechanism.path_indicators import DynamicIndicators
+from eval.mechanism.plots import (
+    SecurityCurve,
+    adversarial_grid,
+    dynamic_figure,
+    entropy_figure,
+    security_figure,
+)
+from eval.report.gallery import read_gallery
+from eval.report.safe_folder import Folder
+from tests.eval.test_attack import MODEL
+
+
+def texts(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_grid_names_predictions_and_magnifies(tmp_path):
+    x = torch.full((2, 1, 4, 4), 0.5)
+    adversarial = x.clone()
+    adversarial[0, 0, 0, 0] += 0.1
+    logits = torch.tensor([[9.0, 0.0], [9.0, 0.0]])
+    figure = adversarial_grid(
+        x, adversarial, torch.tensor([0, 0]), logits, logits.flip(1), ("cat", "dog"), "PGD"
+    )
+    assert len(figure.axes) == 6
+    captions = [axes.get_title() for axes in figure.axes]
+    assert captions[:2] == ["✓ cat 100 %"] * 2
+    assert captions[4:] == ["✗ dog 100 %"] * 2
+    assert captions[2] == "×5"
+    magnified = figure.axes[2].images[0].get_array()
+    assert magnified[0, 0] == pytest.approx(1.0)
+    assert magnified[1, 1] == pytest.approx(0.5)
+    save_figure(tmp_path / "grid.png", figure)
+    assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_grid_shows_colour_images():
+    x = torch.rand(1, 3, 4, 4)
+    figure = adversarial_grid(x, x, torch.tensor([1]), torch.eye(2)[:1], torch.eye(2)[:1])
+    assert figure.axes[0].images[0].get_array().shape == (4, 4, 3)
+    assert figure.axes[0].get_title().startswith("✗ 0")
+
+
+def test_security_curve_has_a_band_per_model():
+    curve = SecurityCurve([0, 0.5, 1], [0.9, 0.5, 0.1], [wilson(k, 10) for k in (9, 5, 1)])
+    figure = security_figure({"L2": {"a": curve, "b": curve}, "Linf": {"a": curve}})
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [0.9, 0.5, 0.1]
+    assert [to_rgba(line.get_color()) for line in figure.axes[0].lines] == [
+        to_rgba(colour(k)) for k in (0, 1)
+    ]
+    assert "eps (L2" in texts(figure)
+
+
+def test_path_figure_survives_undefined_cosines():
+    nan = torch.full((4, 3), float("nan"))
+    item = DynamicIndicators(
+        gradient_norm=torch.ones(5, 3),
+        cosine=nan,
+        same_sign=torch.ones(4, 3),
+        dispersion=torch.linspace(0, 1, 5),
+        drift=0.1,
+        loss=torch.ones(5, 3),
+        correct=torch.ones(5),
+        adversarial=torch.zeros(3, 1, 2, 2),
+    )
+    figure = dynamic_figure({"m": item}, Threat("L2", 1.0))
+    assert len(figure.axes) == 6
+    assert figure.axes[3].lines[0].get_ydata().tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert item.figures()["cosine"]["median"] == [None] * 4
+
+
+def test_entropy_figure_counts_correct_and_wrong():
+    split = EntropySplit(torch.tensor([[5.0, 0], [0, 5.0], [0, 0.1]]), torch.tensor([0, 0, 0]))
+    figure = entropy_figure({"a": (split, split), "b": (split, split)}, "under PGD")
+    assert len(figure.axes) == 4
+    assert "correct (1)" in texts(figure)
+    assert "wrong (2)" in texts(figure)
+
+
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+def test_landscape_figure_has_every_panel_and_colours_classes(norm):
+    line = torch.linspace(-3, 3, 9)
+    value = line[None, :].expand(9, 9) - 0.5
+    predicted = torch.where(value > 0, 7, 2)
+    one = Landscape(line, value.exp().log1p(), value, (value < 0).float(), predicted, norm, 1.0, 1, 2)
+    figure = landscape_figure({"a": one, "b": one}, [f"class{k}" for k in range(10)])
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert len(panels) == 10
+    legend = [text.get_text() for text in panels[2].get_legend().get_texts()]
+    assert legend == ["class2 (true)", "class7"]
+    codes = panels[2].collections[0].get_array().reshape(9, 9)
+    assert codes[0].tolist() == [0] * 5 + [1] * 4
+    average = Landscape(line, value, value, torch.rand(9, 9), None, norm, 1.0, 4, None)
+    assert "share classified correctly" in texts(landscape_figure({"a": average}))
+
+
+def test_landscape_figure_survives_flat_surfaces(tmp_path):
+    line, flat = torch.linspace(-3, 3, 5), torch.zeros(5, 5)
+    item = Landscape(line, flat, flat - 3, flat + 1, flat.long(), "L2", 1.0, 1, 0)
+    save_figure(tmp_path / "flat.png", landscape_figure({"a": item}))
+
+
+def test_names_fit_legends_and_differ():
+    names = ["a" * 60 + "1", "a" * 60 + "2", "short"]
+    assert len(set(shorten(names))) == 3
+    assert max(len(name) for name in shorten(names)) <= 40
+    assert shorten(["short"]) == ["short"]
+
+
+QUICK = (
+    "--n",
+    "12",
+    "--steps",
+    "3",
+    "--resolution",
+    "8",
+    "--average-images",
+    "2",
+    "--average-resolution",
+    "4",
+)
+
+
+def test_mechanism_command_writes_figures_and_pictures(tmp_path, capsys):
+    out = tmp_path / "m"
+    arguments = [MODEL, "--dataset", "digits", "--out", str(out), *QUICK, "--no-progress"]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "input-gradient norm" in printed
+    content = json.loads((out / "mechanism.json").read_text(), parse_constant=pytest.fail)
+    assert [model["name"] for model in content["models"]] == [MODEL]
+    first = content["models"][0]
+    assert first["static"]["gradient_norm"]["n"] == 12
+    assert len(first["dynamic"]["cosine"]["median"]) == 2
+    assert sum(first["entropy"]["clean"]["all"]["histogram"]) == 12
+    assert first["landscape"]["single"]["resolution"] == 8
+    expected = {"landscape", "landscape-average", "gradients", "path", "entropy", "adversarial"}
+    assert {path.stem for path in out.glob("*.png")} == expected
+    assert len(read_gallery(Folder(out), "gallery.npz", most=99)) == 10
+
+
+def test_the_same_question_has_the_same_answer():
+    options = AnalysisOptions(steps=3, resolution=4, average_images=2, average_resolution=3)
+    target = load_target(MODEL)
+    samples = load_samples(target, n=6, dataset="digits")
+    first, second = (analyse(target, samples, Threat("L2", 0.5), options) for _ in range(2))
+    assert first.figures() == second.figures()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((MODEL, "--image", "99", "--n", "4"), "--image is 99"),
+        ((MODEL, "--steps", "1"), "--steps is 1"),
+        ((MODEL, "--loss", "cee"), "Did you mean 'ce'"),
+        ((MODEL, "--norm", "L9"), "Linf, L2, L1"),
+        ((), "no model given"),
+    ],
+)
+def test_wrong_input_ends_with_one_line(capsys, tmp_path, arguments, expected):
+    status = command.main([*arguments, "--dataset", "digits", "--no-progress", "--out", str(tmp_path / "m")])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.count("\n") == 1
+    assert expected in captured.err
+    assert not (tmp_path / "m").exists()
+
+
+class Recorder(KVWriter):
+    def __init__(self):
+        self.seen = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.seen += [(key, step) for key, value in key_values.items() if isinstance(value, Figure)]
+
+    def close(self):
+        pass
+
+
+def train(callback, recorder):
+    network = {"features_extractor_class": ImageNetwork, "features_extractor_kwargs": {"network": "mlp"}}
+    env = sb3_env("digits", num_envs=16, seed=0)
+    options = {"n_steps": 4, "batch_size": 32, "gamma": 0.0, "seed": 0}
+    model = PPO("CnnPolicy", env, policy_kwargs=network | {"net_arch": []}, **options)
+    model.set_logger(Logger(None, [recorder]))
+    return model.learn(256, callback=callback)
+
+
+def test_callback_shows_pictures_and_leaves_training_alone():
+    callback = PictureCallback(load_dataset("digits", "val"), every=100, images=12, steps=3)
+    recorder = Recorder()
+    watched, plain = train(callback, recorder), train(None, Recorder())
+    for name, value in plain.policy.state_dict().items():
+        torch.testing.assert_close(watched.policy.state_dict()[name], value, rtol=0, atol=0)
+    assert sorted(key for key, _ in recorder.seen) == [
+        f"pictures/{name}" for name in ("adversarial", "path", "security") for _ in range(2)
+    ]
+    pictures = callback.pictures()
+    assert set(pictures) == {"adversarial", "path", "security"}
+    line = pictures["security"].axes[0].lines[0].get_ydata()
+    assert line[0] > line[-1]
+    assert list(line) == sorted(line, reverse=True)
+    assert "after 256 images" in texts(pictures["adversarial"])
+
+
+def test_a_run_shows_pictures_at_intervals(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = {"network": "mlp", "progress": False, "attack": False, "total_images": 1024, "batch_size": 128}
+    config = TrainConfig("reinforce", run_dir=tmp_path / "run", pictures_every=500, eval_every=256, **options)
+    run = run_training(config)
+    seen = events.EventAccumulator(str(run.path), {"images": 0}).Reload()
+    for name in ("pictures/adversarial", "pictures/path", "pictures/security"):
+        assert [image.step for image in seen.Images(name)] == [512, 1024]
+    plain = run_training(dataclasses.replace(config, run_dir=tmp_path / "plain", pictures_every=None))
+    assert run.model_path.read_bytes() == plain.model_path.read_bytes()
+
+
+def test_callback_refuses_empty_intervals():
+    with pytest.raises(InputError, match="every=0"):
+        PictureCallback(load_dataset("digits", "val"), every=0)
