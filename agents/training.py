@@ -38,6 +38,7 @@ from agents.pictures import picture_callbacks
 from agents.precision import emulates_bf16
 from agents.probe import Probe
 from agents.rundir import RunDir, device_name, resolve_device, versions
+from agents.snapshots import SnapshotCallback, snapshot_moments
 from envs import ImageDataset, Splits, load_splits
 from envs.errors import InputError
 from envs.files import write_atomic, write_json
@@ -193,7 +194,9 @@ def _learn(
     if first >= len(ends):
         raise InputError(f"{callback.run.checkpoint_path} is of another schedule; train the run anew")
     model: Algorithm | None = None
-    callbacks: list[BaseCallback] = [*picture_callbacks(config, splits.val), callback]
+    begun = checkpoint["algorithm"]["counters"]["num_timesteps"] if checkpoint else 0
+    snapshots = SnapshotCallback(callback.run, snapshot_moments(config, len(splits.train)), begun)
+    callbacks: list[BaseCallback] = [*picture_callbacks(config, splits.val), snapshots, callback]
     for phase, (name, _) in enumerate(config.phases()):
         if phase < first:
             continue
@@ -219,6 +222,7 @@ def _learn(
             except (RuntimeError, ValueError):
                 callback.refuse_divergence()  # nothing can be drawn from a policy of NaN
                 raise
+            snapshots.keep()
             callback.boundary(log=True, validate=model.num_timesteps >= ends[-1])
     assert model is not None
     return model
