@@ -51,7 +51,7 @@ def snapshot_moments(config: TrainConfig, train_size: int) -> list[int]:
             )
     if not 1 <= count <= MAX_SNAPSHOTS:
         raise InputError(f"--snapshots asks for {count}; expected 1 to {MAX_SNAPSHOTS}")
-    return sorted({max(round(float(moment)), 1) for moment in moments})
+    return sorted({max(round(moment), 1) for moment in moments})
 
 
 def check_size(moments: list[int], policy: Any) -> None:
