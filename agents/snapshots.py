@@ -33,9 +33,9 @@ def snapshot_moments(config: TrainConfig, train_size: int) -> list[int]:
     total = phase_ends(config, train_size)[-1]
     if re.fullmatch(r"\s*\d{1,9}\s*", option):
         count = int(option)
-        moments = (
-            np.geomspace(min(train_size, total), total, count) if 1 < count <= MAX_SNAPSHOTS else [total]
-        )
+        moments = [float(total)]
+        if 1 < count <= MAX_SNAPSHOTS:
+            moments = np.geomspace(min(train_size, total), total, count).tolist()
     else:
         try:
             passes = [float(part) for part in option.split(",") if part.strip()]
