@@ -150,6 +150,9 @@ class TrainConfig:
     Default: 256 for adversarial training and --select robust; else 0, none."""
     probe_steps: int = 10
     """Gradient steps of the probe. Its ball is that of --adv-eps and --adv-norm, or their defaults."""
+    snapshots: str | None = None
+    """Keep weights while training, in snapshots/: a number N, evenly in the logarithm of images from one pass to the
+    end, or passes such as 1,5,20. For python -m eval.trajectory."""
     pictures_every: int | None = None
     """Images between pictures in TensorBoard: attacked validation images, indicators along PGD, accuracy by radius."""
     attack: bool = True

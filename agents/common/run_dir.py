@@ -67,6 +67,7 @@ class RunDir:
         checkpoint_path: ``checkpoint.pt``: all that an exact continuation needs.
         metrics_path: ``metrics.jsonl``: one line per logged step.
         results_dir: ``results``: outcomes of attacks, per sample.
+        snapshots_dir: ``snapshots``: weights kept while training, by images seen.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -78,6 +79,7 @@ class RunDir:
         self.metrics_path = self.path / "metrics.jsonl"
         self.summary_path = self.path / "summary.json"
         self.results_dir = self.path / "results"
+        self.snapshots_dir = self.path / "snapshots"
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDir":
@@ -151,8 +153,9 @@ class RunDir:
 
     def remove_leftovers(self) -> None:
         """Delete what writes cut short by a crash have left; only for the holder of the lock."""
-        for path in self.path.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        for folder in (self.path, self.snapshots_dir):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

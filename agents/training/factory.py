@@ -20,6 +20,7 @@ from agents.config import SMALL_NETWORKS, TrainConfig
 from agents.models.image_network import ImageNetwork, resolve_network, to_fast_layout
 from agents.models.policy import ImagePolicy
 from agents.training.schedule import phase_ends
+from agents.training.snapshots import check_size, snapshot_moments
 from envs import Augmentation, ImageDataset, sb3_env
 from envs.errors import InputError
 from envs.files import read_json
@@ -52,6 +53,7 @@ def try_out(config: TrainConfig, dataset: ImageDataset) -> None:
         raise InputError(
             f"--batch-size is 1, and network {config.network!r} has BatchNorm; expected at least 2 images at a time"
         )
+    check_size(snapshot_moments(config, len(dataset)), model.policy)
 
 
 def build_env(config: TrainConfig, dataset: ImageDataset) -> VecEnv:

@@ -37,6 +37,7 @@ from agents.training.logs import make_logger, quiet_writer_threads
 from agents.training.robustness_probe import Probe
 from agents.training.schedule import phase_ends, validation_interval
 from agents.training.signals import stop_on_interrupt
+from agents.training.snapshots import SnapshotCallback, snapshot_moments
 from agents.training.summary import print_stored_summary, print_summary, summarise
 from envs import ImageDataset, Splits, load_splits
 from envs.errors import InputError
@@ -193,7 +194,9 @@ def _learn(
     if first >= len(ends):
         raise InputError(f"{callback.run.checkpoint_path} is of another schedule; train the run anew")
     model: Algorithm | None = None
-    callbacks: list[BaseCallback] = [*picture_callbacks(config, splits.val), callback]
+    begun = checkpoint["algorithm"]["counters"]["num_timesteps"] if checkpoint else 0
+    snapshots = SnapshotCallback(callback.run, snapshot_moments(config, len(splits.train)), begun)
+    callbacks: list[BaseCallback] = [*picture_callbacks(config, splits.val), snapshots, callback]
     for phase, (name, _) in enumerate(config.phases()):
         if phase < first:
             continue
@@ -219,6 +222,7 @@ def _learn(
             except (RuntimeError, ValueError):
                 callback.refuse_divergence()  # nothing can be drawn from a policy of NaN
                 raise
+            snapshots.keep()
             callback.boundary(log=True, validate=model.num_timesteps >= ends[-1])
     assert model is not None
     return model

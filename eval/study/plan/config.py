@@ -23,7 +23,7 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {
 # Set by the study itself, or of no influence on the weights that training ends with.
 _NOT_TRAINING = ("run_dir", "resume", "list_presets", "preset", "device", "data_root", "progress", "attack")
 _OWN = (*_NOT_TRAINING, "dataset", "network", "seed", "image_size")
-_PICTURES = ("pictures_every",)  # theirs to set, and of no influence either
+_PICTURES = ("pictures_every", "snapshots")  # theirs to set, and of no influence either
 
 
 @dataclass(frozen=True)
