@@ -18,20 +18,20 @@ from agents.common.run_dir import RunDir
 from agents.config import TrainConfig
 from agents.models.classifier import load_classifier, new_classifier, save_classifier
 from agents.train import run as train_command
+from agents.training import run as training
 from agents.training.checkpoint import load_checkpoint
 from agents.training.factory import check_names
-from agents.training.run import run as training
 from envs import sb3_env
 from envs.datasets import load_dataset
 from envs.errors import InputError
 from envs.files import read_json
 from eval import audit
-from eval.attack.command import command as attack
+from eval.attack import command as attack
 from eval.attack.parts import REQUIRED, Part, PartialStore
 from eval.attack.results import read_results
-from eval.mechanism.command import command as mechanism
-from eval.report.command import command as report
-from eval.robustness.command import command as robustness
+from eval.mechanism import command as mechanism
+from eval.report import command as report
+from eval.robustness import command as robustness
 from tests.envs.test_data_fuzz import VALID
 from tests.support.agent_runs import short
 

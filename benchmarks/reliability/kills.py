@@ -29,10 +29,10 @@ from safetensors.torch import load_file
 from agents.adversarial_config import AdversarialConfig
 from agents.training.run import resume, train
 from benchmarks.reliability.page import record
-from eval.attack.command import autosave as watch
-from eval.attack.command import command as attack
-from eval.robustness.command import command as robustness
-from eval.study.command import command as study
+from eval.attack import autosave as watch
+from eval.attack import command as attack
+from eval.robustness import command as robustness
+from eval.study import command as study
 from tests.support.agent_runs import CASES, assert_same_runs, same, short
 
 MOST_KILLS = 3

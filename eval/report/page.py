@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.core.formatting import duration, percent
-from eval.report.command import cell_format as cells
+from eval.report import cell_format as cells
 from eval.report.model import Model, Shown
 from eval.report.overview import (
     by_group,

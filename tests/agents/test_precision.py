@@ -26,7 +26,7 @@ def test_only_processors_known_to_lack_it_emulate_bf16(capabilities, emulated, m
 
 def test_training_warns_of_emulated_bf16(tmp_path, monkeypatch, capsys):
     from agents.config import TrainConfig
-    from agents.training.run import run as training
+    from agents.training import run as training
 
     monkeypatch.setattr(training, "emulates_bf16", lambda device: True)
     options = {"run_dir": tmp_path / "run", "network": "mlp", "progress": False, "total_images": 256}

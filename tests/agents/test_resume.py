@@ -87,18 +87,18 @@ def crashing(monkeypatch, where, call):
 
 
 CRASHES = {
-    "before the configuration": ((agents.training.RunDir, "write_config", "before"), 1),
-    "before anything is trained": ((agents.training.RunDir, "write_config", "after"), 1),
-    "before the first checkpoint": ((agents.callback, "save_checkpoint", "before"), 1),
-    "after the classifier": ((agents.callback, "save_classifier", "after"), 2),
-    "after a checkpoint": ((agents.callback, "save_checkpoint", "after"), 2),
-    "before the last checkpoint of training": ((agents.callback, "save_checkpoint", "before"), 4),
-    "after the last checkpoint of training": ((agents.callback, "save_checkpoint", "after"), 4),
-    "in the attacks": ((agents.training, "summarise", "before"), 1),
-    "before the summary": ((agents.training, "write_json", "before"), 1),
-    "after the summary": ((agents.training, "write_json", "after"), 1),
-    "before the run is marked as done": ((agents.callback, "save_checkpoint", "before"), 5),
-    "before the table": ((agents.training, "print_summary", "before"), 1),
+    "before the configuration": ((agents.training.run.RunDir, "write_config", "before"), 1),
+    "before anything is trained": ((agents.training.run.RunDir, "write_config", "after"), 1),
+    "before the first checkpoint": ((agents.training.callback, "save_checkpoint", "before"), 1),
+    "after the classifier": ((agents.training.callback, "save_classifier", "after"), 2),
+    "after a checkpoint": ((agents.training.callback, "save_checkpoint", "after"), 2),
+    "before the last checkpoint of training": ((agents.training.callback, "save_checkpoint", "before"), 4),
+    "after the last checkpoint of training": ((agents.training.callback, "save_checkpoint", "after"), 4),
+    "in the attacks": ((agents.training.run, "summarise", "before"), 1),
+    "before the summary": ((agents.training.run, "write_json", "before"), 1),
+    "after the summary": ((agents.training.run, "write_json", "after"), 1),
+    "before the run is marked as done": ((agents.training.callback, "save_checkpoint", "before"), 5),
+    "before the table": ((agents.training.run, "print_summary", "before"), 1),
 }
 
 
@@ -214,7 +214,7 @@ def test_signals_stay_as_they_are_in_other_threads(tmp_path):
 def test_ctrl_c_during_the_attacks(uninterrupted, tmp_path, monkeypatch):
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(agents.training, "summarise", interrupt)
+        patch.setattr(agents.training.run, "summarise", interrupt)
         with pytest.raises(KeyboardInterrupt, match=rf"--resume {path}"):
             train(short(path, "supervised"))
     resume(path, progress=False)

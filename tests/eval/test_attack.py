@@ -11,7 +11,7 @@ from torch import nn
 import attacks
 from envs.datasets import load_dataset
 from envs.errors import InputError
-from eval.attack.command import command, runner
+from eval.attack import command, runner
 from eval.attack.registry import attack_names, attack_options, parse_option, resolve_options
 from eval.attack.results import read_results
 from eval.attack.runner import AttackSpec, run_attack, stored_results

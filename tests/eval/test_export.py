@@ -16,8 +16,8 @@ from torch import nn
 from agents.models.classifier import load_classifier, new_classifier
 from envs.errors import InputError
 from eval.core.targets import load_samples, load_target
+from eval.export import command
 from eval.export.check import compare
-from eval.export.command import command
 from eval.export.formats import FORMATS
 from eval.export.layers import LayerNetwork, describe_layers
 

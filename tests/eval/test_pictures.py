@@ -20,9 +20,9 @@ from eval.core.plot_style import colour, save_figure, shorten
 from eval.core.stats import wilson
 from eval.core.targets import load_samples, load_target
 from eval.core.threats import Threat
+from eval.mechanism import command
 from eval.mechanism.analysis import AnalysisOptions, analyse
 from eval.mechanism.callback import PictureCallback
-from eval.mechanism.command import command
 from eval.mechanism.entropy import EntropySplit
 from eval.mechanism.landscape import Landscape
 from eval.mechanism.landscape_plots import landscape_figure

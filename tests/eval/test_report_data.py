@@ -13,8 +13,8 @@ from PIL import Image
 
 from eval.core.targets import load_samples, load_target
 from eval.core.threats import Threat
+from eval.report import command as report
 from eval.report.cell_format import written
-from eval.report.command import command as report
 from eval.report.gallery import pack_gallery, read_gallery
 from eval.report.overview import cost_table, verdict_table, verdict_text
 from eval.report.pictures import pixels

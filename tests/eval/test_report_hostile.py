@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.errors import InputError
-from eval.report.command import command as report
+from eval.report import command as report
 from eval.report.gallery import read_gallery
 from eval.report.page import render
 from eval.report.safe_folder import Folder

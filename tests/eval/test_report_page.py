@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from eval.report.command import command as report
+from eval.report import command as report
 from tests.support.chromium import Chromium, find_chromium
 from tests.support.report_files import HOSTILE, study_directory
 

@@ -14,8 +14,8 @@ from envs.errors import InputError
 from eval.attack.results import read_results
 from eval.core.targets import Target, samples_from
 from eval.core.threats import Threat
-from eval.robustness.command import command
-from eval.robustness.command import suite as battery_module
+from eval.robustness import command
+from eval.robustness import suite as battery_module
 from eval.robustness.suite import battery, evaluate, run_battery
 from tests.eval.test_attack import MODEL, nearest_mean
 

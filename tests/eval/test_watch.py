@@ -6,8 +6,8 @@ import torch
 
 import attacks
 from attacks.autoattack.autoattack import autoattack
+from eval.attack import autosave as watch
 from eval.attack.autosave import Watch
-from eval.attack.command import autosave as watch
 from eval.attack.parts import PartialStore
 from eval.attack.runner import AttackSpec, run_attack
 from eval.core.formatting import blame_line

@@ -13,8 +13,8 @@ import pytest
 from agents.train import run as train_command
 from envs import files
 from envs.files import write_atomic
-from eval.attack.command import autosave as watch
-from eval.attack.command import command as attack
+from eval.attack import autosave as watch
+from eval.attack import command as attack
 from eval.attack.parts import PartialStore
 from tests.support.agent_runs import QUICK, error_of
 

@@ -17,7 +17,7 @@ from agents.models.image_network import ImageNetwork
 from agents.models.sb3_trusted import load_trusted_zip
 from envs import load_dataset, sb3_env
 from envs.errors import InputError
-from eval.attack.command import command as attack
+from eval.attack import command as attack
 
 
 class Flat(BaseFeaturesExtractor):
