@@ -1,0 +1,135 @@
+"""The command line ``python -m eval.trajectory``: every snapshot of one or several runs, attacked alike."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from agents.cli import run_cli
+from agents.rundir import RunDir, resolve_device
+from envs.errors import InputError
+from envs.files import write_json
+from eval.battery import battery
+from eval.cli import DataOptions, progress_bar
+from eval.figures import save_figure
+from eval.runner import check_batch_size
+from eval.tables import print_table
+from eval.threats import Threat, chosen_threat, default_eps
+from eval.trajectory.figure import trajectory_figure
+from eval.trajectory.measure import ATTACKS, follow, snapshots
+from eval.trajectory.record import SUFFIX, Trajectory, read_trajectories, write_trajectories
+from eval.trajectory.tables import scalars, summary_rows, summary_table, trajectory_tables, write_events
+from eval.watch import Report
+
+
+@dataclass(frozen=True)
+class TrajectoryCommand:
+    """Attack every snapshot of runs trained with --snapshots; show what is reported against what is left."""
+
+    targets: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories with snapshots, or trajectory.json.xz files of earlier calls: these are only shown again."""
+    attacks: tuple[str, ...] = ATTACKS
+    """Attacks by name, as for eval.robustness."""
+    norm: str = "L2"
+    """Linf, L2 or L1."""
+    eps: str | None = None
+    """Radius, a number or a fraction such as 8/255. Default: by the kind of image."""
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=lambda: DataOptions(n=200))
+    seed: int = 0
+    """Seed of the attacks' random draws."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    batch_size: int | None = None
+    """Most images at once. Default: chosen by image size and device."""
+    network: str | None = None
+    """package.module:Callable that builds your own network, where weights alone are not enough."""
+    out: Path | None = None
+    """Where trajectory.json, .json.xz and .png go. Default: results/trajectory of the first run."""
+    force: bool = False
+    """Attack again even where results are stored."""
+    progress: bool = True
+    """Show progress bars."""
+
+
+def trajectory_command(config: TrajectoryCommand) -> int:
+    """Attack every snapshot of the runs; write table, figure, and all outcomes per image."""
+    if not config.targets or not config.attacks:
+        raise InputError(
+            "no run or no attack given; name run directories with snapshots, and at least one attack"
+        )
+    check_batch_size(config.batch_size)
+    threat = chosen_threat(config.norm, config.eps, channels=1)
+    assert threat is not None  # a norm is always given
+    battery(config.attacks, [threat], config.seed)  # wrong names end here, before anything is loaded
+    kept = [read_trajectories(Path(text)) for text in config.targets if text.endswith(SUFFIX)]
+    runs = [RunDir.open(text) for text in config.targets if not text.endswith(SUFFIX)]
+    trajectories = [trajectory for file in kept for trajectory in file]
+    trajectories += [_follow(config, run, threat) for run in runs]
+    for group in _alike(trajectories):
+        for trajectory in group:
+            for table in trajectory_tables(trajectory):
+                print_table(table)
+        print_table(summary_table(group))
+    out = config.out or (runs[0].results_dir / "trajectory" if runs else Path())
+    out.mkdir(parents=True, exist_ok=True)
+    save_figure(out / "trajectory.png", trajectory_figure(trajectories))
+    if runs:
+        write_trajectories(out / f"trajectory{SUFFIX}", trajectories)
+    write_json(out / "trajectory.json", _figures(trajectories))
+    print(f"figures: {out / 'trajectory.json'}\npicture: {out / 'trajectory.png'}")
+    return 0
+
+
+def _follow(config: TrajectoryCommand, run: RunDir, threat: Threat) -> Trajectory:
+    def bar(label: str, total: int) -> AbstractContextManager[Report]:
+        return progress_bar(label, total, config.progress)
+
+    targets = snapshots(run, resolve_device(config.device), config.network)
+    samples = config.data.load(next(iter(targets.values())))
+    if config.eps is None:
+        threat = Threat(threat.norm, default_eps(threat.norm, samples.channels))
+    trajectory = follow(
+        run,
+        targets,
+        samples,
+        threat,
+        config.attacks,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        force=config.force,
+        bar=bar,
+    )
+    write_events(run.path / "trajectory", trajectory)
+    return trajectory
+
+
+def _alike(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """Return those of one data set, network and threat model together."""
+    groups: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        groups.setdefault(trajectory.title, []).append(trajectory)
+    return list(groups.values())
+
+
+def _figures(trajectories: Sequence[Trajectory]) -> dict[str, object]:
+    """Return what tables show, as plain JSON: no outcomes per image."""
+    rows = [
+        {
+            "name": item.name,
+            "regime": item.regime,
+            "seed": item.seed,
+            "data": item.data | {"n": len(item.indices)},
+            "threat": item.threat,
+            "points": [{"images": point.images} | scalars(point) for point in item.points],
+        }
+        for item in trajectories
+    ]
+    ends = {group[0].title: summary_rows(group) for group in _alike(trajectories)}
+    return {"format": 1, "trajectories": rows, "ends": ends}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_cli(trajectory_command, TrajectoryCommand, "python -m eval.trajectory", argv)

@@ -1,0 +1,82 @@
+"""The figure: what the paper's protocol reports against what is left, over the images seen in training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eval.figures import INK, colour, legend_below, new_figure, tidy
+from eval.stats import wilson
+from eval.trajectory.record import OUTSIDE, Point, Trajectory, share
+from eval.trajectory.tables import by_regime
+
+_PER_ROW = 4
+
+
+def claimed(point: Point) -> str:
+    """Return the outcomes under the paper's protocol; where it was not run, under the cleverhans protocol."""
+    outcome = point.attacks.get(OUTSIDE) or point.attacks.get("pgd-cleverhans")
+    return point.clean if outcome is None else outcome.robust
+
+
+_SERIES = (
+    ("clean", lambda point: point.clean, INK, ":"),
+    ("reported: the paper's protocol", claimed, colour(1), "-"),
+    ("left: worst case of all attacks", lambda point: point.left, colour(0), "-"),
+)
+
+
+def trajectory_figure(trajectories: Sequence[Trajectory]) -> Figure:
+    """Draw one panel per regime and a row or more per data set and threat model.
+
+    Thick lines: means over seeds; thin: single seeds; bands: Wilson's 95 % over images at the mean. The space between
+    the two is filled: robustness that is reported and not there.
+    """
+    groups: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        groups.setdefault(trajectory.title, []).append(trajectory)
+    rows = []
+    for title, members in groups.items():
+        panels = list(by_regime(members).items())
+        rows += [(title, panels[start : start + _PER_ROW]) for start in range(0, len(panels), _PER_ROW)]
+    columns = max(len(panels) for _, panels in rows)
+    figure = new_figure(max(2.7 * columns + 0.5, 7.2), 2.5 * len(rows) + 0.6)
+    grid = figure.subplots(len(rows), columns, squeeze=False, sharey=True)
+    for line, (title, panels) in zip(grid, rows, strict=True):
+        for axes, (regime, members) in zip(line, panels):  # noqa: B905 - the last row may be shorter
+            _panel(axes, regime, members)
+        for axes in line[len(panels) :]:
+            axes.set_visible(False)
+        line[0].set_ylabel(f"{title}\nrobust accuracy", fontsize=9, color=INK)
+    legend_below(figure, grid[0][0])
+    return figure
+
+
+def _panel(axes: Axes, regime: str, members: Sequence[Trajectory]) -> None:
+    n, seeds = len(members[0].indices), len(members)
+    tidy(axes, f"{regime} ({seeds} seed{'s' if seeds > 1 else ''})", "images seen in training")
+    images = [point.images for point in members[0].points]
+    together = [member for member in members if len(member.points) == len(images)]
+    means = []
+    for label, row_of, shade, style in _SERIES:
+        curves = np.asarray([[share(row_of(point)) for point in member.points] for member in together])
+        mean = curves.mean(0)
+        means.append(mean)
+        axes.plot(images, mean, color=shade, linestyle=style, linewidth=2, label=label)
+        if len(curves) > 1:
+            axes.plot(images, curves.T, color=shade, linestyle=style, linewidth=0.6, alpha=0.6)
+        if style != ":":
+            low, high = zip(*(wilson(round(value * n), n) for value in mean), strict=True)
+            axes.fill_between(images, low, high, color=shade, alpha=0.15, linewidth=0)
+    gap: dict[str, Any] = {
+        "facecolor": "none",
+        "edgecolor": colour(1),
+        "hatch": "////",
+        "linewidth": 0,
+        "alpha": 0.5,
+    }
+    axes.fill_between(images, means[1], means[2], **gap)
+    axes.set_xscale("log")
+    axes.set_ylim(-0.02, 1.02)

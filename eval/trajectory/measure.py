@@ -1,0 +1,203 @@
+"""Attacks and indicators at every snapshot of a run; what is stored already is not done again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.classifier import load_classifier
+from agents.rundir import RunDir, versions
+from agents.snapshots import snapshot_paths
+from attacks.losses import margin
+from envs.errors import InputError
+from envs.files import read_json, write_json
+from eval.battery import BarFactory, battery, run_battery
+from eval.dynamic import dynamic_indicators
+from eval.entropy import entropy_bits
+from eval.gradients import input_gradient, lengths
+from eval.models import Samples, Target, model_sha256
+from eval.results import AttackResults, configuration_hash
+from eval.threats import Threat
+from eval.trajectory.record import Outcome, Point, Trajectory, bits, rounded
+
+ATTACKS = ("pgd-paper", "pgd-cleverhans", "pgd", "pgd-mifpe", "fast")
+CLAMP = 1e-12  # by which the authors' indicators divide at least, in place of the gradient's length
+PAPER_BATCH = 128  # images over which the authors' loss, and so their gradient, is averaged
+_STEPS = 100
+_PLACES = (
+    "dataset",
+    "run_dir",
+    "resume",
+    "data_root",
+    "device",
+    "preset",
+    "list_presets",
+    "progress",
+    "attack",
+)
+
+
+def snapshots(
+    run: RunDir, device: torch.device | str = "cpu", network: str | None = None
+) -> dict[int, Target]:
+    """Return the snapshots of a run as targets, by images seen.
+
+    Raises:
+        InputError: the run kept none.
+    """
+    paths = snapshot_paths(run)
+    if not paths:
+        raise InputError(
+            f"{run.path} has no snapshots; train with --snapshots 12, or name passes such as 1,5,20"
+        )
+    name, dataset = run.path.resolve().name, run.config.get("dataset")
+    targets = {}
+    for images, path in paths.items():
+        model = load_classifier(path, device, network)
+        targets[images] = Target(
+            f"{name} at {images:,}", model, model_sha256(model), run.results_dir / "trajectory", dataset
+        )
+    return targets
+
+
+def follow(
+    run: RunDir,
+    targets: dict[int, Target],
+    samples: Samples,
+    threat: Threat,
+    attacks: Sequence[str] = ATTACKS,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    force: bool = False,
+    bar: BarFactory | None = None,
+) -> Trajectory:
+    """Attack every snapshot and measure its indicators.
+
+    Args:
+        run: the run directory.
+        targets: its snapshots, from :func:`snapshots`.
+        samples: the images, the same for every snapshot.
+        threat: norm and radius.
+        attacks: names of the battery.
+        seed: of the attacks.
+        batch_size: most images at once; None chooses.
+        force: attack again what is stored.
+        bar: shows the progress of one attack.
+
+    Raises:
+        InputError, AttackError: a wrong name or option, or a model that cannot be attacked.
+    """
+    battery(attacks, [threat], seed)
+    points = []
+    for images, target in targets.items():
+        target.results_dir.mkdir(parents=True, exist_ok=True)
+        report = run_battery(
+            target,
+            samples,
+            attacks,
+            [threat],
+            seed=seed,
+            results_dir=target.results_dir,
+            batch_size=batch_size,
+            force=force,
+            bar=bar,
+        )
+        found = report.results[threat]
+        clean = bits(next(iter(found.values())).clean_correct)
+        outcomes = {name: _outcome(result) for name, result in found.items()}
+        measured = _stored_indicators(target, samples, threat, seed, force)
+        points.append(Point(images, target.sha256, clean, outcomes, measured))
+    stored = run.config["config"]
+    config = {key: value for key, value in stored.items() if key not in _PLACES and value is not None}
+    return Trajectory(
+        name=run.path.resolve().name,
+        regime=regime_name(stored),
+        seed=stored["seed"],
+        threat=str(threat),
+        data=samples.record(),
+        indices=samples.indices.tolist(),
+        config=config,
+        versions=versions(),
+        points=points,
+    )
+
+
+def regime_name(config: dict[str, Any]) -> str:
+    """Return what tables call a way of training: SL, RL, EPG, the phases of a schedule; -adv, -PGD or -TRADES after it.
+
+    "adv" is the rule of arXiv 2606.12251: FGSM added to the loss.
+    """
+    short = {"supervised": "SL", "reinforce": "RL"}
+    names = [part.partition(":")[0].strip() for part in (config.get("schedule") or config["algo"]).split(",")]
+    regime = "+".join(short.get(name, name.upper()) for name in names)
+    method = config["adversarial"]["method"]
+    return regime if method == "none" else f"{regime}-{'adv' if method == 'fgsm' else method.upper()}"
+
+
+def _outcome(result: AttackResults) -> Outcome:
+    shares = result.extra.get("shortened")
+    kept = None if shares is None else [float(f"{value:.3g}") for value in shares]
+    return Outcome(bits(result.robust), result.attack, kept)
+
+
+def _stored_indicators(
+    target: Target, samples: Samples, threat: Threat, seed: int, force: bool
+) -> dict[str, list[float | None]]:
+    """Return the indicators of a snapshot, from its file where that is there."""
+    what = {"name": "indicators", "norm": threat.norm, "eps": threat.eps, "steps": _STEPS}
+    images = {"fingerprint": samples.fingerprint, "indices": samples.indices.tolist()}
+    digest = configuration_hash(what, images, target.sha256, seed)
+    path: Path = target.results_dir / f"indicators-{digest}.json"
+    if path.is_file() and not force:
+        return read_json(path)["indicators"]
+    found = indicators(target, samples, threat, seed)
+    write_json(path, what | {"model": target.sha256, "indicators": found})
+    return found
+
+
+def indicators(
+    target: Target, samples: Samples, threat: Threat, seed: int = 0
+) -> dict[str, list[float | None]]:
+    """Measure a model at its images, and along the path of PGD by the cleverhans protocol.
+
+    Returns:
+        Per image: ``gradient_norm`` (L2 length of the input gradient of its cross-entropy), ``margin`` (true logit
+        minus the largest other), ``entropy`` (bits); and along the path ``cosine`` (mean cosine of successive
+        gradients), ``clamped_cosine`` (the same with directions by the authors' definition) and ``clamped`` (share of
+        gradients whose direction the clamp shortens).
+    """
+    x, y = samples.batch(slice(None), target.device)
+    at = input_gradient(target.model, x, y)
+    path = dynamic_indicators(
+        target.model,
+        x,
+        y,
+        norm=threat.norm,
+        eps=threat.eps,
+        steps=_STEPS,
+        protocol="cleverhans",
+        averaged_over=PAPER_BATCH,
+        seed=seed,
+        sample_ids=samples.indices.to(x.device),
+    )
+    lengths_shown = directions(path.gradient_norm)
+    columns = {
+        "gradient_norm": lengths(at.grad),
+        "margin": -margin(at.logits, y),
+        "entropy": entropy_bits(at.logits),
+        "cosine": path.cosine.nanmean(0),
+        "clamped_cosine": (path.cosine.nan_to_num(0) * lengths_shown[1:] * lengths_shown[:-1]).mean(0),
+        "clamped": (lengths_shown < 1).float().mean(0),
+    }
+    return {name: rounded(values.tolist()) for name, values in columns.items()}
+
+
+def directions(gradient_norm: torch.Tensor) -> torch.Tensor:
+    """Return the lengths that the authors' "directions" have: below 1 where the clamp takes the place of the norm.
+
+    Args:
+        gradient_norm: of each image's own loss; the authors' is averaged over 128 images.
+    """
+    return (gradient_norm.double() / PAPER_BATCH / CLAMP).clamp(max=1)

@@ -1,0 +1,171 @@
+"""What was found at every snapshot of a run, per image, and the file that keeps it."""
+
+import lzma
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from envs.errors import InputError
+from envs.files import write_atomic
+from eval.stats import Interval, wilson
+
+FORMAT = 1
+SUFFIX = ".json.xz"
+OUTSIDE = (
+    "pgd-paper"  # the paper's call may leave [0, 1]: no image of the threat model, so it breaks nothing here
+)
+_DIGITS = 4  # significant ones of what is measured per image: rounding of kernels changes those after them
+
+
+class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One attack on one snapshot.
+
+    Attributes:
+        robust: a character per image: 1 where it is classified correctly under the attack, else 0.
+        attack: name, norm, radius and every option.
+        shortened: per image, the share of steps that the floor of the cleverhans protocol shortened.
+    """
+
+    robust: str
+    attack: dict[str, Any]
+    shortened: list[float] | None = None
+
+
+class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One snapshot.
+
+    Attributes:
+        images: seen in training.
+        sha256: of the weights.
+        clean: a character per image: 1 where it is classified correctly, else 0.
+        attacks: by the names that reports use.
+        indicators: per image, see `eval.trajectory.measure`; None where undefined.
+    """
+
+    images: int
+    sha256: str
+    clean: str
+    attacks: dict[str, Outcome]
+    indicators: dict[str, list[float | None]]
+
+    @property
+    def left(self) -> str:
+        """What every attack inside the box leaves: the worst case per image."""
+        return worst([outcome.robust for name, outcome in self.attacks.items() if name != OUTSIDE])
+
+    def shortened(self, name: str) -> float | None:
+        """Return the mean share of shortened steps of an attack, None where it has none."""
+        outcome = self.attacks.get(name)
+        return None if outcome is None or outcome.shortened is None else float(np.mean(outcome.shortened))
+
+    def indicator(self, name: str, how: str = "median") -> float | None:
+        """Return median or mean of an indicator over the images for which it is defined."""
+        values = [value for value in self.indicators.get(name, ()) if value is not None]
+        return float(getattr(np, how)(values)) if values else None
+
+
+class Trajectory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run followed through training.
+
+    Attributes:
+        name: of the run.
+        regime: such as ``RL`` or ``SL-PGD``.
+        seed: of the training.
+        threat: as text, such as ``L2 1.5``.
+        data: ``dataset``, ``split`` and ``fingerprint``.
+        indices: of the attacked images in the split.
+        config: the training's settings.
+        versions: of the packages.
+        points: in the order of training.
+    """
+
+    name: str
+    regime: str
+    seed: int
+    threat: str
+    data: dict[str, Any]
+    indices: list[int]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    points: list[Point]
+
+    @property
+    def title(self) -> str:
+        """Data set, network and threat model: trajectories that may share a figure have the same."""
+        return f"{self.data['dataset']}, {self.config.get('network')}, {self.threat}"
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    trajectories: list[Trajectory]
+
+
+def bits(mask: np.ndarray) -> str:
+    """Return a boolean vector as text."""
+    return "".join("01"[int(value)] for value in mask)
+
+
+def worst(rows: Sequence[str]) -> str:
+    """Return 1 for every image that all of the ``rows`` leave standing."""
+    return "".join("1" if set(column) == {"1"} else "0" for column in zip(*rows, strict=True))
+
+
+def share(row: str) -> float:
+    """Return the share of 1 in a row."""
+    return row.count("1") / len(row)
+
+
+def interval(row: str) -> Interval:
+    """Return Wilson's 95 % interval of that share."""
+    return wilson(row.count("1"), len(row))
+
+
+def rounded(values: Sequence[float]) -> list[float | None]:
+    """Return numbers with four significant digits, None for those that are not finite."""
+    return [float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None for value in values]
+
+
+def write_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:
+    """Write everything, per image, as compressed JSON, atomically."""
+    content = msgspec.json.encode(_File(FORMAT, list(trajectories)))
+    write_atomic(path, lzma.compress(content, preset=9))
+
+
+def read_trajectories(path: Path) -> list[Trajectory]:
+    """Read what :func:`write_trajectories` wrote.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another format.
+    """
+    try:
+        found = msgspec.json.decode(lzma.decompress(path.read_bytes()), type=_File)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; expected a file of eval.trajectory"
+        ) from None
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise InputError(f"{path} is no file of eval.trajectory ({error}); write it again") from None
+    if found.format != FORMAT:
+        raise InputError(
+            f"{path} has format {found.format}, expected {FORMAT}; use the version that wrote it"
+        )
+    for trajectory in found.trajectories:
+        _check(trajectory, path)
+    return found.trajectories
+
+
+def _check(trajectory: Trajectory, path: Path) -> None:
+    n = len(trajectory.indices)
+    for point in trajectory.points:
+        columns: list[Any] = [point.clean, *point.indicators.values()]
+        columns += [outcome.robust for outcome in point.attacks.values()]
+        columns += [outcome.shortened for outcome in point.attacks.values() if outcome.shortened is not None]
+        texts = [column for column in columns if isinstance(column, str)]
+        if not n or any(len(column) != n for column in columns) or not set("".join(texts)) <= {"0", "1"}:
+            raise InputError(
+                f"{path}: {trajectory.name} at {point.images} images lacks outcomes; "
+                f"expected one for each of {n} images"
+            )
