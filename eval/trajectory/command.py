@@ -7,21 +7,21 @@ from pathlib import Path
 
 import tyro
 
-from agents.cli import run_cli
-from agents.rundir import RunDir, resolve_device
+from agents.common.command_line import run_cli
+from agents.common.run_dir import RunDir, resolve_device
 from envs.errors import InputError
 from envs.files import write_json
-from eval.battery import battery
-from eval.cli import DataOptions, progress_bar
-from eval.figures import save_figure
-from eval.runner import check_batch_size
-from eval.tables import print_table
-from eval.threats import Threat, chosen_threat, default_eps
+from eval.attack.autosave import Report
+from eval.attack.runner import check_batch_size
+from eval.core.formatting import print_table
+from eval.core.options import DataOptions, progress_bar
+from eval.core.plot_style import save_figure
+from eval.core.threats import Threat, chosen_threat, default_eps
+from eval.robustness.suite import battery
 from eval.trajectory.figure import trajectory_figure
 from eval.trajectory.measure import ATTACKS, follow, snapshots
 from eval.trajectory.record import SUFFIX, Trajectory, read_trajectories, write_trajectories
 from eval.trajectory.tables import scalars, summary_rows, summary_table, trajectory_tables, write_events
-from eval.watch import Report
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.figures import INK, colour, legend_below, new_figure, tidy
-from eval.stats import wilson
+from eval.core.plot_style import INK, colour, legend_below, new_figure, tidy
+from eval.core.stats import wilson
 from eval.trajectory.record import OUTSIDE, Point, Trajectory, share
 from eval.trajectory.tables import by_regime
 

@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from agents.classifier import load_classifier
-from agents.rundir import RunDir, versions
-from agents.snapshots import snapshot_paths
-from attacks.losses import margin
+from agents.common.run_dir import RunDir, versions
+from agents.models.classifier import load_classifier
+from agents.training.snapshots import snapshot_paths
+from attacks.core.losses import margin
 from envs.errors import InputError
 from envs.files import read_json, write_json
-from eval.battery import BarFactory, battery, run_battery
-from eval.dynamic import dynamic_indicators
-from eval.entropy import entropy_bits
-from eval.gradients import input_gradient, lengths
-from eval.models import Samples, Target, model_sha256
-from eval.results import AttackResults, configuration_hash
-from eval.threats import Threat
+from eval.attack.results import AttackResults, configuration_hash
+from eval.core.targets import Samples, Target, model_sha256
+from eval.core.threats import Threat
+from eval.mechanism.entropy import entropy_bits
+from eval.mechanism.gradients import input_gradient, lengths
+from eval.mechanism.path_indicators import dynamic_indicators
+from eval.robustness.suite import BarFactory, battery, run_battery
 from eval.trajectory.record import Outcome, Point, Trajectory, bits, rounded
 
 ATTACKS = ("pgd-paper", "pgd-cleverhans", "pgd", "pgd-mifpe", "fast")

@@ -10,7 +10,7 @@ import numpy as np
 
 from envs.errors import InputError
 from envs.files import write_atomic
-from eval.stats import Interval, wilson
+from eval.core.stats import Interval, wilson
 
 FORMAT = 1
 SUFFIX = ".json.xz"

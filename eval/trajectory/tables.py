@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from eval.stats import wilson
-from eval.tables import count, make_table, percent, with_interval
+from eval.core.formatting import count, make_table, percent, with_interval
+from eval.core.stats import wilson
 from eval.trajectory.record import Point, Trajectory, interval, share
 
 # Indicators by column: how images are summarised, heading, format.

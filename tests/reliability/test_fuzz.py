@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.common.command_line import one_line
+from benchmarks.reliability import fuzz
 from benchmarks.reliability.fuzz_targets import COMMANDS, FILES
-from benchmarks.reliability.page import fuzz
 from envs.errors import InputError
 
 HERE = (

@@ -9,15 +9,15 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import load_classifier
+from agents.common.run_dir import RunDir
 from agents.config import TrainConfig
-from agents.rundir import RunDir
-from agents.snapshots import snapshot_paths
-from agents.training import train
-from attacks import pgd
+from agents.training.run import train
+from agents.training.snapshots import snapshot_paths
+from attacks.gradient import pgd
 from envs.errors import InputError
-from eval import runner
-from eval.models import load_samples
-from eval.threats import Threat
+from eval.attack.command import runner
+from eval.core.targets import load_samples
+from eval.core.threats import Threat
 from eval.trajectory.command import main
 from eval.trajectory.measure import PAPER_BATCH, directions, follow, regime_name, snapshots
 from eval.trajectory.record import (
