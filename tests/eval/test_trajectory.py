@@ -227,3 +227,11 @@ def test_a_damaged_snapshot_is_refused(run, tmp_path):
     (copy.snapshots_dir / "000000000100.safetensors").write_bytes(b"no weights")
     with pytest.raises(InputError, match=r"000000000100\.safetensors"):
         snapshots(copy)
+
+
+def test_points_are_spread_from_first_to_last(run, capsys):
+    assert list(snapshots(run, points=2)) == [100, 3_000]
+    assert list(snapshots(run, points=1)) == [3_000]
+    assert list(snapshots(run, points=9)) == [100, 1_000, 3_000]
+    assert main([str(run.path), "--points", "0"]) == 2
+    assert "--points is 0" in capsys.readouterr().err
