@@ -37,6 +37,8 @@ class TrajectoryCommand:
     eps: str | None = None
     """Radius, a number or a fraction such as 8/255. Default: by the kind of image."""
     data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=lambda: DataOptions(n=200))
+    points: int | None = None
+    """Attack so many of the snapshots, spread from the first to the last. Default: all."""
     seed: int = 0
     """Seed of the attacks' random draws."""
     device: str = "auto"
@@ -60,6 +62,8 @@ def trajectory_command(config: TrajectoryCommand) -> int:
             "no run or no attack given; name run directories with snapshots, and at least one attack"
         )
     check_batch_size(config.batch_size)
+    if config.points is not None and config.points < 1:
+        raise InputError(f"--points is {config.points}; expected at least 1, or leave it out")
     threat = chosen_threat(config.norm, config.eps, channels=1)
     assert threat is not None  # a norm is always given
     battery(config.attacks, [threat], config.seed)  # wrong names end here, before anything is loaded
@@ -86,7 +90,7 @@ def _follow(config: TrajectoryCommand, run: RunDir, threat: Threat) -> Trajector
     def bar(label: str, total: int) -> AbstractContextManager[Report]:
         return progress_bar(label, total, config.progress)
 
-    targets = snapshots(run, resolve_device(config.device), config.network)
+    targets = snapshots(run, resolve_device(config.device), config.network, config.points)
     samples = config.data.load(next(iter(targets.values())))
     if config.eps is None:
         threat = Threat(threat.norm, default_eps(threat.norm, samples.channels))

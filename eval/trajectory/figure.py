@@ -57,11 +57,13 @@ def trajectory_figure(trajectories: Sequence[Trajectory]) -> Figure:
 def _panel(axes: Axes, regime: str, members: Sequence[Trajectory]) -> None:
     n, seeds = len(members[0].indices), len(members)
     tidy(axes, f"{regime} ({seeds} seed{'s' if seeds > 1 else ''})", "images seen in training")
-    images = [point.images for point in members[0].points]
-    together = [member for member in members if len(member.points) == len(images)]
+    runs = [{point.images: point for point in member.points} for member in members]
+    images = sorted(
+        set.intersection(*(set(points) for points in runs))
+    )  # seeds may differ in their snapshots
     means = []
     for label, row_of, shade, style in _SERIES:
-        curves = np.asarray([[share(row_of(point)) for point in member.points] for member in together])
+        curves = np.asarray([[share(row_of(points[step])) for step in images] for points in runs])
         mean = curves.mean(0)
         means.append(mean)
         axes.plot(images, mean, color=shade, linestyle=style, linewidth=2, label=label)

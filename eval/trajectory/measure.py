@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from agents.common.run_dir import RunDir, versions
@@ -39,14 +40,17 @@ _PLACES = (
 
 
 def snapshots(
-    run: RunDir, device: torch.device | str = "cpu", network: str | None = None
+    run: RunDir, device: torch.device | str = "cpu", network: str | None = None, points: int | None = None
 ) -> dict[int, Target]:
-    """Return the snapshots of a run as targets, by images seen.
+    """Return the snapshots of a run as targets, by images seen; of many, ``points`` spread from first to last.
 
     Raises:
         InputError: the run kept none.
     """
     paths = snapshot_paths(run)
+    if points is not None and points < len(paths):
+        kept, steps = list(paths), np.linspace(len(paths) - 1, 0, points).round()
+        paths = {kept[int(step)]: paths[kept[int(step)]] for step in steps[::-1]}
     if not paths:
         raise InputError(
             f"{run.path} has no snapshots; train with --snapshots 12, or name passes such as 1,5,20"
