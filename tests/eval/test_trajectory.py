@@ -13,9 +13,9 @@ from agents.common.run_dir import RunDir
 from agents.config import TrainConfig
 from agents.training.run import train
 from agents.training.snapshots import snapshot_paths
-from attacks.gradient import pgd
+from attacks import pgd
 from envs.errors import InputError
-from eval.attack.command import runner
+from eval.attack import runner
 from eval.core.targets import load_samples
 from eval.core.threats import Threat
 from eval.trajectory.command import main
