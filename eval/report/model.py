@@ -33,9 +33,13 @@ _FIGURES = {
         "Gradient norm, cosine, equal signs and dispersion per step of the attack",
     ),
     "entropy": ("Entropy of the predictions", "Distributions of entropy in bits, clean and attacked"),
+    "trajectory": (
+        "Robustness through training",
+        "Clean, reported and remaining accuracy over the images seen in training",
+    ),
     "adversarial": ("Adversarial images", "Rows: original, magnified perturbation, attacked image"),
 }
-_FIGURE_FOLDERS = ("results", "results/mechanism")
+_FIGURE_FOLDERS = ("results", "results/mechanism", "results/trajectory")
 _MOST_FIGURES = 40
 P = ParamSpec("P")
 T = TypeVar("T")

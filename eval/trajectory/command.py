@@ -1,6 +1,5 @@
 """The command line ``python -m eval.trajectory``: every snapshot of one or several runs, attacked alike."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,18 +9,16 @@ import tyro
 from agents.common.command_line import run_cli
 from agents.common.run_dir import RunDir, resolve_device
 from envs.errors import InputError
-from envs.files import write_json
 from eval.attack.autosave import Report
 from eval.attack.runner import check_batch_size
 from eval.core.formatting import print_table
 from eval.core.options import DataOptions, progress_bar
-from eval.core.plot_style import save_figure
 from eval.core.threats import Threat, chosen_threat, default_eps
 from eval.robustness.suite import battery
-from eval.trajectory.figure import trajectory_figure
 from eval.trajectory.measure import ATTACKS, follow, snapshots
-from eval.trajectory.record import SUFFIX, Trajectory, read_trajectories, write_trajectories
-from eval.trajectory.tables import scalars, summary_rows, summary_table, trajectory_tables, write_events
+from eval.trajectory.outputs import alike, write_outputs
+from eval.trajectory.record import SUFFIX, Trajectory, read_trajectories
+from eval.trajectory.tables import summary_table, trajectory_tables, write_events
 
 
 @dataclass(frozen=True)
@@ -71,17 +68,13 @@ def trajectory_command(config: TrajectoryCommand) -> int:
     runs = [RunDir.open(text) for text in config.targets if not text.endswith(SUFFIX)]
     trajectories = [trajectory for file in kept for trajectory in file]
     trajectories += [_follow(config, run, threat) for run in runs]
-    for group in _alike(trajectories):
+    for group in alike(trajectories):
         for trajectory in group:
             for table in trajectory_tables(trajectory):
                 print_table(table)
         print_table(summary_table(group))
     out = config.out or (runs[0].results_dir / "trajectory" if runs else Path())
-    out.mkdir(parents=True, exist_ok=True)
-    save_figure(out / "trajectory.png", trajectory_figure(trajectories))
-    if runs:
-        write_trajectories(out / f"trajectory{SUFFIX}", trajectories)
-    write_json(out / "trajectory.json", _figures(trajectories))
+    write_outputs(out, trajectories, outcomes=bool(runs))
     print(f"figures: {out / 'trajectory.json'}\npicture: {out / 'trajectory.png'}")
     return 0
 
@@ -107,31 +100,6 @@ def _follow(config: TrajectoryCommand, run: RunDir, threat: Threat) -> Trajector
     )
     write_events(run.path / "trajectory", trajectory)
     return trajectory
-
-
-def _alike(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """Return those of one data set, network and threat model together."""
-    groups: dict[str, list[Trajectory]] = {}
-    for trajectory in trajectories:
-        groups.setdefault(trajectory.title, []).append(trajectory)
-    return list(groups.values())
-
-
-def _figures(trajectories: Sequence[Trajectory]) -> dict[str, object]:
-    """Return what tables show, as plain JSON: no outcomes per image."""
-    rows = [
-        {
-            "name": item.name,
-            "regime": item.regime,
-            "seed": item.seed,
-            "data": item.data | {"n": len(item.indices)},
-            "threat": item.threat,
-            "points": [{"images": point.images} | scalars(point) for point in item.points],
-        }
-        for item in trajectories
-    ]
-    ends = {group[0].title: summary_rows(group) for group in _alike(trajectories)}
-    return {"format": 1, "trajectories": rows, "ends": ends}
 
 
 def main(argv: list[str] | None = None) -> int:

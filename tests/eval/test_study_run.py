@@ -19,6 +19,7 @@ from eval.study.results.cell_results import observe
 from eval.study.results.writer import locked, write_study
 from eval.study.run.engines import InProcess
 from eval.study.run.scheduler import carry_out
+from eval.trajectory.measure import ATTACKS
 from tests.support.study_toys import study, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -207,3 +208,23 @@ def test_control_c_leaves_a_study_that_goes_on(tmp_path):
 
 def test_cells_of_the_command_are_those_of_the_grid(done):
     assert [cell.hash for cell in cells_of(done.grid)] == [cell.hash for cell in done.cells]
+
+
+def test_robustness_is_followed_through_training(tmp_path):
+    plan = {"snapshots": 2, "images": 8}
+    item = study(tiny(trajectory=plan, transfer={"crafts": []}, seeds=[0, 1]), tmp_path)
+    assert finish(item)["finished"] == 4
+    found = contents(tmp_path)
+    (table,) = [table for table in found["tables"] if table["id"] == "trajectory"]
+    assert [(row["regime"], row["images"]) for row in table["rows"]] == [("SL", 1_200), ("RL", 1_200)]
+    for row in table["rows"]:
+        assert row["clean"]["value"] >= row["left"]["value"]
+        assert row["clean"]["n"] == 8
+    (figure,) = [figure for figure in found["figures"] if figure["id"].startswith("trajectory")]
+    assert (tmp_path / figure["file"]).is_file()
+    (observation,) = [
+        found
+        for found in observe(item.grid, item.cells, tmp_path)
+        if (found.cell.regime, found.cell.seed) == ("RL", 1)
+    ]
+    assert observation.trajectory.points[-1].attacks.keys() == set(ATTACKS)

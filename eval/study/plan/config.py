@@ -65,6 +65,16 @@ class MechanismPlan:
 
 
 @dataclass(frozen=True)
+class TrajectoryPlan:
+    """Robustness through training, as `eval.trajectory` has it, under the threat model of the indicators."""
+
+    snapshots: int = 0
+    """Snapshots that every training keeps, evenly in the logarithm of images; 0: none."""
+    images: int = 100
+    """Test images."""
+
+
+@dataclass(frozen=True)
 class AuditPlan:
     """The audit of `eval.audit`, its surrogates being the other regimes' models of the same seed."""
 
@@ -130,6 +140,7 @@ class Grid:
     train: dict[str, Any] = field(default_factory=dict)
     transfer: TransferPlan = field(default_factory=TransferPlan)
     mechanism: MechanismPlan = field(default_factory=MechanismPlan)
+    trajectory: TrajectoryPlan = field(default_factory=TrajectoryPlan)
     audit: AuditPlan = field(default_factory=AuditPlan)
     gallery: int = 12
 
@@ -192,7 +203,13 @@ def parse_grid(values: Mapping[str, Any]) -> Grid:
     plain["data_root"] = (
         None if plain.get("data_root") is None else Path(str(plain["data_root"])).expanduser()
     )
-    for key, kind in (("transfer", TransferPlan), ("mechanism", MechanismPlan), ("audit", AuditPlan)):
+    plans = {
+        "transfer": TransferPlan,
+        "mechanism": MechanismPlan,
+        "trajectory": TrajectoryPlan,
+        "audit": AuditPlan,
+    }
+    for key, kind in plans.items():
         plain[key] = build(kind, check_mapping(key, plain.get(key, {})), key)
     grid = build(Grid, plain, "a study")
     _check(grid)
@@ -276,6 +293,8 @@ def _check(grid: Grid) -> None:
         ("mechanism.images", grid.mechanism.images, 0),
         ("mechanism.steps", grid.mechanism.steps, 2),
         ("mechanism.resolution", grid.mechanism.resolution, 2),
+        ("trajectory.snapshots", grid.trajectory.snapshots, 0),
+        ("trajectory.images", grid.trajectory.images, 2),
         ("audit.images", grid.audit.images, 2),
         ("audit.seeds", grid.audit.seeds, 0),
     ):

@@ -6,7 +6,7 @@ from statistics import mean
 from eval.attack.results import AttackResults
 from eval.core.threats import Threat
 from eval.study.results.cell_results import Observation
-from eval.study.results.model_tables import audit_table, mechanism_table, transfer_table
+from eval.study.results.model_tables import audit_table, mechanism_table, trajectory_table, transfer_table
 from eval.study.results.overview import Board, clean, entries, is_cleverhans, outcome, pair, survives
 from eval.study.results.published import SOURCE, paper_pgd
 from eval.study.results.significance_tables import cost_table, tests_table
@@ -133,5 +133,5 @@ def _queries(results: Sequence[AttackResults]) -> float | None:
 def all_tables(board: Board) -> list[Table]:
     """Return every table that the study has figures for."""
     made = (clean_table, pgd_table, autoattack_table, query_table, transfer_table)
-    made += (mechanism_table, audit_table, tests_table, cost_table)  # type: ignore[assignment]
+    made += (mechanism_table, trajectory_table, audit_table, tests_table, cost_table)  # type: ignore[assignment]
     return [table for make in made if (table := make(board)) is not None]

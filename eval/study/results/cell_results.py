@@ -16,6 +16,7 @@ from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
 from eval.study.run.measure import threat_slug
 from eval.study.run.stages import steps_of
+from eval.trajectory.record import Trajectory, read_trajectories
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Observation:
         attacks: per threat model, the outcome of every attack by its name.
         transfer: by source hash and ``CRAFT-THREAT``: (n,) bool, still classified correctly.
         mechanism: the figures of `eval.mechanism.analysis.Analysis`, or None.
+        trajectory: what `eval.trajectory` found at the snapshots, or None.
         audits: the audit's JSON by threat model.
         seconds: by step.
     """
@@ -37,6 +39,7 @@ class Observation:
     attacks: dict[Threat, dict[str, AttackResults]]
     transfer: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     mechanism: dict[str, Any] | None = None
+    trajectory: Trajectory | None = None
     audits: dict[Threat, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -104,10 +107,13 @@ def _observation(grid: Grid, cell: Cell, folder: CellFolder) -> Observation:
     mechanism = None
     if "mechanism" in folder.steps and grid.mechanism.images:
         mechanism = read_json(results / folder.steps["mechanism"]["file"])["models"][0]
+    trajectory = None
+    if "trajectory" in folder.steps and grid.trajectory.snapshots:
+        (trajectory,) = read_trajectories(results / folder.steps["trajectory"]["file"])
     audits = {}
     for item in folder.steps.get("audit", {}).get("files", ()):
         audits[Threat(item["norm"], item["eps"])] = read_json(results / item["file"])
     seconds = {name: float(step.get("seconds") or 0.0) for name, step in folder.steps.items()}
     if not attacks:
         raise InputError(f"{folder.record_path} names no attack; delete it and run the study again")
-    return Observation(cell, folder.steps["train"], attacks, transfer, mechanism, audits, seconds)
+    return Observation(cell, folder.steps["train"], attacks, transfer, mechanism, trajectory, audits, seconds)

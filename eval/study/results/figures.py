@@ -13,6 +13,7 @@ from eval.core.threats import Threat
 from eval.study.results.model_tables import transfer_rates
 from eval.study.results.overview import Board, Group, outcome, survives
 from eval.study.results.statistics import rate_of
+from eval.trajectory.figure import trajectory_figure
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ def all_pictures(board: Board) -> Iterator[Picture]:
         yield attacks_picture(board, group)
         yield tradeoff_picture(board, group)
         found = transfer_picture(board, group)
+        if found is not None:
+            yield found
+        found = trajectory_picture(board, group)
         if found is not None:
             yield found
 
@@ -114,6 +118,17 @@ def transfer_picture(board: Board, group: Group) -> Picture | None:
     figure.suptitle(f"{title}\n(accuracy in %; diagonal: white box)", fontsize=10, color=INK)
     alt = "Accuracy of each regime (columns) on images made on each regime (rows); the transfer table has the figures."
     return Picture(_name("transfer", group), title, alt, figure)
+
+
+def trajectory_picture(board: Board, group: Group) -> Picture | None:
+    """Draw what the paper's protocol reports through training against what is left, a panel per regime."""
+    found = [item.trajectory for items in board.regimes(group).values() for item in items]
+    followed = [trajectory for trajectory in found if trajectory is not None]
+    if not followed:
+        return None
+    title = f"Robustness through training: {', '.join(group)}"
+    alt = "Clean, reported and remaining accuracy over images seen in training; the table has the numbers."
+    return Picture(_name("trajectory", group), title, alt, trajectory_figure(followed))
 
 
 def _heat(axes: Axes, board: Board, group: Group, craft: str, threat: Threat, regimes: list[str]) -> bool:

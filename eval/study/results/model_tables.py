@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from eval.core.threats import Threat
 from eval.study.results.cell_results import Observation
 from eval.study.results.overview import Board, Group
 from eval.study.results.published import SOURCE, paper_transfer
 from eval.study.results.statistics import Outcomes, Rate, rate
 from eval.study.results.table import Column, Table
+from eval.trajectory.figure import claimed
+from eval.trajectory.tables import scalars
 
 
 def transfer_rates(
@@ -128,6 +132,45 @@ def mechanism_table(board: Board) -> Table | None:
         "Medians over images (along PGD: averaged over its steps), mean over seeds; brackets: range of seeds."
     )
     return Table("mechanism", "Mechanism indicators", note, board.columns(*columns), tuple(rows))
+
+
+def trajectory_table(board: Board) -> Table | None:
+    """What the paper's protocol reports at every snapshot, and what is left; means over seeds."""
+    rows = []
+    for place, found in board.rows():
+        followed = [item.trajectory for item in found if item.trajectory is not None]
+        for points in zip(*(trajectory.points for trajectory in followed), strict=False):
+            shares = {
+                name: _rate([np.asarray(list(row_of(point))) == "1" for point in points])
+                for name, row_of in {
+                    "clean": lambda point: point.clean,
+                    "claimed": claimed,
+                    "left": lambda point: point.left,
+                }.items()
+            }
+            figures = [scalars(point) for point in points]
+            row: dict[str, Any] = place | {"images": points[0].images}
+            row |= {name: None if share is None else share.entry() for name, share in shares.items()}
+            for name in ("shortened/pgd-cleverhans", "gradient_norm", "margin"):
+                row[name] = mean(values[name] for values in figures) if name in figures[0] else None
+            rows.append(row)
+    if not rows:
+        return None
+    columns = [
+        Column("regime", "regime"),
+        Column("images", "images seen", "integer"),
+        Column("clean", "clean", "percent"),
+        Column("claimed", "reported: the paper's protocol", "percent"),
+        Column("left", "left: worst case", "percent"),
+        Column("shortened/pgd-cleverhans", "steps shortened", "percent"),
+        Column("gradient_norm", "input-gradient norm", "number"),
+        Column("margin", "logit margin", "number"),
+    ]
+    note = (
+        "Weights as they were after so many images, not the selected ones; means over seeds. Left: worst case per "
+        "image over all attacks inside [0, 1]. Brackets: Wilson's 95 % interval over images."
+    )
+    return Table("trajectory", "Robustness through training", note, board.columns(*columns), tuple(rows))
 
 
 def audit_table(board: Board) -> Table | None:

@@ -24,6 +24,7 @@ from eval.study.run.stages import specs
 # Forward passes per image that AutoAttack takes of a model that resists it, measured on small networks; a backward
 # pass counts as two. Attacks that are not listed count by their own steps or queries.
 _PASSES = {"fast": 1_500.0, "standard": 12_000.0, "plus": 40_000.0, "rand": 20_000.0}
+_TRAJECTORY_PASSES = 3_000.0  # of its attacks and of the path, for an image that survives most of them
 _AUDIT_PASSES = {"none": 0.0, "quick": 9_000.0, "full": 90_000.0}
 _PROBE_IMAGES = 64
 _BACKWARD = 3.0  # forward and backward together, in forwards
@@ -108,6 +109,7 @@ def estimate(study: Study, cell: Cell, train_images: int | None, seconds_each: f
     crafted = len(grid.transfer.crafts) * len(grid.threats) * grid.images
     passes += grid.transfer.steps * _BACKWARD * crafted
     passes += (grid.mechanism.steps + 60) * _BACKWARD * grid.mechanism.images
+    passes += grid.trajectory.snapshots * _TRAJECTORY_PASSES * grid.trajectory.images
     if cell.seed in grid.seeds[: grid.audit.seeds]:
         passes += _AUDIT_PASSES[grid.audit.mode] * grid.audit.images * len(grid.threats)
     training = None if train_images is None else _training_passes(cell.config, train_images)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
@@ -20,6 +21,9 @@ from eval.core.threats import CLEVERHANS_BATCH, Threat
 from eval.mechanism.analysis import AnalysisOptions, analyse
 from eval.mechanism.command import write_mechanism
 from eval.study.plan.cells import Cell, CellFolder
+from eval.trajectory.measure import follow, snapshots
+from eval.trajectory.outputs import write_outputs
+from eval.trajectory.record import SUFFIX
 
 if TYPE_CHECKING:
     from eval.study.run.stages import Bench
@@ -106,6 +110,17 @@ def measure_mechanism(bench: "Bench", threat: Threat) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     write_mechanism(out, [analysis], samples)
     return {"file": "mechanism/mechanism.json", "norm": threat.norm, "eps": threat.eps}
+
+
+def measure_trajectory(bench: "Bench", threat: Threat) -> dict[str, Any]:
+    """Attack every snapshot: ``run/results/trajectory`` with JSON, picture, and outcomes per image."""
+    plan, run = bench.grid.trajectory, bench.folder.run
+    network = _import_path(bench.cell)
+    targets = snapshots(run, bench.target.device, network)
+    samples, seed = bench.images(plan.images), bench.grid.attack_seed
+    found = follow(run, targets, samples, threat, seed=seed, batch_size=bench.place.batch_size)
+    write_outputs(run.results_dir / "trajectory", [msgspec.structs.replace(found, regime=bench.cell.regime)])
+    return {"file": f"trajectory/trajectory{SUFFIX}", "norm": threat.norm, "eps": threat.eps}
 
 
 def audit_cell(bench: "Bench", peers: Mapping[Cell, CellFolder]) -> dict[str, Any]:

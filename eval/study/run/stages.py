@@ -21,7 +21,14 @@ from eval.core.targets import Samples, Target, load_samples, load_target
 from eval.core.threats import Threat
 from eval.study.plan.cells import Cell, CellFolder, digest
 from eval.study.plan.config import Grid
-from eval.study.run.measure import audit_cell, compare_cell, craft_images, measure_mechanism, write_gallery
+from eval.study.run.measure import (
+    audit_cell,
+    compare_cell,
+    craft_images,
+    measure_mechanism,
+    measure_trajectory,
+    write_gallery,
+)
 
 
 @dataclass(frozen=True)
@@ -165,8 +172,13 @@ def _train(job: Job) -> None:
     folder, run = bench.folder, bench.folder.run
     if folder.has("train", job.cell.hash) and run.model_path.is_file():
         return
+    count = job.grid.trajectory.snapshots
     config = dataclasses.replace(
-        job.cell.config, run_dir=run.path, device=job.place.device, data_root=job.place.data_root
+        job.cell.config,
+        run_dir=run.path,
+        device=job.place.device,
+        data_root=job.place.data_root,
+        snapshots=str(count) if count else None,
     )
     network = config.network if ":" in config.network else None
     if run.config_path.is_file():
@@ -210,6 +222,10 @@ def _examine(job: Job) -> None:
         threat = lead_threat(grid.threats)
         key = [dataclasses.asdict(grid.mechanism), threat.norm, threat.eps, grid.attack_seed]
         bench.do("mechanism", key, lambda: measure_mechanism(bench, threat))
+    if grid.trajectory.snapshots:
+        threat = lead_threat(grid.threats)
+        key = [dataclasses.asdict(grid.trajectory), threat.norm, threat.eps, grid.attack_seed]
+        bench.do("trajectory", key, lambda: measure_trajectory(bench, threat))
 
 
 def _compare(job: Job) -> None:
@@ -288,5 +304,6 @@ def steps_of(grid: Grid, cell: Cell) -> list[str]:
     wanted += ["gallery"] if grid.gallery else []
     wanted += ["craft", "transfer"] if grid.transfer.crafts else []
     wanted += ["mechanism"] if grid.mechanism.images else []
+    wanted += ["trajectory"] if grid.trajectory.snapshots else []
     audited = grid.audit.mode != "none" and cell.seed in grid.seeds[: grid.audit.seeds]
     return wanted + (["audit"] if audited else [])
