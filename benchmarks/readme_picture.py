@@ -6,7 +6,7 @@ import torch
 import tyro
 
 from agents import load_classifier
-from attacks.gradient import pgd
+from attacks import pgd
 from envs import load_dataset
 from eval.core.plot_style import save_figure
 from eval.mechanism.plots import adversarial_grid

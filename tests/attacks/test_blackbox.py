@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import BPDA, expected_success, nes
-from attacks.blackbox import rays, spsa
+from attacks import BPDA, eot, expected_success, multitargeted, nes, pgd, rays, spsa
 from attacks.core.errors import AttackError
 from attacks.core.norms import NORMS
-from attacks.gradient import eot, multitargeted, pgd
 from tests.support.attack_models import Linear, cnn_problem, linear_problem
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from attacks import fgsm, pgd
 from attacks.core.errors import AttackError
 from attacks.core.losses import LOSSES
 from attacks.core.norms import NORMS, get_norm
 from attacks.core.rng import draws_for
-from attacks.gradient import fgsm, pgd
 from attacks.gradient.walk import _stretches
 from tests.support.attack_models import cnn_problem, linear_problem, random_cnn
 

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import judge, transfer_images
+from attacks import judge, pgd, transfer, transfer_images
 from attacks.core.errors import AttackError
 from attacks.core.inputs import pose
 from attacks.core.rng import draws_for
-from attacks.gradient import pgd, transfer
 from attacks.gradient.transfer import _Climb
 from tests.support.attack_models import cnn_problem, linear_problem, random_cnn
 
