@@ -117,7 +117,7 @@ def test_selection_by_robust_accuracy_and_then_by_clean():
 def scripted(monkeypatch, points):
     """Make validations find these (accuracy, robust accuracy, FGSM accuracy), in turn."""
     clean, probed = iter(points), iter(points)
-    monkeypatch.setattr(agents.callback, "evaluate", lambda *_: Evaluation(next(clean)[0], 1.0, 0.0))
+    monkeypatch.setattr(agents.training.callback, "evaluate", lambda *_: Evaluation(next(clean)[0], 1.0, 0.0))
 
     def probe(_):
         _, robust, fgsm = next(probed)

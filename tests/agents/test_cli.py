@@ -79,7 +79,7 @@ OPTIONS = {
     "extra": r"Unrecognized options: extra; see python -m agents\.train --help",
     "--batch-size 1 --ppo.rollout 8": r"--batch-size is 1; ppo and a2c scale advantages.*at least 2",
     "--algo a2c --batch-size 1": r"--batch-size is 1; ppo and a2c scale advantages.*at least 2",
-    "--algo supervised --batch-size 1 --network tests.support.agent_runs:normed": r"--batch-size is 1.*BatchNorm.*at least 2",
+    "--algo supervised --batch-size 1 --network tests.support.agent_runs:normed": r"--batch-size is 1.*BatchNorm",
     "--dqn.buffer-size 0 --algo dqn": r"--dqn\.buffer-size is 0; expected a number above 0",
     "--schedule supervised": r"cannot read the phase 'supervised' of --schedule; expected algorithm:passes",
     "--schedule supervised:x": r"cannot read the phase 'supervised:x' of --schedule; expected",
