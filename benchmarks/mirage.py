@@ -6,8 +6,10 @@ the outcomes.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
 
+import msgspec
 import numpy as np
 
 from benchmarks.common import RESULTS
@@ -24,6 +26,7 @@ from eval.trajectory.tables import by_regime, scalars
 
 FOLDER = RESULTS / "trajectory"
 PICTURE = RESULTS.parent / "images" / "mirage.png"
+_NAMES = {"mnist": "MNIST", "cifar10jpg": "CIFAR-10 (JPEG)"}
 _SHOWN = ("SL", "RL")  # in the picture; the tables have every regime
 _INDICATORS = {
     "gradient_norm": ".1e",
@@ -109,6 +112,16 @@ def _comparisons(groups: dict[str, list[Trajectory]]) -> list[str]:
     return [title, "", *_table(headings, rows)] if rows else []
 
 
+def _read(path: Path) -> list[Trajectory]:
+    """Return the trajectories of a file, data sets by the names that people know."""
+    found = read_trajectories(path)
+    names = [_NAMES.get(item.data["dataset"], item.data["dataset"]) for item in found]
+    return [
+        msgspec.structs.replace(item, data=item.data | {"dataset": name})
+        for item, name in zip(found, names, strict=True)
+    ]
+
+
 def page(files: dict[str, list[Trajectory]]) -> str:
     """Return the page of all tables."""
     lines = [
@@ -134,9 +147,7 @@ def page(files: dict[str, list[Trajectory]]) -> str:
 
 def main() -> None:
     """Write the picture and the page."""
-    files = {
-        path.parent.name: read_trajectories(path) for path in sorted(FOLDER.glob(f"*/trajectory{SUFFIX}"))
-    }
+    files = {path.parent.name: _read(path) for path in sorted(FOLDER.glob(f"*/trajectory{SUFFIX}"))}
     write_atomic(RESULTS / "trajectory.md", page(files))
     shown = [
         trajectory

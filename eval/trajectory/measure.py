@@ -93,7 +93,7 @@ def follow(
     Raises:
         InputError, AttackError: a wrong name or option, or a model that cannot be attacked.
     """
-    battery(attacks, [threat], seed)
+    battery(attacks, [threat], seed)  # wrong names and options end here
     points = []
     for images, target in targets.items():
         target.results_dir.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def follow(
         regime=regime_name(stored),
         seed=stored["seed"],
         threat=str(threat),
-        data=samples.record(),
+        data=samples.record() | {"dataset": Path(samples.name.partition(":")[2] or samples.name).name},
         indices=samples.indices.tolist(),
         config=config,
         versions=versions(),

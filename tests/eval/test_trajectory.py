@@ -1,5 +1,6 @@
 """Trajectories: snapshots attacked alike, kept per image, recomputed from the file, refused where wrong."""
 
+import dataclasses
 import json
 import lzma
 
@@ -235,3 +236,9 @@ def test_points_are_spread_from_first_to_last(run, capsys):
     assert list(snapshots(run, points=9)) == [100, 1_000, 3_000]
     assert main([str(run.path), "--points", "0"]) == 2
     assert "--points is 0" in capsys.readouterr().err
+
+
+def test_a_folder_is_named_without_its_path(run):
+    targets = snapshots(run, points=1)
+    samples = dataclasses.replace(load_samples(targets[3_000], n=24), name="folder:/somewhere/digits")
+    assert follow(run, targets, samples, THREAT, ATTACKS).data["dataset"] == "digits"
