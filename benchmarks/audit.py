@@ -21,9 +21,9 @@ from torch import nn
 
 from attacks.autoattack.autoattack import autoattack
 from benchmarks.common import describe_machine, machine_line, write_results
+from benchmarks.masked_models import EPS, MASKED, NORM, SOUND, Case, images
 from eval.audit import Cause, audit
 from eval.core.formatting import percent
-from tests.support.masked_models import EPS, MASKED, NORM, SOUND, Case, images
 
 # Thresholds were set on seeds 0 to 2 (and 100); the figures are of others.
 _SEED = 10

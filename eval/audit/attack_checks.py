@@ -1,26 +1,32 @@
-"""Sanity checks of an evaluation (Carlini et al. 2019): what holds whenever attacks do their work."""
+"""Checks of the attacks themselves: Carlini et al. 2019, and the indicators of failure of Pintor et al. 2022."""
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
+from attacks.core.errors import AttackError
+from attacks.core.losses import get_loss, misclassified
 from attacks.core.norms import get_norm
+from attacks.core.rng import draws_for
 from attacks.gradient.pgd import pgd
-from eval.audit import settings as thresholds
+from attacks.gradient.walk import Step
+from eval.audit import settings
 from eval.audit.attacks import SINGLE_STEP
-from eval.audit.budget import Budget
 from eval.audit.findings import Finding
-from eval.audit.record import Arena, Family
+from eval.audit.record import AttackRecord, Family, logits_of
+from eval.audit.settings import Budget
 
+_PINTOR = "Pintor et al. 2022"
 _CARLINI = "Carlini et al. 2019"
 _FACTORS = (0.5, 1.0, 2.0, 4.0)
 _MOST_IMAGES = 64
 
 
-def longer_runs(arena: Arena, view: nn.Module, budget: Budget) -> Finding:
+def longer_runs(record: AttackRecord, view: nn.Module, budget: Budget) -> Finding:
     """Twice the steps and more restarts on the survivors: how many points of accuracy fall."""
-    before = arena.accuracy
-    arena.run(
+    before = record.accuracy
+    record.run(
         "PGD, margin, twice the steps and restarts",
         Family.GRADIENT,
         pgd,
@@ -28,23 +34,23 @@ def longer_runs(arena: Arena, view: nn.Module, budget: Budget) -> Finding:
         steps=2 * budget.steps,
         restarts=budget.restarts,
         loss="margin",
-        seed=arena.seed + 1,
+        seed=record.seed + 1,
     )
-    lost = before - arena.accuracy
+    lost = before - record.accuracy
     return Finding(
         "accuracy lost to twice the steps, and restarts",
         lost,
-        thresholds.CONVERGED_POINTS,
-        lost > thresholds.CONVERGED_POINTS,
+        settings.CONVERGED_POINTS,
+        lost > settings.CONVERGED_POINTS and round(lost * len(record.x)) > 1,
         f"{_CARLINI}: more changes nothing",
     )
 
 
-def single_step(arena: Arena) -> Finding:
+def single_step(record: AttackRecord) -> Finding:
     """Images that a single step breaks and no iterative gradient attack does."""
-    one = arena.outcome(SINGLE_STEP)
-    many = arena.clean_wrong.clone()
-    for outcome in arena.outcomes:
+    one = record.outcome(SINGLE_STEP)
+    many = record.clean_wrong.clone()
+    for outcome in record.outcomes:
         if outcome is not one and outcome.family in (Family.STANDARD, Family.GRADIENT, Family.REPAIRED):
             many |= outcome.broken
     share = None if one is None or one.error else float((one.broken & ~many).double().mean())
@@ -58,49 +64,127 @@ def single_step(arena: Arena) -> Finding:
     )
 
 
-def growing_radius(arena: Arena, view: nn.Module, budget: Budget) -> list[Finding]:
+def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> list[Finding]:
     """Success against eps: monotone, and 100 % where every image is within reach."""
-    rows = (~arena.clean_wrong).nonzero().squeeze(1)[:_MOST_IMAGES]
+    rows = (~record.clean_wrong).nonzero().squeeze(1)[:_MOST_IMAGES]
     if not len(rows):
         return []
-    x, y = arena.x[rows], arena.y[rows]
-    most = get_norm(arena.norm).diameter(x[0].numel())
-    radii = dict.fromkeys([*(min(arena.eps * factor, most) for factor in _FACTORS), most])
-    rates = [_success(arena, view, x, y, rows, radius, budget) for radius in radii]
+    x, y = record.x[rows], record.y[rows]
+    most = get_norm(record.norm).diameter(x[0].numel())
+    radii = dict.fromkeys([*(min(record.eps * factor, most) for factor in _FACTORS), most])
+    rates = [_success(record, view, x, y, rows, radius, budget) for radius in radii]
     drop = max(earlier - later for earlier, later in pairwise(rates))
     curve = ", ".join(f"{rate:.2f} at {radius:.3g}" for radius, rate in zip(radii, rates, strict=True))
     return [
         Finding(
             "largest drop of success as eps grows",
             max(drop, 0.0),
-            thresholds.CONVERGED_POINTS,
-            drop > thresholds.CONVERGED_POINTS,
+            settings.CONVERGED_POINTS,
+            drop > settings.CONVERGED_POINTS,
             f"{_CARLINI}: success grows with eps",
             curve,
         ),
         Finding(
             "success of an unbounded attack",
             rates[-1],
-            thresholds.UNBOUNDED_SUCCESS,
-            rates[-1] < thresholds.UNBOUNDED_SUCCESS,
+            settings.UNBOUNDED_SUCCESS,
+            rates[-1] < settings.UNBOUNDED_SUCCESS,
             f"{_CARLINI}; Pintor et al. 2022, unconstrained failure",
         ),
     ]
 
 
 def _success(
-    arena: Arena, view: nn.Module, x: Tensor, y: Tensor, rows: Tensor, eps: float, budget: Budget
+    record: AttackRecord, view: nn.Module, x: Tensor, y: Tensor, rows: Tensor, eps: float, budget: Budget
 ) -> float:
     result = pgd(
         view,
         x,
         y,
-        norm=arena.norm,
+        norm=record.norm,
         eps=eps,
         steps=budget.steps,
         loss="margin",
         restarts=2,
-        seed=arena.seed,
+        seed=record.seed,
         sample_ids=rows,
     )
-    return float(arena.wrong(result.adversarial, y).double().mean())
+    return float(record.wrong(result.adversarial, y).double().mean())
+
+
+class _Path:
+    """What happened along the attack's path, over all its batches."""
+
+    def __init__(self, y: Tensor, steps: int) -> None:
+        self.y = y
+        self.zero = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        self.success = self.zero.clone()
+        self.loss = torch.zeros(steps, len(y), device=y.device)
+
+    def __call__(self, step: Step) -> None:
+        self.zero[step.rows] |= (step.grad == 0).flatten(1).all(1)
+        self.success[step.rows] |= misclassified(step.logits, self.y[step.rows])
+        self.loss[step.index, step.rows] = step.loss.to(self.loss.dtype)
+
+
+def attack_indicators(record: AttackRecord, raw: nn.Module, steps: int, loss: str = "ce") -> list[Finding]:
+    """Run the standard attack to its last step on every image and read the indicators off its path.
+
+    The sixth, unconstrained failure, is the unbounded attack of `growing_radius`.
+    """
+    rows = torch.arange(len(record.x), device=record.x.device)
+    path = _Path(record.y, steps)
+    try:
+        result = pgd(
+            raw,
+            record.x,
+            record.y,
+            norm=record.norm,
+            eps=record.eps,
+            steps=steps,
+            loss=loss,
+            keep="last",
+            seed=record.seed,
+            sample_ids=rows,
+            on_step=path,
+        )
+    except (AttackError, RuntimeError, ValueError) as error:
+        note = str(error).splitlines()[0]
+        return [Finding("unavailable gradients", 1.0, 0.0, True, f"{_PINTOR}, indicator 1", note)]
+    last = misclassified(logits_of(raw, result.adversarial), record.y)
+    transferred = result.success & ~record.wrong(result.adversarial, record.y)
+    return [
+        _indicator("unavailable gradients: a zero gradient on the path", path.zero, 1),
+        _indicator("unstable predictions under noise of 8/255", unstable(raw, record), 2),
+        _indicator("silent success: adversarial on the path, not at its end", path.success & ~last, 3),
+        _indicator("incomplete optimisation: the loss still rises", incomplete(path.loss), 4),
+        _indicator("transfer failure: adversarial for the attack, not for the model", transferred, 5),
+    ]
+
+
+def _indicator(check: str, holds: Tensor, number: int) -> Finding:
+    share = float(holds.double().mean())
+    alarm = share > settings.PINTOR_SHARE
+    return Finding(check, share, settings.PINTOR_SHARE, alarm, f"{_PINTOR}, indicator {number}")
+
+
+def unstable(model: nn.Module, record: AttackRecord) -> Tensor:
+    """bool (N,): the margin changes by more than 10 % on average over 100 points of radius 8/255."""
+    measure = get_loss("margin")
+    stream = draws_for(record.seed, torch.arange(len(record.x), device=record.x.device)).fork(7)
+    here = measure(logits_of(model, record.x), record.y, None)
+    change = torch.zeros_like(here)
+    for draw in range(settings.PINTOR_DRAWS):
+        noise = (2 * stream.fork(draw).uniform(record.x.shape[1:]) - 1) * settings.PINTOR_RADIUS
+        there = measure(logits_of(model, (record.x + noise).clamp(0, 1)), record.y, None)
+        change += (there - here).abs()
+    mean = change / settings.PINTOR_DRAWS
+    return mean / here.abs().clamp_min(1e-12) > settings.PINTOR_UNSTABLE
+
+
+def incomplete(loss: Tensor) -> Tensor:
+    """bool (N,): of the way from least to most loss so far, over 5 % were made in the last 10 of the steps (T, N)."""
+    best = loss.cummax(0).values
+    low, high = best[0], best[-1]
+    before = best[-min(settings.PINTOR_LAST_STEPS, len(best))]
+    return (high - before) / (high - low).clamp_min(1e-12) > settings.PINTOR_INCOMPLETE

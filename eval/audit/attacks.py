@@ -1,4 +1,4 @@
-"""The attacks of an audit, family by family; each function adds to the arena."""
+"""The attacks of an audit, family by family; each function adds to the record."""
 
 import time
 from collections.abc import Mapping
@@ -14,10 +14,9 @@ from attacks.core.rng import draws_for
 from attacks.gradient.apgd import apgd, apgd_targeted
 from attacks.gradient.fgsm import fgsm
 from attacks.gradient.pgd import pgd
-from eval.audit.budget import Budget
 from eval.audit.distilled_surrogate import distil
-from eval.audit.passes import logits_of
-from eval.audit.record import Arena, Family
+from eval.audit.record import AttackRecord, Family, logits_of
+from eval.audit.settings import Budget
 from eval.audit.straight_through import StraightThrough
 from eval.audit.wrappers import BackwardThrough, Differenced, LabelVotes, Rescaled, Smoothed
 from eval.core.threats import CLEVERHANS_BATCH
@@ -30,20 +29,20 @@ SINGLE_STEP = "FGSM"
 PGD_MARGIN = "PGD, margin"
 # Losses that saturation cannot silence, each on the engine and budget of PGD_CE.
 IMMUNE = (PGD_MARGIN, "PGD, DLR", "PGD, MIFPE", "PGD, rescaled cross-entropy")
-# Noise per pixel (ours): one grey level, under which slopes are local, and 13, which see past small steps.
+# Noise per pixel (ours): one grey level, under which gradients are local, and 13, which see past small steps.
 SMOOTHING = (1 / 255, 0.05)
 _SMOOTHING_DRAWS = 8
 _VOTES = 15
 _TYPICAL_GAP = 5.0  # of the two largest logits, to which the rescaled ones are brought
 
 
-def standard_attacks(arena: Arena, raw: nn.Module, budget: Budget) -> None:
+def standard_attacks(record: AttackRecord, raw: nn.Module, budget: Budget) -> None:
     """Attack the model as it is, as most papers do: no repair, all images."""
-    rows = torch.arange(len(arena.x), device=arena.x.device)
-    arena.run(SINGLE_STEP, Family.STANDARD, fgsm, raw, rows)
-    arena.run(PGD_CE, Family.STANDARD, pgd, raw, rows, steps=budget.steps)
-    if arena.norm != "L1":
-        arena.run(
+    rows = torch.arange(len(record.x), device=record.x.device)
+    record.run(SINGLE_STEP, Family.STANDARD, fgsm, raw, rows)
+    record.run(PGD_CE, Family.STANDARD, pgd, raw, rows, steps=budget.steps)
+    if record.norm != "L1":
+        record.run(
             PGD_FLOORED,
             Family.STANDARD,
             pgd,
@@ -53,26 +52,26 @@ def standard_attacks(arena: Arena, raw: nn.Module, budget: Budget) -> None:
             protocol="cleverhans",
             averaged_over=CLEVERHANS_BATCH,
         )
-    arena.run(APGD_CE, Family.STANDARD, apgd, raw, rows, steps=budget.steps)
+    record.run(APGD_CE, Family.STANDARD, apgd, raw, rows, steps=budget.steps)
 
 
-def gradient_attacks(arena: Arena, raw: nn.Module, view: nn.Module, budget: Budget) -> None:
+def gradient_attacks(record: AttackRecord, raw: nn.Module, view: nn.Module, budget: Budget) -> None:
     """Attack the view by its own gradients: four losses on one engine, then targeted APGD on the survivors."""
-    rows = torch.arange(len(arena.x), device=arena.x.device)
+    rows = torch.arange(len(record.x), device=record.x.device)
     if view is not raw:
-        arena.run(SEEN_CE, Family.GRADIENT, pgd, view, rows, steps=budget.steps)
+        record.run(SEEN_CE, Family.GRADIENT, pgd, view, rows, steps=budget.steps)
     for name, loss in zip(IMMUNE, ("margin", "dlr", "mifpe"), strict=False):
-        arena.run(name, Family.GRADIENT, pgd, view, rows, steps=budget.steps, loss=loss)
-    rescaled = Rescaled(view, _logit_gap(view, arena.x) / _TYPICAL_GAP)
-    arena.run(IMMUNE[-1], Family.GRADIENT, pgd, rescaled, rows, steps=budget.steps)
-    targeted(arena, view, budget, Family.GRADIENT, "APGD, targeted DLR")
+        record.run(name, Family.GRADIENT, pgd, view, rows, steps=budget.steps, loss=loss)
+    rescaled = Rescaled(view, _logit_gap(view, record.x) / _TYPICAL_GAP)
+    record.run(IMMUNE[-1], Family.GRADIENT, pgd, rescaled, rows, steps=budget.steps)
+    targeted(record, view, budget, Family.GRADIENT, "APGD, targeted DLR")
 
 
-def targeted(arena: Arena, view: nn.Module, budget: Budget, family: Family, name: str) -> None:
+def targeted(record: AttackRecord, view: nn.Module, budget: Budget, family: Family, name: str) -> None:
     """Run APGD towards each of the best wrong classes, on the survivors."""
-    classes = logits_of(view, arena.x[:2]).shape[1]
+    classes = logits_of(view, record.x[:2]).shape[1]
     loss = "dlr" if classes >= 4 else "margin"  # the targeted ratio needs four classes
-    arena.run(
+    record.run(
         name,
         family,
         apgd_targeted,
@@ -88,11 +87,13 @@ def _logit_gap(view: nn.Module, x: Tensor) -> float:
     return max(float((top[:, 0] - top[:, 1]).median()), 1e-12)
 
 
-def repaired_attacks(arena: Arena, view: nn.Module, through: nn.Module | None, budget: Budget) -> None:
+def repaired_attacks(
+    record: AttackRecord, view: nn.Module, through: nn.Module | None, budget: Budget
+) -> None:
     """Attack survivors by gradients of another origin.
 
     Args:
-        arena: the record.
+        record: the record.
         view: the model.
         through: the view with straight-through gradients, where that changes anything.
         budget: what to spend.
@@ -100,12 +101,12 @@ def repaired_attacks(arena: Arena, view: nn.Module, through: nn.Module | None, b
     if through is not None:
         for loss in ("margin", "mifpe"):
             name = f"straight-through PGD, {loss}"
-            arena.run(name, Family.REPAIRED, pgd, through, steps=budget.steps, loss=loss, restarts=2)
-        targeted(arena, through, budget, Family.REPAIRED, "straight-through APGD, targeted DLR")
+            record.run(name, Family.REPAIRED, pgd, through, steps=budget.steps, loss=loss, restarts=2)
+        targeted(record, through, budget, Family.REPAIRED, "straight-through APGD, targeted DLR")
     for sigma in SMOOTHING:
         smoothed = Smoothed(view, sigma, _SMOOTHING_DRAWS)
         name = f"smoothed-gradient PGD, noise {sigma:.3f}"
-        arena.run(name, Family.REPAIRED, pgd, smoothed, steps=budget.steps // 2, loss="margin")
+        record.run(name, Family.REPAIRED, pgd, smoothed, steps=budget.steps // 2, loss="margin")
 
 
 def straight_through_changes(raw: nn.Module, x: Tensor) -> tuple[bool, str]:
@@ -119,79 +120,79 @@ def straight_through_changes(raw: nn.Module, x: Tensor) -> tuple[bool, str]:
     return bool(view.replaced), ", ".join(sorted(view.replaced))
 
 
-def free_attacks(arena: Arena, view: nn.Module, budget: Budget, gradients_missing: bool) -> None:
+def free_attacks(record: AttackRecord, view: nn.Module, budget: Budget, gradients_missing: bool) -> None:
     """Attack survivors without gradients: random points, Square, SPSA, labels alone, finite differences."""
-    random_points(arena, budget.random_points)
-    arena.run("Square", Family.FREE, square, view, queries=budget.square_queries)
-    arena.run("SPSA", Family.FREE, spsa, view, queries=budget.spsa_queries)
-    label_attack(arena, view, budget.label_queries)
+    random_points(record, budget.random_points)
+    record.run("Square", Family.FREE, square, view, queries=budget.square_queries)
+    record.run("SPSA", Family.FREE, spsa, view, queries=budget.spsa_queries)
+    label_attack(record, view, budget.label_queries)
     directions = budget.directions if gradients_missing else budget.directions // 4
     for radius in SMOOTHING:
         differenced = Differenced(view, radius, directions)
         name = f"finite-difference PGD, radius {radius:.3f}"
-        arena.run(name, Family.FREE, pgd, differenced, steps=budget.difference_steps, loss="margin")
+        record.run(name, Family.FREE, pgd, differenced, steps=budget.difference_steps, loss="margin")
 
 
-def label_attack(arena: Arena, view: nn.Module, queries: int) -> None:
+def label_attack(record: AttackRecord, view: nn.Module, queries: int) -> None:
     """Attack survivors by labels alone: RayS at Linf, elsewhere Square on the votes of noisy copies."""
-    if arena.norm == "Linf":
-        arena.run("RayS, labels alone", Family.FREE, rays, view, queries=queries)
+    if record.norm == "Linf":
+        record.run("RayS, labels alone", Family.FREE, rays, view, queries=queries)
         return
     votes = LabelVotes(view, SMOOTHING[-1], _VOTES)
     name = "Square, labels alone"
-    arena.run(name, Family.FREE, square, votes, queries=max(1, queries // (1 + _VOTES)))
+    record.run(name, Family.FREE, square, votes, queries=max(1, queries // (1 + _VOTES)))
 
 
-def random_points(arena: Arena, count: int) -> None:
+def random_points(record: AttackRecord, count: int) -> None:
     """Try ``count`` points of each survivor's ball, uniform (Carlini et al. 2019)."""
-    start, rows = time.perf_counter(), arena.survivors
-    stream = draws_for(arena.seed, rows)
-    measure = get_norm(arena.norm)
-    x, y = arena.x[rows], arena.y[rows]
+    start, rows = time.perf_counter(), record.survivors
+    stream = draws_for(record.seed, rows)
+    measure = get_norm(record.norm)
+    x, y = record.x[rows], record.y[rows]
     best, found = x.clone(), torch.zeros(len(rows), dtype=torch.bool, device=x.device)
-    radius = x.new_full((len(rows),), arena.eps)
+    radius = x.new_full((len(rows),), record.eps)
     for draw in range(count):
         open_rows = (~found).nonzero().squeeze(1)
         if not len(open_rows):
             break
         noise = measure.random(stream[open_rows].fork(draw), x.shape[1:], radius[open_rows])
         points = measure.confine(x[open_rows] + noise, x[open_rows], radius[open_rows])
-        wrong = logits_of(arena.judge, points).argmax(1) != y[open_rows]
+        wrong = logits_of(record.judge, points).argmax(1) != y[open_rows]
         best[open_rows[wrong]], found[open_rows[wrong]] = points[wrong], True
-    arena.record(f"{count} random points", Family.FREE, rows, best, found, time.perf_counter() - start)
+    record.add(f"{count} random points", Family.FREE, rows, best, found, time.perf_counter() - start)
 
 
 def transfer_attacks(
-    arena: Arena, view: nn.Module, surrogates: Mapping[str, nn.Module], budget: Budget
+    record: AttackRecord, view: nn.Module, surrogates: Mapping[str, nn.Module], budget: Budget
 ) -> None:
     """Attack survivors by the gradients of other models: those given, and one distilled here.
 
-    Every iterate is shown to the audited model, so a path that crosses its errors counts. A stand-in that breaks
+    Every iterate is shown to the audited model, so a path that crosses its errors counts. A surrogate that breaks
     images is distilled again, with what it found.
     """
     for name, surrogate in surrogates.items():
         crossed = BackwardThrough(view, surrogate)
         for loss in ("ce", "margin"):
-            arena.run(
+            record.run(
                 f"transfer from {name}, {loss}", Family.TRANSFER, pgd, crossed, steps=budget.steps, loss=loss
             )
-    for turn in ("stand-in", "second stand-in"):
-        before = len(arena.survivors)
+    for turn in ("surrogate", "second surrogate"):
+        before = len(record.survivors)
         if not before:
             return
-        stand_in = distil(
-            view, arena.x, arena.points, arena.norm, arena.eps, budget.distillation_steps, arena.seed
+        surrogate = distil(
+            view, record.x, record.points, record.norm, record.eps, budget.distillation_steps, record.seed
         )
-        crossed, name = BackwardThrough(view, stand_in), f"transfer from distilled {turn}"
-        arena.run(name, Family.TRANSFER, pgd, crossed, steps=budget.steps, loss="margin", restarts=2)
-        if len(arena.survivors) == before:
+        crossed, name = BackwardThrough(view, surrogate), f"transfer from distilled {turn}"
+        record.run(name, Family.TRANSFER, pgd, crossed, steps=budget.steps, loss="margin", restarts=2)
+        if len(record.survivors) == before:
             return
 
 
-def second_try(arena: Arena, view: nn.Module, budget: Budget, rows: Tensor) -> None:
+def second_try(record: AttackRecord, view: nn.Module, budget: Budget, rows: Tensor) -> None:
     """Give the gradient attacks a longer try at images that only others broke: did they fail, or just stop early?"""
     steps = 3 * budget.steps
-    arena.run(
+    record.run(
         "PGD, margin, longer",
         Family.GRADIENT,
         pgd,
@@ -202,11 +203,11 @@ def second_try(arena: Arena, view: nn.Module, budget: Budget, rows: Tensor) -> N
         restarts=3,
         seed=1,
     )
-    arena.run(
+    record.run(
         "PGD, MIFPE, longer", Family.GRADIENT, pgd, view, rows, steps=steps, loss="mifpe", restarts=3, seed=1
     )
-    classes = logits_of(view, arena.x[:2]).shape[1]
-    arena.run(
+    classes = logits_of(view, record.x[:2]).shape[1]
+    record.run(
         "APGD, targeted, longer",
         Family.GRADIENT,
         apgd_targeted,

@@ -14,16 +14,16 @@ from attacks.core.model import frozen
 from attacks.core.norms import Norm, get_norm
 from attacks.core.rng import Draws, draws_for
 from attacks.gradient.pgd import pgd
-from eval.audit import settings as thresholds
+from eval.audit import settings
 from eval.audit.findings import Finding
-from eval.audit.record import Arena
-from eval.audit.wrappers import View
+from eval.audit.record import AttackRecord
+from eval.audit.wrappers import Wrapper
 
 _SOURCE = "Zimmermann et al. 2022"
 _RIDGE = 1e-4
 
 
-class Features(View):
+class Features(Wrapper):
     """The input of the model's last linear layer, where its output is the model's; otherwise the output itself."""
 
     def __init__(self, model: nn.Module, layer: nn.Linear | None) -> None:
@@ -88,24 +88,24 @@ class Test(NamedTuple):
 
 
 def binarization_test(
-    arena: Arena, model: nn.Module, *, images: int, inner: int, steps: int, seed: int
+    record: AttackRecord, model: nn.Module, *, images: int, inner: int, steps: int, seed: int
 ) -> tuple[Test, Finding]:
     """Fit the readouts and attack them with the engine and loss of the audit's gradient attack."""
-    rows = (~arena.clean_wrong).nonzero().squeeze(1)[:images]
-    x, measure = arena.x[rows], get_norm(arena.norm)
+    rows = (~record.clean_wrong).nonzero().squeeze(1)[:images]
+    x, measure = record.x[rows], get_norm(record.norm)
     stream = draws_for(seed, rows).fork(11)
-    features = Features(model, last_layer(model, arena.x))
+    features = Features(model, last_layer(model, record.x))
     outcome, note = Test(len(rows), 0, 0, 0), ""
     if len(rows):
         try:
-            weights, bias, valid = _fit(features, x, measure, arena.eps, inner, stream)
+            weights, bias, valid = _fit(features, x, measure, record.eps, inner, stream)
             if valid.any():
                 outcome = _attack(
                     features,
                     x[valid],
                     weights[valid],
                     bias[valid],
-                    arena,
+                    record,
                     len(rows),
                     steps,
                     stream[valid],
@@ -122,8 +122,8 @@ def binarization_test(
     return outcome, Finding(
         "binarization test: success of the attack where an adversarial image is known",
         rate,
-        thresholds.BINARIZATION_SUCCESS,
-        rate is not None and rate < thresholds.BINARIZATION_SUCCESS,
+        settings.BINARIZATION_SUCCESS,
+        rate is not None and rate < settings.BINARIZATION_SUCCESS,
         f"{_SOURCE}: a sound attack comes near 1",
         note,
     )
@@ -137,7 +137,7 @@ def _fit(
     for i, image in enumerate(x):
         centre = image[None].expand(inner, *image.shape)
         own = stream[torch.full((inner,), i, device=x.device)].fork(torch.arange(inner, device=x.device))
-        radius = x.new_full((inner,), thresholds.BINARIZATION_ETA * eps)
+        radius = x.new_full((inner,), settings.BINARIZATION_ETA * eps)
         inside = measure.confine(centre + measure.random(own, image.shape, radius), centre, radius)
         move = measure.random(stream[i : i + 1].fork(inner), image.shape, x.new_full((1,), eps))
         edge = (image + move * (eps / measure.length(move))).clamp(0, 1)
@@ -162,7 +162,7 @@ def _attack(
     x: Tensor,
     weights: Tensor,
     bias: Tensor,
-    arena: Arena,
+    record: AttackRecord,
     images: int,
     steps: int,
     stream: Draws,
@@ -176,8 +176,8 @@ def _attack(
             readout,
             x,
             inside,
-            norm=arena.norm,
-            eps=arena.eps,
+            norm=record.norm,
+            eps=record.eps,
             steps=steps,
             restarts=2,
             loss="margin",
@@ -186,7 +186,7 @@ def _attack(
             seed=seed,
         )
         chance = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        measure, radius = get_norm(arena.norm), x.new_full((len(x),), arena.eps)
+        measure, radius = get_norm(record.norm), x.new_full((len(x),), record.eps)
         for draw in range(2 * steps):  # as many points as the attack sees
             noise = measure.random(stream.fork(20, draw), x.shape[1:], radius)
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A stand-in distilled from the audited model: differentiable whatever that model is made of.
+"""A surrogate distilled from the audited model: differentiable whatever that model is made of.
 
 Papernot et al. 2017: it learns from queries alone, here on the audited images and the balls around them.
 """
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.core.norms import get_norm
-from eval.audit.passes import logits_of
+from eval.audit.record import logits_of
 
 _BATCH = 64
 _SPREAD = 2.0  # points are drawn from balls this many times as large, so that their edge is learnt too

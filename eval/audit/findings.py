@@ -21,7 +21,7 @@ class Cause(StrEnum):
     DETACHED = "missing gradient (a detached or non-differentiable stage)"
     QUANTISED = "piecewise constant output (a quantised stage, zero gradient)"
     SATURATED = "saturated logits (vanishing loss gradient)"
-    SHATTERED = "shattered gradients (slopes that do not describe the function)"
+    SHATTERED = "shattered gradients (gradients that do not describe the function)"
     UNEXPLAINED = "gradient attacks lose to gradient-free or transferred ones (mechanism unknown)"
 
 

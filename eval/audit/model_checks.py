@@ -1,4 +1,4 @@
-"""Probes of the input gradients: are they there, alive, and do they describe the function?"""
+"""Checks of the model before attacks: are its outputs logits, and do its gradients describe it?"""
 
 from dataclasses import dataclass
 
@@ -11,15 +11,15 @@ from attacks.core.model import frozen
 from attacks.core.norms import get_norm
 from attacks.core.rng import draws_for
 from attacks.gradient.walk import STEP_FLOOR
-from eval.audit import settings as thresholds
+from eval.audit import settings
 from eval.audit.findings import Finding
-from eval.audit.passes import logits_of
+from eval.audit.record import logits_of
 from eval.core.threats import CLEVERHANS_BATCH
 from eval.mechanism.gradients import in_double, lengths
 
 
 @dataclass(frozen=True)
-class Slopes:
+class GradientChecks:
     """What the model's gradients are like.
 
     Attributes:
@@ -38,7 +38,7 @@ class Slopes:
     saturated: float
 
 
-def input_slopes(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
+def input_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
     """Return each image's gradient of ``loss``, shaped like ``x``; zeros where the model passes none on."""
     grads, size = [], default_batch_size(x)
     with frozen(model), torch.enable_grad():
@@ -56,9 +56,9 @@ def _upcast(logits: Tensor) -> Tensor:
     return logits.float() if logits.element_size() < 4 else logits
 
 
-def probe_slopes(
+def check_gradients(
     raw: nn.Module, model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, seed: int
-) -> tuple[Slopes, list[Finding]]:
+) -> tuple[GradientChecks, list[Finding]]:
     """Measure gradients at the images and at random points of the ball around them.
 
     Args:
@@ -77,39 +77,41 @@ def probe_slopes(
     shares = {}
     for place, points in (("the images", x), ("random points", start)):
         for loss in ("margin", "ce"):
-            norms = lengths(input_slopes(model, points, y, loss))
+            norms = lengths(input_gradients(model, points, y, loss))
             shares[place, loss] = _vanishing(norms, loss, place, findings)
     findings.append(_in_float64(raw, x, y))
     zero = max(shares["the images", "margin"], shares["random points", "margin"])
     constant = _constant(model, x, stream.fork(1).normal((8, *x.shape[1:])))
     unexplained = _unexplained(model, x, y, stream.fork(2).normal((8, *x.shape[1:])))
     top = logits_of(model, x).topk(2, dim=1).values
-    saturated = float((top[:, 0] - top[:, 1] > thresholds.SATURATED_GAP).double().mean())
+    saturated = float((top[:, 0] - top[:, 1] > settings.SATURATED_GAP).double().mean())
     findings += [
         Finding(
             "equal logits at points 1e-5 per pixel apart",
             constant,
-            thresholds.CONSTANT_SHARE,
-            constant > thresholds.CONSTANT_SHARE and zero > thresholds.ZERO_SHARE,
+            settings.CONSTANT_SHARE,
+            constant > settings.CONSTANT_SHARE and zero > settings.ZERO_SHARE,
             "ours: a quantised stage makes the output piecewise constant",
         ),
         Finding(
             "change of the margin that the gradient does not explain",
             unexplained,
-            thresholds.UNEXPLAINED,
-            unexplained is not None and unexplained > thresholds.UNEXPLAINED,
+            settings.UNEXPLAINED,
+            unexplained is not None and unexplained > settings.UNEXPLAINED,
             "ours: gradient against central differences over half a grey level",
         ),
         Finding(
             "logits too far apart for float32's cross-entropy",
             saturated,
-            thresholds.ZERO_SHARE,
-            saturated > thresholds.ZERO_SHARE,
+            settings.ZERO_SHARE,
+            saturated > settings.ZERO_SHARE,
             "IEEE 754: 1 - p rounds to 1 beyond a gap of log(2^24)",
         ),
     ]
     vanished = shares["the images", "ce"]
-    return Slopes(zero, constant, 0.0 if unexplained is None else unexplained, vanished, saturated), findings
+    return GradientChecks(
+        zero, constant, 0.0 if unexplained is None else unexplained, vanished, saturated
+    ), findings
 
 
 def _vanishing(norms: Tensor, loss: str, place: str, findings: list[Finding]) -> float:
@@ -120,8 +122,8 @@ def _vanishing(norms: Tensor, loss: str, place: str, findings: list[Finding]) ->
         Finding(
             f"zero gradients of the {loss}, {place}",
             zero,
-            thresholds.ZERO_SHARE,
-            zero > thresholds.ZERO_SHARE,
+            settings.ZERO_SHARE,
+            zero > settings.ZERO_SHARE,
             source,
         )
     )
@@ -132,8 +134,8 @@ def _vanishing(norms: Tensor, loss: str, place: str, findings: list[Finding]) ->
         Finding(
             f"cross-entropy gradients under the step floor, {place}",
             floored,
-            thresholds.ZERO_SHARE,
-            floored > thresholds.ZERO_SHARE,
+            settings.ZERO_SHARE,
+            floored > settings.ZERO_SHARE,
             f"cleverhans' L2 step: |grad| / batch under 1e-6, batch of {CLEVERHANS_BATCH}",
         )
     )
@@ -146,7 +148,7 @@ def _in_float64(model: nn.Module, x: Tensor, y: Tensor) -> Finding:
     try:
         with torch.no_grad():
             double = in_double(model)
-        norms = lengths(input_slopes(double, x.double(), y, "ce"))
+        norms = lengths(input_gradients(double, x.double(), y, "ce"))
         share = float((norms == 0).double().mean())
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         note = f"the model does not run in float64: {str(error).splitlines()[0][:80]}"
@@ -156,20 +158,84 @@ def _in_float64(model: nn.Module, x: Tensor, y: Tensor) -> Finding:
 def _constant(model: nn.Module, x: Tensor, directions: Tensor) -> float:
     """Share of (image, direction) pairs whose logits do not change at all over a tiny step."""
     here = logits_of(model, x)
-    moved = [logits_of(model, x + thresholds.CONSTANT_RADIUS * move) for move in directions.unbind(1)]
+    moved = [logits_of(model, x + settings.CONSTANT_RADIUS * move) for move in directions.unbind(1)]
     return float(torch.stack([(logits == here).all(1) for logits in moved]).double().mean())
 
 
 def _unexplained(model: nn.Module, x: Tensor, y: Tensor, directions: Tensor) -> float | None:
     """Median over images of sum (actual - predicted)^2 / sum actual^2; None where nothing changes."""
-    grad = input_slopes(model, x, y, "margin")
+    grad = input_gradients(model, x, y, "margin")
     error, change = torch.zeros(len(x)), torch.zeros(len(x))
     measure = get_loss("margin")
     for direction in directions.unbind(1):
-        move = thresholds.FIDELITY_RADIUS * direction
+        move = settings.FIDELITY_RADIUS * direction
         actual = measure(logits_of(model, x + move), y, None) - measure(logits_of(model, x - move), y, None)
         predicted = 2 * (grad * move).flatten(1).sum(1)
         error += (actual - predicted).square().cpu()
         change += actual.square().cpu()
     moving = change > 0
     return float((error / change)[moving].median()) if moving.any() else None
+
+
+_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What kind of outputs the model gives.
+
+    Attributes:
+        random: they differ from pass to pass.
+        batch_dependent: an image's output depends on its neighbours.
+        probabilities: rows lie in [0, 1] and sum to 1.
+    """
+
+    random: bool
+    batch_dependent: bool
+    probabilities: bool
+
+
+def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
+    """Pass ``x`` (N, C, H, W) several times, and in other batches."""
+    x = x[:_IMAGES]
+    with torch.no_grad():
+        passes = torch.stack([model(x).double() for _ in range(settings.RANDOM_PASSES)])
+        units = passes / passes.norm(dim=2, keepdim=True).clamp_min(1e-12)
+        spread = float((units - units[:1]).norm(dim=2).sum(1).max())
+        random = spread > settings.RANDOM_DIFFERENCE
+        influence = None if random or len(x) < 4 else _influence(model, x, passes[0])
+    off = float((passes.sum(2) - 1).abs().max())
+    probabilities = bool((passes >= 0).all()) and off < settings.PROBABILITY_TOLERANCE
+    batch_dependent = influence is not None and influence > settings.BATCH_DIFFERENCE
+    findings = [
+        Finding(
+            "outputs differ from pass to pass",
+            spread,
+            settings.RANDOM_DIFFERENCE,
+            random,
+            "AutoAttack's check (Croce and Hein 2020): 5 passes, normalised logits",
+        ),
+        Finding(
+            "outputs depend on the other images of the batch",
+            influence,
+            settings.BATCH_DIFFERENCE,
+            batch_dependent,
+            "ours: relative change of the logits in another batch",
+            "not measurable on random outputs" if random else "",
+        ),
+        Finding(
+            "outputs are probabilities: how far from summing to 1",
+            off,
+            settings.PROBABILITY_TOLERANCE,
+            probabilities,
+            "AutoAttack's check (Croce and Hein 2020)",
+        ),
+    ]
+    return Outputs(random, batch_dependent, probabilities), findings
+
+
+def _influence(model: nn.Module, x: Tensor, together: Tensor) -> float:
+    """The largest relative change of an image's logits when every second image is missing."""
+    apart = model(x[::2]).double()
+    reference = together[::2]
+    return float(((apart - reference).norm(dim=1) / reference.norm(dim=1).clamp_min(1e-12)).max())

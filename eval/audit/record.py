@@ -10,12 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.core.batching import default_batch_size
 from attacks.core.errors import AttackError
 from attacks.core.losses import misclassified
+from attacks.core.model import forward
 from attacks.core.result import AttackResult
-from eval.audit.passes import logits_of
 
 Attack = Callable[..., AttackResult]
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits (N, K), at least float32, without gradient.
+
+    Raises:
+        AttackError: the model's output is not one row of logits per image.
+    """
+    return torch.cat([forward(model, part) for part in x.split(default_batch_size(x))])
 
 
 class Family(StrEnum):
@@ -58,7 +68,7 @@ class Outcome:
         return 1 - float(self.broken.double().mean())
 
 
-class Arena:
+class AttackRecord:
     """Images under audit, and which of them have been broken by whom.
 
     Attributes:
@@ -137,9 +147,9 @@ class Arena:
                 points, claimed, trace = result.adversarial, result.success, result.trace
             except (AttackError, RuntimeError, ValueError) as problem:
                 error = str(problem).splitlines()[0]
-        return self.record(name, family, rows, points, claimed, time.perf_counter() - start, error, trace)
+        return self.add(name, family, rows, points, claimed, time.perf_counter() - start, error, trace)
 
-    def record(
+    def add(
         self,
         name: str,
         family: Family,

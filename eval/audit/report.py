@@ -31,7 +31,7 @@ class AuditReport:
         attacks: every attack with its outcome.
         evidence: every check with figure, limit and source.
         cost: "seconds", and "forwards" and "backwards" in images.
-        quick: which battery.
+        quick: which audit_attacks.
     """
 
     verdict: Verdict

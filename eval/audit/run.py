@@ -1,4 +1,4 @@
-"""The course of an audit: probes, attacks, checks, and what they add up to."""
+"""The run of an audit: probes, attacks, checks, and what they add up to."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,18 +9,15 @@ from torch import Tensor, nn
 
 from attacks.core.errors import AttackError
 from attacks.core.inputs import pose
-from eval.audit import attacks as battery
-from eval.audit import settings as thresholds
-from eval.audit.attack_checks import growing_radius, longer_runs, single_step
+from eval.audit import attacks as audit_attacks
+from eval.audit import settings
+from eval.audit.attack_checks import attack_indicators, growing_radius, longer_runs, single_step
 from eval.audit.binarization import binarization_test
-from eval.audit.budget import FULL, QUICK, Budget
 from eval.audit.findings import Finding
-from eval.audit.model_checks import Slopes, input_slopes, probe_slopes
-from eval.audit.outputs import Outputs, probe_outputs
-from eval.audit.passes import logits_of
-from eval.audit.pintor import attack_indicators
-from eval.audit.record import Arena
+from eval.audit.model_checks import GradientChecks, Outputs, check_gradients, check_outputs, input_gradients
+from eval.audit.record import AttackRecord, logits_of
 from eval.audit.report import AuditReport
+from eval.audit.settings import FULL, QUICK, Budget
 from eval.audit.straight_through import StraightThrough
 from eval.audit.verdict import Gaps, judge, measure_gaps, only_others
 from eval.audit.wrappers import Averaged, Counted, Differenced, LogProbabilities, WithCompanions
@@ -69,14 +66,14 @@ def audit(
     budget = budget or (QUICK if quick else FULL)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        course = _Course(
+        run = _Audit(
             Counted(model), problem.x, problem.y, norm, float(eps), surrogates or {}, seed, budget, say
         )
-        report = course.run()
+        report = run.run()
     return replace(report, quick=quick, cost=report.cost | {"seconds": time.perf_counter() - start})
 
 
-class _Course:
+class _Audit:
     """One audit in progress: probes, attacks, checks, verdict."""
 
     def __init__(
@@ -99,12 +96,12 @@ class _Course:
                 f"label {int(y.max())} is out of range for a model of {logits.shape[1]} classes; "
                 "check that images and model belong together"
             )
-        self.outputs, self.findings = probe_outputs(raw, x)
+        self.outputs, self.findings = check_outputs(raw, x)
         costly = self.outputs.random or self.outputs.batch_dependent
         self.budget = budget.thrifty() if costly else budget
         self.view = self._view(raw, self.outputs)
         votes = self.budget.votes if self.outputs.random else 1
-        self.arena = Arena(self._one_pass(raw, self.outputs), x, y, norm, eps, votes=votes, seed=seed)
+        self.record = AttackRecord(self._one_pass(raw, self.outputs), x, y, norm, eps, votes=votes, seed=seed)
 
     def _one_pass(self, model: nn.Module, outputs: Outputs) -> nn.Module:
         """The model as it decides: each image in its own batch, logits for outputs."""
@@ -119,46 +116,46 @@ class _Course:
 
     def run(self) -> AuditReport:
         """Go through all of it."""
-        slopes = self._probe_gradients()
-        through, missing = self._attack(slopes)
+        gradients = self._probe_gradients()
+        through, missing = self._attack(gradients)
         gaps = self._check(through, missing)
-        judgement = judge(self.arena, self.outputs, slopes, gaps, self.findings)
+        judgement = judge(self.record, self.outputs, gradients, gaps, self.findings)
         return AuditReport(
             verdict=judgement.verdict,
             cause=judgement.cause,
             reason=judgement.reason,
             norm=self.norm,
             eps=self.eps,
-            clean_accuracy=1 - float(self.arena.clean_wrong.double().mean()),
-            robust_accuracy=self.arena.accuracy,
-            robust=~self.arena.broken,
-            broken_by=tuple(self.arena.broken_by),
-            attacks=tuple(self.arena.outcomes),
+            clean_accuracy=1 - float(self.record.clean_wrong.double().mean()),
+            robust_accuracy=self.record.accuracy,
+            robust=~self.record.broken,
+            broken_by=tuple(self.record.broken_by),
+            attacks=tuple(self.record.outcomes),
             evidence=tuple(self.findings),
             cost={"forwards": self.raw.forwards, "backwards": self.raw.backwards},
         )
 
-    def _probe_gradients(self) -> Slopes | None:
+    def _probe_gradients(self) -> GradientChecks | None:
         if self.outputs.random:
             return None
         self.say("gradients")
-        right = (~self.arena.clean_wrong).nonzero().squeeze(1)
+        right = (~self.record.clean_wrong).nonzero().squeeze(1)
         if not len(right):
             return None
-        slopes, found = probe_slopes(
+        gradients, found = check_gradients(
             self.raw.model, self.view, self.x[right], self.y[right], self.norm, self.eps, self.seed
         )
         self.findings += found
-        return slopes
+        return gradients
 
-    def _attack(self, slopes: Slopes | None) -> tuple[nn.Module | None, bool]:
-        arena, budget = self.arena, self.budget
+    def _attack(self, gradients: GradientChecks | None) -> tuple[nn.Module | None, bool]:
+        record, budget = self.record, self.budget
         self.say("standard attacks")
-        battery.standard_attacks(arena, self.raw, budget)
-        self.findings += attack_indicators(arena, self.raw, budget.steps)
+        audit_attacks.standard_attacks(record, self.raw, budget)
+        self.findings += attack_indicators(record, self.raw, budget.steps)
         self.say("gradient attacks")
-        battery.gradient_attacks(arena, self.raw, self.view, budget)
-        changed, operations = battery.straight_through_changes(self.raw, self.x)
+        audit_attacks.gradient_attacks(record, self.raw, self.view, budget)
+        changed, operations = audit_attacks.straight_through_changes(self.raw, self.x)
         through = self._view(StraightThrough(self.raw), self.outputs) if changed else None
         self.findings.append(
             Finding(
@@ -168,35 +165,35 @@ class _Course:
                 note=operations,
             )
         )
-        missing = slopes is not None and slopes.zero > thresholds.ZERO_SHARE
+        missing = gradients is not None and gradients.zero > settings.ZERO_SHARE
         self.say("repaired gradients")
-        battery.repaired_attacks(arena, self.view, through, budget)
+        audit_attacks.repaired_attacks(record, self.view, through, budget)
         self.say("gradient-free attacks")
-        battery.free_attacks(arena, self.view, budget, missing)
+        audit_attacks.free_attacks(record, self.view, budget, missing)
         self.say("transfer")
-        battery.transfer_attacks(arena, self.view, self.surrogates, budget)
-        lost = only_others(arena).nonzero().squeeze(1)
+        audit_attacks.transfer_attacks(record, self.view, self.surrogates, budget)
+        lost = only_others(record).nonzero().squeeze(1)
         if len(lost) and not missing:
             self.say("a second, longer try of the gradient attacks")
-            battery.second_try(arena, self.view, budget, lost)
+            audit_attacks.second_try(record, self.view, budget, lost)
         return through, missing
 
     def _with_gradient(self, through: nn.Module | None) -> nn.Module:
         """A view that attacks can climb, for a model without gradients: straight through, else by differences."""
-        if through is not None and bool(input_slopes(through, self.x[:8], self.y[:8], "margin").any()):
+        if through is not None and bool(input_gradients(through, self.x[:8], self.y[:8], "margin").any()):
             return through
-        return Differenced(self.view, battery.SMOOTHING[-1], self.budget.directions)
+        return Differenced(self.view, audit_attacks.SMOOTHING[-1], self.budget.directions)
 
     def _check(self, through: nn.Module | None, missing: bool) -> Gaps:
         self.say("sanity checks")
-        arena, budget = self.arena, self.budget
+        record, budget = self.record, self.budget
         best = self._with_gradient(through) if missing else self.view
-        self.findings += [longer_runs(arena, best, budget), single_step(arena)]
-        self.findings += growing_radius(arena, best, budget)
+        self.findings += [longer_runs(record, best, budget), single_step(record)]
+        self.findings += growing_radius(record, best, budget)
         self.say("binarization test")
         if not (self.outputs.random or self.outputs.batch_dependent):
             _, found = binarization_test(
-                arena,
+                record,
                 self.raw,
                 images=budget.binarization_images,
                 inner=budget.inner_points,
@@ -204,6 +201,6 @@ class _Course:
                 seed=self.seed,
             )
             self.findings.append(found)
-        gaps, found_gaps = measure_gaps(arena)
+        gaps, found_gaps = measure_gaps(record)
         self.findings += found_gaps
         return gaps

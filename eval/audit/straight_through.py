@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from eval.audit.wrappers import View
+from eval.audit.wrappers import Wrapper
 
 
-class StraightThrough(View):
+class StraightThrough(Wrapper):
     """The model run so that rounding, signs, comparisons and detached values pass gradients on.
 
     Values stay those of the model up to rounding. Operations in place, and those inside compiled code, are not

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from eval.audit import settings as thresholds
+from eval.audit import settings
 from eval.audit.attacks import APGD_CE, IMMUNE, PGD_CE, PGD_FLOORED, SEEN_CE
 from eval.audit.findings import Cause, Finding, Verdict
-from eval.audit.model_checks import Slopes
-from eval.audit.outputs import Outputs
-from eval.audit.record import Arena, Family
+from eval.audit.model_checks import GradientChecks, Outputs
+from eval.audit.record import AttackRecord, Family
 
 
 @dataclass(frozen=True)
@@ -42,41 +41,41 @@ class Gaps:
     best_free: str
 
 
-def only_others(arena: Arena) -> Tensor:
+def only_others(record: AttackRecord) -> Tensor:
     """bool (n,): broken, but by no attack that follows the model's own gradients."""
-    own = arena.broken_in(Family.STANDARD, Family.GRADIENT)
-    return arena.broken_in(Family.REPAIRED, Family.FREE, Family.TRANSFER) & ~own
+    own = record.broken_in(Family.STANDARD, Family.GRADIENT)
+    return record.broken_in(Family.REPAIRED, Family.FREE, Family.TRANSFER) & ~own
 
 
-def measure_gaps(arena: Arena) -> tuple[Gaps, list[Finding]]:
-    """Compare the attacks of an arena that all have run in."""
-    accuracy = {outcome.name: outcome.accuracy for outcome in arena.outcomes if not outcome.error}
-    clean = 1 - float(arena.clean_wrong.double().mean())
+def measure_gaps(record: AttackRecord) -> tuple[Gaps, list[Finding]]:
+    """Compare the attacks of an record that all have run in."""
+    accuracy = {outcome.name: outcome.accuracy for outcome in record.outcomes if not outcome.error}
+    clean = 1 - float(record.clean_wrong.double().mean())
     immune = min((accuracy[name] for name in IMMUNE if name in accuracy), default=clean)
     plain = accuracy.get(SEEN_CE, accuracy.get(PGD_CE, clean))
     unit = min(plain, immune)
     floor = accuracy[PGD_FLOORED] - unit if PGD_FLOORED in accuracy else 0.0
-    others = only_others(arena)
+    others = only_others(record)
     free = float(others.double().mean())
     standard = min((accuracy[name] for name in (PGD_CE, APGD_CE) if name in accuracy), default=clean)
     gaps = Gaps(
-        plain - immune, floor, free, int(others.sum()), standard - arena.accuracy, _best(arena, others)
+        plain - immune, floor, free, int(others.sum()), standard - record.accuracy, _best(record, others)
     )
     return gaps, _as_findings(gaps, immune)
 
 
-def _best(arena: Arena, others: Tensor) -> str:
+def _best(record: AttackRecord, others: Tensor) -> str:
     families = (Family.REPAIRED, Family.FREE, Family.TRANSFER)
     counts = {
         outcome.name: int((outcome.broken & others).sum())
-        for outcome in arena.outcomes
+        for outcome in record.outcomes
         if outcome.family in families
     }
     return max(counts, key=lambda name: counts[name]) if others.any() else ""
 
 
 def _as_findings(gaps: Gaps, immune: float) -> list[Finding]:
-    limit = thresholds.OVERSTATED
+    limit = settings.OVERSTATED
     return [
         Finding(
             "accuracy that the cross-entropy leaves beyond margin, DLR, MIFPE and rescaled logits",
@@ -95,7 +94,7 @@ def _as_findings(gaps: Gaps, immune: float) -> list[Finding]:
         Finding(
             "images that only gradient-free, repaired or transferred attacks break",
             gaps.free,
-            thresholds.BLACK_BOX_POINTS,
+            settings.BLACK_BOX_POINTS,
             beaten(gaps),
             "Carlini et al. 2019: none; AutoAttack flags .2 points; ours 2 points, after a longer second try",
             gaps.best_free,
@@ -112,31 +111,35 @@ def _as_findings(gaps: Gaps, immune: float) -> list[Finding]:
 
 def beaten(gaps: Gaps) -> bool:
     """Whether gradient attacks lose by more than the noise of finite attacks."""
-    return gaps.free > thresholds.BLACK_BOX_POINTS and gaps.free_count >= thresholds.BLACK_BOX_IMAGES
+    return gaps.free > settings.BLACK_BOX_POINTS and gaps.free_count >= settings.BLACK_BOX_IMAGES
 
 
 def judge(
-    arena: Arena, outputs: Outputs, slopes: Slopes | None, gaps: Gaps, findings: list[Finding]
+    record: AttackRecord,
+    outputs: Outputs,
+    gradients: GradientChecks | None,
+    gaps: Gaps,
+    findings: list[Finding],
 ) -> Judgement:
     """Apply the rules: causes that the outputs themselves prove first, then gradients, then gaps.
 
     Args:
-        arena: after all attacks.
+        record: after all attacks.
         outputs: what the outputs are.
-        slopes: what the gradients are; None where outputs are random, so that nothing can be differenced.
+        gradients: what the gradients are; None where outputs are random, so that nothing can be differenced.
         gaps: between attacks.
         findings: all of the evidence, for the alarms of the sanity checks.
     """
-    cause, reason = _cause(outputs, slopes, gaps)
+    cause, reason = _cause(outputs, gradients, gaps)
     if cause is not None:
         return Judgement(Verdict.MASKED, cause, reason)
-    correct = int((~arena.clean_wrong).sum())
-    if correct < thresholds.LEAST_CORRECT:
+    correct = int((~record.clean_wrong).sum())
+    if correct < settings.LEAST_CORRECT:
         return _inconclusive(f"only {correct} images are classified correctly; give more images")
     failed = [finding.check for finding in findings if finding.alarm and finding.check in DECISIVE]
     if failed:
         return _inconclusive("; ".join(failed))
-    if gaps.standard > thresholds.OVERSTATED:
+    if gaps.standard > settings.OVERSTATED:
         return _inconclusive("standard attacks fall far behind the worst case, and no mechanism was found")
     return Judgement(Verdict.SOUND, None, "gradient attacks do what they should, and nothing beats them")
 
@@ -152,24 +155,24 @@ def _inconclusive(reason: str) -> Judgement:
     return Judgement(Verdict.INCONCLUSIVE, None, reason)
 
 
-def _cause(outputs: Outputs, slopes: Slopes | None, gaps: Gaps) -> tuple[Cause | None, str]:
+def _cause(outputs: Outputs, gradients: GradientChecks | None, gaps: Gaps) -> tuple[Cause | None, str]:
     if outputs.random:
         return Cause.RANDOM, "the same image gets different outputs; attacks must average over them"
     if outputs.batch_dependent:
         return Cause.BATCH, "an image's output depends on its neighbours; attack images one at a time"
     if outputs.probabilities:
         return Cause.PROBABILITIES, "the outputs are probabilities; attack their logarithm"
-    if slopes is None:
+    if gradients is None:
         return None, ""
-    if slopes.zero > thresholds.ZERO_SHARE:
-        if slopes.constant > thresholds.CONSTANT_SHARE:
+    if gradients.zero > settings.ZERO_SHARE:
+        if gradients.constant > settings.CONSTANT_SHARE:
             return Cause.QUANTISED, "close images get equal logits, and gradients are zero"
         return Cause.DETACHED, "the output changes with the image, but no gradient says so"
-    if gaps.loss > thresholds.OVERSTATED:
+    if gaps.loss > settings.OVERSTATED:
         return Cause.SATURATED, "the cross-entropy's gradients die where other losses find adversarial images"
-    if gaps.floor > thresholds.OVERSTATED:
+    if gaps.floor > settings.OVERSTATED:
         return Cause.SATURATED, "gradients fall under the step floor of cleverhans, whose attack hardly moves"
-    if slopes.unexplained > thresholds.UNEXPLAINED and gaps.standard > thresholds.VISIBLE:
+    if gradients.unexplained > settings.UNEXPLAINED and gaps.standard > settings.VISIBLE:
         return Cause.SHATTERED, "gradients do not describe the function, and attacks that follow them lose"
     if beaten(gaps):
         return Cause.UNEXPLAINED, f"{gaps.best_free} breaks images that no gradient attack does"

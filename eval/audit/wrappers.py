@@ -8,7 +8,7 @@ from torch import Tensor, nn
 _TOGETHER = 16  # images whose batches are passed at once
 
 
-class View(nn.Module):
+class Wrapper(nn.Module):
     """A classifier seen through another; the mode, training or not, is the seen model's own."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -16,7 +16,7 @@ class View(nn.Module):
         self.model = model
 
 
-class Counted(View):
+class Counted(Wrapper):
     """Counts images passed forward, and those of them passed with gradients."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -35,7 +35,7 @@ class Counted(View):
         self.backwards += images if x.requires_grad and torch.is_grad_enabled() else 0
 
 
-class LogProbabilities(View):
+class LogProbabilities(Wrapper):
     """Logits of a model that returns probabilities: their logarithm, which leaves every decision as it is."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class LogProbabilities(View):
         return p.clamp_min(torch.finfo(p.dtype).tiny).log()
 
 
-class Rescaled(View):
+class Rescaled(Wrapper):
     """Logits divided by one number for all images."""
 
     def __init__(self, model: nn.Module, scale: float) -> None:
@@ -56,7 +56,7 @@ class Rescaled(View):
         return self.model(x) / self.scale
 
 
-class LabelVotes(View):
+class LabelVotes(Wrapper):
     """Shares of the classes among the labels of noisy copies: all that a model showing labels alone gives away.
 
     The proxy score of label-only attacks (Ilyas et al. 2018, section 2.4).
@@ -79,7 +79,7 @@ class LabelVotes(View):
         return votes + 1.001 * own  # no vote can outweigh the image's own label
 
 
-class Averaged(View):
+class Averaged(Wrapper):
     """Mean logits over several passes, for models with random outputs: expectation over transformation.
 
     Athalye et al. 2018.
@@ -94,7 +94,7 @@ class Averaged(View):
         return torch.stack([self.model(x).float() for _ in range(self.passes)]).mean(0)
 
 
-class WithCompanions(View):
+class WithCompanions(Wrapper):
     """Each image passed alone among fixed clean neighbours: what a model that looks at its batch says of that image.
 
     Without it, images attacked together would shift the batch's statistics together, and cancel out.
@@ -127,7 +127,7 @@ class WithCompanions(View):
         return self.model(torch.cat([image[None], self.companions]))[0]
 
 
-class Smoothed(View):
+class Smoothed(Wrapper):
     """The model's logits with the gradient of their mean over Gaussian noise.
 
     Averaging finds the slope under shattered gradients; the decision stays the model's.
@@ -148,12 +148,12 @@ class Smoothed(View):
         return soft + (hard - soft).detach()
 
 
-class BackwardThrough(View):
-    """The model's logits with the gradient of a differentiable stand-in (BPDA, Athalye et al. 2018)."""
+class BackwardThrough(Wrapper):
+    """The model's logits with the gradient of a differentiable surrogate (BPDA, Athalye et al. 2018)."""
 
-    def __init__(self, model: nn.Module, stand_in: nn.Module) -> None:
+    def __init__(self, model: nn.Module, surrogate: nn.Module) -> None:
         super().__init__(model)
-        self.stand_in = stand_in
+        self.surrogate = surrogate
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the model's logits (N, K)."""
@@ -161,11 +161,11 @@ class BackwardThrough(View):
             hard = self.model(x).float()
         if not (torch.is_grad_enabled() and x.requires_grad):
             return hard
-        soft = self.stand_in(x)
+        soft = self.surrogate(x)
         return soft + (hard - soft).detach()
 
 
-class Differenced(View):
+class Differenced(Wrapper):
     """The model's logits with a gradient from finite differences along random orthogonal directions.
 
     With as many directions as pixels it is exact for a linear function; with fewer it is an unbiased estimate of the

@@ -10,7 +10,7 @@ from attacks.core.errors import AttackError
 from attacks.gradient.pgd import pgd
 from envs.files import read_json
 from eval.audit import Cause, Verdict, audit, main
-from eval.audit.budget import Budget
+from eval.audit.settings import Budget
 from tests.support import masked_models as bed
 
 SMALL = Budget(

@@ -5,13 +5,12 @@ import torch
 from torch import nn
 
 from attacks.gradient.pgd import pgd
+from eval.audit.attack_checks import incomplete
 from eval.audit.binarization import binarization_test
 from eval.audit.distilled_surrogate import distil
 from eval.audit.findings import Cause, Finding, Verdict
-from eval.audit.model_checks import Slopes, probe_slopes
-from eval.audit.outputs import Outputs, probe_outputs
-from eval.audit.pintor import incomplete
-from eval.audit.record import Arena, Family
+from eval.audit.model_checks import GradientChecks, Outputs, check_gradients, check_outputs
+from eval.audit.record import AttackRecord, Family
 from eval.audit.straight_through import StraightThrough
 from eval.audit.verdict import Gaps, judge
 from eval.audit.wrappers import (
@@ -90,9 +89,9 @@ def test_finite_differences_are_exact_for_a_linear_model(x, directions):
 
 def test_other_views(x):
     model = Linear()
-    stand_in = Linear(lambda x: 2 * x)
-    torch.testing.assert_close(slope(BackwardThrough(model, stand_in), x), 2 * slope(model, x))
-    torch.testing.assert_close(BackwardThrough(model, stand_in)(x.clone().requires_grad_()), model(x))
+    surrogate = Linear(lambda x: 2 * x)
+    torch.testing.assert_close(slope(BackwardThrough(model, surrogate), x), 2 * slope(model, x))
+    torch.testing.assert_close(BackwardThrough(model, surrogate)(x.clone().requires_grad_()), model(x))
     torch.testing.assert_close(slope(Smoothed(model, 0.1, 3), x), slope(model, x))
     torch.testing.assert_close(slope(Averaged(model, 3), x), slope(model, x))
     softmax = nn.Sequential(model, nn.Softmax(1))
@@ -142,7 +141,7 @@ def test_companions_make_an_image_independent_of_the_others(x, together):
     ids=["logits", "random", "batch", "softmax"],
 )
 def test_outputs_are_told_apart(model, expected, x):
-    found, findings = probe_outputs(model, x)
+    found, findings = check_outputs(model, x)
     assert found == expected
     assert [finding.alarm for finding in findings] == list(vars(expected).values())
 
@@ -160,18 +159,18 @@ def test_outputs_are_told_apart(model, expected, x):
 )
 def test_slopes_are_told_apart(stage, zero, constant, unexplained, x):
     model, y = Linear(stage), torch.zeros(6, dtype=torch.int64)
-    slopes, _ = probe_slopes(model, model, x, y, "Linf", 0.1, seed=0)
-    assert (slopes.zero, slopes.constant) == (zero, pytest.approx(constant, abs=0.1))
+    gradients, _ = check_gradients(model, model, x, y, "Linf", 0.1, seed=0)
+    assert (gradients.zero, gradients.constant) == (zero, pytest.approx(constant, abs=0.1))
     if unexplained is not None:
-        assert slopes.unexplained == pytest.approx(unexplained, abs=1e-2)
+        assert gradients.unexplained == pytest.approx(unexplained, abs=1e-2)
 
 
 def test_saturated_logits_are_seen(x):
     model = nn.Sequential(Linear(), _Times(1e3))
-    slopes, findings = probe_slopes(model, model, x, model(x).argmax(1), "Linf", 0.01, seed=0)
-    assert slopes.zero == 0
-    assert slopes.saturated > 0.8
-    assert slopes.vanished > 0.8
+    gradients, findings = check_gradients(model, model, x, model(x).argmax(1), "Linf", 0.01, seed=0)
+    assert gradients.zero == 0
+    assert gradients.saturated > 0.8
+    assert gradients.vanished > 0.8
     assert any(finding.check.startswith("zero gradients of the ce") and finding.alarm for finding in findings)
 
 
@@ -188,17 +187,17 @@ def test_arena_takes_the_worst_case_per_image(x):
     model = Linear()
     y = model(x).argmax(1)
     y[0] = 1 - y[0]
-    arena = Arena(model, x, y, "Linf", 0.3)
-    assert arena.broken_by == ["clean"] + [None] * 5
+    record = AttackRecord(model, x, y, "Linf", 0.3)
+    assert record.broken_by == ["clean"] + [None] * 5
     rows = torch.arange(6)
-    first = arena.run("first", Family.GRADIENT, pgd, model, rows, steps=5)
+    first = record.run("first", Family.GRADIENT, pgd, model, rows, steps=5)
     distance = (model(x)[:, 1].abs() / model.weight.abs().sum()).detach()
     reachable = (distance < 0.29) | (rows == 0)
     assert (first.broken >= reachable).all()
-    arena.record("second", Family.FREE, rows[1:3], x[1:3], torch.ones(2, dtype=torch.bool), 0.0)
-    assert arena.outcome("second").broken.tolist() == [True] + [False] * 5  # claims are judged, not believed
-    assert arena.accuracy == 1 - float(first.broken.double().mean())
-    failed = arena.run("third", Family.STANDARD, pgd, Linear(lambda x: x.detach()), rows)
+    record.add("second", Family.FREE, rows[1:3], x[1:3], torch.ones(2, dtype=torch.bool), 0.0)
+    assert record.outcome("second").broken.tolist() == [True] + [False] * 5  # claims are judged, not believed
+    assert record.accuracy == 1 - float(first.broken.double().mean())
+    failed = record.run("third", Family.STANDARD, pgd, Linear(lambda x: x.detach()), rows)
     assert "gradient" in failed.error
     assert failed.broken.sum() == 1
 
@@ -210,8 +209,8 @@ def test_votes_decide_for_random_models(x):
             return torch.stack([torch.zeros_like(score), score], 1)
 
     torch.manual_seed(0)
-    arena = Arena(Coin(), x, torch.ones(6, dtype=torch.int64), "Linf", 0.1, votes=101)
-    assert not arena.clean_wrong.any()
+    record = AttackRecord(Coin(), x, torch.ones(6, dtype=torch.int64), "Linf", 0.1, votes=101)
+    assert not record.clean_wrong.any()
 
 
 def test_incomplete_optimisation():
@@ -234,8 +233,8 @@ def convolutional():
 def test_binarization_tells_a_fit_attack_from_an_unfit_one(convolutional, detached, least, most):
     x = torch.rand(4, 1, 8, 8)
     model = nn.Sequential(_Dead(), *convolutional) if detached else convolutional
-    arena = Arena(model, x, model(x).argmax(1), "L2", 0.5)
-    test, finding = binarization_test(arena, model, images=4, inner=99, steps=30, seed=0)
+    record = AttackRecord(model, x, model(x).argmax(1), "L2", 0.5)
+    test, finding = binarization_test(record, model, images=4, inner=99, steps=30, seed=0)
     assert test.valid == 4
     assert least <= (test.success - test.chance) / test.valid <= most or test.success / test.valid <= most
     assert finding.alarm is detached
@@ -250,17 +249,17 @@ def test_stand_in_learns_the_decisions(convolutional):
     x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = convolutional(x)
-        stand_in = distil(convolutional, x, x[:0], "L2", 0.5, steps=150, seed=0)
-        same = (stand_in(x).argmax(1) == logits.argmax(1)).float().mean()
+        surrogate = distil(convolutional, x, x[:0], "L2", 0.5, steps=150, seed=0)
+        same = (surrogate(x).argmax(1) == logits.argmax(1)).float().mean()
     assert same > 0.8
 
 
 NO_GAPS = Gaps(loss=0, floor=0, free=0, free_count=0, standard=0, best_free="")
-HONEST = Slopes(zero=0, constant=0, unexplained=0.01, vanished=0, saturated=0)
+HONEST = GradientChecks(zero=0, constant=0, unexplained=0.01, vanished=0, saturated=0)
 
 
 @pytest.mark.parametrize(
-    ("outputs", "slopes", "gaps", "verdict", "cause"),
+    ("outputs", "gradients", "gaps", "verdict", "cause"),
     [
         ((0, 0, 0), {}, {}, Verdict.SOUND, None),
         ((1, 0, 0), {}, {}, Verdict.MASKED, Cause.RANDOM),
@@ -277,13 +276,13 @@ HONEST = Slopes(zero=0, constant=0, unexplained=0.01, vanished=0, saturated=0)
         ((0, 0, 0), {}, {"standard": 0.2}, Verdict.INCONCLUSIVE, None),
     ],
 )
-def test_rules(outputs, slopes, gaps, verdict, cause):
-    arena = Arena(Linear(), torch.rand(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64), "L2", 0.1)
-    arena.clean_wrong = torch.zeros(20, dtype=torch.bool)
+def test_rules(outputs, gradients, gaps, verdict, cause):
+    record = AttackRecord(Linear(), torch.rand(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64), "L2", 0.1)
+    record.clean_wrong = torch.zeros(20, dtype=torch.bool)
     found = judge(
-        arena,
+        record,
         Outputs(*map(bool, outputs)),
-        Slopes(**{**vars(HONEST), **slopes}),
+        GradientChecks(**{**vars(HONEST), **gradients}),
         Gaps(**{**vars(NO_GAPS), **gaps}),
         [],
     )
@@ -291,9 +290,9 @@ def test_rules(outputs, slopes, gaps, verdict, cause):
 
 
 def test_failed_sanity_checks_forbid_soundness():
-    arena = Arena(Linear(), torch.rand(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64), "L2", 0.1)
-    arena.clean_wrong = torch.zeros(20, dtype=torch.bool)
+    record = AttackRecord(Linear(), torch.rand(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64), "L2", 0.1)
+    record.clean_wrong = torch.zeros(20, dtype=torch.bool)
     alarm = Finding("success of an unbounded attack", 0.4, 0.99, True, "source")
-    found = judge(arena, Outputs(False, False, False), HONEST, NO_GAPS, [alarm])
+    found = judge(record, Outputs(False, False, False), HONEST, NO_GAPS, [alarm])
     assert found.verdict is Verdict.INCONCLUSIVE
     assert found.reason == alarm.check
