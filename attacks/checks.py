@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, pose
+from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import cross_entropy, get_loss, margin, misclassified
-from attacks.core.model import Model, Oracle, check_labels, forward, frozen
+from attacks.core.model import CountedModel, Model, check_labels, forward, frozen
 
 # As in AutoAttack's own checks: L2 distance of normalised logits, and range and sum of a softmax.
 _RANDOM = 1e-4
@@ -107,7 +107,7 @@ def check_model(
             that the model does not know, layers in training mode, outputs that are no logits or all NaN, too
             few classes for the loss, a missing gradient where one is needed.
     """
-    problem = pose(x, y, norm=norm, eps=eps)
+    problem = validate_inputs(x, y, norm=norm, eps=eps)
     _check_mode(model)
     _check_device(model, x)
     few = problem[:images]
@@ -172,7 +172,11 @@ def _gradients(model: Model, problem: Problem, needed: bool) -> tuple[bool, Tens
     """Whether there is a gradient, and where (n,) that of the margin is exactly 0."""
     try:
         with frozen(model):
-            grad = Oracle(model, problem).gradient(problem.x, lambda logits: margin(logits, problem.y)).grad
+            grad = (
+                CountedModel(model, problem)
+                .gradient(problem.x, lambda logits: margin(logits, problem.y))
+                .grad
+            )
     except AttackError:
         if needed:
             raise

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, pose
+from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
-from attacks.core.model import Model, Oracle, forward, frozen
+from attacks.core.model import CountedModel, Model, forward, frozen
 from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish, in_batches
 
@@ -44,7 +44,7 @@ def carlini_wagner(
         "confidence": confidence,
         "initial_const": initial_const,
     }
-    return attack(model, pose(x, y, norm=norm, eps=eps), options, batch_size)
+    return attack(model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
 def deepfool(
@@ -81,7 +81,7 @@ def deepfool(
     """
     attack = _Foolbox("deepfool", {"L2": "L2DeepFoolAttack", "Linf": "LinfDeepFoolAttack"})
     options = {"steps": steps, "candidates": candidates, "overshoot": overshoot}
-    return attack(model, pose(x, y, norm=norm, eps=eps), options, batch_size)
+    return attack(model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
 def ddn(
@@ -99,7 +99,7 @@ def ddn(
     """Decoupled direction and norm (Rony et al. 2019) at L2, by foolbox; `deepfool` explains arguments and result."""
     attack = _Foolbox("ddn", {"L2": "DDNAttack"})
     options = {"steps": steps, "init_epsilon": init_epsilon, "gamma": gamma}
-    return attack(model, pose(x, y, norm=norm, eps=eps), options, batch_size)
+    return attack(model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
 def hopskipjump(
@@ -118,7 +118,7 @@ def hopskipjump(
 ) -> AttackResult:
     """HopSkipJump (Chen et al. 2020) at L2 or Linf, labels alone, by foolbox; `deepfool` explains the rest."""
     classes = {"L2": "HopSkipJumpAttack", "Linf": "HopSkipJumpAttack"}
-    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     options = {
         "steps": steps,
         "initial_gradient_eval_steps": initial_gradient_eval_steps,
@@ -145,7 +145,7 @@ def boundary(
     """Boundary attack (Brendel et al. 2018) at L2, labels alone, by foolbox; `deepfool` explains the rest."""
     attack = _Foolbox("boundary", {"L2": "BoundaryAttack"}, needs_start=True)
     options = {"steps": steps, "spherical_step": spherical_step, "source_step": source_step}
-    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     return attack(model, problem, options, batch_size, seed)
 
 
@@ -177,24 +177,24 @@ class _Foolbox:
             )
 
     def _attack(self, foolbox: Any, attack: Any, model: Model, problem: Problem, seed: int) -> AttackResult:
-        oracle = Oracle(model, problem)
-        clean_wrong = misclassified(oracle.clean_logits(), problem.y)
+        counted = CountedModel(model, problem)
+        clean_wrong = misclassified(counted.clean_logits(), problem.y)
         nearest = problem.x.clone()
         distance = torch.where(clean_wrong, 0, torch.inf).to(problem.eps.dtype)
         rows = (~clean_wrong).nonzero().squeeze(1)
         given = {}
         if self.needs_start:
-            rows, starts = _starts(oracle, rows, seed)
+            rows, starts = _starts(counted, rows, seed)
             given = {"starting_points": starts}
         if len(rows):
-            part, counted = problem[rows], _Counted(model)
-            found = self._run(foolbox, attack, counted, part, seed, given)
-            oracle.queries[rows] += counted.passes
-            oracle.backwards[rows] += counted.backwards
+            part, seen = problem[rows], _Counted(model)
+            found = self._run(foolbox, attack, seen, part, seed, given)
+            counted.queries[rows] += seen.passes
+            counted.backwards[rows] += seen.backwards
             wrong = misclassified(forward(model, found), part.y)
             distance[rows] = torch.where(wrong, part.norm.length(found - part.x), torch.inf)
             nearest[rows] = part.norm.confine(found, part.x, part.eps)
-        return finish(oracle, problem, nearest, clean_wrong=clean_wrong, trace={"distance": distance})
+        return finish(counted, problem, nearest, clean_wrong=clean_wrong, trace={"distance": distance})
 
     def _run(
         self, foolbox: Any, attack: Any, model: "_Counted", part: Problem, seed: int, given: dict[str, Tensor]
@@ -235,18 +235,18 @@ class _Counted(nn.Module):
         self.backwards += 1
 
 
-def _starts(oracle: Oracle, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def _starts(counted: CountedModel, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Those of the samples ``rows`` for which a misclassified image of random pixels was found, and these images."""
-    shape = tuple(oracle.problem.x.shape[1:])
-    starts = oracle.problem.x.clone()
-    found = torch.zeros_like(oracle.problem.y, dtype=torch.bool)
-    draws = oracle.problem.draws(seed)
+    shape = tuple(counted.problem.x.shape[1:])
+    starts = counted.problem.x.clone()
+    found = torch.zeros_like(counted.problem.y, dtype=torch.bool)
+    draws = counted.problem.draws(seed)
     for attempt in range(_START_TRIES):
         left = rows[~found[rows]]
         if not len(left):
             break
         noise = draws[left].fork(attempt).uniform(shape).to(starts.dtype)
-        wrong = misclassified(oracle.logits(noise, left), oracle.problem.y[left])
+        wrong = misclassified(counted.logits(noise, left), counted.problem.y[left])
         starts[left] = torch.where(per_sample(wrong, noise), noise, starts[left])
         found[left] = wrong
     ready = rows[found[rows]]

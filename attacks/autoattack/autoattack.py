@@ -13,7 +13,7 @@ from attacks.autoattack.versions import Stage, plan
 from attacks.checks import ModelReport, check_model
 from attacks.core.batching import Batches, patient_batch_size
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, pose
+from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import dlr, margin
 from attacks.core.model import Model, forward, frozen
 from attacks.core.random_source import check_random
@@ -102,7 +102,7 @@ def autoattack(
         AttackError: wrong inputs, an unusable model (see `check_model`), or a state of another run.
     """
     check_random(random)
-    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     gradients = isinstance(version, str) or set(version) != {"square"}
     if batch_size is None:
         batch_size = _ORIGINAL_BATCH if random == "original" else patient_batch_size(problem.x)

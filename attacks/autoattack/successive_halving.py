@@ -13,15 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attacks.core.batching import default_batch_size, patient_batch_size
+from attacks.core.batching import default_batch_size, patient_batch_size, ranked_targets, runs_of
 from attacks.core.inputs import Problem
 from attacks.core.losses import get_loss, misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Model, Oracle
+from attacks.core.model import CountedModel, Model
 from attacks.core.norms import per_sample
 from attacks.core.random_source import SampleSource
 from attacks.core.result import AttackResult, finish
-from attacks.core.runs import ranked_targets, tries_of
 from attacks.gradient.apgd_runs import Found, Run, climb
 from attacks.gradient.apgd_steps import steps_for
 
@@ -45,7 +44,9 @@ class Race:
 
     def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
         """Attack ``problem`` in one batch; call inside `frozen`."""
-        return _Attack(self, Oracle(model, problem, most=default_batch_size(problem.x)), seed).run()
+        return _Attack(
+            self, CountedModel(model, problem, max_batch=default_batch_size(problem.x)), seed
+        ).run()
 
 
 class _Field(NamedTuple):
@@ -60,10 +61,10 @@ class _Field(NamedTuple):
 class _Attack:
     """One batch under attack."""
 
-    def __init__(self, options: Race, oracle: Oracle, seed: int) -> None:
+    def __init__(self, options: Race, counted: CountedModel, seed: int) -> None:
         self.options = options
-        self.oracle = oracle
-        self.problem = oracle.problem
+        self.counted = counted
+        self.problem = counted.problem
         self.source = SampleSource(self.problem.draws(seed).fork(_STREAM))
         self.loss = get_loss(options.loss)
         self.found = Found(self.problem.x)
@@ -71,8 +72,8 @@ class _Attack:
     def run(self) -> AttackResult:
         """All rounds, then the verification."""
         found, rungs = self.found, self.options.rungs
-        with fast_layout(self.oracle.model, self.problem.x):
-            clean = self.oracle.clean_logits()
+        with fast_layout(self.counted.model, self.problem.x):
+            clean = self.counted.clean_logits()
             wrong = misclassified(clean, self.problem.y)
             found.broken |= wrong
             self.goals = ranked_targets(clean, self.problem.y, rungs[0].targets)
@@ -83,11 +84,11 @@ class _Attack:
                     field = self._round(field, rung)
         candidate = torch.where(per_sample(found.broken, found.best), found.adversarial, found.best)
         trace = {"loss": found.best_loss, "zero_gradient": found.flat}
-        return finish(self.oracle, self.problem, candidate, clean_wrong=wrong, trace=trace)
+        return finish(self.counted, self.problem, candidate, clean_wrong=wrong, trace=trace)
 
     def _start(self, rows: Tensor) -> _Field:
         """Every target of the samples ``rows`` (m,), each at a random start."""
-        row, rank = tries_of(rows, range(self.goals.shape[1]))
+        row, rank = runs_of(rows, range(self.goals.shape[1]))
         points = steps_for(self.problem, row).start(self.source, row, rank)
         ranks = rank.view(len(rows), -1)
         return _Field(
@@ -117,7 +118,7 @@ class _Attack:
             run = Run(self.problem, row, self.goals[row, rank], steps)
             run.point = steps.enter(field.points[part].flatten(0, 1), self.source, row)
             found = Found(self.problem.x[row])
-            climb(self.oracle, run, found, self.loss, rung.steps)
+            climb(self.counted, run, found, self.loss, rung.steps)
             self.found.merge(field.rows[part], found)
             points.append(found.best.unflatten(0, (-1, count)))
             losses.append(found.best_loss.view(-1, count))

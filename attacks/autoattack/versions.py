@@ -14,7 +14,7 @@ from attacks.core.errors import AttackError, unknown_name
 from attacks.core.inputs import Problem
 from attacks.core.losses import margin
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Model, Oracle
+from attacks.core.model import CountedModel, Model
 from attacks.core.result import AttackResult, finish
 from attacks.gradient.apgd import Apgd
 from attacks.gradient.fab import Fab
@@ -151,11 +151,11 @@ def _best(scores: Tensor) -> Tensor:
 
 def one_step(model: Model, problem: Problem, seed: int) -> AttackResult:
     """One steepest step to the edge of the ball, which breaks most samples of a fragile model for next to nothing."""
-    oracle = Oracle(model, problem, most=default_batch_size(problem.x))
+    counted = CountedModel(model, problem, max_batch=default_batch_size(problem.x))
     with fast_layout(model, problem.x):
-        grad = oracle.gradient(problem.x, margin, along=(problem.y,)).grad.contiguous()
+        grad = counted.gradient(problem.x, margin, along=(problem.y,)).grad.contiguous()
     moved = problem.norm.ascend(problem.x, grad, problem.eps)
-    return finish(oracle, problem, problem.norm.confine(moved, problem.x, problem.eps))
+    return finish(counted, problem, problem.norm.confine(moved, problem.x, problem.eps))
 
 
 def _targeted_loss(classes: int) -> str:
@@ -164,6 +164,6 @@ def _targeted_loss(classes: int) -> str:
 
 def no_attack(model: Model, problem: Problem, seed: int) -> AttackResult:
     """Which samples are wrong as they are, for one query each."""
-    oracle = Oracle(model, problem, most=default_batch_size(problem.x))
-    oracle.queries += 1
-    return finish(oracle, problem, problem.x)
+    counted = CountedModel(model, problem, max_batch=default_batch_size(problem.x))
+    counted.queries += 1
+    return finish(counted, problem, problem.x)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, at_least_one, pose
+from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Model, Oracle
+from attacks.core.model import CountedModel, Model
 from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish, in_batches
 
@@ -58,16 +58,16 @@ def rays(
         raise AttackError(f"tolerance must be positive, got {tolerance}")
 
     def attack(batch: Problem) -> AttackResult:
-        return _attack(Oracle(model, batch), queries, tolerance, early_stop)
+        return _attack(CountedModel(model, batch), queries, tolerance, early_stop)
 
-    return in_batches(attack, pose(x, y, norm=norm, eps=eps), batch_size)
+    return in_batches(attack, validate_inputs(x, y, norm=norm, eps=eps), batch_size)
 
 
-def _attack(oracle: Oracle, queries: int, tolerance: float, early_stop: bool) -> AttackResult:
+def _attack(counted: CountedModel, queries: int, tolerance: float, early_stop: bool) -> AttackResult:
     """Attack one batch: a query of every running search per round."""
-    problem = oracle.problem
-    with fast_layout(oracle.model, oracle.problem.x):
-        clean_wrong = misclassified(oracle.clean_logits(), problem.y)
+    problem = counted.problem
+    with fast_layout(counted.model, counted.problem.x):
+        clean_wrong = misclassified(counted.clean_logits(), problem.y)
         radius = torch.where(clean_wrong, 0, torch.inf).to(problem.eps.dtype)
         best = torch.ones_like(problem.x).flatten(1)
         searches = _Searches.begin((~clean_wrong).nonzero().squeeze(1), best)
@@ -75,7 +75,7 @@ def _attack(oracle: Oracle, queries: int, tolerance: float, early_stop: bool) ->
         for _ in range(queries - 1):
             if not len(part):
                 break
-            wrong = misclassified(oracle.logits(_along(part, *searches.question()), searches.row), part.y)
+            wrong = misclassified(counted.logits(_along(part, *searches.question()), searches.row), part.y)
             searches.answer(wrong, tolerance)
             going = searches.radius > part.eps
             if early_stop and not going.all():
@@ -84,7 +84,7 @@ def _attack(oracle: Oracle, queries: int, tolerance: float, early_stop: bool) ->
         searches.write(radius, best)
     inside = per_sample(radius <= problem.eps, problem.x)
     candidate = torch.where(inside, _along(problem, best, radius), problem.x)
-    return finish(oracle, problem, candidate, clean_wrong=clean_wrong, trace={"radius": radius})
+    return finish(counted, problem, candidate, clean_wrong=clean_wrong, trace={"radius": radius})
 
 
 def _along(problem: Problem, direction: Tensor, radius: Tensor) -> Tensor:

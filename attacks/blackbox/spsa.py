@@ -8,10 +8,10 @@ from torch import Tensor
 
 from attacks.core.batching import default_batch_size
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, at_least_one, pose
+from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Model, Oracle
+from attacks.core.model import CountedModel, Model
 from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish, in_batches
 from attacks.core.rng import Draws
@@ -63,7 +63,7 @@ def spsa(
     Raises:
         AttackError: wrong inputs, or a budget that does not suffice for one step.
     """
-    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     search = _Search(get_loss(loss), queries, samples, delta, random_start, seed)
     return in_batches(
         lambda batch: search.attack(model, batch, Draws.signs, _Adam(batch, learning_rate)),
@@ -93,7 +93,7 @@ def nes(
 
     As `spsa`, but with Gaussian directions v in pairs, and steps of the length ``step_size`` (default eps / 8).
     """
-    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     search = _Search(get_loss(loss), queries, samples, delta, random_start, seed)
     return in_batches(
         lambda batch: search.attack(model, batch, Draws.normal, _Steepest(batch, step_size)),
@@ -160,12 +160,12 @@ class _Search:
         climb: Callable[[Tensor, Problem, Tensor, Tensor, int], Tensor],
     ) -> AttackResult:
         """Attack one batch with directions by ``draw`` and steps by ``climb``."""
-        oracle = Oracle(model, problem)
+        counted = CountedModel(model, problem)
         best, best_loss = problem.x.clone(), torch.full_like(problem.eps, -torch.inf)
         draws = problem.draws(self.seed)
         shape = (self.samples // 2, *problem.x.shape[1:])
         with fast_layout(model, problem.x):
-            clean_wrong = misclassified(oracle.clean_logits(), problem.y)
+            clean_wrong = misclassified(counted.clean_logits(), problem.y)
             rows = (~clean_wrong).nonzero().squeeze(1)
             x_adv = self._start(problem[rows], draws[rows])
             for step in range((self.queries - 1) // (self.samples + 1)):
@@ -173,15 +173,15 @@ class _Search:
                     break
                 part = problem[rows]
                 directions = draw(draws[rows].fork(_DIRECTIONS, step), shape).to(x_adv.dtype)
-                grad = self._estimate(oracle, part, rows, x_adv, directions)
+                grad = self._estimate(counted, part, rows, x_adv, directions)
                 x_adv = part.norm.confine(climb(rows, part, x_adv, grad, step), part.x, part.eps)
-                logits = oracle.logits(x_adv, rows)
+                logits = counted.logits(x_adv, rows)
                 loss, wrong = self.loss(logits, part.y, None), misclassified(logits, part.y)
                 better = wrong | (loss > best_loss[rows])
                 best[rows] = torch.where(per_sample(better, x_adv), x_adv, best[rows])
                 best_loss[rows] = torch.where(better, loss, best_loss[rows])
                 rows, x_adv = rows[~wrong], x_adv[~wrong]
-        return finish(oracle, problem, best, clean_wrong=clean_wrong, trace={"loss": best_loss})
+        return finish(counted, problem, best, clean_wrong=clean_wrong, trace={"loss": best_loss})
 
     def _start(self, problem: Problem, draws: Draws) -> Tensor:
         if not self.random_start:
@@ -190,12 +190,12 @@ class _Search:
         return problem.norm.confine(problem.x + delta, problem.x, problem.eps)
 
     def _estimate(
-        self, oracle: Oracle, part: Problem, rows: Tensor, x_adv: Tensor, directions: Tensor
+        self, counted: CountedModel, part: Problem, rows: Tensor, x_adv: Tensor, directions: Tensor
     ) -> Tensor:
         """Gradient (n, C, H, W) from antithetic pairs along ``directions`` (n, samples / 2, C, H, W)."""
         probes = self.delta * torch.cat([directions, -directions], dim=1)
         probes = (x_adv[:, None] + probes).clamp_(0, 1)
-        logits = oracle.many_logits(probes, rows, default_batch_size(x_adv))
+        logits = counted.many_logits(probes, rows, default_batch_size(x_adv))
         loss = self.loss(logits.flatten(0, 1), part.y.repeat_interleave(self.samples), None)
         ahead, behind = loss.view(len(rows), self.samples).chunk(2, dim=1)
         slope = (ahead - behind) / (2 * self.delta)

@@ -10,18 +10,16 @@ import torch
 from torch import Tensor
 
 from attacks.blackbox.square_proposals import Given, Moves, Proposals, moves_for
-from attacks.core.batching import default_batch_size
+from attacks.core.batching import Rows, default_batch_size
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, pose
+from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import margin as untargeted_margin
 from attacks.core.losses import misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Model, Oracle
+from attacks.core.model import CountedModel, Model
 from attacks.core.random_source import Source, check_random, source_for
 from attacks.core.result import AttackResult, finish, in_batches
-from attacks.core.runs import Rows
-from attacks.core.scores import quick_scores
-from attacks.gradient.pgd import at_least_one
+from attacks.core.traced_forward import traced_forward
 
 _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
@@ -50,8 +48,8 @@ class Square:
         """Attack ``problem`` in one batch."""
         if problem.x.ndim != 4:
             raise AttackError(f"square needs images (N, C, H, W), got {tuple(problem.x.shape)}; reshape them")
-        most = None if self.random == "original" else default_batch_size(problem.x)
-        return _Attack(self, Oracle(model, problem, most=most), seed).run()
+        max_batch = None if self.random == "original" else default_batch_size(problem.x)
+        return _Attack(self, CountedModel(model, problem, max_batch=max_batch), seed).run()
 
 
 class _Run(Rows):
@@ -141,10 +139,10 @@ class _Attack:
     asking. So nothing changes but the time.
     """
 
-    def __init__(self, options: Square, oracle: Oracle, seed: int) -> None:
+    def __init__(self, options: Square, counted: CountedModel, seed: int) -> None:
         self.options = options
-        self.oracle = oracle
-        self.problem = oracle.problem
+        self.counted = counted
+        self.problem = counted.problem
         self.source: Source = source_for(options.random, seed, self.problem, _STREAM)
         self.best = self.problem.x.clone()
         self.margin = torch.full_like(self.problem.eps, torch.inf)
@@ -157,15 +155,15 @@ class _Attack:
         """All restarts, then the verification."""
         if not self.source.original:
             passes = len(self.problem) * self.options.queries
-            self.oracle.scorer = quick_scores(self.oracle.model, self.problem.x, passes)
-        with nullcontext() if self.source.original else fast_layout(self.oracle.model, self.problem.x):
-            wrong = misclassified(self.oracle.clean_logits(), self.problem.y)
+            self.counted.scorer = traced_forward(self.counted.model, self.problem.x, passes)
+        with nullcontext() if self.source.original else fast_layout(self.counted.model, self.problem.x):
+            wrong = misclassified(self.counted.clean_logits(), self.problem.y)
             self.broken |= wrong
             for restart in range(self.options.restarts):
                 rows = (~self.broken).nonzero().squeeze(1)
                 if len(rows):
                     self._search(rows, restart)
-        return finish(self.oracle, self.problem, self.best, clean_wrong=wrong, trace={"loss": -self.margin})
+        return finish(self.counted, self.problem, self.best, clean_wrong=wrong, trace={"loss": -self.margin})
 
     def _search(self, rows: Tensor, restart: int) -> None:
         """One random search for the samples ``rows`` (n,)."""
@@ -226,7 +224,7 @@ class _Attack:
         tried = torch.where(first < ahead, first + 1, reached.sum(1))
         # Those after the first better one are void.
         void = (ask & (torch.arange(ahead, device=ask.device) >= tried[:, None])).sum(1)
-        self.oracle.queries[run.row] -= void
+        self.counted.queries[run.row] -= void
 
         run.iteration += tried
         run.unused += tried
@@ -247,7 +245,7 @@ class _Attack:
         """Margins (m,) of the images ``asked`` (m, ...) of searches (m,), whether they succeed, and are better."""
         if not len(search):
             return run.margin[:0], search > 0, search > 0
-        logits, y, least = self.oracle.logits(asked, run.row[search]), run.y[search], run.margin[search]
+        logits, y, least = self.counted.logits(asked, run.row[search]), run.y[search], run.margin[search]
         if self.source.original:
             margin = -untargeted_margin(logits, y)
             wrong = margin <= 0
@@ -312,5 +310,5 @@ def square(
     """
     attack = Square(at_least_one("queries", queries), at_least_one("restarts", restarts), random)
     check_random(random)
-    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size, random == "sample")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from attacks.blackbox.square_windows import corners, inside, overlap, pattern, places, values_at
+from attacks.core.batching import Rows
 from attacks.core.inputs import Problem
 from attacks.core.norms import get_norm, per_sample
 from attacks.core.published import l1_correction, plain_length
 from attacks.core.random_source import Source
-from attacks.core.runs import Rows
 
 _TINY = 1e-12
 _MARGIN = 1e-6

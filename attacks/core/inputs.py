@@ -15,8 +15,7 @@ from attacks.core.rng import Draws, draws_for
 
 @dataclass(frozen=True)
 class Problem:
-    """N images to attack; build with `pose`. Indexing with rows (slice, mask or indices) gives those samples'
-    problem.
+    """N images to attack, built by `validate_inputs`; indexing with a slice, mask or indices gives those samples.
 
     Attributes:
         x: images (N, C, H, W), floats in [0, 1], without gradient.
@@ -48,7 +47,7 @@ class Problem:
         return draws_for(seed, self.ids)
 
 
-def pose(
+def validate_inputs(
     x: Tensor,
     y: Tensor,
     *,
@@ -71,10 +70,10 @@ def pose(
         AttackError: a type, shape, device or range is wrong; the message names value, expectation and remedy.
     """
     with torch.inference_mode(False):
-        return _pose(get_norm(norm), x, y, eps, targets, sample_ids)
+        return _validated(get_norm(norm), x, y, eps, targets, sample_ids)
 
 
-def _pose(
+def _validated(
     norm: Norm, x: Tensor, y: Tensor, eps: float | Tensor, targets: Tensor | None, sample_ids: Tensor | None
 ) -> Problem:
     x = _images(x)

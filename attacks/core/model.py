@@ -53,8 +53,8 @@ def forward(model: Model, x: Tensor) -> Tensor:
         return _logits(model, x)
 
 
-class Oracle:
-    """The attacked model, counting per sample; attacks use it for every pass they are charged for.
+class CountedModel:
+    """The attacked model, counting passes per sample; attacks use it for every pass they are charged for.
 
     Each method takes the ``rows`` (indices (n,) into the problem, None for all) that its images belong to, so
     that an attack may go on with the survivors alone.
@@ -65,15 +65,17 @@ class Oracle:
         backwards: backward passes so far (N,) int64.
     """
 
-    def __init__(self, model: Model, problem: Problem, *, samples: int = 1, most: int | None = None) -> None:
+    def __init__(
+        self, model: Model, problem: Problem, *, samples: int = 1, max_batch: int | None = None
+    ) -> None:
         """Wrap ``model``; ``samples`` > 1 averages gradients over that many passes, for random outputs.
 
-        ``most`` is how many images `gradient` passes at once; more are split evenly.
+        ``max_batch`` is how many images `gradient` passes at once; more are split evenly.
         """
         self.model = self.scorer = model
         self.problem = problem
         self.samples = samples
-        self.most = most
+        self.max_batch = max_batch
         self._passes = torch.zeros(2, len(problem), dtype=torch.int64, device=problem.x.device)
         self.queries, self.backwards = self._passes  # two views
         weights = (layer.weight for layer in plain_convolutions(model))
@@ -82,7 +84,7 @@ class Oracle:
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
-        parts = x.split(2 * self.most) if self.most else [x]  # scores alone take half the memory
+        parts = x.split(2 * self.max_batch) if self.max_batch else [x]  # scores alone take half the memory
         logits = _joined([self._scores(part) for part in parts])
         _count(self.queries, rows, 1)
         return logits
@@ -94,7 +96,7 @@ class Oracle:
 
     def verdict(self, x: Tensor) -> Tensor:
         """Logits (n, K) of the model as it is, uncounted; only the images ``x`` (n, ...) may be laid out for speed."""
-        fast = self.most is not None and takes_channels_last(self.model, x)
+        fast = self.max_batch is not None and takes_channels_last(self.model, x)
         return forward(self.model, x.to(memory_format=torch.channels_last) if fast else x)
 
     def many_logits(self, x: Tensor, rows: Tensor, batch_size: int) -> Tensor:
@@ -180,7 +182,7 @@ class Oracle:
 
     def _parts(self, count: int) -> list[slice]:
         """Slices of ``count`` images that pass at once."""
-        passes = 1 if self.most is None else max(1, -(-count // self.most))
+        passes = 1 if self.max_batch is None else max(1, -(-count // self.max_batch))
         size = -(-count // passes)
         return [slice(start, start + size) for start in range(0, max(count, 1), max(size, 1))]
 
@@ -194,10 +196,10 @@ class Oracle:
         On the CPU the first pass of a batch size prepares its kernels, for the time of two passes. An attack that one
         sample after the other leaves meets ever new sizes; powers of two are soon prepared.
         """
-        if self.most is None or x.is_cuda or not self._fast():
+        if self.max_batch is None or x.is_cuda or not self._fast():
             return x
         count = len(x)
-        spare = min(1 << (count - 1).bit_length(), self.most) - count
+        spare = min(1 << (count - 1).bit_length(), self.max_batch) - count
         asked = self._asked[count] = self._asked.get(count, 0) + 1
         wasted = asked * spare * x[0].numel()
         return torch.cat([x, x[:spare]]) if 0 < wasted <= _WASTE else x
@@ -207,7 +209,7 @@ class Oracle:
 
         For the reason told in `_pad`; sixteen sizes between a number and its double waste 3 % on average.
         """
-        if self.most is None or x.is_cuda:
+        if self.max_batch is None or x.is_cuda:
             return x
         spare = -len(x) % (1 << max(0, (len(x) - 1).bit_length() - 5))
         return torch.cat([x, x[:spare]]) if spare else x

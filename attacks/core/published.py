@@ -45,7 +45,7 @@ def l1_correction(x: Tensor, delta: Tensor, eps: Tensor) -> Tensor:
 
 
 def to_hyperplane(norm: str, points: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """As `attacks.core.hyperplane.to_hyperplane`: shortest moves (n, D) onto w . z = b within the box."""
+    """As `attacks.core.projections.to_hyperplane`: shortest moves (n, D) onto w . z = b within the box."""
     excess = (w * points).sum(1) - b
     side = torch.where(excess >= 0, 1.0, -1.0)
     w = w * side[:, None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks.core.batching import Batches, patient_batch_size
 from attacks.core.inputs import Problem
 from attacks.core.losses import misclassified
-from attacks.core.model import Oracle, forward
+from attacks.core.model import CountedModel, forward
 from attacks.core.norms import ball_and_box, get_norm, per_sample
 
 
@@ -51,7 +51,7 @@ class AttackResult:
 
 
 def finish(
-    oracle: Oracle,
+    counted: CountedModel,
     problem: Problem,
     candidate: Tensor,
     *,
@@ -66,7 +66,7 @@ def finish(
     eps.
 
     Args:
-        oracle: the model with the counts to report.
+        counted: the model with the counts to report.
         problem: the images, labels and radii.
         candidate: (N, C, H, W).
         clean_wrong: (N,) bool, clean errors; where the candidate fails, such a sample's clean image is the
@@ -83,10 +83,10 @@ def finish(
         final = torch.where(per_sample(valid, x), candidate, x)
         final = torch.where(per_sample(outside, x), ball_and_box(final, x, problem.eps, problem.norm), final)
     if batches is None:
-        logits = torch.cat([oracle.verdict(part) for part in final.split(oracle.most or len(final))])
+        logits = torch.cat([counted.verdict(part) for part in final.split(counted.max_batch or len(final))])
     else:
         rows = torch.arange(len(problem), device=x.device)
-        logits = torch.cat(batches.map(lambda part: forward(oracle.model, final[part]), rows))
+        logits = torch.cat(batches.map(lambda part: forward(counted.model, final[part]), rows))
     success = misclassified(logits, problem.y)
     answered: Tensor | None = logits
     if clean_wrong is not None and (undone := clean_wrong & ~success).any():
@@ -97,7 +97,7 @@ def finish(
     if problem.targets is not None:
         checks["hit_target"] = logits.argmax(1) == problem.targets
     return AttackResult(
-        final.detach(), success, oracle.queries, oracle.backwards, {**(trace or {}), **checks}, answered
+        final.detach(), success, counted.queries, counted.backwards, {**(trace or {}), **checks}, answered
     )
 
 

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.core.batching import default_batch_size
-from attacks.core.inputs import Problem, pose
+from attacks.core.batching import default_batch_size, ranked_targets, restart_groups, runs_of, samples_at_once
+from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import get_loss, misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Model, Oracle, frozen
+from attacks.core.model import CountedModel, Model, frozen
 from attacks.core.norms import per_sample
 from attacks.core.random_source import check_random, source_for
 from attacks.core.result import AttackResult, finish, in_batches
-from attacks.core.runs import ranked_targets, samples_at_once, tries_of, waves
 from attacks.gradient.apgd_runs import Found, Run, climb
 from attacks.gradient.apgd_steps import radii_schedule, steps_for
-from attacks.gradient.pgd import at_least_one
 
 _STREAM = 1
 
@@ -45,42 +43,44 @@ class Apgd:
 
     def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
         """Attack ``problem`` in one batch; call inside `frozen`."""
-        most = None if self.random == "original" else default_batch_size(problem.x)
-        return _Attack(self, Oracle(model, problem, samples=self.eot_samples, most=most), seed).run()
+        max_batch = None if self.random == "original" else default_batch_size(problem.x)
+        return _Attack(
+            self, CountedModel(model, problem, samples=self.eot_samples, max_batch=max_batch), seed
+        ).run()
 
 
 class _Attack:
     """One batch under attack."""
 
-    def __init__(self, options: Apgd, oracle: Oracle, seed: int) -> None:
+    def __init__(self, options: Apgd, counted: CountedModel, seed: int) -> None:
         self.options = options
-        self.oracle = oracle
-        self.problem = oracle.problem
+        self.counted = counted
+        self.problem = counted.problem
         self.source = source_for(options.random, seed, self.problem, _STREAM)
         self.loss = get_loss(options.loss)
         self.leave = options.early_stop and not self.source.original
 
     def run(self) -> AttackResult:
         """All tries, then the verification."""
-        with nullcontext() if self.source.original else fast_layout(self.oracle.model, self.problem.x):
-            clean = self.oracle.clean_logits()
+        with nullcontext() if self.source.original else fast_layout(self.counted.model, self.problem.x):
+            clean = self.counted.clean_logits()
             wrong = misclassified(clean, self.problem.y)
             self.goals = ranked_targets(clean, self.problem.y, self.options.num_targets)
             found = Found(self.problem.x)
             found.broken |= wrong
             tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
-            for wave in waves(tries, self.source.original, self.options.together):
+            for wave in restart_groups(tries, self.source.original, self.options.together):
                 rows = (~found.broken).nonzero().squeeze(1)
                 count = samples_at_once(self.problem, len(wave), self.source.original)
                 for part in rows.split(count) if len(rows) else ():
                     found.merge(part, self._lockstep(part, wave))
         candidate = torch.where(per_sample(found.broken, found.best), found.adversarial, found.best)
         trace = {"loss": found.best_loss, "zero_gradient": found.flat}
-        return finish(self.oracle, self.problem, candidate, clean_wrong=wrong, trace=trace)
+        return finish(self.counted, self.problem, candidate, clean_wrong=wrong, trace=trace)
 
     def _lockstep(self, rows: Tensor, wave: range) -> Found:
         """Some tries of the samples ``rows`` (n,) together, through all stages of the radius."""
-        row, attempt = tries_of(rows, wave)
+        row, attempt = runs_of(rows, wave)
         goal = self.goals[row, attempt // self.options.restarts] if self.options.num_targets else None
         found = Found(self.problem.x[row])
         slot = torch.arange(len(row), device=row.device)
@@ -93,7 +93,7 @@ class _Attack:
             run = Run(self.problem, here, None if goal is None else goal[slot], steps, ball)
             run.slot, run.point = slot, steps.enter(start, self.source, here)
             judge = factor == 1 or ball is not None
-            climb(self.oracle, run, found, self.loss, iterations, judge=judge, leave=self.leave)
+            climb(self.counted, run, found, self.loss, iterations, judge=judge, leave=self.leave)
             slot = run.slot
             if not len(slot):
                 break
@@ -145,7 +145,9 @@ def apgd(
         AttackError: wrong inputs, too few classes for the loss, or a model without gradients.
     """
     attack = Apgd(loss, steps, restarts, 0, eot_samples, early_stop, random)
-    return _run(attack, model, pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed)
+    return _run(
+        attack, model, validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed
+    )
 
 
 def apgd_targeted(
@@ -173,7 +175,9 @@ def apgd_targeted(
     attack = Apgd(
         loss, steps, restarts, at_least_one("num_targets", num_targets), eot_samples, early_stop, random
     )
-    return _run(attack, model, pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed)
+    return _run(
+        attack, model, validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed
+    )
 
 
 def _run(attack: Apgd, model: Model, problem: Problem, batch_size: int | None, seed: int) -> AttackResult:

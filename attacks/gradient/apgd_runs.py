@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attacks.core.batching import Rows
 from attacks.core.inputs import Problem
 from attacks.core.losses import Loss, misclassified
-from attacks.core.model import Oracle
+from attacks.core.model import CountedModel
 from attacks.core.norms import per_sample
-from attacks.core.runs import Rows
 from attacks.gradient.apgd_steps import Steps
 
 # Iterations of a stage with larger radii after which the best point is tried in the ball itself; and its last one.
@@ -38,10 +38,10 @@ class Run(Rows):
         self.steps = steps
         self.ball = ball
 
-    def evaluate(self, oracle: Oracle, loss: Loss, point: Tensor) -> None:
+    def evaluate(self, counted: CountedModel, loss: Loss, point: Tensor) -> None:
         """Move to ``point`` (n, ...) and ask the model there."""
         self.point = point
-        found = oracle.gradient(point, loss, self.row, (self.y, self.goal))
+        found = counted.gradient(point, loss, self.row, (self.y, self.goal))
         self.grad, self.loss, self.logits = found.grad.contiguous(), found.loss, found.logits
 
     def begin(self, iterations: int) -> None:
@@ -58,10 +58,10 @@ class Run(Rows):
         self.best_loss = torch.where(better, self.loss, self.best_loss)
         self.steps.observe(self.loss)
 
-    def peek(self, oracle: Oracle, ball: Steps) -> tuple[Tensor, Tensor]:
+    def peek(self, counted: CountedModel, ball: Steps) -> tuple[Tensor, Tensor]:
         """The best points, brought into the ``ball`` itself (n, ...), and which of them are misclassified (n,)."""
         point = ball.nearest(self.best)
-        return point, misclassified(oracle.logits(point, self.row), self.y)
+        return point, misclassified(counted.logits(point, self.row), self.y)
 
     def adapt(self) -> None:
         """Judge the step sizes; where told so, go back to the best point."""
@@ -110,7 +110,7 @@ class Found:
 
 
 def climb(
-    oracle: Oracle,
+    counted: CountedModel,
     run: Run,
     found: Found,
     loss: Loss,
@@ -122,7 +122,7 @@ def climb(
     """Take all runs ``iterations`` steps on from their present points, and fill ``found``.
 
     Args:
-        oracle: the model.
+        counted: the model.
         run: the runs; only those that stayed to the end are left in it.
         found: of as many runs as there were at first.
         loss: what they raise.
@@ -130,20 +130,20 @@ def climb(
         judge: whether misclassified points count.
         leave: whether the runs of a sample that is broken end.
     """
-    run.evaluate(oracle, loss, run.point)
+    run.evaluate(counted, loss, run.point)
     run.begin(iterations)
     found.flat[run.slot] |= (run.grad == 0).flatten(1).all(1)
     wait = run.steps.window
     for iteration in range(iterations + 1):
         if iteration:
-            run.evaluate(oracle, loss, run.steps.advance(run.point, run.grad))
+            run.evaluate(counted, loss, run.steps.advance(run.point, run.grad))
             run.note()
             wait -= 1
         wrong = None
         if run.ball is None:
             point, wrong = run.point, misclassified(run.logits, run.y)
         elif iteration in _PEEKS or iteration == iterations:
-            point, wrong = run.peek(oracle, run.ball)
+            point, wrong = run.peek(counted, run.ball)
         if judge and wrong is not None and wrong.any():
             found.broke(run, wrong, point)
             if leave:

@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attacks.core.batching import Rows
 from attacks.core.inputs import Problem
 from attacks.core.norms import get_norm, per_sample
 from attacks.core.published import l1_correction
 from attacks.core.random_source import Source
-from attacks.core.runs import Rows
 
 _TINY = 1e-12
 

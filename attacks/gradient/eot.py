@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attacks.core.batching import Batches
 from attacks.core.errors import AttackError, unknown_name
-from attacks.core.inputs import at_least_one, pose
+from attacks.core.inputs import at_least_one, validate_inputs
 from attacks.core.losses import misclassified
 from attacks.core.model import Model, forward
 from attacks.core.result import AttackResult
@@ -121,7 +121,7 @@ def expected_success(
     if not 0 <= exploration <= 1:
         raise AttackError(f"exploration is a chance in [0, 1], got {exploration}")
     at_least_one("passes", passes)
-    problem = pose(x, y, norm="Linf", eps=0.0)
+    problem = validate_inputs(x, y, norm="Linf", eps=0.0)
 
     def wrong(part: Tensor) -> Tensor:
         logits = forward(model, problem.x[part])

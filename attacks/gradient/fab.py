@@ -12,20 +12,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.core import hyperplane
+from attacks.core import projections
 from attacks.core import published as original
-from attacks.core.batching import default_batch_size
-from attacks.core.inputs import Problem, pose
+from attacks.core.batching import (
+    Rows,
+    default_batch_size,
+    ranked_targets,
+    restart_groups,
+    runs_of,
+    samples_at_once,
+)
+from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import margin_targeted, misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Model, Oracle, frozen
+from attacks.core.model import CountedModel, Model, frozen
 from attacks.core.norms import ball_and_box, per_sample
 from attacks.core.published import plain_length
 from attacks.core.random_source import check_random, source_for
 from attacks.core.result import AttackResult, finish, in_batches
-from attacks.core.runs import Rows, ranked_targets, samples_at_once, tries_of, waves
-from attacks.core.scores import quick_scores
-from attacks.gradient.pgd import at_least_one
+from attacks.core.traced_forward import traced_forward
 
 _STREAM = 2
 _OVERSHOOT = 1.05  # eta
@@ -49,8 +54,8 @@ class Fab:
 
     def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
         """Attack ``problem`` in one batch; call inside `frozen`."""
-        most = None if self.random == "original" else default_batch_size(problem.x)
-        return _Attack(self, Oracle(model, problem, most=most), seed).run()
+        max_batch = None if self.random == "original" else default_batch_size(problem.x)
+        return _Attack(self, CountedModel(model, problem, max_batch=max_batch), seed).run()
 
 
 class _Run(Rows):
@@ -87,13 +92,13 @@ class _Run(Rows):
 class _Attack:
     """One batch under attack."""
 
-    def __init__(self, options: Fab, oracle: Oracle, seed: int) -> None:
+    def __init__(self, options: Fab, counted: CountedModel, seed: int) -> None:
         self.options = options
-        self.oracle = oracle
-        self.problem = oracle.problem
+        self.counted = counted
+        self.problem = counted.problem
         self.norm = self.problem.norm.name
         self.source = source_for(options.random, seed, self.problem, _STREAM)
-        self.project = (original if self.source.original else hyperplane).to_hyperplane
+        self.project = (original if self.source.original else projections).to_hyperplane
         self.nearest = self.problem.x.clone()
         self.distance = torch.full_like(self.problem.eps, torch.inf)
 
@@ -102,14 +107,14 @@ class _Attack:
         if not self.source.original:
             tries = self.options.restarts * max(1, self.options.num_targets)
             passes = len(self.problem) * self.options.steps * tries
-            self.oracle.scorer = quick_scores(self.oracle.model, self.problem.x, passes)
-        with nullcontext() if self.source.original else fast_layout(self.oracle.model, self.problem.x):
-            clean = self.oracle.clean_logits()
+            self.counted.scorer = traced_forward(self.counted.model, self.problem.x, passes)
+        with nullcontext() if self.source.original else fast_layout(self.counted.model, self.problem.x):
+            clean = self.counted.clean_logits()
             wrong = misclassified(clean, self.problem.y)
             self.distance[wrong] = 0
             self.goals = ranked_targets(clean, self.problem.y, self.options.num_targets)
             tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
-            for wave in waves(tries, self.source.original, self.options.together):
+            for wave in restart_groups(tries, self.source.original, self.options.together):
                 rows = (self.distance > self.problem.eps).nonzero().squeeze(1)
                 if not self.options.early_stop:
                     rows = (~wrong).nonzero().squeeze(1)
@@ -117,7 +122,7 @@ class _Attack:
                 for part in rows.split(count) if len(rows) else ():
                     self._lockstep(part, wave)
         return finish(
-            self.oracle, self.problem, self._inside(), clean_wrong=wrong, trace={"distance": self.distance}
+            self.counted, self.problem, self._inside(), clean_wrong=wrong, trace={"distance": self.distance}
         )
 
     def _inside(self) -> Tensor:
@@ -131,7 +136,7 @@ class _Attack:
 
     def _lockstep(self, rows: Tensor, wave: range) -> None:
         """Some tries of the samples ``rows`` (n,) together; keeps the nearest point of each sample."""
-        row, attempt = tries_of(rows, wave)
+        row, attempt = runs_of(rows, wave)
         goal = self.goals[row, attempt // self.options.restarts] if self.options.num_targets else None
         run = _Run(self.problem, row, goal, self._start(row, attempt))
         nearest, distance = run.nearest.clone(), run.distance.clone()
@@ -174,14 +179,14 @@ class _Attack:
         alpha = (here / (here + there)).clamp(0, self.options.alpha_max)[:, None]
         moved = (point + _OVERSHOOT * ahead) * (1 - alpha) + (x + home * _OVERSHOOT) * alpha
         run.point = moved.clamp(0, 1).view_as(run.point)
-        run.judge(self.oracle.logits(run.point, run.row), self.norm)
+        run.judge(self.counted.logits(run.point, run.row), self.norm)
 
     def _boundary(self, run: _Run) -> tuple[Tensor, Tensor]:
         """z_t - z_y (n,) at the points and its gradient (n, ...); t is the goal, or the nearest class."""
         if run.goal is not None:
-            found = self.oracle.gradient(run.point, margin_targeted, run.row, (run.y, run.goal))
+            found = self.counted.gradient(run.point, margin_targeted, run.row, (run.y, run.goal))
             return found.loss, found.grad.contiguous()
-        logits, slopes = self.oracle.jacobian(run.point, run.row)
+        logits, slopes = self.counted.jacobian(run.point, run.row)
         index = torch.arange(len(logits), device=logits.device)
         gaps = logits - logits[index, run.y, None]
         slopes = slopes - slopes[index, run.y, None]
@@ -235,7 +240,9 @@ def fab(
         AttackError: wrong inputs, or a model without gradients.
     """
     attack = Fab(steps, restarts, 0, alpha_max, early_stop, random)
-    return _run(attack, model, pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed)
+    return _run(
+        attack, model, validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed
+    )
 
 
 def fab_targeted(
@@ -261,7 +268,9 @@ def fab_targeted(
     """
     num_targets = at_least_one("num_targets", num_targets)
     attack = Fab(steps, restarts, num_targets, alpha_max, early_stop, random)
-    return _run(attack, model, pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed)
+    return _run(
+        attack, model, validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed
+    )
 
 
 def _run(attack: Fab, model: Model, problem: Problem, batch_size: int | None, seed: int) -> AttackResult:

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from attacks.core.inputs import Problem, pose
+from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import get_loss, misclassified
-from attacks.core.model import Model, Oracle, check_labels, frozen
+from attacks.core.model import CountedModel, Model, check_labels, frozen
 from attacks.core.result import AttackResult, finish, in_batches
 
 
@@ -43,16 +43,16 @@ def fgsm(
     raised = get_loss(loss)
 
     def attack(batch: Problem) -> AttackResult:
-        oracle = Oracle(model, batch)
+        counted = CountedModel(model, batch)
 
         def objective(logits: Tensor) -> Tensor:
             check_labels(batch, logits.shape[1])
             return raised(logits, batch.y, batch.targets)
 
-        clean = oracle.gradient(batch.x, objective)
+        clean = counted.gradient(batch.x, objective)
         moved = batch.norm.ascend(batch.x, clean.grad, batch.eps)
         candidate = batch.norm.confine(moved, batch.x, batch.eps)
-        return finish(oracle, batch, candidate, clean_wrong=misclassified(clean.logits, batch.y))
+        return finish(counted, batch, candidate, clean_wrong=misclassified(clean.logits, batch.y))
 
     with frozen(model):
-        return in_batches(attack, pose(x, y, norm=norm, eps=eps, targets=targets), batch_size)
+        return in_batches(attack, validate_inputs(x, y, norm=norm, eps=eps, targets=targets), batch_size)

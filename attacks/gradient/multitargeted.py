@@ -5,9 +5,9 @@ from typing import Literal
 from torch import Tensor
 
 from attacks.core.batching import Batches
-from attacks.core.inputs import at_least_one, pose
+from attacks.core.inputs import at_least_one, validate_inputs
 from attacks.core.losses import get_loss
-from attacks.core.model import Model, Oracle, frozen
+from attacks.core.model import CountedModel, Model, frozen
 from attacks.core.result import AttackResult
 from attacks.gradient.pgd import step_lengths
 from attacks.gradient.walk import Walk, WalkOptions
@@ -57,7 +57,7 @@ def multitargeted(
     Raises:
         AttackError: wrong inputs, or a model without gradients.
     """
-    problem = pose(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     options = WalkOptions(
         loss=get_loss(loss),
         steps=at_least_one("steps", steps),
@@ -69,4 +69,4 @@ def multitargeted(
         seed=seed,
     )
     with frozen(model):
-        return Walk(Oracle(model, problem), options, Batches(problem.x, batch_size)).run()
+        return Walk(CountedModel(model, problem), options, Batches(problem.x, batch_size)).run()

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from attacks.core.batching import Batches
 from attacks.core.errors import AttackError, unknown_name
-from attacks.core.inputs import Problem, at_least_one, pose
+from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import get_loss
-from attacks.core.model import Model, Oracle, frozen
+from attacks.core.model import CountedModel, Model, frozen
 from attacks.core.result import AttackResult
 from attacks.gradient.walk import Step, Walk, WalkOptions
 
@@ -84,7 +84,7 @@ def pgd(
     Raises:
         AttackError: wrong inputs, or a model without gradients.
     """
-    problem = pose(x, y, norm=norm, eps=eps, targets=targets, sample_ids=sample_ids)
+    problem = validate_inputs(x, y, norm=norm, eps=eps, targets=targets, sample_ids=sample_ids)
     _check_choices(protocol=protocol, labels=labels, keep=keep)
     if protocol == "cleverhans" and norm == "L1":
         raise AttackError("cleverhans has no PGD at L1; use protocol='normalized'")
@@ -103,8 +103,8 @@ def pgd(
         on_step=on_step,
     )
     with frozen(model):
-        oracle = Oracle(model, problem, samples=at_least_one("eot_samples", eot_samples))
-        return Walk(oracle, options, Batches(problem.x, batch_size)).run()
+        counted = CountedModel(model, problem, samples=at_least_one("eot_samples", eot_samples))
+        return Walk(counted, options, Batches(problem.x, batch_size)).run()
 
 
 def step_lengths(step_size: float | Tensor | None, problem: Problem, steps: int) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from attacks.core.batching import Batches
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, at_least_one, pose
+from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Model, Oracle, check_labels, forward, frozen
+from attacks.core.model import CountedModel, Model, check_labels, forward, frozen
 from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish
 from attacks.core.rng import Draws
@@ -58,16 +58,16 @@ def judge(
     Raises:
         AttackError: wrong inputs.
     """
-    problem = pose(x, y, norm=norm, eps=eps)
+    problem = validate_inputs(x, y, norm=norm, eps=eps)
     if images.shape != x.shape or images.device != x.device:
         raise AttackError(f"images must be like x, {tuple(x.shape)} on {x.device}; got {tuple(images.shape)}")
     batches = Batches(problem.x, batch_size)
-    oracle = Oracle(model, problem)
+    counted = CountedModel(model, problem)
     rows = torch.arange(len(problem), device=x.device)
-    clean = torch.cat(batches.map(lambda part: oracle.logits(problem.x[part], part), rows))
+    clean = torch.cat(batches.map(lambda part: counted.logits(problem.x[part], part), rows))
     check_labels(problem, clean.shape[1])
     clean_wrong = misclassified(clean, problem.y)
-    return finish(oracle, problem, images.detach(), clean_wrong=clean_wrong, batches=batches)
+    return finish(counted, problem, images.detach(), clean_wrong=clean_wrong, batches=batches)
 
 
 def transfer_images(
@@ -116,7 +116,7 @@ def transfer_images(
     Raises:
         AttackError: wrong inputs, or a source without gradients.
     """
-    problem = pose(x, y, norm=norm, eps=eps, targets=targets, sample_ids=sample_ids)
+    problem = validate_inputs(x, y, norm=norm, eps=eps, targets=targets, sample_ids=sample_ids)
     if not sources:
         raise AttackError("no source models; give at least one to make the images on")
     for name, share in (("diversity", diversity), ("smallest", smallest)):
@@ -172,7 +172,7 @@ class _Climb:
     seed: int
 
     def __call__(self, sources: _Sources, problem: Problem) -> Tensor:
-        oracle = Oracle(sources, problem)
+        counted = CountedModel(sources, problem)
         draws = problem.draws(self.seed)
         length = (
             problem.eps / self.steps
@@ -188,7 +188,7 @@ class _Climb:
         x_adv, gathered = problem.x, torch.zeros_like(problem.x)
         for step in range(self.steps):
             sources.view = self._view(draws.fork(step), problem.x)
-            grad = self._smooth(oracle.gradient(x_adv, objective).grad)
+            grad = self._smooth(counted.gradient(x_adv, objective).grad)
             size = grad.flatten(1).abs().sum(1).clamp_min(torch.finfo(grad.dtype).tiny)
             gathered = self.momentum * gathered + grad / per_sample(size, grad)
             x_adv = problem.norm.confine(problem.norm.ascend(x_adv, gathered, length), problem.x, problem.eps)

@@ -13,7 +13,7 @@ from attacks.core.batching import Batches
 from attacks.core.inputs import Problem
 from attacks.core.losses import Loss, misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Gradient, Oracle, check_labels
+from attacks.core.model import CountedModel, Gradient, check_labels
 from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish
 from attacks.core.rng import Draws
@@ -79,9 +79,9 @@ class Walk:
     done.
     """
 
-    def __init__(self, oracle: Oracle, options: WalkOptions, batches: Batches) -> None:
-        self.oracle = oracle
-        self.problem = oracle.problem
+    def __init__(self, counted: CountedModel, options: WalkOptions, batches: Batches) -> None:
+        self.counted = counted
+        self.problem = counted.problem
         self.options = options
         self.batches = batches
         self.x_adv = self.problem.x.clone()
@@ -96,7 +96,7 @@ class Walk:
     def run(self) -> AttackResult:
         """Walk all restarts and verify. Call inside `frozen`."""
         rows = torch.arange(len(self.problem), device=self.problem.x.device)
-        with fast_layout(self.oracle.model, self.problem.x):
+        with fast_layout(self.counted.model, self.problem.x):
             clean_wrong = self._look_at_clean(rows)
             for restart in range(self.options.restarts):
                 rows = self._survivors(rows, self.options.early_stop)
@@ -115,7 +115,7 @@ class Walk:
     def _look_at_clean(self, rows: Tensor) -> Tensor:
         """Clean errors (N,); sets the labels to climb away from and the classes to aim at."""
         problem = self.problem
-        clean = torch.cat(self.batches.map(lambda part: self.oracle.logits(problem.x[part], part), rows))
+        clean = torch.cat(self.batches.map(lambda part: self.counted.logits(problem.x[part], part), rows))
         check_labels(problem, clean.shape[1])
         if self.options.predicted_labels:
             self.labels = clean.argmax(1)
@@ -146,7 +146,7 @@ class Walk:
             x_adv = self._move(x_adv, found.grad, part, step_size)
 
         if last == options.steps:
-            logits = self.oracle.logits(x_adv, rows)
+            logits = self.counted.logits(x_adv, rows)
             best.consider(x_adv, options.loss(logits, labels, targets), self._reaches(part, logits))
         self.x_adv[rows], self.best[rows] = x_adv, best.x
         self.best_loss[rows], self.reached[rows] = best.loss, best.reached
@@ -157,9 +157,9 @@ class Walk:
         """Gradient, loss and logits; of the averaged loss under the cleverhans protocol, but for the loss itself."""
         options = self.options
         if not options.cleverhans:
-            return self.oracle.gradient(x_adv, lambda logits: options.loss(logits, labels, targets), rows)
+            return self.counted.gradient(x_adv, lambda logits: options.loss(logits, labels, targets), rows)
         count = options.averaged_over
-        found = self.oracle.gradient(
+        found = self.counted.gradient(
             x_adv, lambda logits: options.loss(logits, labels, targets) / count, rows
         )
         return found._replace(loss=found.loss * count)
@@ -208,7 +208,7 @@ class Walk:
             return (weights * logits).sum(1)
 
         for _ in range(_ODI_STEPS):
-            grad = self.oracle.gradient(x_adv, mixed, rows).grad
+            grad = self.counted.gradient(x_adv, mixed, rows).grad
             x_adv = part.norm.confine(part.norm.ascend(x_adv, grad, part.eps), part.x, part.eps)
         return x_adv
 
@@ -229,7 +229,7 @@ class Walk:
         trace = {"shortened": self.shortened / self.taken.clamp_min(1), "loss": self.best_loss}
         undone = clean_wrong if self.options.keep == "best" else None
         return finish(
-            self.oracle, self.problem, self.best, clean_wrong=undone, batches=self.batches, trace=trace
+            self.counted, self.problem, self.best, clean_wrong=undone, batches=self.batches, trace=trace
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core.errors import AttackError
-from attacks.core.inputs import pose
+from attacks.core.inputs import validate_inputs
 from eval.audit import attacks as audit_attacks
 from eval.audit import settings
 from eval.audit.attack_checks import attack_indicators, growing_radius, longer_runs, single_step
@@ -61,7 +61,7 @@ def audit(
     Raises:
         AttackError: wrong images, labels, norm or radius, or outputs that are not logits (N, K).
     """
-    problem = pose(x, y, norm=norm, eps=eps)
+    problem = validate_inputs(x, y, norm=norm, eps=eps)
     start = time.perf_counter()
     budget = budget or (QUICK if quick else FULL)
     with torch.random.fork_rng():

@@ -6,7 +6,7 @@ import torch
 import attacks
 from attacks.autoattack.successive_halving import Race, Rung
 from attacks.core.errors import AttackError
-from attacks.core.inputs import pose
+from attacks.core.inputs import validate_inputs
 from attacks.core.model import frozen
 from attacks.core.norms import get_norm
 from attacks.gradient.apgd_steps import radii_schedule, steps_for
@@ -49,7 +49,7 @@ def test_survivors_end_at_their_highest_loss():
 
 def test_checkpoints_are_the_published_ones():
     _model, x, y = linear_problem(2)
-    steps = steps_for(pose(x, y, norm="Linf", eps=0.1), torch.arange(2))
+    steps = steps_for(validate_inputs(x, y, norm="Linf", eps=0.1), torch.arange(2))
     steps.begin(x, torch.zeros(2), 100)
     at, checkpoints = 0, []
     while at + steps.window < 100:
@@ -61,7 +61,7 @@ def test_checkpoints_are_the_published_ones():
 
 def test_a_step_is_halved_when_the_loss_rises_too_rarely():
     _model, x, y = linear_problem(3)
-    steps = steps_for(pose(x, y, norm="Linf", eps=0.1), torch.arange(3))
+    steps = steps_for(validate_inputs(x, y, norm="Linf", eps=0.1), torch.arange(3))
     steps.begin(x, torch.full((3,), -1.0), 100)
     # Rises in all of the 22 steps, in 16 of them (more than .75 of 22 would be 17), and in none.
     for index in range(1, 23):
@@ -157,7 +157,7 @@ def test_wrong_options_are_told(options, message):
 @NORMS
 def test_the_race_breaks_what_a_long_targeted_attack_breaks(norm):
     model, x, y = cnn_problem()
-    problem = pose(x, y, norm=norm, eps=EPS[norm])
+    problem = validate_inputs(x, y, norm=norm, eps=EPS[norm])
     with frozen(model):
         race = Race()(model, problem, 0)
     full = attacks.apgd_targeted(model, x, y, norm=norm, eps=EPS[norm])
@@ -168,7 +168,7 @@ def test_the_race_breaks_what_a_long_targeted_attack_breaks(norm):
 def test_a_race_of_one_rung_counts_its_steps():
     model, x, y = linear_problem(4)
     with frozen(model):
-        race = Race("ce", (Rung(9, 7, 1.0),))(model, pose(x, y, norm="Linf", eps=1e-4), 0)
+        race = Race("ce", (Rung(9, 7, 1.0),))(model, validate_inputs(x, y, norm="Linf", eps=1e-4), 0)
     # One target of two classes: the clean image, the start and seven steps.
     assert race.queries[~race.success].unique().tolist() == [9]
     assert x.shape[1:] == SHAPE

@@ -10,7 +10,7 @@ from attacks.autoattack.successive_halving import Race
 from attacks.autoattack.versions import VERSIONS, plan
 from attacks.blackbox.square import Square
 from attacks.core.errors import AttackError
-from attacks.core.inputs import pose
+from attacks.core.inputs import validate_inputs
 from attacks.core.model import frozen
 from attacks.gradient.apgd import Apgd
 from attacks.gradient.fab import Fab
@@ -85,7 +85,7 @@ def shortened(attack):
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_stage_of_autoattack_runs(version, norm, classes):
     model, x, y = balanced(8, classes)
-    problem = pose(x, y, norm=norm, eps=EPS[norm])
+    problem = validate_inputs(x, y, norm=norm, eps=EPS[norm])
     wrong = model(x).argmax(1) != y
     for stage in plan(version, norm, classes, "sample"):
         with frozen(model):

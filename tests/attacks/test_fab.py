@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attacks
-from attacks.core import hyperplane
+from attacks.core import projections
 from attacks.core import published as original
 from attacks.core.norms import get_norm
 from attacks.core.published import plain_length
@@ -38,7 +38,7 @@ def reachable(points, w, b):
 @given(seed=st.integers(0, 10_000), reach=st.sampled_from([0.01, 0.5, 3.0]))
 def test_moves_reach_the_plane_and_stay_in_the_box(norm, seed, reach):
     points, w, b = planes(seed, reach=reach)
-    moved = points + hyperplane.to_hyperplane(norm, points, w, b)
+    moved = points + projections.to_hyperplane(norm, points, w, b)
     assert (moved >= -1e-9).all()
     assert (moved <= 1 + 1e-9).all()
     on = reachable(points, w, b)
@@ -55,11 +55,11 @@ def test_moves_reach_the_plane_and_stay_in_the_box(norm, seed, reach):
 def test_no_shorter_move_is_found(norm, seed):
     """Any other way to the plane, here a random mixture of feasible ones, is at least as long."""
     points, w, b = planes(seed, n=8, reach=0.4)
-    move = hyperplane.to_hyperplane(norm, points, w, b)
+    move = projections.to_hyperplane(norm, points, w, b)
     on = reachable(points, w, b)
     generator = torch.Generator().manual_seed(seed)
     others = torch.rand(points.shape, generator=generator, dtype=points.dtype)
-    feasible = others + hyperplane.to_hyperplane("L2", others, w, b)
+    feasible = others + projections.to_hyperplane("L2", others, w, b)
     for share in (0.05, 0.3, 1.0):
         rival = (1 - share) * move + share * (feasible - points)
         assert (plain_length(norm, rival)[on] >= plain_length(norm, move)[on] - 1e-6).all()
@@ -68,7 +68,7 @@ def test_no_shorter_move_is_found(norm, seed):
 @NORMS
 def test_both_arithmetics_agree(norm):
     points, w, b = planes(1, n=60, dtype=torch.float32)
-    ours, theirs = (module.to_hyperplane(norm, points, w, b) for module in (hyperplane, original))
+    ours, theirs = (module.to_hyperplane(norm, points, w, b) for module in (projections, original))
     torch.testing.assert_close(plain_length(norm, ours), plain_length(norm, theirs), rtol=1e-4, atol=1e-5)
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from attacks.checks import check_model
 from attacks.core.batching import Batches
 from attacks.core.errors import AttackError
-from attacks.core.inputs import pose
+from attacks.core.inputs import validate_inputs
 from attacks.core.losses import LOSSES, get_loss, misclassified
-from attacks.core.model import Oracle, forward, frozen
+from attacks.core.model import CountedModel, forward, frozen
 from attacks.core.norms import NORMS, ball_and_box, get_norm
 from attacks.core.result import finish, in_batches
 from attacks.core.rng import draws_for
@@ -263,21 +263,21 @@ class TestDraws:
         assert (draws.permutation(6).sort(1).values == torch.arange(6)).all()
 
 
-class TestOracle:
+class TestCountedModel:
     def test_counts_and_gradient(self):
         model, x, y = linear_problem()
-        problem = pose(x, y, norm="L2", eps=0.1)
-        oracle = Oracle(model, problem, samples=3)
+        problem = validate_inputs(x, y, norm="L2", eps=0.1)
+        counted = CountedModel(model, problem, samples=3)
         rows = torch.tensor([2, 5])
         with frozen(model):
-            found = oracle.gradient(x[rows], lambda z: z[:, 1] * 2, rows)
-            oracle.logits(x)
+            found = counted.gradient(x[rows], lambda z: z[:, 1] * 2, rows)
+            counted.logits(x)
         torch.testing.assert_close(
             found.grad, (2 * model.weight).view(1, 1, 4, 4).expand(2, 1, 4, 4).detach()
         )
-        assert oracle.queries[rows].tolist() == [4, 4]
-        assert oracle.queries[0] == 1
-        assert oracle.backwards.sum() == 6
+        assert counted.queries[rows].tolist() == [4, 4]
+        assert counted.queries[0] == 1
+        assert counted.backwards.sum() == 6
 
     def test_parameters_are_frozen_and_restored(self):
         model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Linear(2, 2))
@@ -297,11 +297,11 @@ class TestOracle:
 
     def test_works_under_no_grad_and_inference_mode(self):
         model, x, y = linear_problem()
-        oracle = Oracle(model, pose(x, y, norm="L2", eps=0.1))
+        counted = CountedModel(model, validate_inputs(x, y, norm="L2", eps=0.1))
         with torch.inference_mode():
-            grad = oracle.gradient(x, lambda z: z[:, 1]).grad
+            grad = counted.gradient(x, lambda z: z[:, 1]).grad
         with torch.no_grad():
-            assert torch.equal(oracle.gradient(x, lambda z: z[:, 1]).grad, grad)
+            assert torch.equal(counted.gradient(x, lambda z: z[:, 1]).grad, grad)
 
     def test_fast_layout_changes_no_value_and_is_undone(self):
         from attacks.core.memory_format import fast_layout
@@ -327,14 +327,14 @@ class TestOracle:
     )
     def test_wrong_models(self, model, message):
         _, x, y = linear_problem()
-        oracle = Oracle(model, pose(x, y, norm="L2", eps=0.1))
+        counted = CountedModel(model, validate_inputs(x, y, norm="L2", eps=0.1))
         with pytest.raises(AttackError, match=message):
-            oracle.gradient(x, lambda z: z.sum(1))
+            counted.gradient(x, lambda z: z.sum(1))
 
     def test_labels_beyond_the_classes(self):
         model, x, y = linear_problem()
         with pytest.raises(AttackError, match="label 2 is out of range for a model of 2 classes"):
-            Oracle(model, pose(x, torch.full_like(y, 2), norm="L2", eps=0.1)).clean_logits()
+            CountedModel(model, validate_inputs(x, torch.full_like(y, 2), norm="L2", eps=0.1)).clean_logits()
 
 
 class TestInputs:
@@ -370,11 +370,11 @@ class TestInputs:
     )
     def test_errors_name_value_expectation_and_remedy(self, changed, message):
         with pytest.raises(AttackError, match=message):
-            pose(**{"x": self.x, "y": self.y, "norm": "Linf", "eps": 0.1, **changed})
+            validate_inputs(**{"x": self.x, "y": self.y, "norm": "Linf", "eps": 0.1, **changed})
 
     def test_per_sample_radii_and_rows(self):
         eps = torch.tensor([0.1, 0.2, 0.3, 0.4])
-        problem = pose(self.x, self.y.int(), norm="Linf", eps=eps)[torch.tensor([3, 1])]
+        problem = validate_inputs(self.x, self.y.int(), norm="Linf", eps=eps)[torch.tensor([3, 1])]
         assert problem.eps.tolist() == pytest.approx([0.4, 0.2])
         assert problem.ids.tolist() == [3, 1]
         assert problem.y.dtype == torch.int64
@@ -384,7 +384,7 @@ class TestFinish:
     def test_a_faulty_attack_is_caught(self):
         """Points outside the ball or the box, or not finite, are judged after projection, and reported."""
         model, x, y = linear_problem(6)
-        problem = pose(x, y, norm="Linf", eps=0.01)
+        problem = validate_inputs(x, y, norm="Linf", eps=0.01)
         candidate = x.clone()
         flip = -model.weight.sign().view(1, 4, 4) * (2 * y.double() - 1).view(-1, 1, 1, 1)
         candidate[0] += 0.4 * flip[0]
@@ -392,7 +392,7 @@ class TestFinish:
         candidate[2, 0, 0, 0] = math.nan
         candidate[3, 0, 0, 0] = math.inf
         candidate[4] += 0.01 * flip[4]
-        result = finish(Oracle(model, problem), problem, candidate)
+        result = finish(CountedModel(model, problem), problem, candidate)
         assert result.trace["outside"].tolist() == [True, True, True, True, False, False]
         assert (result.distance(x, "Linf") <= 0.01 + 1e-9).all()
         assert torch.equal(result.adversarial[2:4], x[2:4])
@@ -402,12 +402,14 @@ class TestFinish:
 
     def test_nan_logits_count_as_success_and_are_told(self):
         x, y = torch.full((3, 1, 1, 2), 0.5), torch.zeros(3, dtype=torch.int64)
-        problem = pose(x, y, norm="Linf", eps=0.1)
+        problem = validate_inputs(x, y, norm="Linf", eps=0.1)
         model = Linear(torch.tensor([-1.0, -1.0]))
         candidate = x.clone()
         candidate[1] += 0.05
         result = finish(
-            Oracle(lambda images: model(images).where(images.flatten(1)[:, :1] <= 0.5, math.nan), problem),
+            CountedModel(
+                lambda images: model(images).where(images.flatten(1)[:, :1] <= 0.5, math.nan), problem
+            ),
             problem,
             candidate,
         )
@@ -417,11 +419,11 @@ class TestFinish:
     def test_clean_errors_count(self):
         model, x, y = linear_problem(4)
         wrong = torch.tensor([True, False, False, False])
-        problem = pose(x, torch.where(wrong, 1 - y, y), norm="L2", eps=4.0)
+        problem = validate_inputs(x, torch.where(wrong, 1 - y, y), norm="L2", eps=4.0)
         candidate = x.clone()
         candidate[0] = (x[0] + 0.4 * (2 * problem.y[0] - 1) * model.weight.sign().view(1, 4, 4)).detach()
         assert model(candidate[:1]).argmax(1) == problem.y[0]
-        result = finish(Oracle(model, problem), problem, candidate, clean_wrong=wrong)
+        result = finish(CountedModel(model, problem), problem, candidate, clean_wrong=wrong)
         assert result.success.tolist() == wrong.tolist()
         assert torch.equal(result.adversarial, x)
 
@@ -429,14 +431,14 @@ class TestFinish:
 class TestBatches:
     def test_out_of_memory_halves_and_goes_on(self):
         model, x, y = linear_problem(10)
-        problem = pose(x, y, norm="L2", eps=0.1)
+        problem = validate_inputs(x, y, norm="L2", eps=0.1)
         sizes = []
 
         def attack(batch):
             sizes.append(len(batch))
             if len(batch) > 3:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return finish(Oracle(model, batch), batch, batch.x, trace={"ids": batch.ids})
+            return finish(CountedModel(model, batch), batch, batch.x, trace={"ids": batch.ids})
 
         with pytest.warns(UserWarning, match="going on with batches of [42] images"):
             result = in_batches(attack, problem, 8)

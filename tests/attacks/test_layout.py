@@ -6,10 +6,10 @@ from torch import nn
 
 import attacks
 from attacks.core import memory_format as layout
-from attacks.core.inputs import pose
+from attacks.core.inputs import validate_inputs
 from attacks.core.losses import get_loss
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import Oracle, frozen
+from attacks.core.model import CountedModel, frozen
 
 
 def network(channels: int = 1, **options) -> nn.Sequential:
@@ -42,11 +42,11 @@ def test_the_first_layers_own_backward_pass_is_that_of_autograd(monkeypatch, cha
     loss = get_loss("ce")
     x.requires_grad_()
     (expected,) = torch.autograd.grad(loss(model(x), y).sum(), x)
-    oracle = Oracle(model, pose(x, y, norm="L2", eps=0.1))
+    counted = CountedModel(model, validate_inputs(x, y, norm="L2", eps=0.1))
     with frozen(model), fast_layout(model, x):
         assert "forward" in vars(model[0])
         assert "forward" not in vars(model[2])
-        found = oracle.gradient(x.detach(), loss, along=(y, None)).grad
+        found = counted.gradient(x.detach(), loss, along=(y, None)).grad
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -85,8 +85,8 @@ def test_parts_and_padding_change_no_value_and_no_count(most):
     model, (x, y) = network(), problem()
     seen = []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    task = pose(x, y, norm="L2", eps=0.1)
-    whole, split = Oracle(model, task), Oracle(model, task, most=most)
+    task = validate_inputs(x, y, norm="L2", eps=0.1)
+    whole, split = CountedModel(model, task), CountedModel(model, task, max_batch=most)
     rows = torch.tensor([0, 1, 2, 3, 4, 6, 6])
     with frozen(model), fast_layout(model, x):
         expected = whole.gradient(x[rows], get_loss("margin"), rows, (y[rows], None))
@@ -105,10 +105,10 @@ def test_only_attacks_that_say_how_many_pass_at_once_are_padded():
     model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     assert layout.takes_channels_last(model, x)
     seen.clear()
-    oracle = Oracle(model, pose(x, y, norm="L2", eps=0.1))
+    counted = CountedModel(model, validate_inputs(x, y, norm="L2", eps=0.1))
     with frozen(model), fast_layout(model, x):
-        oracle.gradient(x, get_loss("ce"), along=(y, None))
-        oracle.logits(x)
+        counted.gradient(x, get_loss("ce"), along=(y, None))
+        counted.logits(x)
     assert seen == [7, 7]
 
 
@@ -165,9 +165,9 @@ def test_the_final_verdict_uses_the_weights_as_they_are():
     model, (x, y) = network(), problem()
     seen = []
     model[2].register_forward_pre_hook(lambda layer, _: seen.append(layer.weight.is_contiguous()))
-    oracle = Oracle(model, pose(x, y, norm="L2", eps=0.1), most=4)
+    counted = CountedModel(model, validate_inputs(x, y, norm="L2", eps=0.1), max_batch=4)
     expected = model(x)
     assert layout.takes_channels_last(model, x)
     seen.clear()
-    torch.testing.assert_close(oracle.verdict(x), expected)
+    torch.testing.assert_close(counted.verdict(x), expected)
     assert seen == [True]

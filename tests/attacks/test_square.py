@@ -9,7 +9,7 @@ from torch import nn
 import attacks
 from attacks.blackbox.square_proposals import moves_for
 from attacks.core.errors import AttackError
-from attacks.core.inputs import pose
+from attacks.core.inputs import validate_inputs
 from attacks.core.norms import get_norm
 from tests.support.attack_models import cnn_problem, linear_problem
 
@@ -43,7 +43,7 @@ def test_windows_shrink_as_published():
 @pytest.mark.parametrize("side", [3, 8])
 def test_proposals_are_inside_ball_and_box(norm, side):
     _, x, y = cnn_problem()
-    problem = pose(x, y, norm=norm, eps=EPS[norm])
+    problem = validate_inputs(x, y, norm=norm, eps=EPS[norm])
     moves = moves_for(problem, original=False)
     source = type("Source", (), {"uniform": staticmethod(uniform), "shared": staticmethod(uniform)})
     best = moves.first(source, torch.arange(len(x)), 0)
@@ -59,7 +59,7 @@ def test_proposals_are_inside_ball_and_box(norm, side):
 @pytest.mark.parametrize("side", [1, 3, 5, 9])
 def test_windows_are_the_published_ones(norm, channels, side):
     x = torch.rand(40, channels, 9, 10, generator=torch.Generator().manual_seed(channels))
-    problem = pose(x, torch.zeros(40, dtype=torch.int64), norm=norm, eps=EPS[norm])
+    problem = validate_inputs(x, torch.zeros(40, dtype=torch.int64), norm=norm, eps=EPS[norm])
     ours, published = (moves_for(problem, original) for original in (False, True))
     source = type("Source", (), {"uniform": staticmethod(uniform), "shared": staticmethod(uniform)})
     best = ours.first(source, torch.arange(40), 0)
@@ -80,7 +80,9 @@ def uniform(rows, shape, *path):
 
 def test_a_linf_window_is_one_colour_at_its_bound():
     x = torch.full((5, 1, 8, 8), 0.5)
-    moves = moves_for(pose(x, torch.zeros(5, dtype=torch.int64), norm="Linf", eps=0.1), original=False)
+    moves = moves_for(
+        validate_inputs(x, torch.zeros(5, dtype=torch.int64), norm="Linf", eps=0.1), original=False
+    )
     new = made(moves.propose(x, 3, torch.tensor([[[0.0, 0.5, 0.9]]]).expand(5, -1, -1)))
     window = torch.zeros(8, 8, dtype=torch.bool)
     window[0:3, 2:5] = True

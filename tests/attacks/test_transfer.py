@@ -6,7 +6,7 @@ from torch import nn
 
 from attacks import judge, pgd, transfer, transfer_images
 from attacks.core.errors import AttackError
-from attacks.core.inputs import pose
+from attacks.core.inputs import validate_inputs
 from attacks.core.rng import draws_for
 from attacks.gradient.transfer import _Climb
 from tests.support.attack_models import cnn_problem, linear_problem, random_cnn
@@ -97,7 +97,7 @@ class TestDiversity:
     y = torch.zeros(50, dtype=torch.int64)
 
     def views(self, **options):
-        draws = pose(self.x, self.y, norm="L2", eps=0.1).draws(0)
+        draws = validate_inputs(self.x, self.y, norm="L2", eps=0.1).draws(0)
         return climb(**options)._view(draws, self.x)
 
     def test_full_size_leaves_the_image_alone(self):

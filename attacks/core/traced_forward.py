@@ -17,7 +17,7 @@ _WORTHWHILE = 2**22
 _CLOSE = 1e-4
 
 
-def quick_scores(model: Model, x: Tensor, passes: int) -> Model:
+def traced_forward(model: Model, x: Tensor, passes: int) -> Model:
     """A function with the same logits for images like ``x`` (n, C, H, W), or ``model`` itself.
 
     It is the model itself on GPUs, for too few ``passes`` of images to be worth it, with hooks, and where tracing
