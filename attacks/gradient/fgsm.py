@@ -21,7 +21,7 @@ def fgsm(
 ) -> AttackResult:
     """One step to the edge of the ball, then clipped to [0, 1] (Goodfellow et al. 2015).
 
-    At Linf the step is eps * sign(grad); at L2 eps * grad / |grad|; at L1 it is spent on the pixels of
+    At Linf the step is ``eps * sign(grad)``; at L2 ``eps * grad / norm(grad)``; at L1 it is spent on the pixels of
     largest gradient.
 
     Args:

@@ -91,8 +91,8 @@ def transfer_images(
 ) -> Tensor:
     """Images (N, C, H, W) that fool one or several source models, made to fool others too.
 
-    Each step goes along g <- momentum * g + grad / |grad|_1 (Dong et al. 2018), with the gradient of the loss of the
-    sources' mean logits, taken at an image that is, by chance, shrunk and moved (Xie et al. 2019), and smoothed over
+    Each step goes along ``g <- momentum * g + grad / sum(abs(grad))`` (Dong et al. 2018), with the gradient of the
+    loss of the sources' mean logits, taken at an image that is, by chance, shrunk and moved (Xie et al. 2019), and smoothed over
     neighbouring pixels (Dong et al. 2019).
 
     Args:

@@ -238,7 +238,7 @@ def test_transfer_takes_its_images_from_the_sources(run, tmp_path):
     common = ("--attack", "transfer", "--norm", "L2", "--eps", "0.8", "--n", "40", "--steps", "8")
     status, out, _ = run(*common, "--source", "tests.eval.test_robustness:blurred")
     assert status == 0
-    assert "from tests.test_eval_robustness:blurred" in out
+    assert "from tests.eval.test_robustness:blurred" in out
     results = read_results(only_file(tmp_path))
     assert results.attack["steps"] == 8
     assert results.attack["momentum"] == 1.0

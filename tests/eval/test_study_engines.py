@@ -164,7 +164,7 @@ def test_two_processes_attack_one_model(tmp_path, trained):
     command = [
         sys.executable,
         "-m",
-        "eval.robustness.distributed",
+        "eval.distributed",
         str(trained),
         *options.split(),
         "--out",
