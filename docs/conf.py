@@ -22,7 +22,6 @@ exclude_patterns = ["_build", "_ext", "results/study-*"]
 default_role = "code"
 html_theme = "furo"
 html_title = "labelbandit"
-html_static_path = ["_static"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

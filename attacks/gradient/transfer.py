@@ -92,8 +92,8 @@ def transfer_images(
     """Images (N, C, H, W) that fool one or several source models, made to fool others too.
 
     Each step goes along ``g <- momentum * g + grad / sum(abs(grad))`` (Dong et al. 2018), with the gradient of the
-    loss of the sources' mean logits, taken at an image that is, by chance, shrunk and moved (Xie et al. 2019), and smoothed over
-    neighbouring pixels (Dong et al. 2019).
+    loss of the sources' mean logits, taken at an image that is, by chance, shrunk and moved (Xie et al. 2019), and
+    smoothed over neighbouring pixels (Dong et al. 2019).
 
     Args:
         sources: models to climb on, images (n, C, H, W) in [0, 1] to logits (n, K).
