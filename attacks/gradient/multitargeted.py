@@ -1,16 +1,13 @@
-"""Multi-targeted PGD: one walk towards each of the likeliest wrong classes."""
+"""Multi-targeted PGD: one attack towards each of the likeliest wrong classes."""
 
 from typing import Literal
 
 from torch import Tensor
 
-from attacks.core.batching import Batches
 from attacks.core.inputs import at_least_one, validate_inputs
-from attacks.core.losses import get_loss
-from attacks.core.model import CountedModel, Model, frozen
+from attacks.core.model import Model
 from attacks.core.result import AttackResult
-from attacks.gradient.pgd import step_lengths
-from attacks.gradient.walk import Walk, WalkOptions
+from attacks.gradient.pgd import run_pgd
 
 
 def multitargeted(
@@ -30,7 +27,7 @@ def multitargeted(
     seed: int = 0,
     sample_ids: Tensor | None = None,
 ) -> AttackResult:
-    """Walk towards each target class in turn, z_t - z_y by default (Gowal et al. 2019); any error is a success.
+    """Run PGD towards each target class in turn, z_t - z_y by default (Gowal et al. 2019); any error is a success.
 
     Targets are the ``num_targets`` wrong classes of largest clean logit, the likeliest first; samples leave once
     misclassified. It finds what an untargeted loss misses where another class than the runner-up is nearer.
@@ -45,11 +42,11 @@ def multitargeted(
         step_size: length of a step; default as in `attacks.gradient.pgd`.
         loss: the targeted loss: "margin", "ce", "dlr" (4 classes or more) or "mifpe".
         num_targets: classes aimed at, at most all wrong ones.
-        restarts: walks per target, each from its own start.
+        restarts: runs per target, each from its own start.
         random_start: False starts at ``x``; "odi" moves the random start to a diverse output.
         batch_size: the most images at once; None chooses. It changes no result.
         seed: seeds the starts.
-        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
+        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
 
     Returns:
         The result, traced as by `attacks.gradient.pgd`.
@@ -58,15 +55,16 @@ def multitargeted(
         AttackError: wrong inputs, or a model without gradients.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
-    options = WalkOptions(
-        loss=get_loss(loss),
-        steps=at_least_one("steps", steps),
-        step_size=step_lengths(step_size, problem, steps),
-        averaged_over=len(problem),
-        restarts=at_least_one("num_targets", num_targets) * at_least_one("restarts", restarts),
-        start="odi" if random_start == "odi" else "random" if random_start else "clean",
+    at_least_one("restarts", restarts)
+    return run_pgd(
+        model,
+        problem,
+        loss=loss,
+        steps=steps,
+        step_size=step_size,
+        restarts=at_least_one("num_targets", num_targets) * restarts,
+        random_start=random_start,
         num_targets=num_targets,
+        batch_size=batch_size,
         seed=seed,
     )
-    with frozen(model):
-        return Walk(CountedModel(model, problem), options, Batches(problem.x, batch_size)).run()

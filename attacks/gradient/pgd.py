@@ -1,20 +1,49 @@
-"""Projected gradient descent, with the step rule of the literature or, to the letter, that of cleverhans."""
+"""Projected gradient descent, with the step rule of the literature or exactly that of cleverhans."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attacks.core.batching import Batches
+from attacks.core.batching import Batches, Rows, ranked_targets
 from attacks.core.errors import AttackError, unknown_name
 from attacks.core.inputs import Problem, at_least_one, validate_inputs
-from attacks.core.losses import get_loss
-from attacks.core.model import CountedModel, Model, frozen
-from attacks.core.result import AttackResult
-from attacks.gradient.walk import Step, Walk, WalkOptions
+from attacks.core.losses import get_loss, misclassified
+from attacks.core.memory_format import fast_layout
+from attacks.core.model import CountedModel, Model, check_labels, frozen
+from attacks.core.norms import per_sample
+from attacks.core.result import AttackResult, finish
+from attacks.core.rng import Draws
 
 PROTOCOLS = ("normalized", "cleverhans")
+# cleverhans divides an L2 step by sqrt(max(1e-12, sum grad^2)): a gradient shorter than this gives a shorter step.
+STEP_FLOOR = 1e-6
+_ODI_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """What ``on_step`` is shown before each step: the gradient at one iterate of some samples.
+
+    Attributes:
+        restart: 0, 1, ...
+        index: 0 (the start) .. steps - 1.
+        rows: the samples' positions (n,) in the attacked images; all of them with ``early_stop=False`` and one batch.
+        x_adv: iterate (n, C, H, W).
+        grad: gradient of the loss at it; under the cleverhans protocol of the averaged loss.
+        loss: per sample (n,), not averaged.
+        logits: (n, K).
+    """
+
+    restart: int
+    index: int
+    rows: Tensor
+    x_adv: Tensor
+    grad: Tensor
+    loss: Tensor
+    logits: Tensor
 
 
 def pgd(
@@ -64,17 +93,17 @@ def pgd(
         protocol: "normalized" or "cleverhans".
         averaged_over: batch size over which cleverhans' loss is averaged, and which its floor is counted for;
             default N. It stays the same however the work is split and whichever samples have left.
-        labels: "predicted" climbs away from the model's own clean predictions; ``y`` still judges success.
+        labels: "predicted" moves away from the model's own clean predictions; ``y`` still judges success.
         targets: classes (N,) to reach: a sample is done when it gets there, which the trace "hit_target" (N,) bool
             tells; ``success`` stays any misclassification.
         keep: "best" returns a misclassified iterate if there was one, else that of highest loss; "loss" that of
             highest loss, right or wrong; "last" the last one, as cleverhans does. With the latter two all samples
-            walk to the end, and a clean error may end up classified correctly.
+            take all steps, and a clean error may end up classified correctly.
         early_stop: broken samples leave the batch (with ``keep="best"``); False goes on to raise their loss.
         eot_samples: gradients are averaged over this many passes, for models with random outputs.
         batch_size: the most images at once; None chooses. It changes no result.
         seed: seeds the starts.
-        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
+        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
         on_step: called with a `Step` before every step.
 
     Returns:
@@ -88,26 +117,201 @@ def pgd(
     _check_choices(protocol=protocol, labels=labels, keep=keep)
     if protocol == "cleverhans" and norm == "L1":
         raise AttackError("cleverhans has no PGD at L1; use protocol='normalized'")
-    options = WalkOptions(
-        loss=get_loss(loss),
-        steps=at_least_one("steps", steps),
-        step_size=step_lengths(step_size, problem, steps),
-        averaged_over=at_least_one("averaged_over", len(problem) if averaged_over is None else averaged_over),
-        restarts=at_least_one("restarts", restarts),
-        start="odi" if random_start == "odi" else "random" if random_start else "clean",
+    return run_pgd(
+        model,
+        problem,
+        loss=loss,
+        steps=steps,
+        step_size=step_size,
+        restarts=restarts,
+        random_start=random_start,
         cleverhans=protocol == "cleverhans",
+        averaged_over=averaged_over,
         predicted_labels=labels == "predicted",
         keep=keep,
         early_stop=early_stop,
+        eot_samples=eot_samples,
+        batch_size=batch_size,
         seed=seed,
         on_step=on_step,
     )
+
+
+def run_pgd(
+    model: Model,
+    problem: Problem,
+    *,
+    loss: str,
+    steps: int,
+    step_size: float | Tensor | None,
+    restarts: int,
+    random_start: bool | Literal["odi"],
+    batch_size: int | None,
+    seed: int,
+    cleverhans: bool = False,
+    averaged_over: int | None = None,
+    predicted_labels: bool = False,
+    num_targets: int = 0,
+    keep: Literal["best", "loss", "last"] = "best",
+    early_stop: bool = True,
+    eot_samples: int = 1,
+    on_step: Callable[[Step], None] | None = None,
+) -> AttackResult:
+    """The loop of `pgd` on validated inputs.
+
+    With ``num_targets`` > 0 restart r aims at the class that ranks r (modulo this) among the wrong ones on the clean
+    image, and any misclassification counts.
+    """
+    x, y, objective = problem.x, problem.y, get_loss(loss)
+    for name, number in (("steps", steps), ("restarts", restarts), ("eot_samples", eot_samples)):
+        at_least_one(name, number)
+    length = _step_lengths(step_size, problem, steps)
+    nominal = at_least_one("averaged_over", len(problem) if averaged_over is None else averaged_over)
+    scale = nominal if cleverhans else 1
+    batches = Batches(x, batch_size)
+    leave = early_stop and keep == "best"
+
+    def advance(rows: Tensor, restart: int, goals: Tensor | None, first: int, last: int) -> None:
+        """Take steps ``first`` to ``last``; the state is written at the end alone, for memory may run out before."""
+        part, found, short = problem[rows], best.taken(rows), torch.zeros_like(problem.eps[rows])
+        along = (labels[rows], None if goals is None else goals[rows])
+        point = (
+            _start(counted, rows, random_start, cleverhans, seed, restart) if first == 0 else last_point[rows]
+        )
+        for index in range(first, last):
+            grad, value, logits = counted.gradient(point, lambda z: objective(z, *along) / scale, rows)
+            if keep != "last":
+                found.consider(point, value * scale, _reaches(part, logits, keep))
+            if on_step:
+                on_step(Step(restart, index, rows, point, grad, value * scale, logits))
+            short += _is_shortened(part, grad, 1 if cleverhans else nominal)
+            point = _step(part, point, grad, length[rows], cleverhans)
+        if last == steps:
+            logits = counted.logits(point, rows)
+            found.consider(point, objective(logits, *along), _reaches(part, logits, keep))
+        last_point[rows] = point
+        best.x[rows], best.loss[rows], best.reached[rows] = found.x, found.loss, found.reached
+        shortened[rows] += short
+        taken[rows] += last - first
+
     with frozen(model):
-        counted = CountedModel(model, problem, samples=at_least_one("eot_samples", eot_samples))
-        return Walk(counted, options, Batches(problem.x, batch_size)).run()
+        counted = CountedModel(model, problem, samples=eot_samples)
+        last_point, shortened, taken = x.clone(), torch.zeros_like(problem.eps), torch.zeros_like(problem.eps)
+        with fast_layout(model, x):
+            rows = torch.arange(len(problem), device=x.device)
+            clean = torch.cat(batches.map(lambda part: counted.logits(x[part], part), rows))
+            check_labels(problem, clean.shape[1])
+            clean_wrong = misclassified(clean, y)
+            labels = clean.argmax(1) if predicted_labels else y
+            ranked = ranked_targets(clean, y, num_targets) if num_targets else None
+            goals = problem.targets if ranked is None else ranked[:, 0]
+            best = _Best(problem)
+            if keep != "last":
+                best.loss = objective(clean, labels, goals).to(x.dtype)
+                best.reached = _reaches(problem, clean, keep)
+            for restart in range(restarts):
+                goals = goals if ranked is None else ranked[:, restart % ranked.shape[1]]
+                rows = rows[~best.reached[rows]] if early_stop else rows
+                survivors = rows
+                for first, last in _stretches(steps) if leave else [(0, steps)]:
+                    batches.map(lambda part: advance(part, restart, goals, first, last), survivors)  # noqa: B023
+                    survivors = survivors[~best.reached[survivors]] if leave else survivors
+        trace = {"shortened": shortened / taken.clamp_min(1), "loss": best.loss}
+        undone = clean_wrong if keep == "best" else None
+        return finish(counted, problem, best.x, clean_wrong=undone, batches=batches, trace=trace)
 
 
-def step_lengths(step_size: float | Tensor | None, problem: Problem, steps: int) -> Tensor:
+class _Best(Rows):
+    """The best iterate of each sample: one that reached the goal before one that did not, then by loss."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.x = problem.x.clone()
+        self.loss = torch.full_like(problem.eps, -torch.inf)
+        self.reached = torch.zeros_like(problem.y, dtype=torch.bool)
+
+    def consider(self, x_adv: Tensor, loss: Tensor, reached: Tensor) -> None:
+        better = torch.where(reached == self.reached, loss > self.loss, reached)
+        torch.where(per_sample(better, self.x), x_adv, self.x, out=self.x)
+        self.loss = torch.where(better, loss, self.loss)
+        self.reached = self.reached | reached
+
+
+def _stretches(steps: int) -> Iterator[tuple[int, int]]:
+    """Groups of steps between which broken samples leave: single steps, then 25 % longer each time.
+
+    Leaving between stretches, not after every step, keeps batches full and a GPU from waiting, for at most a
+    quarter more steps of a sample than it needed.
+    """
+    first = 0
+    while first < steps:
+        last = min(steps, first + 1 + first // 4)
+        yield first, last
+        first = last
+
+
+def _start(
+    counted: CountedModel,
+    rows: Tensor,
+    random_start: bool | Literal["odi"],
+    cleverhans: bool,
+    seed: int,
+    restart: int,
+) -> Tensor:
+    """Where the samples ``rows`` (n,) start, (n, C, H, W)."""
+    part = counted.problem[rows]
+    if not random_start:
+        return part.x
+    draws = part.draws(seed).fork(restart)
+    shape = tuple(part.x.shape[1:])
+    if cleverhans:
+        uniform = draws.uniform(shape).to(part.x.dtype)
+        delta = (2 * uniform - 1) * per_sample(part.eps, uniform)
+    else:
+        delta = part.norm.random(draws, shape, part.eps)
+    x_adv = part.norm.confine(part.x + delta, part.x, part.eps)
+    return _diversify(counted, x_adv, rows, part, draws) if random_start == "odi" else x_adv
+
+
+def _diversify(counted: CountedModel, x_adv: Tensor, rows: Tensor, part: Problem, draws: Draws) -> Tensor:
+    """Output-diversified initialisation (Tashiro et al. 2020): raise a random mix of the logits for two steps."""
+
+    def mixed(logits: Tensor) -> Tensor:
+        weights = 2 * draws.fork(0).uniform((logits.shape[1],)).to(logits.dtype) - 1
+        return (weights * logits).sum(1)
+
+    for _ in range(_ODI_STEPS):
+        grad = counted.gradient(x_adv, mixed, rows).grad
+        x_adv = part.norm.confine(part.norm.ascend(x_adv, grad, part.eps), part.x, part.eps)
+    return x_adv
+
+
+def _step(part: Problem, x_adv: Tensor, grad: Tensor, length: Tensor, cleverhans: bool) -> Tensor:
+    """One step of these lengths (n,), then projected into ball and box."""
+    if not cleverhans:
+        return part.norm.confine(part.norm.ascend(x_adv, grad, length), part.x, part.eps)
+    # cleverhans clips to [0, 1] before the projection too; its sign step at Linf has no floor.
+    if part.norm.name == "L2":
+        direction = grad / per_sample(part.norm.length(grad).clamp_min(STEP_FLOOR), grad)
+    else:
+        direction = part.norm.step(grad)
+    moved = torch.addcmul(x_adv, direction, per_sample(length, x_adv)).clamp_(0, 1)
+    return part.norm.confine(moved, part.x, part.eps)
+
+
+def _is_shortened(part: Problem, grad: Tensor, averaged_over: int) -> Tensor:
+    """Where cleverhans' floor shortens the step, bool (n,); at Linf and L1, where the gradient is exactly 0."""
+    length = part.norm.length(grad)
+    return length == 0 if part.norm.name != "L2" else length < STEP_FLOOR * averaged_over
+
+
+def _reaches(part: Problem, logits: Tensor, keep: str) -> Tensor:
+    """Whether the goal is met, bool (n,): the target, or any wrong class; never where only the loss counts."""
+    if keep == "loss":
+        return torch.zeros_like(part.y, dtype=torch.bool)
+    return misclassified(logits, part.y) if part.targets is None else logits.argmax(1) == part.targets
+
+
+def _step_lengths(step_size: float | Tensor | None, problem: Problem, steps: int) -> Tensor:
     """Step length per sample (N,); the default, eps * max(1/8, 2.5 / steps), can reach any point of the ball.
 
     Raises:

@@ -9,8 +9,7 @@ from attacks.core.errors import AttackError
 from attacks.core.losses import get_loss, misclassified
 from attacks.core.norms import get_norm
 from attacks.core.rng import draws_for
-from attacks.gradient.pgd import pgd
-from attacks.gradient.walk import Step
+from attacks.gradient.pgd import Step, pgd
 from eval.audit import settings
 from eval.audit.attacks import SINGLE_STEP
 from eval.audit.findings import Finding

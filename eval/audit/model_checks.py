@@ -10,7 +10,7 @@ from attacks.core.losses import get_loss
 from attacks.core.model import frozen
 from attacks.core.norms import get_norm
 from attacks.core.rng import draws_for
-from attacks.gradient.walk import STEP_FLOOR
+from attacks.gradient.pgd import STEP_FLOOR
 from eval.audit import settings
 from eval.audit.findings import Finding
 from eval.audit.record import logits_of

@@ -6,8 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attacks.gradient.pgd import pgd
-from attacks.gradient.walk import Step
+from attacks.gradient.pgd import Step, pgd
 from eval.core.threats import CLEVERHANS_BATCH
 from eval.mechanism.gradients import cosines, lengths, units
 

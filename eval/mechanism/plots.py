@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attacks.gradient.walk import STEP_FLOOR
+from attacks.gradient.pgd import STEP_FLOOR
 from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, shorten, tidy
 from eval.core.stats import Interval
 from eval.core.threats import CLEVERHANS_BATCH, Threat

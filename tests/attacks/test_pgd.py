@@ -12,7 +12,6 @@ from attacks.core.errors import AttackError
 from attacks.core.losses import LOSSES
 from attacks.core.norms import NORMS, get_norm
 from attacks.core.rng import draws_for
-from attacks.gradient.walk import _stretches
 from tests.support.attack_models import cnn_problem, linear_problem, random_cnn
 
 RADII = {"Linf": 0.04, "L2": 0.3, "L1": 1.0}
@@ -322,14 +321,23 @@ def test_works_in_inference_mode_on_tensors_made_there(attack):
     assert torch.equal(found.adversarial, expected.adversarial)
 
 
-def test_stretches_cover_all_steps_once():
-    for steps in (1, 2, 7, 100, 1000):
-        stretches = list(_stretches(steps))
-        assert [i for first, last in stretches for i in range(first, last)] == list(range(steps))
-    assert len(list(_stretches(100))) < 20
+def test_survivors_take_every_step_once_and_few_regroupings():
+    model, x, y = linear_problem(4)
+    for steps in (1, 2, 7, 100):
+        seen = []
+        pgd(
+            model,
+            x,
+            y,
+            norm="Linf",
+            eps=1e-4,
+            steps=steps,
+            on_step=lambda step, seen=seen: seen.append(step.index),
+        )
+        assert seen == list(range(steps))
 
 
-def test_out_of_memory_inside_a_walk_changes_no_result():
+def test_out_of_memory_within_a_restart_changes_no_result():
     model, x, y = cnn_problem(32)
 
     def cramped(images):
