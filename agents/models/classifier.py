@@ -3,6 +3,7 @@
 What is trained here can be attacked by any tool, and nothing of reinforcement learning is needed to load it.
 """
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 
-from agents.models.classifier_spec import ACTIVATIONS, Spec
+from agents.models.classifier_spec import ACTIVATIONS, Spec, activation_text, make_activation, pixel_range
 from agents.models.image_network import (
     BUILT_IN,
     Build,
@@ -34,6 +35,8 @@ FORMAT = "labelbandit-classifier-1"
 MODEL_FILE = "model.safetensors"
 _MAX_BYTES = 2**32
 _MAX_HEADER = 2**24
+_PROBES = 8
+_TOLERANCE = 1e-2  # of the spread of the logits: far above what TF32 or another memory layout changes
 
 
 class Classifier(nn.Module):
@@ -77,8 +80,8 @@ class Classifier(nn.Module):
         for layer in self.hidden:
             if isinstance(layer, nn.Linear):
                 hidden.append(layer.out_features)
-            elif type(layer).__name__ in ACTIVATIONS:
-                hidden.append(type(layer).__name__)
+            elif (text := activation_text(layer)) is not None:
+                hidden.append(text)
             else:
                 raise InputError(
                     f"a {type(layer).__name__} between features and head cannot be saved; expected Linear, "
@@ -105,7 +108,12 @@ def new_classifier(
     width = body.features_dim
     for layer in hidden:
         if isinstance(layer, str):
-            layers.append(ACTIVATIONS[layer]())
+            activation = make_activation(layer)
+            if activation is None:
+                raise InputError(
+                    f"hidden layer {layer!r}; expected a width or one of {', '.join(ACTIVATIONS)}"
+                )
+            layers.append(activation)
         else:
             layers.append(nn.Linear(width, layer))
             width = layer
@@ -115,12 +123,20 @@ def new_classifier(
 def extract_classifier(policy: BasePolicy) -> Classifier:
     """Return the classifier inside an SB3 actor-critic or DQN policy over images; they share their modules.
 
-    Its argmax is the policy's deterministic action on the same image divided by 255. The modules' modes are
-    those of the policy: call ``.eval()`` before using it outside of training.
+    It answers an image in [0, 1] as the policy answers the same image in its own range: uint8, or floats in [0, 1],
+    [-1, 1] or [0, 255]. Both are compared on random images first. The modules' modes are those of the policy: call
+    ``.eval()`` before using it outside of training.
 
     Raises:
-        InputError: the policy is of another kind, or not one from images to labels.
+        InputError: the policy is of another kind, not one from images to labels, or does more than its network.
     """
+    classifier = assemble_classifier(policy)
+    _check_answers(policy, classifier)
+    return classifier
+
+
+def assemble_classifier(policy: BasePolicy) -> Classifier:
+    """Return what `extract_classifier` returns, without the comparison."""
     parts: Any = policy  # SB3's base class does not declare what follows
     if isinstance(getattr(getattr(parts, "q_net", None), "q_net", None), nn.Sequential):
         extractor, layers = parts.q_net.features_extractor, list(parts.q_net.q_net)
@@ -135,22 +151,61 @@ def extract_classifier(policy: BasePolicy) -> Classifier:
             f"a policy from {space} to {policy.action_space} is no image classifier; "
             "expected a Box of images (C, H, W) and Discrete actions"
         )
-    if not policy.normalize_images and space.dtype == "uint8":
-        raise InputError("the policy has normalize_images=False and sees pixels up to 255; expected [0, 1]")
+    kind = str(space.dtype) if policy.normalize_images else "undivided"
+    low, high = pixel_range(kind, float(space.low.min()), float(space.high.max()))
     head = layers.pop()
-    classifier = Classifier(_as_image_network(extractor, space, policy.device), head, nn.Sequential(*layers))
+    body = _as_image_network(extractor, space, policy.device, low, high - low)
+    classifier = Classifier(body, head, nn.Sequential(*layers))
     classifier.training = classifier.hidden.training = policy.training
     return classifier
 
 
-def _as_image_network(extractor: nn.Module, space: spaces.Box, device: torch.device) -> ImageNetwork:
-    """Return the features extractor itself, or wrapped, without normalisation, if it is another than ours."""
-    if isinstance(extractor, ImageNetwork):
-        return extractor
+def _as_image_network(
+    extractor: nn.Module, space: spaces.Box, device: torch.device, low: float, span: float
+) -> ImageNetwork:
+    """Return the features extractor behind a map from [0, 1] to ``low + span * x``; itself where that is nothing."""
+    if type(extractor) is ImageNetwork:
+        if (low, span) == (0, 1):
+            return extractor
+        body = copy.copy(extractor)  # shares the layers, but not mean and std, which take up the map
+        body._buffers = dict(extractor._buffers)
+        body.mean, body.std = (extractor.mean - low) / span, extractor.std / span
+        return body
     name = "nature" if type(extractor) is NatureCNN else network_name(type(extractor))
     mode = extractor.training
-    body = ImageNetwork(space, lambda shape: extractor, name=name)
+    channels = (space.shape or (0,))[0]
+    body = ImageNetwork(space, lambda shape: extractor, [-low / span] * channels, [1 / span] * channels, name)
     return body.train(mode).to(device)
+
+
+@torch.no_grad()
+def _check_answers(policy: Any, classifier: Classifier) -> None:
+    """Refuse a policy that answers otherwise than its features extractor, hidden layers and head in a row."""
+    space = policy.observation_space
+    images = torch.randint(0, 256, (_PROBES, *space.shape), generator=torch.Generator().manual_seed(0)) / 255
+    low, high = float(space.low.min()), float(space.high.max())
+    shown = (images * (high - low) + low).to(policy.device)
+    observations = shown.round().to(torch.uint8) if space.dtype == "uint8" else shown
+    modes = [(part, part.training) for whole in (policy, classifier) for part in whole.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        found = classifier(images.to(policy.device)).log_softmax(1)
+        own = policy.q_net(observations) if hasattr(policy, "q_net") else None
+        own = policy.get_distribution(observations).distribution.logits if own is None else own
+        actions = policy._predict(observations, deterministic=True).reshape(-1, 1)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    allowed = _TOLERANCE * (found.max() - found.min())
+    best = found.max(1).values
+    if (found - own.log_softmax(1)).abs().max() > allowed or (
+        best - found.gather(1, actions)[:, 0] > allowed
+    ).any():
+        raise InputError(
+            f"a {type(policy).__name__} that decides otherwise than its network does cannot be extracted; name a "
+            "package.module:factory of an nn.Module from images in [0, 1] to logits instead"
+        )
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from envs.errors import InputError
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid)
 }
+_ARGUMENTS = {"ELU": ("alpha", 1.0), "GELU": ("approximate", "none"), "LeakyReLU": ("negative_slope", 0.01)}
 _MAX_PIXELS = 2**22
 _MAX_CLASSES = 2**17
 _MAX_WIDTH = 2**16
@@ -28,7 +30,7 @@ class Spec:
         network: name of the body.
         shape: image shape (C, H, W).
         num_classes: K.
-        hidden: layers between body and head: widths of linear layers and names of activations.
+        hidden: layers between body and head: widths of linear layers, and activations as `activation_text` has them.
     """
 
     network: str
@@ -71,6 +73,51 @@ class Spec:
         return cls(network, tuple(shape), classes, tuple(hidden))
 
 
+def pixel_range(dtype: str, low: float, high: float) -> tuple[float, float]:
+    """Return what a network sees of black and white, given its observations' type and bounds (uint8: divided by 255).
+
+    Raises:
+        InputError: bounds that no usual range of pixels has, such as VecNormalize's.
+    """
+    if dtype == "uint8" and (low, high) == (0, 255):
+        return 0.0, 1.0
+    if dtype != "uint8" and (low, high) in ((0, 1), (-1, 1), (0, 255)):
+        return low, high
+    raise InputError(
+        f"the policy's observations are {dtype} in {low:g}..{high:g}; expected uint8 images, or floats in [0, 1], "
+        "[-1, 1] or [0, 255]; in place of VecNormalize give ImageNetwork mean and std"
+    )
+
+
+def activation_text(layer: nn.Module) -> str | None:
+    """Return how files name an activation, its argument included, e.g. ``LeakyReLU(0.5)``; None: not one they know."""
+    name = type(layer).__name__
+    if type(layer) is not ACTIVATIONS.get(name):
+        return None
+    argument, default = _ARGUMENTS.get(name, ("", None))
+    value = getattr(layer, argument, None)
+    return name if value == default else f"{name}({value})"
+
+
+def make_activation(text: str) -> nn.Module | None:
+    """Return the activation that `activation_text`, or a call such as ``ELU(alpha=3)``, names; None: none."""
+    match = re.fullmatch(r"(\w{1,20})(?:\((?:(\w{1,20})=)?([\w.+-]{1,30})\))?", text)
+    if match is None or match[1] not in ACTIVATIONS:
+        return None
+    kind = ACTIVATIONS[match[1]]
+    if match[3] is None:
+        return kind()
+    argument, default = _ARGUMENTS.get(match[1], ("", None))
+    if default is None or match[2] not in (None, argument):
+        return None
+    try:
+        value = float(match[3]) if isinstance(default, float) else match[3]
+    except ValueError:
+        return None
+    finite = math.isfinite(value) if isinstance(value, float) else value in ("none", "tanh")
+    return kind(**{argument: value}) if finite else None
+
+
 def _is_count(value: Any, limit: int) -> bool:
     return type(value) is int and 1 <= value <= limit
 
@@ -87,7 +134,7 @@ def _are_layers(value: Any) -> bool:
         isinstance(value, list)
         and len(value) <= _MAX_HIDDEN
         and all(
-            _is_count(layer, _MAX_WIDTH) or (isinstance(layer, str) and layer in ACTIVATIONS)
+            _is_count(layer, _MAX_WIDTH) or (isinstance(layer, str) and make_activation(layer) is not None)
             for layer in value
         )
     )

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from agents.algorithms import losses
-from agents.models.classifier import Classifier, extract_classifier
+from agents.models.classifier import Classifier, assemble_classifier
 from agents.models.image_network import ImageNetwork, to_fast_layout
 from envs.errors import InputError
 
@@ -20,13 +20,13 @@ ExplorationMode = Literal["batch", "mixture"]
 
 
 class ImagePolicy(ActorCriticPolicy):
-    """Stable-Baselines3's actor-critic policy over an :class:`~agents.networks.ImageNetwork`.
+    """Stable-Baselines3's actor-critic policy over an :class:`~agents.models.image_network.ImageNetwork`.
 
-    Observations are uint8 images ``(N, C, H, W)``; actions are labels. The action head reads the features directly,
-    so features and action head together are a plain classifier (:attr:`classifier`).
+    Observations are images ``(N, C, H, W)``, uint8 or floats that the network takes as they are; actions are labels.
+    The action head reads the features directly, so both together are a plain classifier (:attr:`classifier`).
 
     Args:
-        observation_space: Box of uint8 images, channels first.
+        observation_space: Box of images, channels first.
         action_space: Discrete, one action per class.
         lr_schedule: learning rate as a function of the remaining progress (1 to 0).
         network: a registered network, see :data:`agents.models.image_network.NETWORKS`.
@@ -120,12 +120,13 @@ class ImagePolicy(ActorCriticPolicy):
     @property
     def classifier(self) -> Classifier:
         """The classifier inside, sharing this policy's weights: float images in [0, 1] to logits."""
-        return extract_classifier(self)
+        return assemble_classifier(self)
 
     def pixels(self, observations: Tensor) -> Tensor:
-        """Turn uint8 images ``(N, C, H, W)`` into float images in [0, 1] in the network's memory layout."""
+        """Turn uint8 images ``(N, C, H, W)`` into floats in [0, 1] in the network's memory layout; floats stay."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return observations.to(torch.float32, memory_format=layout).div_(255)
+        pixels = observations.to(torch.float32, memory_format=layout)
+        return pixels.div_(255) if observations.dtype == torch.uint8 else pixels
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return the features ``(N, D)``, float32, of float images in [0, 1], at the training precision."""

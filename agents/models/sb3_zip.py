@@ -2,7 +2,8 @@
 
 Such a zip holds ``policy.pth``, a PyTorch archive of tensors, and ``data``, a JSON object whose values are
 pickles in base64 beside a readable description of each. The pickles are never decoded; the descriptions are
-text and tell what weights alone do not: activation functions, image shape, whether pixels were divided by 255.
+text and tell what weights alone do not: activation functions, image shape, the range of the pixels. What they do not
+tell, such as the code of a user's own policy class, is refused.
 """
 
 import io
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.models.classifier_spec import Spec
+from agents.models.classifier_spec import Spec, make_activation, pixel_range
 from agents.models.image_network import SPEC_VERSION
 from envs.errors import InputError
 
@@ -26,6 +27,7 @@ _MAX_DATA = 2**26
 _MAX_ENTRIES = 2**15
 _MAX_RATIO = 200
 _MAX_SPEC = 4096
+_KNOWN_CODE = ("agents", "stable_baselines3", "sb3_contrib")
 _EXPECTED = "expected a policy saved by Stable-Baselines3"
 
 
@@ -120,7 +122,7 @@ def _line(error: Exception) -> str:
 def _described(descriptions: dict[str, Any], section: str, name: str, pattern: str) -> list[str]:
     """Return the matches of ``pattern`` in what ``section`` says of ``name``, [] if it says nothing."""
     part = descriptions.get(section)
-    return re.findall(pattern, str(part.get(name))) if isinstance(part, dict) else []
+    return re.findall(pattern, str(part[name])) if isinstance(part, dict) and name in part else []
 
 
 def _classifier_parts(
@@ -142,11 +144,9 @@ def _classifier_parts(
         raise InputError(
             f"{origin} holds no classifier; expected an actor-critic or DQN policy, Discrete actions"
         )
-    if _described(descriptions, "policy_kwargs", "normalize_images", "False"):
-        raise InputError(
-            f"{origin} was trained with normalize_images=False on pixels up to 255; expected [0, 1]"
-        )
-    activation = (_described(descriptions, "policy_kwargs", "activation_fn", r"(\w+)'>") or [activation])[-1]
+    low, high = _pixel_range(descriptions, origin)
+    activation = _activation(descriptions, activation, origin) if layers else activation
+    _check_code(descriptions, origin)
 
     fields, new_body = _body_fields(weights, body, descriptions, origin)
     classes = weights[f"{head}weight"].shape[:1]
@@ -160,7 +160,60 @@ def _classifier_parts(
             if name.startswith(old):
                 state[new + name.removeprefix(old)] = tensor
                 break
+    if (low, high) != (0, 1) and all(state[f"body.{name}"].is_floating_point() for name in ("mean", "std")):
+        state |= {
+            "body.mean": (state["body.mean"] - low) / (high - low),
+            "body.std": state["body.std"] / (high - low),
+        }
     return spec, state
+
+
+def _pixel_range(descriptions: dict[str, Any], origin: str) -> tuple[float, float]:
+    """Return what the policy sees of black and white images; the bounds are arrays, in text."""
+    number = r"-?(?:\d+\.?\d*(?:e[+-]?\d+)?|inf)"
+    low, high = (set(_described(descriptions, "observation_space", side, number)) for side in ("low", "high"))
+    dtype = "".join(_described(descriptions, "observation_space", "dtype", r"^\w{1,20}$")) or "uint8"
+    if dtype != "uint8" and descriptions.get("_last_original_obs"):
+        raise InputError(
+            f"{origin} was trained under VecNormalize, whose statistics it does not hold; give ImageNetwork mean "
+            "and std instead"
+        )
+    raw = _described(descriptions, "policy_kwargs", "normalize_images", "False")
+    bounds = [
+        sorted({float(value) for value in side}) or [default] for side, default in ((low, 0.0), (high, 255.0))
+    ]
+    try:
+        return pixel_range("undivided" if raw else dtype, bounds[0][0], bounds[1][-1])
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
+
+
+def _activation(descriptions: dict[str, Any], default: str, origin: str) -> str:
+    """Return the activation between hidden layers as `Spec` names it, with arguments given by functools.partial."""
+    found = "".join(_described(descriptions, "policy_kwargs", "activation_fn", r"(?s)^.+$"))
+    name = r"<class 'torch\.nn\.modules\.activation\.(\w+)'>"
+    if not found:
+        return default
+    match = re.fullmatch(name, found) or re.fullmatch(
+        rf"functools\.partial\({name}(?:, ([\w.+='-]+))?\)", found
+    )
+    text = "" if match is None else match[1]
+    if match is not None and match.lastindex == 2:
+        text += f"({match[2]})".replace("'", "")
+    if make_activation(text) is None:
+        raise InputError(
+            f"{origin}: its activation_fn is {found[:80]!r}, which text alone does not tell; allow its code by --trust"
+        )
+    return text
+
+
+def _check_code(descriptions: dict[str, Any], origin: str) -> None:
+    """Refuse policies and features extractors whose code is in the file, where weights do not tell what they do."""
+    modules = _described(descriptions, "policy_class", "__module__", r"^[\w.]+")
+    modules += _described(descriptions, "policy_kwargs", "features_extractor_class", r"^<class '([\w.]+)")
+    for module in modules:
+        if module.partition(".")[0] not in _KNOWN_CODE:
+            raise InputError(f"{origin}: its policy is code of its own, {module}; allow it by --trust")
 
 
 def _linear_layers(weights: dict[str, Tensor], prefix: str) -> dict[int, int]:
@@ -187,5 +240,5 @@ def _body_fields(
         return {"version": SPEC_VERSION, "network": "nature", "shape": shape}, "body.network."
     raise InputError(
         f"{origin}: its features extractor is neither ImageNetwork nor NatureCNN; "
-        "train with features_extractor_class=agents.networks.ImageNetwork, or allow the code in it by --trust"
+        "train with features_extractor_class=agents.ImageNetwork, or allow the code in it by --trust"
     )
