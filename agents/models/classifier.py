@@ -146,7 +146,8 @@ def assemble_classifier(policy: BasePolicy) -> Classifier:
         kind = type(policy).__name__
         raise InputError(f"a {kind} has no classifier inside; expected an actor-critic or a DQN policy")
     space = policy.observation_space
-    if not isinstance(space, spaces.Box) or not isinstance(policy.action_space, spaces.Discrete):
+    is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
+    if not is_image or not isinstance(policy.action_space, spaces.Discrete):
         raise InputError(
             f"a policy from {space} to {policy.action_space} is no image classifier; "
             "expected a Box of images (C, H, W) and Discrete actions"
