@@ -49,6 +49,7 @@ class ImageVecEnv(VecEnv):
         render_mode: str | None = None,
     ) -> None:
         self.task = task
+        self._own: set[str] = set()
         self.tensors = tensors
         self.monitor = monitor
         self.render_mode = check_render_mode(render_mode)  # before super().__init__, which asks for it
@@ -106,16 +107,24 @@ class ImageVecEnv(VecEnv):
         return [getattr(owner, attr_name)] * len(self._index_list(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
-        """Set the attribute for all environments at once.
+        """Set an attribute for all environments at once: the task's ``length``, ``stop_on_error`` and
+        ``reward_matrix``, this object's ``render_mode`` and ``monitor``, and new ones of the user's.
 
         Raises:
-            InputError: ``indices`` names only some of them.
+            InputError: ``indices`` names only some of them, or the attribute cannot be changed.
         """
         if len(set(self._index_list(indices))) != self.num_envs:
             raise InputError(
                 f"indices is {indices!r}; these environments share {attr_name!r}, set it for all"
             )
-        setattr(self, attr_name, value)
+        present = attr_name in self.__dict__ or hasattr(type(self), attr_name)
+        fixed = present and attr_name not in self._own and attr_name not in ("render_mode", "monitor")
+        if fixed or (not present and hasattr(self.task, attr_name)):
+            self.task.change(attr_name, value)
+        else:
+            if not present:
+                self._own.add(attr_name)
+            setattr(self, attr_name, check_render_mode(value) if attr_name == "render_mode" else value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any

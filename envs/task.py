@@ -171,6 +171,24 @@ class ImageTask:
         self._time += 1
         return rewards, terminated
 
+    def change(self, name: str, value: Any) -> None:
+        """Change ``length``, ``stop_on_error`` or ``reward_matrix`` (K, K), from the next step on.
+
+        Raises:
+            InputError: a wrong value, or another attribute, which a task keeps for good.
+        """
+        if name == "length":
+            self.length = _positive("length", value)
+        elif name == "stop_on_error":
+            self.stop_on_error = bool(value)
+        elif name == "reward_matrix":
+            values = value.cpu().numpy() if isinstance(value, Tensor) else value
+            self.reward_matrix = reward_matrix(values, self.num_actions).to(self.device)
+        else:
+            raise InputError(
+                f"{name} cannot be changed; expected length, stop_on_error or reward_matrix; make a new environment"
+            )
+
     def action_rewards(self) -> Tensor:
         """Return what each action would earn on the images shown (full information): float32 (n, K)."""
         return self.reward_matrix.index_select(0, self.labels)

@@ -190,3 +190,29 @@ def test_sb3s_algorithms_learn(algorithm: Any, options: dict[str, Any], steps: i
     model.learn(steps)
     predicted, _ = model.predict(data.images.numpy(), deterministic=True)
     assert np.mean(predicted == data.labels.numpy()) > 0.95
+
+
+def test_set_attr_changes_the_task_or_refuses():
+    env = sb3_env("digits", 2, seed=0)
+    env.reset()
+    env.set_attr("length", 3)
+    assert [env.step(np.array([0, 0]))[2].tolist() for _ in range(4)] == [
+        [False] * 2,
+        [False] * 2,
+        [True] * 2,
+        [False] * 2,
+    ]
+    env.set_attr("reward_matrix", torch.full((10, 10), 7.0))
+    assert env.step(np.array([0, 0]))[1].tolist() == [7.0, 7.0]
+    env.set_attr("note", "mine")
+    env.set_attr("note", "again")
+    assert env.get_attr("note") == ["again"] * 2
+    for name, value in (
+        ("length", 0),
+        ("reward_matrix", "x"),
+        ("num_envs", 5),
+        ("images", None),
+        ("label_noise", 0.5),
+    ):
+        with pytest.raises(InputError, match=name if name != "reward_matrix" else "reward"):
+            env.set_attr(name, value)
