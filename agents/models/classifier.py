@@ -146,8 +146,8 @@ def assemble_classifier(policy: BasePolicy) -> Classifier:
         kind = type(policy).__name__
         raise InputError(f"a {kind} has no classifier inside; expected an actor-critic or a DQN policy")
     space = policy.observation_space
-    is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
-    if not is_image or not isinstance(policy.action_space, spaces.Discrete):
+    discrete = isinstance(policy.action_space, spaces.Discrete)
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or not discrete:
         raise InputError(
             f"a policy from {space} to {policy.action_space} is no image classifier; "
             "expected a Box of images (C, H, W) and Discrete actions"
@@ -204,8 +204,8 @@ def _check_answers(policy: Any, classifier: Classifier) -> None:
         best - found.gather(1, actions)[:, 0] > allowed
     ).any():
         raise InputError(
-            f"a {type(policy).__name__} that decides otherwise than its network does cannot be extracted; name a "
-            "package.module:factory of an nn.Module from images in [0, 1] to logits instead"
+            f"a {type(policy).__name__} decides otherwise than its network does; name a package.module:factory of "
+            "an nn.Module from images in [0, 1] to logits instead"
         )
 
 

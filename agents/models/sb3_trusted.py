@@ -41,7 +41,10 @@ def load_trusted_zip(path: str | Path, device: str | torch.device = "cpu") -> Cl
     except Exception as error:  # the code in the file may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"cannot load {path} as Stable-Baselines3 does ({reason}); save it again") from error
-    return extract_classifier(policy).eval().to(device)
+    try:
+        return extract_classifier(policy).eval().to(device)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _build_policy(data: dict[str, Any]) -> Any:

@@ -144,11 +144,10 @@ def _classifier_parts(
         raise InputError(
             f"{origin} holds no classifier; expected an actor-critic or DQN policy, Discrete actions"
         )
+    fields, new_body = _body_fields(weights, body, descriptions, origin)
     low, high = _pixel_range(descriptions, origin)
     activation = _activation(descriptions, activation, origin) if layers else activation
     _check_code(descriptions, origin)
-
-    fields, new_body = _body_fields(weights, body, descriptions, origin)
     classes = weights[f"{head}weight"].shape[:1]
     fields["num_classes"] = classes[0] if classes else 0
     fields["hidden"] = [linear.get(index, activation) for index in range(layers)]

@@ -1,9 +1,10 @@
 """Trees of image files, one folder a class.
 
-Either ``PATH/{train,test}/CLASS/...`` with an optional ``val``, or ``PATH/CLASS/...``, which is split stratified. Of
-``train`` and ``val`` alone, ``val`` is the test split, as in ImageNet. Without its own folder, validation is 10 % of
-train. Classes are the sorted folder names. Files are found at any depth below a class by their extension. Images are
-gray (1 channel) if the first of every class are, else RGB.
+Either ``PATH/{train,test}/CLASS/...`` with an optional ``val``, or ``PATH/CLASS/...``, which is split stratified. The
+names training, testing, valid and validation do as well, in any case. Of ``train`` and ``val`` alone, ``val`` is the
+test split, as in ImageNet. Without its own folder, validation is 10 % of train. Classes are the sorted folder names.
+Files are found at any depth below a class by their extension. Images are gray (1 channel) if the first of every class
+are, else RGB.
 
 Symbolic links are followed where they lead to regular files or class folders, since subsets of large sets are often
 made of links; those that leave the tree are counted in a note. Links to folders further down are not followed, and
@@ -34,6 +35,16 @@ from envs.errors import InputError
 
 _REMEDY = "expected folders PATH/CLASS/*.png, or PATH/train/CLASS/*.png with PATH/test/CLASS/*.png"
 _IMAGENET_SIDE = 224
+_PARTS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+}
+_LISTED = 10
 
 
 class _Files(NamedTuple):
@@ -88,27 +99,55 @@ def _find(name: str, root: Path) -> tuple[tuple[str, ...], dict[str, _Files]]:
     """Return the classes, and the files of the parts ``all``, or ``train``, ``test`` and perhaps ``val``."""
     with readable(root, _REMEDY):
         folders = _folders(root)
-        split = "train" in folders and bool(_folders(root / "train"))
-        classes = tuple(_folders(root / "train")) if split else tuple(folders)
-        if not split:
+        found = _split_folders(name, root, folders)
+        train = root / found.get("train", "")
+        classes = tuple(_folders(train)) if found else tuple(folders)
+        if not found:
             parts = {"all": _find_files(root, classes)}
-        elif "test" in folders:
+        elif "test" in found:
             parts = {
-                part: _find_files(root / part, classes)
+                part: _find_files(root / found[part], classes)
                 for part in ("train", "val", "test")
-                if part in folders
+                if part in found
             }
-        elif "val" in folders:
-            parts = {
-                "train": _find_files(root / "train", classes),
-                "test": _find_files(root / "val", classes),
-            }
+        elif "val" in found:
+            parts = {"train": _find_files(train, classes), "test": _find_files(root / found["val"], classes)}
         else:
             raise InputError(
                 f"{name}: {root} has train/ but neither test/ nor val/; add one, or lift train/ a level"
             )
+    for part, files in parts.items():
+        counts = np.bincount(files.labels, minlength=len(classes)).tolist()
+        listed = [f"{label} {count}" for label, count in zip(classes, counts, strict=True)]
+        more = f", ... ({len(classes)} classes)" if len(classes) > _LISTED else ""
+        NOTES.info("%s, %s: %s%s", root, part, ", ".join(listed[:_LISTED]), more)
     check_classes(next(iter(parts.values())).labels, classes, f"{name}: {root}")
     return classes, parts
+
+
+def _split_folders(name: str, root: Path, folders: list[str]) -> dict[str, str]:
+    """Return the folder of every split under ``root``; {} where its folders are classes.
+
+    Raises:
+        InputError: two folders for one split, or folders of splits without train or without classes.
+    """
+    found: dict[str, str] = {}
+    named = [folder for folder in folders if folder.lower() in _PARTS]
+    deep = [folder for folder in named if _folders(root / folder)]
+    for folder in deep:
+        part = _PARTS[folder.lower()]
+        if part in found:
+            raise InputError(
+                f"{name}: {root} has {found[part]}/ and {folder}/; expected one {part} split; join them"
+            )
+        found[part] = folder
+    if found and "train" not in found:
+        raise InputError(
+            f"{name}: {root} has {deep[0]}/ with classes but no train/; add it, or rename {deep[0]}/"
+        )
+    if named and len(named) == len(folders) and not deep:
+        raise InputError(f"{name}: {root} has {', '.join(named)} without class folders inside; {_REMEDY}")
+    return found
 
 
 def _image_shape(parts: dict[str, _Files]) -> tuple[int, int, int]:

@@ -220,7 +220,7 @@ def test_policies_that_do_more_than_their_network_are_refused(tmp_path):
             return self.get_distribution(observation).distribution.logits.argmin(-1)
 
     model = A2C(Contrary, sb3_env("digits", 4), device="cpu", policy_kwargs=EXTRACTOR)
-    with pytest.raises(InputError, match="a Contrary that decides otherwise than its network"):
+    with pytest.raises(InputError, match="a Contrary decides otherwise than its network"):
         extract_classifier(model.policy)
     model.save(tmp_path / "model.zip")
     with pytest.raises(
@@ -335,7 +335,7 @@ def test_policies_without_a_classifier_are_refused():
         (lambda: PPO("MlpPolicy", "CartPole-v1", device="cpu"), "neither ImageNetwork nor NatureCNN"),
         (lambda: trained(PPO, {"activation_fn": nn.Softsign}, images=0), "activation_fn is .*Softsign"),
         (lambda: trained(PPO, {"activation_fn": lambda: nn.ELU(3)}, images=0), "activation_fn is .*lambda"),
-        (lambda: normalised("uint8"), r"float32 in -10..10; .*VecNormalize"),
+        (lambda: normalised("uint8"), "trained under VecNormalize"),
         (lambda: normalised("float32"), "trained under VecNormalize"),
     ],
 )

@@ -312,7 +312,7 @@ WRONG = {
     "pipe": (folder(lambda tree: os.mkfifo(tree / "a/x.png")), "not a regular file"),
     "link in a circle": (folder(link("a/x.png", "x.png")), r"cannot read .*a/x\.png: Too many levels"),
     "train alone": (
-        split_folder(lambda tree: (tree / "test").rename(tree / "valid")),
+        split_folder(lambda tree: (tree / "test").rename(tree / "extra")),
         "has train/ but neither test/ nor val/",
     ),
     "class unknown to train": (

@@ -216,3 +216,38 @@ def test_progress_appears_only_when_it_takes_time(tmp_path, root, monkeypatch, c
     monkeypatch.setenv("FORCE_COLOR", "1")
     load(tree, root, image_size=5)
     assert "decoding train images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("training", "testing"), ("Train", "Test"), ("TRAIN", "valid"), ("train", "Testing", "Validation")],
+)
+def test_usual_names_of_splits(names, tmp_path, caplog):
+    root = tmp_path / "set"
+    for k, part in enumerate(names):
+        for label in "ab":
+            (root / part / label).mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(np.full((6, 6), 9 * k + i, np.uint8)).save(root / part / label / f"{i}.png")
+    with caplog.at_level("INFO"):
+        splits = load_splits(f"folder:{root}", data_root=tmp_path)
+    assert splits.train.classes == ("a", "b")
+    assert int(splits.train.images.max()) < 9 <= int(splits.test.images.min())
+    assert len(splits.train) + len(splits.val) == (16 if len(names) == 3 else 8)
+    assert "a 4, b 4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (("train/a", "Training/a", "test/a"), "expected one train split"),
+        (("testing/a", "validation/a"), "no train/; add it"),
+        (("train", "Test"), "without class folders"),
+    ],
+)
+def test_doubtful_names_of_splits_are_refused(folders, message, tmp_path):
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(np.zeros((6, 6), np.uint8)).save(tmp_path / folder / "0.png")
+    with pytest.raises(InputError, match=message):
+        load_splits(f"folder:{tmp_path}", data_root=tmp_path / "root")

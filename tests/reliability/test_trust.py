@@ -125,6 +125,6 @@ def test_trusted_files_may_still_be_broken(run, tmp_path):
 def test_a_policy_that_decides_otherwise_is_refused(tmp_path):
     saved(tmp_path / "contrary.zip", Contrary, features_extractor_class=Flat)
     with pytest.raises(
-        InputError, match=r"contrary\.zip decides otherwise than its network does; name a package"
+        InputError, match=r"contrary\.zip: a Contrary decides otherwise than its network does; name a package"
     ):
         load_trusted_zip(tmp_path / "contrary.zip")
