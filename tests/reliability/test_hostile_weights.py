@@ -370,7 +370,7 @@ def test_hostile_text_in_descriptions(tmp_path):
     ):
         data = json.dumps({"policy_kwargs": {"activation_fn": text}})
         (tmp_path / "model.zip").write_bytes(zip_bytes(policy=torch_bytes(state), data=data))
-        refused(tmp_path / "model.zip", "hidden is")
+        refused(tmp_path / "model.zip", "activation_fn is")
 
 
 @pytest.fixture
