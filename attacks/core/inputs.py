@@ -24,6 +24,7 @@ class Problem:
         eps: its radius per sample (N,), of the type of ``x``.
         ids: what each sample's random numbers hang on (N,) int64.
         targets: the class to reach (N,) int64, or None for an untargeted attack.
+        box: points must lie in [0, 1]; False holds them to the ball alone.
     """
 
     x: Tensor
@@ -32,6 +33,7 @@ class Problem:
     eps: Tensor
     ids: Tensor
     targets: Tensor | None = None
+    box: bool = True
 
     def __len__(self) -> int:
         return len(self.x)

@@ -77,11 +77,16 @@ def finish(
     x = problem.x
     valid = candidate.flatten(1).isfinite().all(1)
     inside = (candidate.flatten(1) >= 0).all(1) & (candidate.flatten(1) <= 1).all(1)
-    outside = ~(valid & inside & (problem.norm.length(candidate - x) <= problem.eps * (1 + 1e-5) + 1e-6))
+    outside = ~(
+        valid
+        & (inside | (not problem.box))
+        & (problem.norm.length(candidate - x) <= problem.eps * (1 + 1e-5) + 1e-6)
+    )
     final = candidate
     if outside.any():
         final = torch.where(per_sample(valid, x), candidate, x)
-        final = torch.where(per_sample(outside, x), ball_and_box(final, x, problem.eps, problem.norm), final)
+        within = ball_and_box(final, x, problem.eps, problem.norm)
+        final = torch.where(per_sample(outside, x), within, final)
     if batches is None:
         logits = torch.cat([counted.verdict(part) for part in final.split(counted.max_batch or len(final))])
     else:
@@ -94,6 +99,8 @@ def finish(
         success = success | clean_wrong
         answered = None
     checks = {"nan": logits.isnan().any(1), "outside": outside}
+    if not problem.box:
+        checks["left_box"] = ((final < 0) | (final > 1)).flatten(1).any(1)
     if problem.targets is not None:
         checks["hit_target"] = logits.argmax(1) == problem.targets
     return AttackResult(

@@ -1,7 +1,7 @@
 """Projected gradient descent, with the step rule of the literature or exactly that of cleverhans."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -60,6 +60,7 @@ def pgd(
     random_start: bool | Literal["odi"] = True,
     protocol: Literal["normalized", "cleverhans"] = "normalized",
     averaged_over: int | None = None,
+    box: bool = True,
     labels: Literal["true", "predicted"] = "true",
     targets: Tensor | None = None,
     keep: Literal["best", "loss", "last"] = "best",
@@ -75,8 +76,8 @@ def pgd(
     Protocol "normalized": each sample's own gradient; steps of length ``step_size`` (sign at Linf, unit length at
     L2, largest gradients first at L1); start uniform in the ball. Protocol "cleverhans", for results published
     with that library: the gradient of the loss *averaged* over the batch, L2 steps of
-    grad / sqrt(max(1e-12, sum grad^2)), which shrink where the gradient vanishes, and a start uniform per pixel in
-    +-eps, then projected.
+    grad / sqrt(max(1e-12, sum grad^2)), which shrink where the gradient vanishes; a start uniform per pixel in
+    +-eps, then projected; and clipping to [0, 1] before the projection as well as after it.
 
     Args:
         model: images (n, C, H, W) in [0, 1] to logits (n, K).
@@ -93,6 +94,8 @@ def pgd(
         protocol: "normalized" or "cleverhans".
         averaged_over: batch size over which cleverhans' loss is averaged, and which its floor is counted for;
             default N. It stays the same however the work is split and whichever samples have left.
+        box: False leaves out the clipping to [0, 1], as cleverhans does with ``clip_min=clip_max=None``. Points may
+            then lie outside, so that ``success`` says nothing about the usual threat model; not at L1.
         labels: "predicted" moves away from the model's own clean predictions; ``y`` still judges success.
         targets: classes (N,) to reach: a sample is done when it gets there, which the trace "hit_target" (N,) bool
             tells; ``success`` stays any misclassification.
@@ -108,7 +111,8 @@ def pgd(
 
     Returns:
         The result; its trace holds "shortened" (N,), the share of the sample's steps that cleverhans' floor
-        shortens (at Linf and L1: whose gradient is exactly 0), and "loss" (N,), the loss of ``adversarial``.
+        shortens (at Linf and L1: whose gradient is exactly 0), and "loss" (N,), the loss of ``adversarial``;
+        with ``box=False`` also "left_box" (N,) bool, the point lies outside [0, 1].
 
     Raises:
         AttackError: wrong inputs, or a model without gradients.
@@ -117,9 +121,11 @@ def pgd(
     _check_choices(protocol=protocol, labels=labels, keep=keep)
     if protocol == "cleverhans" and norm == "L1":
         raise AttackError("cleverhans has no PGD at L1; use protocol='normalized'")
+    if norm == "L1" and not box:
+        raise AttackError("box=False at L1: its steps are chosen by the room in [0, 1]; use Linf or L2")
     return run_pgd(
         model,
-        problem,
+        replace(problem, box=box),
         loss=loss,
         steps=steps,
         step_size=step_size,
@@ -268,7 +274,7 @@ def _start(
         delta = (2 * uniform - 1) * per_sample(part.eps, uniform)
     else:
         delta = part.norm.random(draws, shape, part.eps)
-    x_adv = part.norm.confine(part.x + delta, part.x, part.eps)
+    x_adv = _confine(part, part.x + delta)
     return _diversify(counted, x_adv, rows, part, draws) if random_start == "odi" else x_adv
 
 
@@ -281,21 +287,27 @@ def _diversify(counted: CountedModel, x_adv: Tensor, rows: Tensor, part: Problem
 
     for _ in range(_ODI_STEPS):
         grad = counted.gradient(x_adv, mixed, rows).grad
-        x_adv = part.norm.confine(part.norm.ascend(x_adv, grad, part.eps), part.x, part.eps)
+        x_adv = _confine(part, part.norm.ascend(x_adv, grad, part.eps))
     return x_adv
 
 
 def _step(part: Problem, x_adv: Tensor, grad: Tensor, length: Tensor, cleverhans: bool) -> Tensor:
     """One step of these lengths (n,), then projected into ball and box."""
     if not cleverhans:
-        return part.norm.confine(part.norm.ascend(x_adv, grad, length), part.x, part.eps)
+        return _confine(part, part.norm.ascend(x_adv, grad, length))
     # cleverhans clips to [0, 1] before the projection too; its sign step at Linf has no floor.
     if part.norm.name == "L2":
         direction = grad / per_sample(part.norm.length(grad).clamp_min(STEP_FLOOR), grad)
     else:
         direction = part.norm.step(grad)
-    moved = torch.addcmul(x_adv, direction, per_sample(length, x_adv)).clamp_(0, 1)
-    return part.norm.confine(moved, part.x, part.eps)
+    moved = torch.addcmul(x_adv, direction, per_sample(length, x_adv))
+    return _confine(part, moved.clamp_(0, 1) if part.box else moved)
+
+
+def _confine(part: Problem, x_adv: Tensor) -> Tensor:
+    if part.box:
+        return part.norm.confine(x_adv, part.x, part.eps)
+    return part.x + part.norm.project(x_adv - part.x, part.eps)
 
 
 def _is_shortened(part: Problem, grad: Tensor, averaged_over: int) -> Tensor:

@@ -89,6 +89,11 @@ class AttackResults:
         return wilson(int(self.robust.sum()), self.n)
 
     @property
+    def in_box(self) -> bool:
+        """Whether the attack keeps to [0, 1]; what one does that may leave it says nothing of robust accuracy."""
+        return self.attack.get("box", True)
+
+    @property
     def shortened(self) -> float | None:
         """Mean share of steps that the floor of the cleverhans protocol shortened; None if not traced."""
         shares = self.extra.get("shortened")
@@ -231,7 +236,8 @@ def _column(name: str, values: list[Any], kind: str, n: int) -> np.ndarray:
 def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = None) -> AttackResults:
     """Return the pointwise worst case: an image counts as robust only if NO attack broke it.
 
-    This is the mean over images of the minimum over attacks, never the minimum of the attacks' means.
+    This is the mean over images of the minimum over attacks, never the minimum of the attacks' means. Attacks whose
+    points may leave [0, 1] are left out.
     ``broken_by`` is the first attack of the sequence that succeeded; ``distance`` that of the smallest
     successful perturbation (of the first attack, where none succeeded); queries and costs add up.
 
@@ -240,17 +246,21 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
         names: what to call each attack in ``broken_by``; by default its own name.
 
     Raises:
-        InputError: nothing given, or the results differ in model, images or threat model.
+        InputError: nothing (inside [0, 1]) given, or the results differ in model, images or threat model.
     """
-    if not results:
-        raise InputError("no results to combine; run at least one attack first")
+    names = names or [result.attack["name"] for result in results]
+    inside = [(result, name) for result, name in zip(results, names, strict=True) if result.in_box]
+    if not inside:
+        raise InputError(
+            "no results inside [0, 1] to combine; run at least one attack that stays there first"
+        )
+    results, names = [result for result, _ in inside], [name for _, name in inside]
     first = results[0]
     for other in results[1:]:
         _check_comparable(first, other)
     success: np.ndarray = np.stack([result.success for result in results])
     distance = np.where(success, np.stack([result.distance for result in results]), np.inf).min(axis=0)
     broken: np.ndarray = np.any(success, axis=0)
-    names = names or [result.attack["name"] for result in results]
     blame = (_blame(results[k], names[k], i) for i, k in enumerate(success.argmax(axis=0)))
     return replace(
         first,

@@ -312,6 +312,9 @@ def _assemble(
         for name, rang in alarms.items()
         if rang.any()
     ]
+    if "left_box" in traces:
+        left = int(traces["left_box"].sum())
+        warnings.append(f"{left} of {len(samples)} points left [0, 1]: no robust accuracy under that box")
     return AttackResults(
         attack=attack,
         data=samples.record(),

@@ -75,8 +75,9 @@ def attack_label(results: AttackResults) -> str:
 def attack_cells(results: AttackResults) -> Sequence[str]:
     """Return protocol (or version), robust accuracy, share of shortened steps, queries per image, time."""
     protocol = results.attack.get("protocol") or results.attack.get("version") or "-"
+    protocol = protocol if isinstance(protocol, str) else "+".join(protocol)
     return (
-        protocol if isinstance(protocol, str) else "+".join(protocol),
+        protocol if results.in_box else f"{protocol}, may leave [0, 1]",
         with_interval(results.robust_accuracy, results.interval),
         percent(results.shortened if results.threat.norm == "L2" else None),
         count(float(results.queries.mean())),

@@ -74,7 +74,7 @@ def _read_results(folder: Folder, model: Model) -> list[AttackResults]:
 def _worst_cases(results: Sequence[AttackResults]) -> list[tuple[AttackResults, int]]:
     """Return the worst case per image over all attacks on the same weights, images and threat, and their number."""
     groups: dict[Any, list[AttackResults]] = {}
-    for result in results:
+    for result in filter(lambda found: found.in_box, results):
         images = (result.data.get("fingerprint"), tuple(result.indices.tolist()))
         groups.setdefault((result.threat, result.model.get("sha256"), images), []).append(result)
     cases = []
@@ -110,7 +110,8 @@ def _attack_table(results: Sequence[AttackResults]) -> Table:
 
 def _protocol(result: AttackResults) -> str | None:
     found = result.attack.get("protocol") or result.attack.get("version")
-    return "+".join(map(str, found)) if isinstance(found, list) else found and str(found)
+    text = "+".join(map(str, found)) if isinstance(found, list) else found and str(found)
+    return text if result.in_box else f"{text}, may leave [0, 1]"
 
 
 def _worst_table(worst: Sequence[tuple[AttackResults, int]]) -> Table:

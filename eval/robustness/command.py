@@ -42,7 +42,7 @@ class RobustnessCommand:
     targets: tyro.conf.Positional[tuple[str, ...]]
     """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""
     attacks: tuple[str, ...] = DEFAULT_BATTERY
-    """Attacks by name; also pgd-cleverhans, pgd-margin, pgd-dlr, pgd-mifpe, pgd-paper."""
+    """Attacks by name; also pgd-cleverhans, pgd-margin, pgd-dlr, pgd-mifpe, pgd-paper, pgd-paper-250."""
     norm: str | None = None
     """Only this norm: Linf, L2 or L1. Default: Linf and L2."""
     eps: str | None = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from envs.errors import unknown_name
+from envs.errors import InputError, unknown_name
 from envs.files import write_json
 from eval.attack.autosave import Report
 from eval.attack.registry import attack_function, attack_names
@@ -17,17 +17,24 @@ from eval.attack.runner import AttackSpec, result_path, run_attack, stored_resul
 from eval.core.targets import Samples, Target, model_sha256, samples_from
 from eval.core.threats import Threat, default_threats
 
-# Attacks by the names that reports use. "paper" is the protocol of Zou et al. 2026 (arXiv 2606.12251) to the letter.
+# The protocol of Zou et al. 2026 (arXiv 2606.12251): 100 steps of eps / 10 (L2 1.0: .1), loss averaged over 128 images
+# (the default of ``averaged_over`` here), true labels, the last iterate. Their call clips nothing to [0, 1].
+_CLEVERHANS = {"protocol": "cleverhans", "keep": "last", "steps": 100}
+
+# Attacks by the names that reports use. "paper" is the published call to the letter, "cleverhans" the same in the box.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgd": ("pgd", {}),
-    "pgd-cleverhans": ("pgd", {"protocol": "cleverhans"}),
+    "pgd-cleverhans": ("pgd", _CLEVERHANS),
     "pgd-margin": ("pgd", {"loss": "margin"}),
     "pgd-dlr": ("pgd", {"loss": "dlr"}),
     "pgd-mifpe": ("pgd", {"loss": "mifpe"}),
     "autoattack": ("autoattack", {}),
     **{version: ("autoattack", {"version": version}) for version in ("fast", "plus", "rand")},
-    "pgd-paper": ("pgd", {"protocol": "cleverhans", "labels": "predicted", "keep": "last"}),
+    "pgd-paper": ("pgd", _CLEVERHANS | {"box": False}),
+    "pgd-paper-250": ("pgd", _CLEVERHANS | {"box": False, "steps": 250}),
 }
+# Step lengths in radii: the published .1 at L2 1.0, and .01 at L2 3.5.
+_STEPS = {"pgd-cleverhans": 1 / 10, "pgd-paper": 1 / 10, "pgd-paper-250": 1 / 350}
 DEFAULT_BATTERY = ("fgsm", "pgd", "pgd-cleverhans", "pgd-margin", "pgd-mifpe")
 
 # Makes the bar for one attack: a function of (label, number of images).
@@ -98,7 +105,8 @@ def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> l
     The cleverhans protocol does not exist for L1 and is left out there.
 
     Raises:
-        InputError: a name is neither a preset nor an attack, or the attack needs source models.
+        InputError: a name is neither a preset nor an attack, the attack needs source models, or all attacks may
+            leave [0, 1].
     """
     plan = []
     for name in names:
@@ -109,12 +117,20 @@ def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> l
             attack, options = PRESETS.get(name) or (attack_function(name).__name__, {})
             if options.get("protocol") == "cleverhans" and threat.norm == "L1":
                 continue
-            if name == "pgd-paper":
-                options = options | {"step_size": threat.eps / 10}
-            plan.append((name, AttackSpec(attack, threat, options, seed)))
-    for _, spec in plan:
-        spec.record()  # an attack that cannot run like this ends here
+            plan.append((name, AttackSpec(attack, threat, scaled(name, options, threat), seed)))
+    inside = [
+        spec.record().get("box", True) for _, spec in plan
+    ]  # an attack that cannot run like this ends here
+    if plan and not any(inside):
+        raise InputError(
+            f"{', '.join(names)} may leave [0, 1]; add an attack inside it, such as pgd-cleverhans"
+        )
     return plan
+
+
+def scaled(name: str, options: dict[str, Any], threat: Threat) -> dict[str, Any]:
+    """Return the options of an attack called ``name`` with the step length that its protocol has at this radius."""
+    return options if name not in _STEPS else {"step_size": threat.eps * _STEPS[name]} | options
 
 
 def run_battery(

@@ -92,8 +92,9 @@ class TestAgainstFoolbox:
         torch.testing.assert_close(ours.adversarial[right], expected[right])
 
 
-def cleverhans_pgd(model, x, labels, norm, eps, step, steps, start, mean_over):
+def cleverhans_pgd(model, x, labels, norm, eps, step, steps, start, mean_over, box=True):
     """The published rule, written once more: averaged loss, floored length, clip, project, clip."""
+    low, high = (0, 1) if box else (-math.inf, math.inf)
     point = start
     for _ in range(steps):
         leaf = point.clone().requires_grad_()
@@ -103,8 +104,8 @@ def cleverhans_pgd(model, x, labels, norm, eps, step, steps, start, mean_over):
             direction = grad / grad.pow(2).sum((1, 2, 3), keepdim=True).clamp(min=1e-12).sqrt()
         else:
             direction = grad.sign()
-        moved = (point + step * direction).clamp(0, 1)
-        point = (x + clip_eta(moved - x, norm, eps)).clamp(0, 1)
+        moved = (point + step * direction).clamp(low, high)
+        point = (x + clip_eta(moved - x, norm, eps)).clamp(low, high)
     return point
 
 
@@ -118,17 +119,21 @@ def clip_eta(eta, norm, eps):
 class TestCleverhans:
     @pytest.mark.parametrize("norm", ["Linf", "L2"])
     @pytest.mark.parametrize("saturation", [1, 60])
-    @pytest.mark.parametrize("labels", ["true", "predicted"])
-    def test_follows_the_published_rule(self, norm, saturation, labels):
+    @pytest.mark.parametrize(("labels", "box"), [("true", True), ("predicted", True), ("true", False)])
+    def test_follows_the_published_rule(self, norm, saturation, labels, box):
         model, x, y = cnn_problem(scale=saturation)
         eps = RADII[norm]
         delta = (2 * draws_for(5, torch.arange(len(x))).fork(0).uniform((1, 8, 8)).double() - 1) * eps
-        start = (x + clip_eta(delta, norm, eps)).clamp(0, 1)
+        start = x + clip_eta(delta, norm, eps)
+        start = start.clamp(0, 1) if box else start
         climbed = y if labels == "true" else model(x).argmax(1)
-        expected = cleverhans_pgd(model, x, climbed, norm, eps, eps / 10, 12, start, len(x))
-        options = {"protocol": "cleverhans", "keep": "last", "labels": labels, "seed": 5}
+        expected = cleverhans_pgd(model, x, climbed, norm, eps, eps / 10, 12, start, len(x), box)
+        options = {"protocol": "cleverhans", "keep": "last", "labels": labels, "seed": 5, "box": box}
         result = pgd(model, x, y, norm=norm, eps=eps, steps=12, step_size=eps / 10, batch_size=7, **options)
         torch.testing.assert_close(result.adversarial, expected, rtol=0, atol=1e-9)
+        outside = ((expected < 0) | (expected > 1)).flatten(1).any(1)
+        assert box != bool(outside.any())
+        assert box or torch.equal(result.trace["left_box"], outside)
         assert torch.equal(result.success, model(expected).argmax(1) != y)
 
     def test_the_floor_hides_saturated_samples_and_is_counted(self):

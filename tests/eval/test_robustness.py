@@ -150,11 +150,38 @@ def test_the_bar_sees_every_attack():
 
 
 def test_paper_protocol_is_to_the_letter():
-    ((_, spec),) = battery(("pgd-paper",), [Threat("L2", 1.0)])
-    wanted = {"protocol": "cleverhans", "labels": "predicted", "keep": "last", "step_size": 0.1, "steps": 100}
-    record = spec.record()
-    assert {key: record[key] for key in wanted} == wanted
-    assert record["random_start"] is True
+    """True labels, no clipping, random start, loss averaged over 128; cleverhans is the same inside the box."""
+    names = ("pgd-paper", "pgd-cleverhans", "pgd-paper-250")
+    records = {name: spec.record() for name, spec in battery(names, [Threat("L2", 1.0)])}
+    wanted = {"protocol": "cleverhans", "labels": "true", "keep": "last", "step_size": 0.1, "steps": 100}
+    wanted |= {"box": False, "averaged_over": 128, "random_start": True, "loss": "ce", "restarts": 1}
+    paper = records["pgd-paper"]
+    assert {key: paper[key] for key in wanted} == wanted
+    assert records["pgd-cleverhans"] == paper | {"box": True}
+    _, _, (_, fine) = battery(names, [Threat("L2", 3.5)])
+    assert fine.record() == paper | {"eps": 3.5, "step_size": pytest.approx(0.01), "steps": 250}
+
+
+def test_points_outside_the_box_are_said_and_count_for_nothing():
+    """On black images a loss that wants darker pixels leaves [0, 1]: broken outside, unharmed inside."""
+
+    class Sum(torch.nn.Module):
+        def forward(self, x):
+            total = x.flatten(1).sum(1)
+            return torch.stack([total, torch.full_like(total, -0.5)], dim=1)
+
+    images, labels = torch.zeros(6, 1, 2, 2), torch.zeros(6, dtype=torch.int64)
+    threat = Threat("L2", 1.0)
+    report = evaluate(Sum(), images, labels, names=("pgd-paper", "pgd-cleverhans"), threats=[threat])
+    paper, inside = report.results[threat].values()
+    assert (paper.robust_accuracy, inside.robust_accuracy) == (0.0, 1.0)
+    assert paper.extra["left_box"].tolist() == [1.0] * 6
+    assert any("6 of 6 points left [0, 1]" in line for line in paper.warnings)
+    assert (paper.distance <= 1 + 1e-4).all()
+    assert report.worst[threat].robust_accuracy == 1.0
+    assert not report.worst[threat].warnings
+    with pytest.raises(InputError, match=r"may leave \[0, 1\]; add an attack inside"):
+        battery(("pgd-paper",), [threat])
 
 
 def test_cleverhans_is_left_out_at_l1_and_unknown_names_are_refused():

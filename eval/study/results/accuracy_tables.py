@@ -61,9 +61,9 @@ def pgd_table(board: Board) -> Table:
     if any(row["paper"] for row in rows):
         columns.append(Column("paper", f"paper ({SOURCE})"))
     note = (
-        "pgd: steps of unit length; cleverhans: loss averaged over 256 images and L2 steps floored, so that vanishing "
-        "gradients shorten them; mifpe and margin: other losses, unit steps; pgd-paper: cleverhans, labels as "
-        "predicted, last iterate. " + INTERVALS
+        "pgd: steps of unit length; cleverhans: loss averaged over 128 images and L2 steps floored, so that vanishing "
+        "gradients shorten them, last iterate; mifpe and margin: other losses, unit steps; pgd-paper: cleverhans "
+        "without clipping to [0, 1], so no robust accuracy under that box. " + INTERVALS
     )
     return Table("pgd", "PGD by protocol", note, board.columns(*columns), tuple(rows))
 

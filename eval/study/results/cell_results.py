@@ -47,7 +47,9 @@ class Observation:
     def worst(self) -> dict[Threat, AttackResults]:
         """Per threat model, the pointwise worst case over all attacks."""
         return {
-            threat: worst_case(list(found.values()), list(found)) for threat, found in self.attacks.items()
+            threat: worst_case(list(found.values()), list(found))
+            for threat, found in self.attacks.items()
+            if any(result.in_box for result in found.values())
         }
 
     @property

@@ -19,6 +19,7 @@ from envs.files import read_json
 from eval.attack.runner import AttackSpec, attack_rows, result_path, run_attack, stored_results
 from eval.core.targets import Samples, Target, load_samples, load_target
 from eval.core.threats import Threat
+from eval.robustness.suite import scaled
 from eval.study.plan.cells import Cell, CellFolder, digest
 from eval.study.plan.config import Grid
 from eval.study.run.measure import (
@@ -262,8 +263,7 @@ def specs(grid: Grid) -> list[tuple[str, AttackSpec]]:
             options = dict(attack.options)
             if options.get("protocol") == "cleverhans" and threat.norm == "L1":
                 continue
-            if attack.name == "pgd-paper":
-                options["step_size"] = threat.eps / 10
+            options = scaled(attack.name, options, threat)
             found.append((attack.name, AttackSpec(attack.attack, threat, options, grid.attack_seed)))
     return found
 
