@@ -54,7 +54,8 @@ class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def left(self) -> str:
         """What every attack inside the box leaves: the worst case per image."""
-        return worst([outcome.robust for name, outcome in self.attacks.items() if name != OUTSIDE])
+        inside = (outcome for name, outcome in self.attacks.items() if name != OUTSIDE)
+        return worst([outcome.robust for outcome in inside if outcome.attack.get("box", True)])
 
     def shortened(self, name: str) -> float | None:
         """Return the mean share of shortened steps of an attack, None where it has none."""

@@ -348,7 +348,7 @@ def test_every_exported_attack_is_offered_with_its_options():
         json.dumps(options, allow_nan=False)
         assert not {"norm", "eps", "seed", "targets", "sample_ids", "batch_size"} & set(options)
         assert resolve_options(name, {}) == options | (
-            {"averaged_over": 256} if "averaged_over" in options else {}
+            {"averaged_over": 128} if "averaged_over" in options else {}
         )
 
 
