@@ -5,13 +5,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from attacks.core.errors import AttackError
 from attacks.core.losses import get_loss, misclassified
 from attacks.core.norms import get_norm
 from attacks.core.rng import draws_for
 from attacks.gradient.pgd import Step, pgd
 from eval.audit import settings
 from eval.audit.attacks import SINGLE_STEP
+from eval.audit.callables import first_line, models_own, own_errors
 from eval.audit.findings import Finding
 from eval.audit.record import AttackRecord, Family, logits_of
 from eval.audit.settings import Budget
@@ -71,7 +71,11 @@ def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> lis
     x, y = record.x[rows], record.y[rows]
     most = get_norm(record.norm).diameter(x[0].numel())
     radii = dict.fromkeys([*(min(record.eps * factor, most) for factor in _FACTORS), most])
-    rates = [_success(record, view, x, y, rows, radius, budget) for radius in radii]
+    failed: list[str] = []
+    with own_errors(failed):
+        rates = [_success(record, view, x, y, rows, radius, budget) for radius in radii]
+    if failed:
+        return [Finding("success of an unbounded attack", None, source=_CARLINI, note=failed[0])]
     drop = max(earlier - later for earlier, later in pairwise(rates))
     curve = ", ".join(f"{rate:.2f} at {radius:.3g}" for radius, rate in zip(radii, rates, strict=True))
     return [
@@ -147,8 +151,10 @@ def attack_indicators(record: AttackRecord, raw: nn.Module, steps: int, loss: st
             sample_ids=rows,
             on_step=path,
         )
-    except (AttackError, RuntimeError, ValueError) as error:
-        note = str(error).splitlines()[0]
+    except Exception as error:
+        if not models_own(error):
+            raise
+        note = first_line(error)
         return [Finding("unavailable gradients", 1.0, 0.0, True, f"{_PINTOR}, indicator 1", note)]
     last = misclassified(logits_of(raw, result.adversarial), record.y)
     transferred = result.success & ~record.wrong(result.adversarial, record.y)

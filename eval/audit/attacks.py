@@ -14,6 +14,7 @@ from attacks.core.rng import draws_for
 from attacks.gradient.apgd import apgd, apgd_targeted
 from attacks.gradient.fgsm import fgsm
 from attacks.gradient.pgd import pgd
+from eval.audit.callables import own_errors
 from eval.audit.distilled_surrogate import distil
 from eval.audit.record import AttackRecord, Family, logits_of
 from eval.audit.settings import Budget
@@ -84,7 +85,7 @@ def targeted(record: AttackRecord, view: nn.Module, budget: Budget, family: Fami
 
 def _logit_gap(view: nn.Module, x: Tensor) -> float:
     top = logits_of(view, x).topk(2, dim=1).values
-    return max(float((top[:, 0] - top[:, 1]).median()), 1e-12)
+    return max(float((top[:, 0] - top[:, 1]).nanmedian().nan_to_num(_TYPICAL_GAP)), 1e-12)
 
 
 def repaired_attacks(
@@ -113,10 +114,14 @@ def straight_through_changes(raw: nn.Module, x: Tensor) -> tuple[bool, str]:
     """Return whether flat operations lie on the way from image to logits, and which."""
     view = StraightThrough(raw)
     with torch.enable_grad():
-        try:
-            view(x[:2].detach().requires_grad_())
-        except (RuntimeError, TypeError, ValueError):
-            return False, ""
+        failed: list[str] = []
+        with own_errors(failed):
+            leaf = x[:2].detach().requires_grad_()
+            logits = view(leaf)
+            if logits.requires_grad:  # a backward pass that fails is no repair
+                torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    if failed:
+        return False, failed[0]
     return bool(view.replaced), ", ".join(sorted(view.replaced))
 
 

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attacks.core.errors import AttackError
 from attacks.core.model import frozen
 from attacks.core.norms import Norm, get_norm
 from attacks.core.rng import Draws, draws_for
 from attacks.gradient.pgd import pgd
 from eval.audit import settings
+from eval.audit.callables import first_line, models_own
 from eval.audit.findings import Finding
 from eval.audit.record import AttackRecord
 from eval.audit.wrappers import Wrapper
@@ -111,8 +111,10 @@ def binarization_test(
                     stream[valid],
                     seed,
                 )
-        except (AttackError, RuntimeError, ValueError) as error:
-            note = str(error).splitlines()[0]
+        except Exception as error:
+            if not models_own(error):
+                raise
+            note = first_line(error)
     rate = outcome.success / outcome.valid if outcome.valid else None
     where = "features of the last layer" if features.layer is not None else "logits"
     note = (

@@ -72,7 +72,7 @@ def _questions(
     length = get_norm(norm).length(noise)
     reach[: len(centres)] = 0  # the centres themselves first
     pool = (pool + noise * (reach / length).view(-1, 1, 1, 1)).clamp(0, 1)
-    logits = logits_of(model, pool)
+    logits = logits_of(model, pool).nan_to_num(0.0, 1e9, -1e9)
     logits = logits - logits.mean(1, keepdim=True)
     scale = logits.std(dim=1).median().clamp_min(1e-12)
     return pool, (logits / scale).clamp(-_CLIP, _CLIP)

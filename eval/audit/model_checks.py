@@ -12,6 +12,7 @@ from attacks.core.norms import get_norm
 from attacks.core.rng import draws_for
 from attacks.gradient.pgd import STEP_FLOOR
 from eval.audit import settings
+from eval.audit.callables import first_line, models_own
 from eval.audit.findings import Finding
 from eval.audit.record import logits_of
 from eval.core.threats import CLEVERHANS_BATCH
@@ -150,15 +151,25 @@ def _in_float64(model: nn.Module, x: Tensor, y: Tensor) -> Finding:
             double = in_double(model)
         norms = lengths(input_gradients(double, x.double(), y, "ce"))
         share = float((norms == 0).double().mean())
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        note = f"the model does not run in float64: {str(error).splitlines()[0][:80]}"
+    except Exception as error:
+        if not models_own(error):
+            raise
+        note = f"the model does not run in float64: {first_line(error)}"
     return Finding("zero gradients of the ce, the images, float64", share, source="informs only", note=note)
+
+
+def _inwards(x: Tensor, move: Tensor) -> Tensor:
+    """The move with its sign turned where it would leave [0, 1]."""
+    return torch.where(
+        x + settings.CONSTANT_RADIUS * move > 1, -move.abs(), torch.where(x <= 0, move.abs(), move)
+    )
 
 
 def _constant(model: nn.Module, x: Tensor, directions: Tensor) -> float:
     """Share of (image, direction) pairs whose logits do not change at all over a tiny step."""
     here = logits_of(model, x)
-    moved = [logits_of(model, x + settings.CONSTANT_RADIUS * move) for move in directions.unbind(1)]
+    moves = (settings.CONSTANT_RADIUS * _inwards(x, move) for move in directions.unbind(1))
+    moved = [logits_of(model, (x + move).clamp(0, 1)) for move in moves]
     return float(torch.stack([(logits == here).all(1) for logits in moved]).double().mean())
 
 
@@ -169,15 +180,17 @@ def _unexplained(model: nn.Module, x: Tensor, y: Tensor, directions: Tensor) -> 
     measure = get_loss("margin")
     for direction in directions.unbind(1):
         move = settings.FIDELITY_RADIUS * direction
-        actual = measure(logits_of(model, x + move), y, None) - measure(logits_of(model, x - move), y, None)
-        predicted = 2 * (grad * move).flatten(1).sum(1)
-        error += (actual - predicted).square().cpu()
-        change += actual.square().cpu()
-    moving = change > 0
+        after, before = (x + move).clamp(0, 1), (x - move).clamp(0, 1)
+        actual = measure(logits_of(model, after), y, None) - measure(logits_of(model, before), y, None)
+        predicted = (grad * (after - before)).flatten(1).sum(1)
+        error += (actual - predicted).square().float().cpu()
+        change += actual.square().float().cpu()
+    moving = (change > 0) & (error / change).isfinite()
     return float((error / change)[moving].median()) if moving.any() else None
 
 
 _IMAGES = 64
+_HUGE = 1e9  # what infinite outputs are measured as
 
 
 @dataclass(frozen=True)
@@ -200,6 +213,8 @@ def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
     x = x[:_IMAGES]
     with torch.no_grad():
         passes = torch.stack([model(x).double() for _ in range(settings.RANDOM_PASSES)])
+        finite = passes.isfinite().all(2)
+        passes = passes.nan_to_num(0.0, _HUGE, -_HUGE)
         units = passes / passes.norm(dim=2, keepdim=True).clamp_min(1e-12)
         spread = float((units - units[:1]).norm(dim=2).sum(1).max())
         random = spread > settings.RANDOM_DIFFERENCE
@@ -230,12 +245,19 @@ def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
             probabilities,
             "AutoAttack's check (Croce and Hein 2020)",
         ),
+        Finding(
+            "answers that are not finite",
+            1 - float(finite.double().mean()),
+            0.0,
+            not bool(finite.all()),
+            "ours: NaN counts as an error of the model's, infinite outputs leave losses undefined",
+        ),
     ]
     return Outputs(random, batch_dependent, probabilities), findings
 
 
 def _influence(model: nn.Module, x: Tensor, together: Tensor) -> float:
     """The largest relative change of an image's logits when every second image is missing."""
-    apart = model(x[::2]).double()
+    apart = model(x[::2]).double().nan_to_num(0.0, _HUGE, -_HUGE)
     reference = together[::2]
     return float(((apart - reference).norm(dim=1) / reference.norm(dim=1).clamp_min(1e-12)).max())

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core.batching import default_batch_size
-from attacks.core.errors import AttackError
 from attacks.core.losses import misclassified
 from attacks.core.model import forward
 from attacks.core.result import AttackResult
+from eval.audit.callables import first_line, models_own
 
 Attack = Callable[..., AttackResult]
 
@@ -145,8 +145,10 @@ class AttackRecord:
                 taken = {key: value for key, value in common.items() if key in takes}
                 result = attack(model, x, y, **{**taken, **options})
                 points, claimed, trace = result.adversarial, result.success, result.trace
-            except (AttackError, RuntimeError, ValueError) as problem:
-                error = str(problem).splitlines()[0]
+            except Exception as problem:  # whatever the model does; faults of the machine go on
+                if not models_own(problem):
+                    raise
+                error = first_line(problem)
         return self.add(name, family, rows, points, claimed, time.perf_counter() - start, error, trace)
 
     def add(

@@ -1,5 +1,6 @@
 """What an audit returns: verdict, corrected accuracy, evidence and cost, as an object, JSON and tables."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -90,7 +91,7 @@ class AuditReport:
             "claimed_accuracy": self.claimed_accuracy,
             "ci95": list(self.interval),
             "attacks": [_outcome(outcome) for outcome in self.attacks],
-            "evidence": [asdict(finding) for finding in self.evidence],
+            "evidence": [_evidence(finding) for finding in self.evidence],
             "samples": {"robust": self.robust.tolist(), "broken_by": list(self.broken_by)},
             "cost": self.cost,
         }
@@ -142,6 +143,14 @@ class AuditReport:
                 finding.check, mark, _figure(finding.value), _figure(finding.limit), source, style=style
             )
         return table
+
+
+def _evidence(finding: Finding) -> dict[str, Any]:
+    """The finding as plain JSON, which knows no NaN."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in asdict(finding).items()
+    }
 
 
 def _figure(value: float | None) -> str:

@@ -13,20 +13,21 @@ from eval.audit import attacks as audit_attacks
 from eval.audit import settings
 from eval.audit.attack_checks import attack_indicators, growing_radius, longer_runs, single_step
 from eval.audit.binarization import binarization_test
+from eval.audit.callables import AnyCallable, callable_findings
 from eval.audit.findings import Finding
 from eval.audit.model_checks import GradientChecks, Outputs, check_gradients, check_outputs, input_gradients
 from eval.audit.record import AttackRecord, logits_of
 from eval.audit.report import AuditReport
 from eval.audit.settings import FULL, QUICK, Budget
 from eval.audit.straight_through import StraightThrough
-from eval.audit.verdict import Gaps, judge, measure_gaps, only_others
-from eval.audit.wrappers import Averaged, Counted, Differenced, LogProbabilities, WithCompanions
+from eval.audit.verdict import Gaps, could_not_run, judge, measure_gaps, only_others
+from eval.audit.wrappers import Averaged, Counted, Differenced, LogProbabilities, SameType, WithCompanions
 
 _COMPANIONS = 15
 
 
 def audit(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     x: Tensor,
     y: Tensor,
     *,
@@ -43,7 +44,8 @@ def audit(
     The model and the images are all that the audit knows. Its mode (training or not) is left as it is.
 
     Args:
-        model: images (N, C, H, W) in [0, 1] to logits (N, K); random and batch-dependent outputs are handled.
+        model: any callable from images (n, C, H, W) in [0, 1] to logits (n, K). Random and batch-dependent outputs,
+            fixed batch sizes, other types and missing gradients are handled; it is shown nothing outside [0, 1].
         x: images, float32 in [0, 1], (N, C, H, W); 100 or more for a verdict worth reporting.
         y: labels, (N,) int64.
         norm: "Linf", "L2" or "L1".
@@ -61,13 +63,21 @@ def audit(
     Raises:
         AttackError: wrong images, labels, norm or radius, or outputs that are not logits (N, K).
     """
-    problem = validate_inputs(x, y, norm=norm, eps=eps)
+    problem = validate_inputs(x, y, norm=norm, eps=eps)  # checked before the model sees anything
     start = time.perf_counter()
     budget = budget or (QUICK if quick else FULL)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         run = _Audit(
-            Counted(model), problem.x, problem.y, norm, float(eps), surrogates or {}, seed, budget, say
+            AnyCallable(model, problem.x),
+            problem.x,
+            problem.y,
+            norm,
+            float(eps),
+            surrogates or {},
+            seed,
+            budget,
+            say,
         )
         report = run.run()
     return replace(report, quick=quick, cost=report.cost | {"seconds": time.perf_counter() - start})
@@ -78,7 +88,7 @@ class _Audit:
 
     def __init__(
         self,
-        raw: Counted,
+        called: AnyCallable,
         x: Tensor,
         y: Tensor,
         norm: str,
@@ -88,26 +98,31 @@ class _Audit:
         budget: Budget,
         say: Callable[[str], None],
     ) -> None:
-        self.raw, self.x, self.y, self.norm, self.eps = raw, x, y, norm, eps
+        self.called = Counted(called)
+        self.raw = SameType(self.called)
+        self.x, self.y, self.norm, self.eps = x, y, norm, eps
         self.surrogates, self.seed, self.say = surrogates, seed, say
-        logits = logits_of(raw, x)
+        logits = logits_of(self.raw, x)
         if int(y.max()) >= logits.shape[1]:
             raise AttackError(
                 f"label {int(y.max())} is out of range for a model of {logits.shape[1]} classes; "
                 "check that images and model belong together"
             )
-        self.outputs, self.findings = check_outputs(raw, x)
+        self.outputs, self.findings = check_outputs(self.called, x)
+        self.findings += callable_findings(called)
         costly = self.outputs.random or self.outputs.batch_dependent
         self.budget = budget.thrifty() if costly else budget
-        self.view = self._view(raw, self.outputs)
+        self.view = self._view(self.called, self.outputs)
         votes = self.budget.votes if self.outputs.random else 1
-        self.record = AttackRecord(self._one_pass(raw, self.outputs), x, y, norm, eps, votes=votes, seed=seed)
+        self.record = AttackRecord(
+            self._one_pass(self.called, self.outputs), x, y, norm, eps, votes=votes, seed=seed
+        )
 
     def _one_pass(self, model: nn.Module, outputs: Outputs) -> nn.Module:
         """The model as it decides: each image in its own batch, logits for outputs."""
         if outputs.batch_dependent:
-            model = WithCompanions(model, self.x[:_COMPANIONS], self.raw)
-        return LogProbabilities(model) if outputs.probabilities else model
+            model = WithCompanions(model, self.x[:_COMPANIONS], self.called)
+        return SameType(LogProbabilities(model) if outputs.probabilities else model)
 
     def _view(self, model: nn.Module, outputs: Outputs) -> nn.Module:
         """The model as attacks should see it."""
@@ -119,6 +134,7 @@ class _Audit:
         gradients = self._probe_gradients()
         through, missing = self._attack(gradients)
         gaps = self._check(through, missing)
+        self.findings += could_not_run(self.record)
         judgement = judge(self.record, self.outputs, gradients, gaps, self.findings)
         return AuditReport(
             verdict=judgement.verdict,
@@ -132,7 +148,7 @@ class _Audit:
             broken_by=tuple(self.record.broken_by),
             attacks=tuple(self.record.outcomes),
             evidence=tuple(self.findings),
-            cost={"forwards": self.raw.forwards, "backwards": self.raw.backwards},
+            cost={"forwards": self.called.forwards, "backwards": self.called.backwards},
         )
 
     def _probe_gradients(self) -> GradientChecks | None:
@@ -143,7 +159,13 @@ class _Audit:
         if not len(right):
             return None
         gradients, found = check_gradients(
-            self.raw.model, self.view, self.x[right], self.y[right], self.norm, self.eps, self.seed
+            SameType(self.called.model),
+            self.view,
+            self.x[right],
+            self.y[right],
+            self.norm,
+            self.eps,
+            self.seed,
         )
         self.findings += found
         return gradients
@@ -156,7 +178,7 @@ class _Audit:
         self.say("gradient attacks")
         audit_attacks.gradient_attacks(record, self.raw, self.view, budget)
         changed, operations = audit_attacks.straight_through_changes(self.raw, self.x)
-        through = self._view(StraightThrough(self.raw), self.outputs) if changed else None
+        through = self._view(StraightThrough(self.called), self.outputs) if changed else None
         self.findings.append(
             Finding(
                 "flat operations between image and logits",

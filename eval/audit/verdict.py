@@ -64,6 +64,15 @@ def measure_gaps(record: AttackRecord) -> tuple[Gaps, list[Finding]]:
     return gaps, _as_findings(gaps, immune)
 
 
+def could_not_run(record: AttackRecord) -> list[Finding]:
+    """Name the attacks that the model refused, with the first error of each kind."""
+    failed = [outcome for outcome in record.outcomes if outcome.error]
+    errors = dict.fromkeys(outcome.error for outcome in failed)
+    note = ", ".join(outcome.name for outcome in failed) + ": " + "; ".join(errors) if failed else ""
+    source = "ours: a verdict without them is weaker"
+    return [Finding("attacks that could not run", float(len(failed)), 0.0, bool(failed), source, note)]
+
+
 def _best(record: AttackRecord, others: Tensor) -> str:
     families = (Family.REPAIRED, Family.FREE, Family.TRANSFER)
     counts = {

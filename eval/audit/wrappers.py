@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eval.audit.callables import models_own
+
 _TOGETHER = 16  # images whose batches are passed at once
 
 
@@ -33,6 +35,17 @@ class Counted(Wrapper):
         """Count ``images`` passes of images like ``x``."""
         self.forwards += images
         self.backwards += images if x.requires_grad and torch.is_grad_enabled() else 0
+
+
+class SameType(Wrapper):
+    """Outputs in the type of the images; wider ones are shifted first, so that rounding makes no ties at the top."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K), of the type of ``x`` or a narrower one."""
+        logits = self.model(x)
+        if logits.element_size() <= x.element_size():
+            return logits
+        return (logits - logits.detach().amax(1, keepdim=True)).to(x.dtype)
 
 
 class LogProbabilities(Wrapper):
@@ -71,9 +84,7 @@ class LabelVotes(Wrapper):
         with torch.no_grad():
             logits = self.model(x)
             noisy = x.repeat(self.draws, *(1,) * (x.ndim - 1))
-            labels = (
-                self.model(noisy + self.sigma * torch.randn_like(noisy)).argmax(1).view(self.draws, len(x))
-            )
+            labels = self.model(_noisy(noisy, self.sigma)).argmax(1).view(self.draws, len(x))
         own = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
         votes = nn.functional.one_hot(labels, logits.shape[1]).float().mean(0)
         return votes + 1.001 * own  # no vote can outweigh the image's own label
@@ -111,7 +122,11 @@ class WithCompanions(Wrapper):
         if self.together:
             try:
                 return self._vmapped(x)
-            except RuntimeError:  # some layers have no rule for it, such as those that count their batches
+            except (
+                Exception
+            ) as error:  # some layers have no rule for it, such as those that count their batches
+                if not models_own(error):
+                    raise
                 self.together = False
         return torch.stack([self._alone(image) for image in x])
 
@@ -144,7 +159,7 @@ class Smoothed(Wrapper):
         with torch.no_grad():
             hard = self.model(x)
         noisy = x.repeat(self.draws, *(1,) * (x.ndim - 1))
-        soft = self.model(noisy + self.sigma * torch.randn_like(noisy)).view(self.draws, len(x), -1).mean(0)
+        soft = self.model(_noisy(noisy, self.sigma)).view(self.draws, len(x), -1).mean(0)
         return soft + (hard - soft).detach()
 
 
@@ -193,9 +208,13 @@ class Differenced(Wrapper):
         grad = torch.zeros_like(x).flatten(1)
         for direction in basis:
             move = self.radius * direction.view_as(x[0])
-            ahead, behind = self.model(x + move).float(), self.model(x - move).float()
-            slope = (weights * (ahead - behind)).sum(1) / (2 * self.radius)
-            grad += slope[:, None] * direction
+            after, before = (x + move).clamp(0, 1), (x - move).clamp(0, 1)
+            change = (weights * (self.model(after).float() - self.model(before).float())).sum(1)
+            moved = (after - before).flatten(1)  # a pixel at its bound moves to one side only
+            share = torch.where(
+                moved == 0, 0, direction.square() / moved.where(moved != 0, torch.ones_like(moved))
+            )
+            grad += change[:, None].to(x.dtype) * share
         return (grad / count).view_as(x)
 
 
@@ -212,3 +231,9 @@ class _Difference(torch.autograd.Function):
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return ctx.view.slope(x, weights), None, None
+
+
+def _noisy(x: Tensor, sigma: float) -> Tensor:
+    """Images ``x`` with Gaussian noise, kept in [0, 1]; gradients pass as if nothing had been cut off."""
+    noise = sigma * torch.randn_like(x)
+    return x + ((x + noise).clamp(0, 1) - x).detach()
