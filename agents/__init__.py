@@ -1,10 +1,12 @@
 """Policies, algorithms and the training of image classifiers by reinforcement learning."""
 
 import attacks.starting as _starting  # noqa: F401 - before what takes long
+from agents.algorithms.a2c import A2C
 from agents.algorithms.adversarial_env import AdversarialObservation
 from agents.algorithms.dqn import DQN
-from agents.algorithms.rollouts import A2C, PPO
-from agents.algorithms.single_pass import ExpectedPolicyGradient, Reinforce, Supervised
+from agents.algorithms.ppo import PPO
+from agents.algorithms.reinforce import ExpectedPolicyGradient, Reinforce
+from agents.algorithms.supervised import Supervised
 from agents.models.classifier import Classifier, extract_classifier, load_classifier, save_classifier
 from agents.models.image_network import NETWORKS, ImageNetwork, register_network
 from agents.models.policy import ImagePolicy

@@ -12,21 +12,16 @@ mode slightly better).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.adversarial_config import AdversarialConfig, default_step_size
-from agents.algorithms import losses
 from attacks.core.model import frozen
 from attacks.core.norms import Norm, get_norm
 from attacks.core.rng import Draws
 from envs.errors import InputError
-
-if TYPE_CHECKING:
-    from agents.algorithms.single_pass import Batch, DirectAlgorithm
 
 Objective = Callable[[Tensor], Tensor]
 _TRADES_NOISE = (
@@ -127,7 +122,7 @@ def make_ascent(
 
 @dataclass(frozen=True)
 class AdversarialTraining:
-    """One regime of adversarial training, as `DirectAlgorithm.adversarial` takes it.
+    """One regime of adversarial training, as `SinglePassAlgorithm.adversarial` takes it.
 
     Attributes:
         ascent: the attack.
@@ -182,60 +177,3 @@ def crafting(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def attacked_images(
-    algorithm: "DirectAlgorithm", pixels: Tensor, labels: Tensor, action_rewards: Tensor
-) -> Tensor:
-    """Return the images ``(N, C, H, W)`` that the algorithm's regime makes of ``pixels``, without a graph.
-
-    Args:
-        algorithm: one with a regime; its policy is attacked.
-        pixels: float images in [0, 1], ``(N, C, H, W)``.
-        labels: int64 ``(N,)``, the labels that rewards use.
-        action_rewards: float32 ``(N, K)``, the reward of every action.
-    """
-    regime = algorithm.adversarial
-    assert regime is not None
-    policy = algorithm.policy
-
-    def own(images: Tensor) -> Tensor:
-        batch = algorithm.answer(images, labels, action_rewards)
-        return algorithm.loss(batch.logits, batch)
-
-    def cross_entropy(images: Tensor) -> Tensor:
-        return F.cross_entropy(policy.logits(images).float(), labels, reduction="sum")
-
-    with crafting(policy):
-        if regime.rule == "trades":
-            with torch.no_grad():
-                clean = policy.logits(pixels).float()
-            return regime.ascent.climb(
-                lambda images: losses.divergence(clean, policy.logits(images).float()), pixels
-            )
-        attacked = regime.ascent.climb(own if regime.objective == "own" else cross_entropy, pixels)
-    if regime.rule == "replace" and regime.share < 1:
-        chosen = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < regime.share
-        attacked = torch.where(chosen, attacked, pixels)
-    return attacked
-
-
-def adversarial_term(
-    algorithm: "DirectAlgorithm", batch: "Batch", labels: Tensor, action_rewards: Tensor
-) -> Tensor:
-    """Return what the rules ``add`` and ``trades`` add to the loss of a batch of clean images, weight included.
-
-    Under ``add`` the attacked images are answered anew: their actions are drawn from the policy on these images and
-    earn their own rewards, so the term is the algorithm's own loss, on policy, as if the images had been shown.
-    """
-    regime = algorithm.adversarial
-    assert regime is not None
-    images = attacked_images(algorithm, batch.pixels, labels, action_rewards)
-    attacked = algorithm.answer(images, labels, action_rewards)
-    if regime.rule == "trades":
-        loss = losses.divergence(batch.logits, attacked.logits)
-    else:
-        loss = algorithm.loss(attacked.logits, attacked)
-    accuracy = (attacked.logits.detach().argmax(-1) == labels).float().mean()
-    algorithm.statistics.add(adversarial_loss=loss, adversarial_accuracy=accuracy)
-    return regime.weight * loss

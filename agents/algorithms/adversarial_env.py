@@ -50,6 +50,7 @@ class AdversarialObservation(VecEnvWrapper):
     """
 
     rollout_buffer_class = ShownImagesBuffer
+    shows_attacked = True
     _shown: Any = None
 
     def __init__(

@@ -1,64 +1,21 @@
-"""Losses on logits: supervised, sampled policy gradient, and its closed-form expectation."""
+"""Losses on logits: supervised, sampled policy gradient, its expectation, and both with gradients by hand.
+
+Differentiated by hand, the paper's policy takes half the time on a CPU: with ``p = softmax(z)`` and the floor
+``c = 1e-6`` it is ``f = (p + c) / (1 + K c)``, and so ``d log f(a) / d z_j = s(a) ([j = a] - p(j))`` where
+``s(a) = p(a) / (p(a) + c)``.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PROBABILITY_FLOOR = 1e-6
-
-
-def log_softmax(logits: Tensor) -> Tensor:
-    """Return the log-softmax of logits ``(N, K)``; for few classes four times as fast on a CPU as PyTorch's kernel."""
-    logits = logits.float()
-    return logits - logits.logsumexp(-1, keepdim=True)
-
-
-def floored_log_probs(logits: Tensor) -> Tensor:
-    """Return ``log((softmax(logits) + 1e-6) / (1 + K 1e-6))`` for logits ``(N, K)``, the paper's policy.
-
-    The floor bounds the loss of an impossible action; it also lets gradients vanish where ``softmax`` saturates.
-    """
-    return _floor(log_softmax(logits), logits.shape[-1])
-
-
-def _floor(log_probs: Tensor, num_actions: int) -> Tensor:
-    return ((log_probs.exp() + PROBABILITY_FLOOR) / (1 + num_actions * PROBABILITY_FLOOR)).log()
-
-
-def _mix(log_probs: Tensor, num_actions: int, exploration: float) -> Tensor:
-    return ((1 - exploration) * log_probs.exp() + exploration / num_actions).log()
-
-
-def action_log_probs(logits: Tensor, actions: Tensor, mixture: float | None = None) -> Tensor:
-    """Return the log-probabilities ``(N,)`` of ``actions (N,)`` alone, without those of the other actions.
-
-    They are :func:`floored_log_probs`, or :func:`mixture_log_probs` with exploration ``mixture``.
-    """
-    logits = logits.float()
-    chosen = logits.gather(-1, actions[:, None])[:, 0] - logits.logsumexp(-1)
-    if mixture is None:
-        return _floor(chosen, logits.shape[-1])
-    return chosen if mixture == 0 else _mix(chosen, logits.shape[-1], mixture)
-
-
-def mixture_log_probs(logits: Tensor, exploration: float) -> Tensor:
-    """Return ``log((1 - exploration) softmax(logits) + exploration / K)``, epsilon-greedy's policy, ``(N, K)``."""
-    log_probs = log_softmax(logits)
-    return log_probs if exploration == 0 else _mix(log_probs, logits.shape[-1], exploration)
-
-
-def explores(exploration: float) -> bool:
-    """Return True with probability ``exploration``, drawn on the host, so that nothing waits for a device."""
-    return torch.rand(()).item() < exploration
-
-
-def uniform_actions(logits: Tensor) -> Tensor:
-    """Draw one action ``(N,)`` per row of ``(N, K)``, all equally probable."""
-    return torch.randint(logits.shape[1], (len(logits),), device=logits.device)
+from agents.models.action_distribution import PROBABILITY_FLOOR
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy, in nats, of logits ``(N, K)`` and labels ``(N,)``; see :func:`log_softmax`."""
+    """Return the mean cross-entropy, in nats, of logits ``(N, K)`` and labels ``(N,)``."""
     logits = logits.float()
     return (logits.logsumexp(-1) - logits.gather(-1, labels[:, None])[:, 0]).mean()
 
@@ -96,27 +53,65 @@ def divergence(clean_logits: Tensor, attacked_logits: Tensor) -> Tensor:
     return F.kl_div(attacked, clean, reduction="batchmean", log_target=True)
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Return the mean entropy, in nats, of the softmax of logits ``(N, K)``."""
-    return entropies(log_softmax(logits)).mean()
+def floored_policy_gradient(logits: Tensor, probs: Tensor, actions: Tensor, returns: Tensor) -> Tensor:
+    """Return ``-mean(log f(a) G)``: `sampled_policy_gradient` of the floored log-probabilities.
 
-
-def entropies(log_probs: Tensor) -> Tensor:
-    """Return the entropies ``(N,)``, in nats, of log-probabilities ``(N, K)``; at least those of float32's range."""
-    log_probs = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)  # 0 log 0 is 0
-    return -(log_probs.exp() * log_probs).sum(-1)
-
-
-def sample_actions(log_weights: Tensor) -> Tensor:
-    """Draw one action ``(N,)`` per row of ``(N, K)``, with probability ``softmax(log_weights)``."""
-    return draw_actions((log_weights - log_weights.amax(-1, keepdim=True)).exp())
-
-
-def draw_actions(weights: Tensor) -> Tensor:
-    """Draw one action ``(N,)`` per row of ``(N, K)``, with probabilities in proportion to ``weights``.
-
-    By inversion of the cumulative sum: one uniform number per row, and nothing waits for the device.
+    Args:
+        logits: ``(N, K)``; the result can be differentiated once with respect to them.
+        probs: ``(N, K)``, their :func:`softmax`.
+        actions: int64 ``(N,)``, taken.
+        returns: ``(N,)``, the reward (or return) of each.
     """
-    cumulative = weights.cumsum(-1)
-    drawn = torch.rand(len(weights), 1, device=weights.device, dtype=weights.dtype) * cumulative[:, -1:]
-    return (cumulative[:, :-1] <= drawn).sum(-1)  # drawn may be 0: an impossible first action is passed over
+    with torch.no_grad():
+        chosen = actions[:, None]
+        p = probs.gather(1, chosen)
+        floored = p + PROBABILITY_FLOOR
+        log_probs = (floored / _total(probs)).log_()
+        scaled = (returns / -len(probs))[:, None]
+        loss = (log_probs * scaled).sum()
+        weights = p.div_(floored).mul_(scaled)
+        gradient = (probs * -weights).scatter_add_(1, chosen, weights)
+    return _KnownGradient.apply(logits, loss, gradient)
+
+
+def floored_expected_policy_gradient(
+    logits: Tensor, probs: Tensor, action_rewards: Tensor, exploration: float
+) -> Tensor:
+    """Return ``-mean(sum_a mu(a) r(a) log f(a))``, `expected_policy_gradient` of that policy.
+
+    Actions are drawn by ``mu = (1 - exploration) f + exploration / K``, which counts as a constant.
+
+    Args:
+        logits: ``(N, K)``; the result can be differentiated once with respect to them.
+        probs: ``(N, K)``, their :func:`softmax`.
+        action_rewards: ``(N, K)``, the reward of every action, r.
+        exploration: probability of uniform random actions.
+    """
+    with torch.no_grad():
+        policy = (probs + PROBABILITY_FLOOR).div_(_total(probs))
+        earned = (policy * (1 - exploration)).add_(exploration / probs.shape[1]).mul_(action_rewards)
+        earned.div_(len(probs))
+        loss = -(earned * policy.log()).sum()
+        weights = earned.mul_(probs).div_(policy.mul_(_total(probs)))
+        gradient = (probs * weights.sum(1, keepdim=True)).sub_(weights)
+    return _KnownGradient.apply(logits, loss, gradient)
+
+
+def _total(probs: Tensor) -> float:
+    return 1 + probs.shape[1] * PROBABILITY_FLOOR
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A scalar whose gradient is known, but not that gradient's own."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("closed forms have first derivatives only; use the other losses for more")
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream, None, None

@@ -1,9 +1,8 @@
-"""PPO and A2C on tensors: Stable-Baselines3's updates over rollouts that never leave the device."""
+"""What PPO and A2C share: rollouts as tensors that never leave the device."""
 
 from typing import Any
 
 import torch
-from stable_baselines3 import a2c, ppo
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from agents.algorithms.base import ImageAlgorithm
 from agents.algorithms.buffers import ImageRolloutBuffer
-from agents.algorithms.ppo_update import update
 from agents.models.layers import frozen_batchnorm, refresh_batchnorm, sample_seeds
 from agents.models.policy import ImagePolicy
 
@@ -100,14 +98,3 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
 
     def _update(self) -> None:
         super().train()
-
-
-class PPO(TensorRollouts, ppo.PPO):
-    """SB3's PPO (Schulman et al. 2017, arXiv 1707.06347) with device-resident rollouts and updates."""
-
-    def _update(self) -> None:
-        update(self)
-
-
-class A2C(TensorRollouts, a2c.A2C):
-    """SB3's A2C (Mnih et al. 2016, arXiv 1602.01783) with device-resident rollouts."""

@@ -1,10 +1,11 @@
-"""Algorithms that learn from the very forward pass that acts: REINFORCE, its expectation, and supervised learning."""
+"""Algorithms that differentiate the forward pass that chose the actions: REINFORCE, its expectation, supervised."""
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -15,11 +16,11 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.algorithms import closed_form, losses
-from agents.algorithms.adversarial import AdversarialTraining, adversarial_term, attacked_images
-from agents.algorithms.base import ImageAlgorithm
+from agents.algorithms import losses
+from agents.algorithms.adversarial import AdversarialTraining, crafting
+from agents.algorithms.base import ImageAlgorithm, optimizer_step
 from agents.algorithms.buffers import UnusedRolloutBuffer
-from agents.algorithms.optimizer_step import descend
+from agents.models import action_distribution as distribution
 from agents.models.policy import ImagePolicy
 from envs.errors import InputError
 from envs.task import ImageTask
@@ -48,7 +49,7 @@ class Batch:
     action_rewards: Tensor | None = None
 
 
-class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
+class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
     """Acts with a forward pass that keeps its graph, then descends its loss: three forwards' worth per image.
 
     Works on any vectorised environment with images and discrete actions; those from ``envs.sb3_env(tensors=True)``
@@ -165,7 +166,7 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         action_rewards = task.action_rewards() if task and everything else None
         pixels = self.policy.pixels(observations)
         if self._attacks("replace"):
-            pixels = attacked_images(self, pixels, *_known(labels, action_rewards))
+            pixels = self.attacked_images(pixels, *_known(labels, action_rewards))
         logits = self.policy.logits(pixels).float()
         actions = self.choose_actions(logits)
         tensors = getattr(env, "tensors", False)
@@ -187,6 +188,50 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         returns = action_rewards.gather(1, actions[:, None])[:, 0]
         return Batch(pixels, logits, actions, returns, labels, action_rewards)
 
+    def attacked_images(self, pixels: Tensor, labels: Tensor, action_rewards: Tensor) -> Tensor:
+        """Return the images ``(N, C, H, W)`` that the regime makes of ``pixels``, without a graph."""
+        regime, policy = self.adversarial, self.policy
+        assert regime is not None
+
+        def own(images: Tensor) -> Tensor:
+            batch = self.answer(images, labels, action_rewards)
+            return self.loss(batch.logits, batch)
+
+        def cross_entropy(images: Tensor) -> Tensor:
+            return F.cross_entropy(policy.logits(images).float(), labels, reduction="sum")
+
+        with crafting(policy):
+            if regime.rule == "trades":
+                with torch.no_grad():
+                    clean = policy.logits(pixels).float()
+                return regime.ascent.climb(
+                    lambda images: losses.divergence(clean, policy.logits(images).float()), pixels
+                )
+            attacked = regime.ascent.climb(own if regime.objective == "own" else cross_entropy, pixels)
+        if regime.rule == "replace" and regime.share < 1:
+            chosen = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < regime.share
+            attacked = torch.where(chosen, attacked, pixels)
+        return attacked
+
+    def adversarial_term(self, batch: Batch, labels: Tensor, action_rewards: Tensor) -> Tensor:
+        """Return what the rules ``add`` and ``trades`` add to the loss of a batch of clean images, weight included.
+
+        Under ``add`` the attacked images are answered again: their actions are drawn from the policy on these images
+        and earn their own rewards, so the term is the algorithm's own loss, on policy, as if they had been shown.
+        """
+        regime = self.adversarial
+        assert regime is not None
+        attacked = self.answer(
+            self.attacked_images(batch.pixels, labels, action_rewards), labels, action_rewards
+        )
+        if regime.rule == "trades":
+            loss = losses.divergence(batch.logits, attacked.logits)
+        else:
+            loss = self.loss(attacked.logits, attacked)
+        accuracy = (attacked.logits.detach().argmax(-1) == labels).float().mean()
+        self.statistics.add(adversarial_loss=loss, adversarial_accuracy=accuracy)
+        return regime.weight * loss
+
     def _attacks(self, *rules: str) -> bool:
         """Return whether the phase of attacks has begun, under one of these rules."""
         regime = self.adversarial
@@ -195,7 +240,7 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
     def _probs(self, logits: Tensor) -> Tensor:
         """Return ``softmax(logits)``, without a graph; what choosing the actions computed, the loss finds again."""
         if self._softmax is None or self._softmax[0] is not logits:
-            self._softmax = (logits, closed_form.softmax(logits))
+            self._softmax = (logits, distribution.softmax(logits))
         return self._softmax[1]
 
     def _discount(self, steps: list[Batch], ended: list[Tensor]) -> None:
@@ -216,99 +261,20 @@ class DirectAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         total = loss
         if self.ent_coef or self._n_updates % ENTROPY_EVERY == 0:
             if self.ent_coef:
-                entropy = losses.entropy(batch.logits)
+                entropy = distribution.entropy(batch.logits)
                 total = loss - self.ent_coef * entropy
             else:
-                entropy = closed_form.entropy(self._probs(batch.logits))
+                entropy = distribution.entropy_of_probs(self._probs(batch.logits))
             self.statistics.add(entropy=entropy)
         if self._attacks("add", "trades"):
             labels, action_rewards = _known(batch.labels, batch.action_rewards)
-            total = total + adversarial_term(self, batch, labels, action_rewards)
-        norm = descend(total, self.policy.optimizer, self._parameters, self.max_grad_norm or float("inf"))
+            total = total + self.adversarial_term(batch, labels, action_rewards)
+        norm = optimizer_step(
+            total, self.policy.optimizer, self._parameters, self.max_grad_norm or float("inf")
+        )
         self._n_updates += 1
         self.statistics.add(loss=loss, grad_norm=norm)
         self.statistics.watch(self.num_timesteps, norm)
-
-
-class Reinforce(DirectAlgorithm):
-    """REINFORCE with epsilon-greedy exploration, as published for image classification (arXiv 2606.12251).
-
-    The loss is ``-mean(log p(a) G)`` (Williams 1992). Under ``batch`` exploration, the paper's, actions are drawn from
-    ``p = softmax(logits) + 1e-6``, renormalised, or uniformly for the whole batch, and uniform ones count as if p had
-    drawn them. Under ``mixture`` exploration p itself is ``(1 - eps) softmax(logits) + eps / K``.
-
-    Args:
-        exploration: probability of uniform random actions, in [0, 1].
-        exploration_mode: ``batch`` or ``mixture``.
-        **kwargs: those of :class:`DirectAlgorithm`.
-    """
-
-    def __init__(
-        self,
-        policy: str | type[ImagePolicy] = "ImagePolicy",
-        env: GymEnv | str | None = None,
-        *,
-        exploration: float = 0.1,
-        exploration_mode: Literal["batch", "mixture"] = "batch",
-        **kwargs: Any,
-    ) -> None:
-        if not 0 <= exploration <= 1:
-            raise InputError(f"exploration is {exploration}; expected a probability from 0 to 1")
-        if exploration_mode not in ("batch", "mixture"):
-            raise InputError(f"exploration_mode is {exploration_mode!r}; expected 'batch' or 'mixture'")
-        self.exploration = exploration
-        self.exploration_mode = exploration_mode
-        super().__init__(policy, env, **kwargs)
-
-    def choose_actions(self, logits: Tensor) -> Tensor:
-        """Draw actions ``(N,)`` from the policy on ``logits (N, K)``, or uniformly when exploring."""
-        if self.exploration_mode == "mixture":
-            return losses.sample_actions(losses.mixture_log_probs(logits.detach(), self.exploration))
-        if losses.explores(self.exploration):
-            return losses.uniform_actions(logits)
-        return losses.draw_actions(self._probs(logits) + losses.PROBABILITY_FLOOR)
-
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return ``-mean(log p(a) G)``."""
-        if self.exploration_mode == "batch":
-            return closed_form.policy_gradient(logits, self._probs(logits), batch.actions, batch.returns)
-        log_probs = losses.action_log_probs(logits, batch.actions, self.exploration)
-        return losses.sampled_policy_gradient(log_probs, batch.returns)
-
-
-class ExpectedPolicyGradient(Reinforce):
-    """The expectation of :class:`Reinforce`'s gradient over its own actions, in closed form: no sampling variance.
-
-    Needs an image task, which tells the reward of every action. Actions are still drawn, for the record.
-    """
-
-    full_information = True
-
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return `expected_policy_gradient`, whose gradient is the mean of REINFORCE's."""
-        if batch.action_rewards is None:
-            raise InputError(
-                "epg needs the reward of every action; train it on an environment from envs.sb3_env"
-            )
-        if self.exploration_mode == "batch":
-            probs = self._probs(logits)
-            return closed_form.expected_policy_gradient(logits, probs, batch.action_rewards, self.exploration)
-        log_probs = losses.mixture_log_probs(logits, self.exploration)
-        return losses.expected_policy_gradient(log_probs, batch.action_rewards, log_probs.exp())
-
-
-class Supervised(DirectAlgorithm):
-    """Cross-entropy on the labels, through the same environment, policy and logs; actions are the likeliest labels."""
-
-    def choose_actions(self, logits: Tensor) -> Tensor:
-        """Return the likeliest labels ``(N,)``."""
-        return logits.detach().argmax(-1)
-
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy in nats."""
-        if batch.labels is None:
-            raise InputError("supervised learning needs labels; train it on an environment from envs.sb3_env")
-        return losses.cross_entropy(logits, batch.labels)
 
 
 def image_task(env: VecEnv) -> ImageTask | None:

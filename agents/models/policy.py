@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from agents.algorithms import losses
+from agents.models import action_distribution as distribution
 from agents.models.classifier import Classifier, assemble_classifier
 from agents.models.image_network import ImageNetwork, to_fast_layout
 from envs.errors import InputError
@@ -142,14 +142,14 @@ class ImagePolicy(ActorCriticPolicy):
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions ``(N,)``, values ``(N, 1)`` and log-probabilities ``(N,)`` for uint8 observations."""
         logits, values = self.logits_and_values(obs)
-        log_probs = losses.mixture_log_probs(logits, self.mixture)
+        log_probs = distribution.mixture_log_probs(logits, self.mixture)
         actions = logits.argmax(-1) if deterministic else self._draw(log_probs)
         return actions, values, log_probs.gather(1, actions[:, None])[:, 0]
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return values ``(N, 1)``, log-probabilities ``(N,)`` of the actions, and entropies ``(N,)`` in nats."""
         logits, values = self.logits_and_values(obs)
-        entropies = losses.entropies(losses.mixture_log_probs(logits, self.mixture))
+        entropies = distribution.entropies(distribution.mixture_log_probs(logits, self.mixture))
         return values, self.log_probs(logits, actions), entropies
 
     def logits_and_values(self, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ class ImagePolicy(ActorCriticPolicy):
 
     def log_probs(self, logits: Tensor, actions: Tensor) -> Tensor:
         """Return the log-probabilities ``(N,)`` of ``actions (N,)`` under this policy, given its logits ``(N, K)``."""
-        return losses.action_log_probs(logits, actions, self.mixture)
+        return distribution.action_log_probs(logits, actions, self.mixture)
 
     @property
     def mixture(self) -> float:
@@ -168,9 +168,9 @@ class ImagePolicy(ActorCriticPolicy):
 
     def _draw(self, log_probs: Tensor) -> Tensor:
         """Return random actions ``(N,)`` by log-probabilities ``(N, K)``, exploration included."""
-        if self.exploration and self.exploration_mode == "batch" and losses.explores(self.exploration):
-            return losses.uniform_actions(log_probs)
-        return losses.sample_actions(log_probs)
+        if self.exploration and self.exploration_mode == "batch" and distribution.explores(self.exploration):
+            return distribution.uniform_actions(log_probs)
+        return distribution.sample_actions(log_probs)
 
     def predict_values(self, obs: Any) -> Tensor:
         """Return the values ``(N, 1)`` of uint8 observations."""

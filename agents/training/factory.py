@@ -11,11 +11,14 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from agents.algorithms.a2c import A2C
 from agents.algorithms.adversarial import AdversarialTraining, plan
 from agents.algorithms.adversarial_env import AdversarialObservation
 from agents.algorithms.dqn import DQN
-from agents.algorithms.rollouts import A2C, PPO
-from agents.algorithms.single_pass import DirectAlgorithm, ExpectedPolicyGradient, Reinforce, Supervised
+from agents.algorithms.ppo import PPO
+from agents.algorithms.reinforce import ExpectedPolicyGradient, Reinforce
+from agents.algorithms.single_pass import SinglePassAlgorithm
+from agents.algorithms.supervised import Supervised
 from agents.config import SMALL_NETWORKS, TrainConfig
 from agents.models.image_network import ImageNetwork, resolve_network, to_fast_layout
 from agents.models.policy import ImagePolicy
@@ -25,7 +28,7 @@ from envs import Augmentation, ImageDataset, sb3_env
 from envs.errors import InputError
 from envs.files import read_json
 
-Algorithm = PPO | A2C | DQN | DirectAlgorithm
+Algorithm = PPO | A2C | DQN | SinglePassAlgorithm
 
 
 def check_names(config: TrainConfig) -> None:
@@ -167,9 +170,9 @@ def _build_actor_critic(name: str, config: TrainConfig, shared: dict[str, Any]) 
 
 def _build_direct(
     name: str, config: TrainConfig, shared: dict[str, Any], regime: AdversarialTraining | None
-) -> DirectAlgorithm:
+) -> SinglePassAlgorithm:
     shared["max_grad_norm"] = config.max_grad_norm
-    model: DirectAlgorithm
+    model: SinglePassAlgorithm
     if name == "supervised":
         model = Supervised(ImagePolicy, **shared | {"ent_coef": 0.0})
     else:

@@ -11,8 +11,6 @@ from agents import ExpectedPolicyGradient, Reinforce, Supervised, register_netwo
 from agents.adversarial_config import AdversarialConfig
 from agents.algorithms.adversarial import (
     AdversarialTraining,
-    adversarial_term,
-    attacked_images,
     make_ascent,
     plan,
 )
@@ -80,23 +78,23 @@ def test_the_papers_rule_takes_the_policy_gradient_loss_of_both_images(monkeypat
         return -(p.gather(1, actions[:, None])[:, 0].log() * (actions == labels)).mean()
 
     moved = signed(model, batch.pixels, policy_gradient, eps=0.01)
-    assert torch.allclose(attacked_images(model, batch.pixels, labels, rewards), moved, atol=1e-6)
+    assert torch.allclose(model.attacked_images(batch.pixels, labels, rewards), moved, atol=1e-6)
     wrong = model.policy.logits(batch.pixels).argmax(-1) != labels
     assert torch.equal(moved[wrong], batch.pixels[wrong])  # no reward, no gradient, no attack
     assert not torch.equal(moved, batch.pixels)
-    term = adversarial_term(model, batch, labels, rewards)
+    term = model.adversarial_term(batch, labels, rewards)
     assert term.item() == pytest.approx(0.2 * policy_gradient(model.policy.logits(moved)).item(), rel=1e-5)
 
 
 def test_the_papers_rule_draws_new_actions_on_the_attacked_images():
     regime = AdversarialTraining(ascent(), "add", objective="ce")
     model, batch, labels, rewards = prepared(Reinforce, regime, exploration=0.0)
-    terms = [adversarial_term(model, batch, labels, rewards).item() for _ in range(8)]
+    terms = [model.adversarial_term(batch, labels, rewards).item() for _ in range(8)]
     assert len(set(terms)) > 1
     torch.manual_seed(5)
-    first = adversarial_term(model, batch, labels, rewards)
+    first = model.adversarial_term(batch, labels, rewards)
     torch.manual_seed(5)
-    assert adversarial_term(model, batch, labels, rewards) == first
+    assert model.adversarial_term(batch, labels, rewards) == first
 
 
 def test_the_expected_gradient_of_attacked_images_is_in_closed_form():
@@ -110,7 +108,7 @@ def test_the_expected_gradient_of_attacked_images_is_in_closed_form():
         return -((0.9 * right + 0.1 / 4).detach() * right.log()).mean()
 
     moved = signed(model, batch.pixels, expected)
-    term = adversarial_term(model, batch, labels, rewards)
+    term = model.adversarial_term(batch, labels, rewards)
     assert term.item() == pytest.approx(0.5 * expected(model.policy.logits(moved)).item(), rel=1e-5)
 
 
@@ -123,13 +121,13 @@ def test_trades_adds_the_weighted_divergence_and_climbs_it():
         return (p * (p / q).log()).sum(-1).mean()
 
     torch.manual_seed(4)
-    moved = attacked_images(model, batch.pixels, labels, rewards)
+    moved = model.attacked_images(batch.pixels, labels, rewards)
     clean = model.policy.logits(batch.pixels)
     noise = batch.pixels + 0.05 * torch.randn_like(batch.pixels).sign()
     climbed = divergence(clean, model.policy.logits(moved))
     assert climbed > 2 * divergence(clean, model.policy.logits(noise.clamp(0, 1)))
     torch.manual_seed(4)
-    term = adversarial_term(model, batch, labels, rewards)
+    term = model.adversarial_term(batch, labels, rewards)
     assert term.item() == pytest.approx(6 * climbed.item(), rel=1e-4)
     term.backward(retain_graph=True)
     both = gradients(model)
@@ -159,7 +157,7 @@ def test_a_share_of_the_images_is_attacked():
     model, batch, labels, rewards = prepared(Supervised, regime)
     counts = []
     for _ in range(30):
-        moved = attacked_images(model, batch.pixels, labels, rewards)
+        moved = model.attacked_images(batch.pixels, labels, rewards)
         counts.append((moved != batch.pixels).flatten(1).any(1).float().mean())
     assert sum(counts) / 30 == pytest.approx(0.5, abs=0.1)
 
@@ -189,7 +187,7 @@ def test_crafting_leaves_running_statistics_and_dropout_alone():
     finally:
         del NETWORKS["normalised"]
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
-    first, second = (attacked_images(model, batch.pixels, labels, rewards) for _ in range(2))
+    first, second = (model.attacked_images(batch.pixels, labels, rewards) for _ in range(2))
     assert torch.equal(first, second)  # no dropout
     assert all(torch.equal(value, before[name]) for name, value in model.policy.state_dict().items())
     assert model.policy.training

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.algorithms import closed_form, losses
-from agents.algorithms.single_pass import Batch, ExpectedPolicyGradient, Reinforce
+from agents.algorithms import losses
+from agents.algorithms.reinforce import ExpectedPolicyGradient, Reinforce
+from agents.algorithms.single_pass import Batch
+from agents.models import action_distribution as distribution
 from envs import sb3_env
 from envs.errors import InputError
 from tests.support.env_toys import random_images
@@ -22,7 +24,7 @@ def softmax(row):
 
 def test_floored_log_probs_follow_the_formula():
     expected = [[math.log((p + 1e-6) / (1 + 3e-6)) for p in softmax(row)] for row in LOGITS.double().tolist()]
-    found = losses.floored_log_probs(LOGITS)
+    found = distribution.floored_log_probs(LOGITS)
     assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
     assert torch.allclose(found.exp().sum(1), torch.ones(4))
     assert found[3, 0] == pytest.approx(math.log(1e-6), abs=1e-3)  # the floor, where softmax gives e^-90
@@ -30,7 +32,7 @@ def test_floored_log_probs_follow_the_formula():
 
 def test_the_floor_takes_the_gradient_from_saturated_samples():
     logits = torch.tensor([[0.0, 40.0]], requires_grad=True)
-    losses.floored_log_probs(logits)[0, 0].backward()
+    distribution.floored_log_probs(logits)[0, 0].backward()
     assert logits.grad.abs().max() < 1e-9
     logits.grad = None
     logits.log_softmax(-1)[0, 0].backward()
@@ -40,20 +42,20 @@ def test_the_floor_takes_the_gradient_from_saturated_samples():
 @pytest.mark.parametrize("exploration", [0.0, 0.1, 1.0])
 def test_mixture_log_probs_follow_the_formula(exploration):
     expected = [[(1 - exploration) * p + exploration / 3 for p in softmax(row)] for row in LOGITS.tolist()]
-    found = losses.mixture_log_probs(LOGITS, exploration).exp()
+    found = distribution.mixture_log_probs(LOGITS, exploration).exp()
     assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
 
 
 def test_mixture_without_exploration_keeps_the_gradient_of_saturated_samples():
     logits = torch.tensor([[0.0, 200.0]], requires_grad=True)
-    losses.mixture_log_probs(logits, 0.0)[0, 0].backward()
+    distribution.mixture_log_probs(logits, 0.0)[0, 0].backward()
     assert logits.grad[0, 0] == pytest.approx(1)
 
 
 def test_cross_entropy_entropy_and_sampled_gradient_have_their_closed_forms():
     assert losses.cross_entropy(torch.zeros(5, 10), torch.arange(5)).item() == pytest.approx(math.log(10))
-    assert losses.entropy(torch.zeros(2, 8).log_softmax(-1)).item() == pytest.approx(math.log(8))
-    assert losses.entropy(torch.tensor([[0.25, 0.75]]).log()).item() == pytest.approx(0.5623351446)
+    assert distribution.entropy(torch.zeros(2, 8).log_softmax(-1)).item() == pytest.approx(math.log(8))
+    assert distribution.entropy(torch.tensor([[0.25, 0.75]]).log()).item() == pytest.approx(0.5623351446)
     found = losses.sampled_policy_gradient(torch.tensor([0.75, 0.5]).log(), torch.tensor([2.0, -1.0]))
     assert found.item() == pytest.approx(-(2 * math.log(0.75) - math.log(0.5)) / 2)
 
@@ -75,22 +77,29 @@ def test_the_expected_gradient_is_the_weighted_cross_entropy_gradient():
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=6), st.floats(0, 1))
 def test_every_policy_is_a_distribution(row, exploration):
     logits = torch.tensor([row])
-    for log_probs in (losses.floored_log_probs(logits), losses.mixture_log_probs(logits, exploration)):
+    for log_probs in (
+        distribution.floored_log_probs(logits),
+        distribution.mixture_log_probs(logits, exploration),
+    ):
         assert torch.allclose(log_probs.exp().sum(), torch.tensor(1.0), atol=1e-5)
-        assert 0 <= losses.entropy(log_probs) <= math.log(len(row)) + 1e-5
+        assert 0 <= distribution.entropy(log_probs) <= math.log(len(row)) + 1e-5
 
 
 @pytest.mark.parametrize("mixture", [None, 0.0, 0.3])
 def test_the_log_probability_of_one_action_is_that_of_all(mixture):
     actions = torch.arange(len(LOGITS)) % LOGITS.shape[1]
-    every = losses.floored_log_probs(LOGITS) if mixture is None else losses.mixture_log_probs(LOGITS, mixture)
-    found = losses.action_log_probs(LOGITS, actions, mixture)
+    every = (
+        distribution.floored_log_probs(LOGITS)
+        if mixture is None
+        else distribution.mixture_log_probs(LOGITS, mixture)
+    )
+    found = distribution.action_log_probs(LOGITS, actions, mixture)
     assert torch.allclose(found, every.gather(1, actions[:, None])[:, 0], atol=1e-6)
 
 
 def test_actions_are_drawn_by_their_probabilities():
     log_probs = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).log().expand(40_000, 4)
-    shares = losses.sample_actions(log_probs).bincount(minlength=4) / 40_000
+    shares = distribution.sample_actions(log_probs).bincount(minlength=4) / 40_000
     assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2, 0.0]), atol=4 * 0.5 / 200)
     assert shares[3] == 0
 
@@ -98,15 +107,15 @@ def test_actions_are_drawn_by_their_probabilities():
 def test_impossible_actions_are_never_drawn(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.zeros(shape))  # the least that can be drawn
     log_probs = torch.tensor([[-torch.inf, -torch.inf, 0.0, -torch.inf]])
-    assert losses.sample_actions(log_probs).tolist() == [2]
+    assert distribution.sample_actions(log_probs).tolist() == [2]
 
 
 def test_whole_batches_explore_at_the_given_rate():
-    rate = sum(losses.explores(0.25) for _ in range(4_000)) / 4_000
+    rate = sum(distribution.explores(0.25) for _ in range(4_000)) / 4_000
     assert rate == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4_000))
-    assert losses.explores(1.0)
-    assert not losses.explores(0.0)
-    shares = losses.uniform_actions(torch.zeros(40_000, 4)).bincount(minlength=4) / 40_000
+    assert distribution.explores(1.0)
+    assert not distribution.explores(0.0)
+    shares = distribution.uniform_actions(torch.zeros(40_000, 4)).bincount(minlength=4) / 40_000
     assert torch.allclose(shares, torch.full((4,), 0.25), atol=0.01)
 
 
@@ -148,9 +157,9 @@ def test_closed_forms_are_the_formulas_with_the_gradients_of_autograd(dtype, exp
     returns, action_rewards = (torch.randn(size, generator=generator, dtype=dtype) for size in (40, (40, 4)))
 
     def found(logits):
-        probs = closed_form.softmax(logits)
-        yield closed_form.policy_gradient(logits, probs, actions, returns)
-        yield closed_form.expected_policy_gradient(logits, probs, action_rewards, exploration)
+        probs = distribution.softmax(logits)
+        yield losses.floored_policy_gradient(logits, probs, actions, returns)
+        yield losses.floored_expected_policy_gradient(logits, probs, action_rewards, exploration)
 
     first, second = (inputs.clone().requires_grad_() for _ in range(2))
     expected = plain(second @ layer, actions, returns, action_rewards, exploration)
@@ -167,7 +176,7 @@ def test_the_closed_form_passes_gradcheck_and_refuses_a_second_derivative():
     actions, returns = torch.tensor([0, 1, 2, 3, 0]), torch.randn(5, dtype=torch.float64)
 
     def loss(logits):
-        return closed_form.policy_gradient(logits, closed_form.softmax(logits), actions, returns)
+        return losses.floored_policy_gradient(logits, distribution.softmax(logits), actions, returns)
 
     assert torch.autograd.gradcheck(loss, logits)
     with pytest.raises(RuntimeError, match="first derivatives only"):
@@ -178,7 +187,7 @@ def test_a_loss_on_other_logits_does_not_reuse_the_probabilities_of_the_first():
     model = model_of(Reinforce, "batch", "accuracy")
     actions = model.choose_actions(LOGITS)
     batch = Batch(LOGITS, LOGITS, actions, torch.ones(4))
-    expected = -losses.action_log_probs(2 * LOGITS, actions).mean()
+    expected = -distribution.action_log_probs(2 * LOGITS, actions).mean()
     assert model.loss(2 * LOGITS, batch).item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(gradient(model, LOGITS, batch), gradient(model, LOGITS, batch))
 
@@ -222,7 +231,7 @@ def test_the_expectation_has_no_variance_and_needs_the_rewards_of_all_actions():
 
 @pytest.mark.parametrize("max_norm", [0.1, 100.0, float("inf")])
 def test_descend_is_clipping_and_stepping_bit_for_bit(max_norm):
-    from agents.algorithms.optimizer_step import descend
+    from agents.algorithms.base import optimizer_step
 
     images = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
     networks = []
@@ -235,7 +244,7 @@ def test_descend_is_clipping_and_stepping_bit_for_bit(max_norm):
         for _ in range(3):
             loss = network(images).square().sum()
             if ours:
-                norm = descend(loss, optimizer, parameters, max_norm)
+                norm = optimizer_step(loss, optimizer, parameters, max_norm)
             else:
                 optimizer.zero_grad()
                 loss.backward()

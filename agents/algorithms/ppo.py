@@ -1,0 +1,81 @@
+"""PPO: rollouts on the device, and Stable-Baselines3's update without waiting for it."""
+
+import torch
+import torch.nn.functional as F
+from stable_baselines3 import ppo
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from torch import Tensor
+
+from agents.algorithms.base import optimizer_step
+from agents.algorithms.rollouts import TensorRollouts
+from agents.models import action_distribution as distribution
+
+_LOGGED = ("policy_gradient_loss", "value_loss", "approx_kl", "clip_fraction", "loss")
+
+
+class PPO(TensorRollouts, ppo.PPO):
+    """SB3's PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7 and 9) with device-resident rollouts and updates.
+
+    The weights end where SB3's own update takes them, up to rounding. The means that it logs go into ``statistics``;
+    the entropy is that of each pass's first minibatch unless it is part of the loss. Only ``target_kl`` waits for the
+    device, to stop early.
+    """
+
+    def _update(self) -> None:
+        """Take ``n_epochs`` passes over the rollout."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        progress = self._current_progress_remaining
+        clip = self.clip_range(progress)  # type: ignore[operator]
+        value_clip = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
+        measured: list[Tensor] = []
+        for _ in range(self.n_epochs):
+            going_on = self._one_pass(clip, value_clip, measured)
+            self._n_updates += 1
+            if not going_on:
+                break
+        means = torch.stack(measured).mean(0)
+        self.statistics.add(**dict(zip(_LOGGED, means.unbind(), strict=True)))
+        self.statistics.add(explained_variance=self.rollout_buffer.explained_variance())
+        self.logger.record("train/clip_range", clip)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _one_pass(self, clip: float, value_clip: float | None, measured: list[Tensor]) -> bool:
+        """Visit every minibatch once and append what was measured; return False to stop at ``target_kl``."""
+        policy = self.policy
+        for number, batch in enumerate(self.rollout_buffer.get(self.batch_size)):
+            logits, values = policy.logits_and_values(batch.observations)
+            log_ratio = policy.log_probs(logits, batch.actions) - batch.old_log_prob
+            policy_loss, clipped = self._surrogate(log_ratio, batch.advantages, clip)
+            value_loss = F.mse_loss(batch.returns, _clipped_values(values[:, 0], batch, value_clip))
+            loss = policy_loss + self.vf_coef * value_loss
+            if self.ent_coef or number == 0:
+                log_probs = distribution.mixture_log_probs(
+                    logits if self.ent_coef else logits.detach(), policy.mixture
+                )
+                entropy = distribution.entropies(log_probs).mean()
+                self.statistics.add(entropy_loss=-entropy)
+                loss = loss - self.ent_coef * entropy if self.ent_coef else loss
+            drift = log_ratio.detach()
+            approx_kl = (drift.expm1() - drift).mean()
+            measured.append(
+                torch.stack([policy_loss.detach(), value_loss.detach(), approx_kl, clipped, loss.detach()])
+            )
+            if self.target_kl is not None and float(approx_kl) > 1.5 * self.target_kl:
+                return False
+            optimizer_step(loss, policy.optimizer, self._parameters, self.max_grad_norm)
+        return True
+
+    def _surrogate(self, log_ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+        """Return the clipped surrogate loss and the share of clipped ratios."""
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        ratio = log_ratio.exp()
+        loss = -torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
+        return loss, ((ratio.detach() - 1).abs() > clip).float().mean()
+
+
+def _clipped_values(values: Tensor, batch: RolloutBufferSamples, clip: float | None) -> Tensor:
+    if clip is None:
+        return values
+    return batch.old_values + (values - batch.old_values).clamp(-clip, clip)
