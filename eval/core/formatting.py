@@ -63,6 +63,10 @@ def attack_label(results: AttackResults) -> str:
         words[0] += f"-{options['steps']}"
     if options.get("loss", "ce") != "ce":
         words.append(options["loss"])
+    if options.get("labels") == "predicted":
+        words.append("own labels")
+    if options.get("keep") == "last":
+        words.append("last iterate")
     if options.get("restarts", 1) not in (1, None):
         words.append(f"x{options['restarts']}")
     if options.get("sources"):

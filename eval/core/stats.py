@@ -39,13 +39,13 @@ def _check_confidence(confidence: float) -> None:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95")
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval for a proportion, which stays sensible at 0 and 1 and for small ``n``.
 
     Wilson (1927): the proportions p whose score test |p_hat - p| <= z sqrt(p (1 - p) / n) does not reject.
 
     Args:
-        successes: count, 0 <= successes <= n.
+        successes: count, 0 <= successes <= n; a mean of counts over trainings need not be whole.
         n: number of trials, at least 1.
         confidence: coverage, in (0, 1).
 
@@ -107,9 +107,11 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> PairedTest:
             f"paired outcomes have shapes {a.shape} and {b.shape}; expected two vectors of one length"
         )
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    discordant, fewer = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(discordant, k) for k in range(fewer + 1))  # integers: exact for any count
-    return PairedTest(only_first, only_second, min(1.0, 2 * tail / 2**discordant))
+    discordant = only_first + only_second
+    from scipy.stats import binomtest
+
+    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return PairedTest(only_first, only_second, p_value)
 
 
 def bootstrap(

@@ -143,8 +143,6 @@ def _reading(
         )
     lines += _floor_lines(results)
     lines += [_audit_line(audit) for audit in model.audits]
-    if not model.audits:
-        lines.append("No audit was run: whether the resistance is real is not known.")
     return lines
 
 

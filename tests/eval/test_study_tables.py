@@ -10,10 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_rel
 
+from eval.attack.registry import attack_names
 from eval.core.stats import mcnemar, wilson
+from eval.study.results.accuracy_tables import autoattack_table, other_table, pgd_table, query_table
 from eval.study.results.claims import verdict
+from eval.study.results.overview import Board
 from eval.study.results.statistics import Comparison, compare_pairs, holm, paired_t_test, rate, sign_flip_test
 from eval.study.results.table import Column, Table, comma_separated, latex, markdown
+from tests.support.study_toys import tiny
 
 VALUES = st.lists(st.integers(-3, 3), min_size=1, max_size=9)
 
@@ -64,7 +68,7 @@ def test_over_seeds_it_is_the_paired_t_test():
     ("difference", "p_images", "p_seeds", "words"),
     [
         (0.1, 0.2, 0.001, "not decided"),
-        (0.1, 0.01, None, "holds"),
+        (0.1, 0.01, None, "holds for these trainings"),
         (0.1, 0.01, 0.01, "holds"),
         (0.1, 0.01, 0.2, "holds for these trainings, not decided for others"),
         (-0.1, 0.01, 0.01, "does not hold, the reverse does"),
@@ -85,6 +89,10 @@ def test_rates_count_images_once():
     assert found.images == pytest.approx(tuple(wilson(7, 10)))
     assert found.seeds[0] < 0.6 < 0.8 < found.seeds[1]
     assert (found.n, found.trainings) == (10, 2)
+    halves = rate([np.arange(10) < 3, np.arange(10) < 4])  # 3.5 of 10: Wilson's bounds by hand, z = 1.959964
+    z2, p = 1.959963985**2, 0.35
+    centre, half = p + z2 / 20, np.sqrt(z2 * (p * (1 - p) / 10 + z2 / 400))
+    assert halves.images == pytest.approx(((centre - half) / (1 + z2 / 10), (centre + half) / (1 + z2 / 10)))
     assert rate([np.ones(5, bool)]).seeds is None
 
 
@@ -132,3 +140,12 @@ def test_latex_is_escaped():
     assert r"a|b\_c & 50.0 \% [25.0, 75.0] & - & 12,345 \\" in text
     assert r"\caption{A\_title 5 \%}" in text
     assert r"\begin{tabular}{lrrr}" in text
+
+
+def test_every_attack_of_a_study_has_its_column():
+    names = [name for name in attack_names() if name != "transfer"]
+    board = Board(tiny(threats=["L2 0.5"], attacks=names), [])
+    tables = [make(board) for make in (pgd_table, autoattack_table, query_table, other_table)]
+    keys = [column.key for table in tables for column in table.columns]
+    assert {"deepfool", "ddn", "carlini_wagner", "eot", "multitargeted"} & set(names)
+    assert [name for name in names if keys.count(name) != 1] == []

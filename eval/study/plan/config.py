@@ -15,6 +15,7 @@ from eval.attack.registry import attack_names, resolve_options
 from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.robustness.suite import PRESETS as BATTERY
 from eval.study.plan.schema import build, check_keys, check_list, check_mapping
+from eval.transfer.craft import CRAFTS
 
 # Names that a study may list beside those of `eval.robustness.suite`; options as the attack's own.
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {
@@ -302,5 +303,4 @@ def _check(grid: Grid) -> None:
             raise InputError(f"{where} is {value}; expected at least {smallest}")
 
 
-CRAFTS = ("paper", "strong")
 AUDITS = ("none", "quick", "full")

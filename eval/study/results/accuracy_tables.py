@@ -13,6 +13,8 @@ from eval.study.results.significance_tables import cost_table, tests_table
 from eval.study.results.statistics import rate_of
 from eval.study.results.table import Column, Table
 
+PGD = ("pgd", "fgsm")
+AUTOATTACK = ("autoattack", "apgd", "apgd_targeted", "fab", "fab_targeted")
 QUERY_ATTACKS = ("square", "spsa", "nes", "boundary", "hopskipjump", "rays")
 INTERVALS = (
     "Means over seeds. Brackets: Wilson's 95 % interval over test images at the mean; column over seeds: Student's "
@@ -42,7 +44,7 @@ def clean_table(board: Board) -> Table:
 
 def pgd_table(board: Board) -> Table:
     """PGD under every protocol and loss of the study, with the share of shortened steps."""
-    listed = board.attacks("pgd", "fgsm")
+    listed = board.attacks(*PGD)
     columns = [Column("threat", "threat"), Column("regime", "regime"), Column("clean", "clean", "percent")]
     rows = []
     for attack in listed:
@@ -82,7 +84,7 @@ def _shortened(found: Sequence[Observation], threat: Threat, name: str) -> float
 
 def autoattack_table(board: Board) -> Table | None:
     """AutoAttack, and the per-image worst case over every attack of the study."""
-    listed = board.attacks("autoattack", "apgd", "apgd_targeted", "fab", "fab_targeted")
+    listed = board.attacks(*AUTOATTACK)
     columns = [Column("threat", "threat"), Column("regime", "regime")]
     for attack in listed:
         columns += pair(attack.name, "AutoAttack fast" if attack.name == "fast" else attack.name)
@@ -96,6 +98,25 @@ def autoattack_table(board: Board) -> Table | None:
             rows.append(row | entries("worst", rate_of(found, survives(threat))))
     note = "Worst case: an image counts as robust if no attack of the study broke it. " + INTERVALS
     return Table("autoattack", "AutoAttack and the worst case", note, board.columns(*columns), tuple(rows))
+
+
+def other_table(board: Board) -> Table | None:
+    """Every attack of the study that no other table of accuracies has a column for."""
+    shown = board.attacks(*PGD, *AUTOATTACK, *QUERY_ATTACKS)
+    listed = [attack for attack in board.grid.attacks if attack not in shown]
+    if not listed:
+        return None
+    columns = [Column("threat", "threat"), Column("regime", "regime")]
+    for attack in listed:
+        columns += pair(attack.name, attack.name)
+    rows = []
+    for threat in board.grid.threats:
+        for place, found in board.rows():
+            row = place | {"threat": str(threat)}
+            for attack in listed:
+                row |= entries(attack.name, rate_of(found, outcome(threat, attack.name)))
+            rows.append(row)
+    return Table("other", "Further attacks", INTERVALS, board.columns(*columns), tuple(rows))
 
 
 def query_table(board: Board) -> Table | None:
@@ -132,6 +153,6 @@ def _queries(results: Sequence[AttackResults]) -> float | None:
 
 def all_tables(board: Board) -> list[Table]:
     """Return every table that the study has figures for."""
-    made = (clean_table, pgd_table, autoattack_table, query_table, transfer_table)
+    made = (clean_table, pgd_table, autoattack_table, query_table, other_table, transfer_table)
     made += (mechanism_table, trajectory_table, audit_table, tests_table, cost_table)  # type: ignore[assignment]
     return [table for make in made if (table := make(board)) is not None]

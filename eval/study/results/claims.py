@@ -162,9 +162,9 @@ def verdict(found: Comparison) -> str:
     if found.p_images >= _LEVEL:
         return "not decided"
     word = "holds" if found.difference > 0 else "does not hold, the reverse does"
-    if found.p_seeds is not None and found.p_seeds >= _LEVEL:
-        return f"{word} for these trainings, not decided for others"
-    return word
+    if found.p_seeds is None:
+        return f"{word} for these trainings"
+    return f"{word} for these trainings, not decided for others" if found.p_seeds >= _LEVEL else word
 
 
 def _p_values(found: Comparison) -> str:

@@ -48,7 +48,8 @@ def tests_table(board: Board) -> Table | None:
     )
     note = (
         "Over images: exact sign-flip test of the per-image differences summed over seeds (with one seed, McNemar's "
-        "exact test); Holm: adjusted for all rows of this table. Over seeds: paired t-test of the accuracies."
+        "exact test), which says something of these trainings alone; Holm: adjusted for all rows of this table. Over "
+        "seeds: paired t-test of the accuracies, which says something of other trainings."
     )
     return Table("tests", "Paired tests between regimes", note, columns, tuple(rows))
 

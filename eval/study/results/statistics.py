@@ -60,11 +60,11 @@ def rate(outcomes: Sequence[Outcomes]) -> Rate:
         )
     n = len(outcomes[0])
     over_seeds = mean_interval([float(row.mean()) for row in outcomes])
-    low, high = wilson(round(over_seeds.mean * n), n)
+    images = wilson(sum(int(row.sum()) for row in outcomes) / len(outcomes), n)
     spread = over_seeds.interval
     return Rate(
         over_seeds.mean,
-        (min(low, over_seeds.mean), max(high, over_seeds.mean)),
+        images,
         None if spread is None else (max(0.0, spread.low), min(1.0, spread.high)),
         n,
         len(outcomes),

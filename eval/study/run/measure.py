@@ -13,22 +13,20 @@ from torch import Tensor, nn
 
 import attacks
 from agents.common.run_dir import device_name, versions
-from attacks.core.losses import misclassified
 from envs.files import write_atomic, write_json
 from eval.audit import audit
 from eval.core.targets import load_target
-from eval.core.threats import CLEVERHANS_BATCH, Threat
+from eval.core.threats import Threat
 from eval.mechanism.analysis import AnalysisOptions, analyse
 from eval.mechanism.command import write_mechanism
 from eval.study.plan.cells import Cell, CellFolder
 from eval.trajectory.measure import follow, snapshots
 from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import SUFFIX
+from eval.transfer.craft import defined, make_images, still_correct
 
 if TYPE_CHECKING:
     from eval.study.run.stages import Bench
-
-_BATCH = 256
 
 
 def threat_slug(threat: Threat) -> str:
@@ -44,33 +42,21 @@ def craft_images(bench: "Bench") -> None:
     ids = bench.samples.indices.to(x.device)
     for threat in bench.grid.threats:
         for craft in bench.grid.transfer.crafts:
-            if craft == "paper" and threat.norm == "L1":
-                continue  # the protocol is not defined there
-            images = _craft(craft, bench, threat, x, y, ids)
+            if not defined(craft, threat):
+                continue
+            images = make_images(
+                craft,
+                bench.target.model,
+                x,
+                y,
+                threat,
+                steps=bench.grid.transfer.steps,
+                seed=bench.grid.attack_seed,
+                ids=ids,
+                batch_size=bench.place.batch_size,
+            )
             content = {"adversarial": images.cpu(), "indices": bench.samples.indices}
             write_atomic(folder / f"{craft}-{threat_slug(threat)}.safetensors", save(content))
-
-
-def _craft(craft: str, bench: "Bench", threat: Threat, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-    """Return the last iterates of PGD on this model, by one of the protocols of `TransferPlan`."""
-    own: dict[str, Any] = {"loss": "mifpe"}
-    if craft == "paper":
-        own = {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH, "labels": "predicted"}
-    return attacks.pgd(
-        bench.target.model,
-        x,
-        y,
-        norm=threat.norm,
-        eps=threat.eps,
-        steps=bench.grid.transfer.steps,
-        step_size=threat.eps / 10,
-        keep="last",
-        early_stop=False,
-        batch_size=bench.place.batch_size,
-        seed=bench.grid.attack_seed,
-        sample_ids=ids,
-        **own,
-    ).adversarial
 
 
 def compare_cell(bench: "Bench", peers: Mapping[Cell, CellFolder]) -> None:
@@ -87,15 +73,10 @@ def compare_cell(bench: "Bench", peers: Mapping[Cell, CellFolder]) -> None:
             content = load_file(path)
             if content["indices"].tolist() != samples.indices.tolist():
                 continue
-            rows[path.stem] = (~_wrong(bench.target.model, content["adversarial"], y, device)).tolist()
+            images = content["adversarial"].to(device)
+            rows[path.stem] = still_correct(bench.target.model, images, y)
         found[cell.hash] = rows
     write_json(bench.folder.path / "transfer.json", {"format": 1, "correct": found})
-
-
-@torch.inference_mode()
-def _wrong(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> Tensor:
-    parts = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
-    return torch.cat([misclassified(model(part.to(device)), truth) for part, truth in parts])
 
 
 def measure_mechanism(bench: "Bench", threat: Threat) -> dict[str, Any]:

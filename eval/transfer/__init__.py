@@ -1,0 +1,1 @@
+"""Transfer: adversarial images made on every model and shown to every other."""

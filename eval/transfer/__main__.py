@@ -1,0 +1,8 @@
+"""The command line ``python -m eval.transfer``."""
+
+import sys
+
+from eval.transfer.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The command line ``python -m eval.transfer``: images made on every run, shown to every run."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from matplotlib.figure import Figure
+
+from agents.common.command_line import run_cli
+from agents.common.run_dir import resolve_device
+from envs.errors import InputError, unknown_name
+from eval.attack.runner import check_batch_size
+from eval.core.formatting import make_table, print_table, with_interval
+from eval.core.options import DataOptions, warn_about
+from eval.core.plot_style import INK, new_figure, save_figure, shorten
+from eval.core.targets import Target, check_fit, load_target
+from eval.core.threats import Threat, default_eps, parse_eps, parse_norm
+from eval.transfer.craft import CRAFTS, defined
+from eval.transfer.matrix import Matrix, fill
+
+
+@dataclass(frozen=True)
+class TransferCommand:
+    """Make adversarial images on every model and show them to all; keep the outcome per image."""
+
+    targets: tyro.conf.Positional[tuple[str, ...]]
+    """Two or more: run directories, Stable-Baselines3 .zip files, or package.module:factory."""
+    crafts: tuple[str, ...] = tuple(CRAFTS)
+    """paper: PGD by the paper's protocol; strong: unit steps on the MIFPE loss."""
+    norm: str = "L2"
+    """Linf, L2 or L1; the paper's protocol does not exist for L1."""
+    eps: str | None = None
+    """Radius, a number or a fraction such as 8/255. Default: by the kind of image."""
+    steps: int = 100
+    """Gradient steps, each of length eps / 10."""
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    seed: int = 0
+    """Seed of the random starts."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    batch_size: int | None = None
+    """Most images at once. Default: chosen by image size and device."""
+    network: str | None = None
+    """package.module:Callable that builds your own network, where weights alone are not enough."""
+    trust: bool = False
+    """Execute the code in a .zip that cannot be read without."""
+    out: Path | None = None
+    """Where JSON and picture go. Default: results/transfer of the first run."""
+    force: bool = False
+    """Find everything again even where it is stored."""
+
+
+def transfer_command(config: TransferCommand) -> int:
+    """Fill the source x target matrix; print it, write JSON and a picture."""
+    _check(config)
+    norm = parse_norm(config.norm)
+    given = None if config.eps is None else parse_eps(config.eps, norm)
+    device = resolve_device(config.device)
+    targets = [load_target(text, device, config.network, config.trust) for text in config.targets]
+    if len({target.sha256 for target in targets}) < len(targets):
+        raise InputError("two of the models have the same weights; name each model once")
+    samples = config.data.load(targets[0])
+    threat = Threat(norm, default_eps(norm, samples.channels) if given is None else given)
+    crafts = [craft for craft in config.crafts if defined(craft, threat)]
+    if not crafts:
+        raise InputError(f"the paper's protocol does not exist for {norm}; add --crafts strong")
+    for target in targets:
+        check_fit(target, samples)
+        warn_about(target, samples, [threat], "mifpe")
+    out = config.out or targets[0].results_dir / "transfer"
+    stem = f"transfer-{norm}-{threat.eps:.4g}-{config.steps}-{len(samples)}-s{config.seed}"
+    matrix = fill(
+        out / f"{stem}.json",
+        targets,
+        samples,
+        threat,
+        crafts=crafts,
+        steps=config.steps,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        force=config.force,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    title = f"{samples.name} ({samples.split}, n = {len(samples)}), {threat}"
+    names = shorten(target.name for target in targets)
+    for craft in ("clean", *crafts):
+        _print(matrix, craft, targets, names, title)
+    save_figure(out / f"{stem}.png", transfer_figure(matrix, crafts, targets, title))
+    print(f"figures: {out / stem}.json\npicture: {out / stem}.png")
+    return 0
+
+
+def _check(config: TransferCommand) -> None:
+    check_batch_size(config.batch_size)
+    if len(config.targets) < 2:
+        raise InputError(f"{len(config.targets)} model given; expected at least two to transfer between")
+    if config.steps < 1:
+        raise InputError(f"--steps is {config.steps}; expected at least 1")
+    if not config.crafts:
+        raise InputError(f"no craft given; name one or more of {', '.join(CRAFTS)} with --crafts")
+    for craft in config.crafts:
+        if craft not in CRAFTS:
+            raise unknown_name("way to make transfer images", craft, CRAFTS)
+
+
+def _print(matrix: Matrix, craft: str, targets: Sequence[Target], names: Sequence[str], title: str) -> None:
+    """Print accuracies: a row per source, a column per target; the diagonal is the white-box attack."""
+    table = make_table(f"{craft}: {title}", ("made on",), [f"shown to {name}" for name in names])
+    rows = targets if craft != "clean" else [None]
+    for k, source in enumerate(rows):
+        found = [matrix.entry(craft, (source or target).sha256, target.sha256) for target in targets]
+        cells = [with_interval(item.accuracy, item.interval) for item in found if item is not None]
+        table.add_row("nothing" if source is None else names[k], *cells)
+    print_table(table)
+
+
+def transfer_figure(matrix: Matrix, crafts: Sequence[str], targets: Sequence[Target], title: str) -> Figure:
+    """Return one heat map per craft: sources down, targets across, accuracy in percent."""
+    n, names = len(targets), shorten((target.name for target in targets), 20)
+    figure = new_figure(len(crafts) * (2.2 + 0.7 * n), 1.8 + 0.55 * n)
+    panels = figure.subplots(1, len(crafts), squeeze=False)[0]
+    for axes, craft in zip(panels, crafts, strict=True):
+        pairs = [[matrix.entry(craft, source.sha256, item.sha256) for item in targets] for source in targets]
+        shares = [[100 * item.accuracy for item in row if item is not None] for row in pairs]
+        shown = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+        for i, row in enumerate(shares):
+            for j, share in enumerate(row):
+                axes.text(j, i, f"{share:.1f}", ha="center", va="center", color="w" if share < 55 else "k")
+        axes.set_xticks(range(n), names, rotation=30, ha="right", fontsize=8)
+        axes.set_yticks(range(n), names, fontsize=8)
+        axes.set_title(craft, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("shown to", fontsize=9, color=INK)
+    panels[0].set_ylabel("made on", fontsize=9, color=INK)
+    figure.colorbar(shown, ax=list(panels), label="accuracy (%)")
+    figure.suptitle(title, fontsize=10, color=INK)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_cli(transfer_command, TransferCommand, "python -m eval.transfer", argv)

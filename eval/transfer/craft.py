@@ -1,0 +1,75 @@
+"""How transfer images are made on a model, and which of them another model still classifies correctly."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import attacks
+from attacks.core.losses import misclassified
+from eval.core.threats import CLEVERHANS_BATCH, Threat
+
+# "paper": the protocol of Zou et al. 2026 (arXiv 2606.12251); "strong": steps of full length on the MIFPE loss, which
+# no saturated softmax weakens.
+CRAFTS: dict[str, dict[str, Any]] = {
+    "paper": {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH, "labels": "predicted"},
+    "strong": {"loss": "mifpe"},
+}
+_BATCH = 256
+
+
+def defined(craft: str, threat: Threat) -> bool:
+    """Return whether a craft exists for a threat model; the paper's does not for L1."""
+    return craft != "paper" or threat.norm != "L1"
+
+
+def make_images(
+    craft: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    steps: int,
+    seed: int,
+    ids: Tensor,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Return the last iterates (N, C, H, W) of PGD on ``model``, steps of eps / 10, in the ball and in [0, 1].
+
+    Args:
+        craft: one of `CRAFTS`.
+        model: images in [0, 1] to logits.
+        x: images in [0, 1], (N, C, H, W).
+        y: labels (N,).
+        threat: norm and radius.
+        steps: gradient steps.
+        seed: of the random starts.
+        ids: (N,), what each image's random start depends on.
+        batch_size: most images at once; None chooses.
+
+    Raises:
+        AttackError: wrong inputs, or a model without gradients.
+    """
+    return attacks.pgd(
+        model,
+        x,
+        y,
+        norm=threat.norm,
+        eps=threat.eps,
+        steps=steps,
+        step_size=threat.eps / 10,
+        keep="last",
+        early_stop=False,
+        batch_size=batch_size,
+        seed=seed,
+        sample_ids=ids,
+        **CRAFTS[craft],
+    ).adversarial
+
+
+@torch.inference_mode()
+def still_correct(model: nn.Module, images: Tensor, labels: Tensor) -> list[bool]:
+    """Return per image whether ``model`` classifies it correctly; images and labels on the model's device."""
+    parts = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+    return (~torch.cat([misclassified(model(part), truth) for part, truth in parts])).tolist()

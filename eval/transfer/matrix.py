@@ -1,0 +1,156 @@
+"""The source x target matrix of transfer, per image, and the file from which an interrupted call goes on."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agents.common.run_dir import versions
+from envs.errors import InputError
+from envs.files import write_atomic
+from eval.core.stats import Interval, wilson
+from eval.core.targets import Samples, Target
+from eval.core.threats import Threat
+from eval.transfer.craft import CRAFTS, defined, make_images, still_correct
+
+FORMAT = 1
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model shown the images made on another.
+
+    Attributes:
+        craft: how they were made, see `eval.transfer.craft.CRAFTS`; ``clean`` for the untouched images.
+        source, target: SHA-256 of the models' weights; for clean images the source is the target.
+        accuracy: share of images that the target classifies correctly.
+        ci95: Wilson's interval over images.
+        correct: a character per image: 1 where it is classified correctly, else 0.
+    """
+
+    craft: str
+    source: str
+    target: str
+    accuracy: float
+    ci95: tuple[float, float]
+    correct: str
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's 95 % interval."""
+        return Interval(*self.ci95)
+
+
+class Matrix(msgspec.Struct, forbid_unknown_fields=True):
+    """What is known so far; ``question`` is what all entries share: threat model, images, steps, seed.
+
+    Attributes:
+        question: ``norm``, ``eps``, ``steps``, ``seed``, ``data`` with the indices of the images.
+        entries: in the order in which they were found.
+        models: names by SHA-256.
+        crafts: options of `attacks.pgd` by craft.
+        versions: of the packages.
+        format: of the file.
+    """
+
+    question: dict[str, Any]
+    entries: list[Entry] = []
+    models: dict[str, str] = {}
+    crafts: dict[str, dict[str, Any]] = msgspec.field(default_factory=CRAFTS.copy)
+    versions: dict[str, str] = msgspec.field(default_factory=versions)
+    format: int = FORMAT
+
+    def entry(self, craft: str, source: str, target: str) -> Entry | None:
+        """Return one entry, None where it is not known yet."""
+        known = (
+            item for item in self.entries if (item.craft, item.source, item.target) == (craft, source, target)
+        )
+        return next(known, None)
+
+
+def read_matrix(path: Path) -> Matrix:
+    """Read what was written before.
+
+    Raises:
+        InputError: the file is damaged or of another format.
+    """
+    remedy = "move it away, or give another --out"
+    try:
+        matrix = msgspec.json.decode(path.read_bytes(), type=Matrix)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no file of eval.transfer ({error}); {remedy}") from None
+    n = len(matrix.question.get("data", {}).get("indices", ()))
+    if matrix.format != FORMAT or any(len(item.correct) != n for item in matrix.entries):
+        raise InputError(f"{path} is not of format {FORMAT} with {n} outcomes per entry; {remedy}")
+    return matrix
+
+
+def fill(
+    path: Path,
+    targets: Sequence[Target],
+    samples: Samples,
+    threat: Threat,
+    *,
+    crafts: Sequence[str] = tuple(CRAFTS),
+    steps: int = 100,
+    seed: int = 0,
+    batch_size: int | None = None,
+    force: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Matrix:
+    """Show every target the images made on every other and on itself; save after each source, and skip what is known.
+
+    Args:
+        path: of the JSON file, which names the same ``question`` where it exists.
+        targets: the models, on one device.
+        samples: the images.
+        threat: norm and radius.
+        crafts: ways of making images; what the threat model does not have is left out.
+        steps: gradient steps.
+        seed: of the random starts.
+        batch_size: most images at once.
+        force: find everything again.
+        report: given a line per source and craft.
+
+    Raises:
+        InputError: the file is damaged or answers another question.
+    """
+    data = samples.record() | {"indices": samples.indices.tolist()}
+    question = {"norm": threat.norm, "eps": threat.eps, "steps": steps, "seed": seed, "data": data}
+    matrix = read_matrix(path) if path.exists() and not force else Matrix(question)
+    if matrix.question != question:
+        raise InputError(f"{path} holds other images, radius, steps or seed; give another --out or --force")
+    matrix.models |= {target.sha256: target.name for target in targets}
+    x, y = samples.batch(slice(None), targets[0].device)
+    ids = samples.indices.to(x.device)
+    for target in targets:
+        if matrix.entry("clean", target.sha256, target.sha256) is None:
+            matrix.entries.append(_entry("clean", target, target, still_correct(target.model, x, y)))
+    for craft in (craft for craft in crafts if defined(craft, threat)):
+        for source in targets:
+            left = [item for item in targets if matrix.entry(craft, source.sha256, item.sha256) is None]
+            if not left:
+                continue
+            report(f"{craft}: images made on {source.name}")
+            images = make_images(
+                craft, source.model, x, y, threat, steps=steps, seed=seed, ids=ids, batch_size=batch_size
+            )
+            matrix.entries += [
+                _entry(craft, source, item, still_correct(item.model, images, y)) for item in left
+            ]
+            _write(path, matrix)
+    _write(path, matrix)
+    return matrix
+
+
+def _entry(craft: str, source: Target, target: Target, correct: Sequence[bool]) -> Entry:
+    found, n = sum(correct), len(correct)
+    bits = "".join("01"[value] for value in correct)
+    return Entry(craft, source.sha256, target.sha256, found / n, wilson(found, n), bits)
+
+
+def _write(path: Path, matrix: Matrix) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(matrix), indent=1))
