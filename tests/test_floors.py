@@ -65,6 +65,58 @@ def test_imports_go_downwards(package):
             assert allowed or imported not in ours, f"{name} imports {imported}"
 
 
+def graph(root):
+    """Return the modules below ``root`` that each one names in an import, functions and TYPE_CHECKING included."""
+    paths = [path for package in FLOORS for path in (root / package).rglob("*.py")]
+    known = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in paths
+    }
+    edges = {}
+    for name, path in known.items():
+        named = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                whole = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+                named |= {dotted if dotted in known else node.module for dotted in whole.values()}
+        edges[name] = (named & set(known)) - {name}
+    return edges
+
+
+def circles(edges):
+    """Return the modules that lie on circles, or between two: those that import and are imported by some of them."""
+    left = dict(edges)
+    while True:
+        imported = set().union(*left.values())
+        free = [name for name, named in left.items() if not named & set(left) or name not in imported]
+        if not free:
+            return sorted(left)
+        for name in free:
+            del left[name]
+
+
+def test_no_imports_go_in_circles():
+    """A package's ``__init__`` offers what its modules define, so the programs behind doors count as above it."""
+    edges = {
+        name: named for name, named in graph(ROOT).items() if not LAZY.get(name.replace(".", "/") + ".py")
+    }
+    assert circles(edges) == []
+
+
+def test_circles_are_found(tmp_path):
+    for package in FLOORS:
+        (tmp_path / package).mkdir()
+    (tmp_path / "envs" / "a.py").write_text("def f():\n    from envs.b import g\n")
+    (tmp_path / "envs" / "b.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import envs.a\n"
+    )
+    (tmp_path / "envs" / "c.py").write_text("import envs.d\n")
+    (tmp_path / "envs" / "d.py").write_text("import ast\n")
+    assert circles(graph(tmp_path)) == ["envs.a", "envs.b"]
+
+
 def test_attacks_import_torch_alone():
     for name in modules("attacks"):
         for imported, top in imports(ROOT / name):

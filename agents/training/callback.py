@@ -170,7 +170,7 @@ class TrainingCallback(BaseCallback):
         self.refuse_divergence()
         if self.selection.weights is not None:
             self._write_selected()
-        save_checkpoint(self.run, self, done)
+        save_checkpoint(self.run, self.model, self.state(), done)
 
     def close(self) -> None:
         """Close the logs."""

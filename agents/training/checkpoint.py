@@ -6,7 +6,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,6 @@ import torch
 from agents.common.run_dir import RunDir
 from envs.errors import InputError
 from envs.files import write_atomic
-
-if TYPE_CHECKING:
-    from agents.training.callback import TrainingCallback
 
 FORMAT = 1
 
@@ -42,14 +39,13 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def save_checkpoint(run: RunDir, callback: "TrainingCallback", done: bool) -> None:
-    """Write ``checkpoint.pt`` atomically."""
-    model = callback.model
+def save_checkpoint(run: RunDir, model: Any, callback: dict[str, Any], done: bool) -> None:
+    """Write ``checkpoint.pt`` atomically: the state of the algorithm ``model``, and of the callback."""
     state = {
         "format": FORMAT,
         "done": done,
         "algorithm": model.training_state(),  # type: ignore[attr-defined]
-        "callback": callback.state(),
+        "callback": callback,
         "random": random_state(model.device),
     }
     buffer = io.BytesIO()

@@ -18,8 +18,8 @@ from eval.study.plan.presets import preset
 from eval.study.results.writer import STUDY_FILE, locked, write_cells, write_study
 from eval.study.run.engines import Engine, InProcess, Pool
 from eval.study.run.estimate import print_plan
+from eval.study.run.jobs import Place
 from eval.study.run.scheduler import Study, carry_out
-from eval.study.run.stages import Place
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from eval.study.plan.cells import CellFolder
 from eval.study.results.cell_results import observe
 from eval.study.results.writer import locked
 from eval.study.run.engines import Engine, InProcess, Pool
+from eval.study.run.jobs import Outcome
 from eval.study.run.scheduler import carry_out
-from eval.study.run.stages import Outcome, execute
+from eval.study.run.stages import execute
 from tests.support.study_toys import study, tiny
 
 ROOT = Path(__file__).parents[2]

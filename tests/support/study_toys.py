@@ -9,8 +9,8 @@ from torch import nn
 
 from eval.study.plan.cells import cells_of
 from eval.study.plan.config import Grid, parse_grid
+from eval.study.run.jobs import Place
 from eval.study.run.scheduler import Study
-from eval.study.run.stages import Place
 
 TINY = {
     "name": "tiny",

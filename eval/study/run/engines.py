@@ -10,7 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from envs.errors import InputError
-from eval.study.run.stages import Job, Outcome, execute
+from eval.study.run.jobs import Job, Outcome
+from eval.study.run.stages import execute
 
 # Told about every job that ended: the job, how it ended, and whether it will be tried again.
 Listener = Callable[[Job, Outcome, bool], None]

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,13 +20,11 @@ from eval.core.threats import Threat
 from eval.mechanism.analysis import AnalysisOptions, analyse
 from eval.mechanism.command import write_mechanism
 from eval.study.plan.cells import Cell, CellFolder
+from eval.study.run.jobs import TrainedModel
 from eval.trajectory.measure import follow, snapshots
 from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import SUFFIX
 from eval.transfer.craft import defined, make_images, still_correct
-
-if TYPE_CHECKING:
-    from eval.study.run.stages import Bench
 
 
 def threat_slug(threat: Threat) -> str:
@@ -34,7 +32,7 @@ def threat_slug(threat: Threat) -> str:
     return f"{threat.norm}-{threat.eps:.4g}"
 
 
-def craft_images(bench: "Bench") -> None:
+def craft_images(bench: TrainedModel) -> None:
     """Make the transfer images on this model: ``transfer/CRAFT-THREAT.safetensors`` in the cell's folder."""
     folder = bench.folder.path / "transfer"
     folder.mkdir(exist_ok=True)
@@ -59,7 +57,7 @@ def craft_images(bench: "Bench") -> None:
             write_atomic(folder / f"{craft}-{threat_slug(threat)}.safetensors", save(content))
 
 
-def compare_cell(bench: "Bench", peers: Mapping[Cell, CellFolder]) -> None:
+def compare_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> None:
     """Show this model the images made on every peer and on itself: ``transfer.json`` in the cell's folder.
 
     The file has, by source hash, craft and threat model, whether each image is still classified correctly.
@@ -79,7 +77,7 @@ def compare_cell(bench: "Bench", peers: Mapping[Cell, CellFolder]) -> None:
     write_json(bench.folder.path / "transfer.json", {"format": 1, "correct": found})
 
 
-def measure_mechanism(bench: "Bench", threat: Threat) -> dict[str, Any]:
+def measure_mechanism(bench: TrainedModel, threat: Threat) -> dict[str, Any]:
     """Measure the indicators: ``run/results/mechanism`` with JSON and pictures."""
     plan = bench.grid.mechanism
     options = AnalysisOptions(
@@ -93,7 +91,7 @@ def measure_mechanism(bench: "Bench", threat: Threat) -> dict[str, Any]:
     return {"file": "mechanism/mechanism.json", "norm": threat.norm, "eps": threat.eps}
 
 
-def measure_trajectory(bench: "Bench", threat: Threat) -> dict[str, Any]:
+def measure_trajectory(bench: TrainedModel, threat: Threat) -> dict[str, Any]:
     """Attack every snapshot: ``run/results/trajectory`` with JSON, picture, and outcomes per image."""
     plan, run = bench.grid.trajectory, bench.folder.run
     network = _import_path(bench.cell)
@@ -104,7 +102,7 @@ def measure_trajectory(bench: "Bench", threat: Threat) -> dict[str, Any]:
     return {"file": f"trajectory/trajectory{SUFFIX}", "norm": threat.norm, "eps": threat.eps}
 
 
-def audit_cell(bench: "Bench", peers: Mapping[Cell, CellFolder]) -> dict[str, Any]:
+def audit_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> dict[str, Any]:
     """Audit the model under every threat model, the other regimes of its seed being surrogates."""
     plan, cell = bench.grid.audit, bench.cell
     samples = bench.images(plan.images)
@@ -147,7 +145,7 @@ def _import_path(cell: Cell) -> str | None:
     return cell.network if ":" in cell.network else None
 
 
-def write_gallery(bench: "Bench", threat: Threat) -> None:
+def write_gallery(bench: TrainedModel, threat: Threat) -> None:
     """Write ``gallery.npz``: a few images, clean and attacked by PGD on the margin, with the model's answers.
 
     Arrays: ``clean`` and ``adversarial`` (n, C, H, W) uint8; ``labels`` and ``indices`` (n,) int64; ``predicted``

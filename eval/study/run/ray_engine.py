@@ -7,7 +7,8 @@ from typing import Any
 
 from envs.errors import InputError
 from eval.study.run.engines import CRASHED, Engine
-from eval.study.run.stages import Job, Outcome, execute
+from eval.study.run.jobs import Job, Outcome
+from eval.study.run.stages import execute
 
 
 class RayEngine(Engine):

@@ -9,7 +9,7 @@ from eval.study.plan.config import Grid
 from eval.study.results.cell_results import status_of
 from eval.study.results.writer import write_cells
 from eval.study.run.engines import Engine
-from eval.study.run.stages import Job, Outcome, Place
+from eval.study.run.jobs import Job, Outcome, Place
 
 STAGES = ("train", "shard", "examine", "compare")
 

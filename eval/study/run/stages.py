@@ -6,22 +6,19 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from agents.common.run_dir import device_name, resolve_device
 from agents.training.run import resume, train
 from attacks.core.errors import AttackError
 from envs.errors import InputError
 from envs.files import read_json
 from eval.attack.runner import AttackSpec, attack_rows, result_path, run_attack, stored_results
-from eval.core.targets import Samples, Target, load_samples, load_target
 from eval.core.threats import Threat
 from eval.robustness.suite import scaled
-from eval.study.plan.cells import Cell, CellFolder, digest
+from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
+from eval.study.run.jobs import Job, Outcome, TrainedModel
 from eval.study.run.measure import (
     audit_cell,
     compare_cell,
@@ -30,99 +27,6 @@ from eval.study.run.measure import (
     measure_trajectory,
     write_gallery,
 )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a study works.
-
-    Attributes:
-        directory: of the study, on a file system that all workers share.
-        device: auto, cpu, cuda or cuda:N.
-        data_root: where data sets lie.
-        batch_size: most images at once in attacks; None chooses.
-    """
-
-    directory: Path
-    device: str = "auto"
-    data_root: Path | None = None
-    batch_size: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One piece of work for an engine.
-
-    Attributes:
-        stage: ``train``, ``shard``, ``examine`` or ``compare``.
-        cell: the cell.
-        grid: the study.
-        place: where.
-        peers: the cells that ``compare`` may look at.
-        shard: (k, n): ``shard`` attacks the k-th of n parts of the images.
-    """
-
-    stage: str
-    cell: Cell
-    grid: Grid
-    place: Place
-    peers: tuple[Cell, ...] = ()
-    shard: tuple[int, int] = (0, 1)
-
-    @property
-    def label(self) -> str:
-        """For progress lines."""
-        part = f" {self.shard[0] + 1}/{self.shard[1]}" if self.stage == "shard" else ""
-        return f"{self.cell.id}: {self.stage}{part}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended.
-
-    Attributes:
-        error: one line, or None where it succeeded.
-        retry: whether another attempt may succeed: the error is not the user's.
-        seconds: that it took.
-    """
-
-    error: str | None = None
-    retry: bool = False
-    seconds: float = 0.0
-
-
-class Bench:
-    """A trained cell on the device, with its images, loaded when first asked for."""
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.cell, self.grid, self.place = job, job.cell, job.grid, job.place
-        self.folder = CellFolder.open(job.place.directory, job.cell.hash)
-
-    @cached_property
-    def target(self) -> Target:
-        """The classifier of the run."""
-        device = resolve_device(self.place.device)
-        network = self.cell.network if ":" in self.cell.network else None
-        return load_target(str(self.folder.run.path), device, network)
-
-    @cached_property
-    def samples(self) -> Samples:
-        """The attacked images."""
-        return self.images(self.grid.images)
-
-    def images(self, n: int) -> Samples:
-        """Return ``n`` test images, those of a smaller number being part of a larger one's."""
-        return load_samples(self.target, n=n, data_root=self.place.data_root)
-
-    def do(self, step: str, key: Any, work: Callable[[], dict[str, Any] | None]) -> None:
-        """Do ``work`` and note what it returns, unless it is done with this ``key`` already."""
-        name = digest([self.folder.steps.get("train", {}).get("key"), key])
-        if self.folder.has(step, name):
-            return
-        start = time.perf_counter()
-        facts = work() or {}
-        facts |= {"seconds": time.perf_counter() - start, "device": device_name(self.target.device)}
-        self.folder.note(self.cell, step, name, **facts)
 
 
 def execute(job: Job) -> Outcome:
@@ -169,7 +73,7 @@ def _logging(path: Path) -> Iterator[None]:
 
 
 def _train(job: Job) -> None:
-    bench = Bench(job)
+    bench = TrainedModel(job)
     folder, run = bench.folder, bench.folder.run
     if folder.has("train", job.cell.hash) and run.model_path.is_file():
         return
@@ -194,7 +98,7 @@ def _train(job: Job) -> None:
 
 def _shard(job: Job) -> None:
     """Attack one part of the images; the parts lie where `run_attack` looks for those of an interrupted call."""
-    bench = Bench(job)
+    bench = TrainedModel(job)
     samples, (k, n) = bench.samples, job.shard
     rows = slice(len(samples) * k // n, len(samples) * (k + 1) // n)
     bench.target.results_dir.mkdir(parents=True, exist_ok=True)
@@ -212,7 +116,7 @@ def _shard(job: Job) -> None:
 
 def _examine(job: Job) -> None:
     """Attacks, gallery, transfer images and indicators of one model, for which no other is needed."""
-    bench, grid = Bench(job), job.grid
+    bench, grid = TrainedModel(job), job.grid
     bench.do("attacks", _attacks_key(grid), lambda: _attack(bench))
     if grid.gallery:
         threat = lead_threat(grid.threats)
@@ -231,7 +135,7 @@ def _examine(job: Job) -> None:
 
 def _compare(job: Job) -> None:
     """What needs the other models: images made on them, and the audit with them as surrogates."""
-    bench, grid = Bench(job), job.grid
+    bench, grid = TrainedModel(job), job.grid
     peers = {cell: CellFolder.open(job.place.directory, cell.hash) for cell in job.peers}
     if grid.transfer.crafts:
         made = [
@@ -272,7 +176,7 @@ def _attacks_key(grid: Grid) -> Any:
     return [grid.images, [[name, spec.record(), spec.seed] for name, spec in specs(grid)]]
 
 
-def _attack(bench: Bench) -> dict[str, Any]:
+def _attack(bench: TrainedModel) -> dict[str, Any]:
     """Run every attack that is not stored; note the files by the attack's name and threat model."""
     target, samples, files = bench.target, bench.samples, []
     target.results_dir.mkdir(parents=True, exist_ok=True)
