@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import cross_entropy, get_loss, margin, misclassified
-from attacks.core.model import CountedModel, Model, check_labels, forward, frozen
+from attacks.core.model import CountedModel, Model, check_labels, forward, frozen, in_eval_mode
 
 # As in AutoAttack's own checks: L2 distance of normalised logits, and range and sum of a softmax.
 _RANDOM = 1e-4
@@ -29,6 +29,8 @@ class ModelReport:
         nan_logits: share of images with a NaN logit.
         differentiable: the logits carry a gradient to the input.
         zero_gradients: share of images whose margin loss has a gradient of exactly 0 (1 if not differentiable).
+        nonfinite_gradients: share of images where that gradient has infinite or NaN entries.
+        training: kinds of layers found in training mode, which attacks put into eval mode and back.
         saturated: share of correctly classified images whose cross-entropy is below 1e-6, so that its gradient
             drowns in rounding.
     """
@@ -42,6 +44,8 @@ class ModelReport:
     differentiable: bool
     zero_gradients: float
     saturated: float
+    nonfinite_gradients: float = 0.0
+    training: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -50,6 +54,15 @@ class ModelReport:
         if self.probabilities:
             lines.append(
                 "the model returns probabilities, not logits, which distorts cross-entropy; drop its softmax"
+            )
+        if self.training:
+            lines.append(
+                f"the model was in training mode ({', '.join(self.training)}); it is attacked in eval mode"
+            )
+        if self.nonfinite_gradients:
+            lines.append(
+                f"the gradient has infinite or NaN entries on {self.nonfinite_gradients:.0%} of the images (a root or "
+                "a logarithm at black pixels?); they count as the largest finite ones or 0; add square"
             )
         if self.random_outputs:
             lines.append(
@@ -104,12 +117,19 @@ def check_model(
 
     Raises:
         AttackError: what would make every figure meaningless: wrong types, shapes, ranges or devices, labels
-            that the model does not know, layers in training mode, outputs that are no logits or all NaN, too
+            that the model does not know, outputs that are no logits or all NaN, too
             few classes for the loss, a missing gradient where one is needed.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps)
-    _check_mode(model)
+    training = _in_training(model)
     _check_device(model, x)
+    with frozen(model), in_eval_mode(model):
+        return _report(model, problem, loss, needs_gradient, images, training)
+
+
+def _report(
+    model: Model, problem: Problem, loss: str, needs_gradient: bool, images: int, training: tuple[str, ...]
+) -> ModelReport:
     few = problem[:images]
     first = _first_forward(model, few)
     check_labels(problem, first.shape[1])
@@ -117,12 +137,10 @@ def check_model(
     if nan.all():
         raise AttackError("all logits are NaN; check the weights and the normalisation inside the model")
     get_loss(loss)(first, few.y, None)
-    differentiable, zero = _gradients(model, few, needs_gradient)
+    differentiable, zero, odd = _gradients(model, few, needs_gradient)
     right = ~misclassified(first, few.y)
     saturated = (cross_entropy(first, few.y) < 1e-6) & right
     random = _differ(first, forward(model, few.x))
-    if random and getattr(model, "training", False):
-        raise AttackError("the model is in training mode and its outputs are random; call model.eval() first")
     return ModelReport(
         images=len(few),
         classes=first.shape[1],
@@ -133,18 +151,18 @@ def check_model(
         differentiable=differentiable,
         zero_gradients=_share(zero),
         saturated=float(saturated.sum() / right.sum().clamp_min(1)),
+        nonfinite_gradients=_share(odd),
+        training=training,
     )
 
 
-def _check_mode(model: Model) -> None:
+def _in_training(model: Model) -> tuple[str, ...]:
+    """The kinds of layers in training mode that answer otherwise there."""
     if not isinstance(model, nn.Module):
-        return
+        return ()
     kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    training = sorted(
-        {type(layer).__name__ for layer in model.modules() if isinstance(layer, kinds) and layer.training}
-    )
-    if training:
-        raise AttackError(f"the model is in training mode ({', '.join(training)}); call model.eval() first")
+    layers = [layer for layer in model.modules() if isinstance(layer, kinds) and layer.training]
+    return tuple(sorted({type(layer).__name__ for layer in layers}))
 
 
 def _check_device(model: Model, x: Tensor) -> None:
@@ -168,20 +186,18 @@ def _first_forward(model: Model, problem: Problem) -> Tensor:
         ) from error
 
 
-def _gradients(model: Model, problem: Problem, needed: bool) -> tuple[bool, Tensor]:
-    """Whether there is a gradient, and where (n,) that of the margin is exactly 0."""
+def _gradients(model: Model, problem: Problem, needed: bool) -> tuple[bool, Tensor, Tensor]:
+    """Whether there is a gradient, and where (n,) that of the margin is exactly 0, or not finite."""
     try:
-        with frozen(model):
-            grad = (
-                CountedModel(model, problem)
-                .gradient(problem.x, lambda logits: margin(logits, problem.y))
-                .grad
-            )
+        counted = CountedModel(model, problem)
+        grad = counted.gradient(problem.x, lambda logits: margin(logits, problem.y)).grad
     except AttackError:
         if needed:
             raise
-        return False, torch.ones_like(problem.y, dtype=torch.bool)
-    return True, (grad == 0).flatten(1).all(1)
+        missing = torch.ones_like(problem.y, dtype=torch.bool)
+        return False, missing, ~missing
+    odd = counted.trace()["nonfinite_gradient"] > 0
+    return True, (grad == 0).flatten(1).all(1) & ~odd, odd
 
 
 def _is_softmax(logits: Tensor) -> bool:

@@ -11,16 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.core import entry
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
-from attacks.core.model import CountedModel, Model, forward, frozen
+from attacks.core.model import CountedModel, Model, checked_logits, forward, frozen
 from attacks.core.norms import per_sample
+from attacks.core.repair import repair
 from attacks.core.result import AttackResult, finish, in_batches
 
 _START_TRIES = 50  # random images in which a misclassified start is looked for, per sample
 
 
+@entry.attack
 def carlini_wagner(
     model: Model,
     x: Tensor,
@@ -47,6 +50,7 @@ def carlini_wagner(
     return attack(model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
+@entry.attack
 def deepfool(
     model: Model,
     x: Tensor,
@@ -84,6 +88,7 @@ def deepfool(
     return attack(model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
+@entry.attack
 def ddn(
     model: Model,
     x: Tensor,
@@ -102,6 +107,7 @@ def ddn(
     return attack(model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
+@entry.attack
 def hopskipjump(
     model: Model,
     x: Tensor,
@@ -128,6 +134,7 @@ def hopskipjump(
     return _Foolbox("hopskipjump", classes, needs_start=True)(model, problem, options, batch_size, seed)
 
 
+@entry.attack
 def boundary(
     model: Model,
     x: Tensor,
@@ -226,10 +233,17 @@ class _Counted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes += 1
-        logits = self.model(x)
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(self._repair)
+        logits = checked_logits(self.model, x)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
         return logits
+
+    def _repair(self, grad: Tensor) -> Tensor:
+        repaired = repair(grad)
+        return grad if repaired is None else repaired.grad
 
     def _count_backward(self, grad: Tensor) -> None:
         self.backwards += 1

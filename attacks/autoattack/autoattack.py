@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attacks.autoattack.versions import Stage, plan
 from attacks.checks import ModelReport, check_model
+from attacks.core import entry
 from attacks.core.batching import Batches, patient_batch_size
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
@@ -55,6 +56,7 @@ class AutoAttackResult(AttackResult):
         return {name: left.double().mean().item() for name, left in zip(self.stages, after, strict=True)}
 
 
+@entry.attack
 def autoattack(
     model: Model,
     x: Tensor,
@@ -143,7 +145,7 @@ class _Evaluation:
         self.backwards = torch.zeros_like(problem.y)
         self.graded = any(stage.wants for stage in stages)
         self.scores = problem.eps.new_full((len(problem), len(stages)), -torch.inf)
-        self.alarms = {name: torch.zeros_like(problem.y, dtype=torch.bool) for name in _ALARMS}
+        self.alarms = {name: torch.zeros_like(problem.y, dtype=torch.bool) for name in (*_ALARMS, "attacked")}
         self.identity: State = {
             "norm": problem.norm.name,
             "seed": seed,
@@ -177,7 +179,9 @@ class _Evaluation:
         self.backwards[rows] += result.backwards
         for name, alarm in self.alarms.items():
             if name in result.trace:
-                alarm[rows] |= result.trace[name]
+                alarm[rows] |= result.trace[name].bool()
+        if self.stage:
+            self.alarms["attacked"][rows] |= ~result.trace["not_attacked"]
         if self.graded and not result.success.all():
             logits = forward(self.model, result.adversarial) if result.logits is None else result.logits
             self._grade(rows[~result.success], logits[~result.success])
@@ -219,24 +223,30 @@ class _Evaluation:
         self.stage, self.batches.size = state["stage"], state["batch_size"]
         for name in ("pending", "broken_by", "adversarial", "queries", "backwards", "scores"):
             setattr(self, name, state[name].to(device, copy=True))
-        self.alarms = {name: alarm.to(device, copy=True) for name, alarm in state["alarms"].items()}
+        for name, alarm in state["alarms"].items():
+            self.alarms[name] = alarm.to(device, copy=True)
+        if "attacked" not in state["alarms"]:  # the state of an earlier version
+            self.alarms["attacked"][:] = True
 
     def result(self, report: ModelReport) -> AutoAttackResult:
         """The outcome so far."""
-        distance = self.problem.norm.length(self.adversarial - self.problem.x)
+        change = self.adversarial.double() - self.problem.x.double()
+        distance = self.problem.norm.length(change).to(self.problem.x.dtype)
+        alarms = self.alarms.copy()
+        alarms["not_attacked"] = ~alarms.pop("attacked") & (self.broken_by < 0)
         found = AutoAttackResult(
             self.adversarial,
             self.broken_by >= 0,
             self.queries,
             self.backwards,
-            {"broken_by": self.broken_by, "distance": distance, **self.alarms},
+            {"broken_by": self.broken_by, "distance": distance, **alarms},
             stages=tuple(stage.name for stage in self.stages),
             report=report,
         )
         return replace(found, warnings=(*report.warnings, *_doubts(found)))
 
 
-_ALARMS = ("nan", "outside", "zero_gradient")
+_ALARMS = ("nan", "outside", "zero_gradient", "nonfinite_gradient")
 
 
 def _doubts(result: AutoAttackResult) -> list[str]:
@@ -252,6 +262,12 @@ def _doubts(result: AutoAttackResult) -> list[str]:
             "run an audit or adaptive attacks"
         )
     flat = result.trace["zero_gradient"].double().mean().item()
+    if result.trace["nonfinite_gradient"].any():
+        share = result.trace["nonfinite_gradient"].double().mean().item()
+        lines.append(f"gradients had infinite or NaN entries for {share:.1%} of the images")
+    if result.trace["not_attacked"].any():
+        share = result.trace["not_attacked"].double().mean().item()
+        lines.append(f"{share:.1%} of the images have no finite gradient and were not attacked; add square")
     if flat:
         lines.append(f"the gradient at a random start was exactly zero for {flat:.1%} of the images")
     return lines

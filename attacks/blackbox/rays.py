@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from attacks.core import entry
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import misclassified
@@ -16,6 +17,7 @@ from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish, in_batches
 
 
+@entry.attack
 def rays(
     model: Model,
     x: Tensor,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.core import entry
 from attacks.core.batching import default_batch_size
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, at_least_one, validate_inputs
@@ -13,6 +14,7 @@ from attacks.core.losses import Loss, get_loss, misclassified
 from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
 from attacks.core.norms import per_sample
+from attacks.core.repair import repair
 from attacks.core.result import AttackResult, finish, in_batches
 from attacks.core.rng import Draws
 
@@ -20,6 +22,7 @@ _DECAY = (0.9, 0.999)  # of Adam's first and second moment
 _START, _DIRECTIONS = 0, 1  # branches of the random streams
 
 
+@entry.attack
 def spsa(
     model: Model,
     x: Tensor,
@@ -72,6 +75,7 @@ def spsa(
     )
 
 
+@entry.attack
 def nes(
     model: Model,
     x: Tensor,
@@ -176,7 +180,8 @@ class _Search:
                 grad = self._estimate(counted, part, rows, x_adv, directions)
                 x_adv = part.norm.confine(climb(rows, part, x_adv, grad, step), part.x, part.eps)
                 logits = counted.logits(x_adv, rows)
-                loss, wrong = self.loss(logits, part.y, None), misclassified(logits, part.y)
+                loss = self.loss(logits, part.y, None).to(best_loss.dtype)
+                wrong = misclassified(logits, part.y)
                 better = wrong | (loss > best_loss[rows])
                 best[rows] = torch.where(per_sample(better, x_adv), x_adv, best[rows])
                 best_loss[rows] = torch.where(better, loss, best_loss[rows])
@@ -198,5 +203,7 @@ class _Search:
         logits = counted.many_logits(probes, rows, default_batch_size(x_adv))
         loss = self.loss(logits.flatten(0, 1), part.y.repeat_interleave(self.samples), None)
         ahead, behind = loss.view(len(rows), self.samples).chunk(2, dim=1)
-        slope = (ahead - behind) / (2 * self.delta)
+        slope = ((ahead - behind) / (2 * self.delta)).to(x_adv.dtype)
+        repaired = repair(slope)  # of a probe that the model answers with NaN or infinity
+        slope = slope if repaired is None else repaired.grad
         return torch.einsum("np,np...->n...", slope, directions) / directions.shape[1]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from attacks.blackbox.square_proposals import Given, Moves, Proposals, moves_for
+from attacks.core import entry
 from attacks.core.batching import Rows, default_batch_size
-from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import margin as untargeted_margin
 from attacks.core.losses import misclassified
@@ -47,9 +47,17 @@ class Square:
     def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
         """Attack ``problem`` in one batch."""
         if problem.x.ndim != 4:
-            raise AttackError(f"square needs images (N, C, H, W), got {tuple(problem.x.shape)}; reshape them")
+            return self._on_rows(model, problem, seed)
         max_batch = None if self.random == "original" else default_batch_size(problem.x)
         return _Attack(self, CountedModel(model, problem, max_batch=max_batch), seed).run()
+
+    def _on_rows(self, model: Model, problem: Problem, seed: int) -> AttackResult:
+        """Attack inputs of another shape than images as images of one channel, as square as their size allows."""
+        shape, size = problem.x.shape[1:], problem.x[0].numel()
+        height = next(side for side in range(math.isqrt(size), 0, -1) if size % side == 0)
+        flat = replace(problem, x=problem.x.reshape(-1, 1, height, size // height))
+        result = self(lambda images: model(images.reshape(len(images), *shape)), flat, seed)
+        return replace(result, adversarial=result.adversarial.reshape_as(problem.x))
 
 
 class _Run(Rows):
@@ -247,13 +255,14 @@ class _Attack:
             return run.margin[:0], search > 0, search > 0
         logits, y, least = self.counted.logits(asked, run.row[search]), run.y[search], run.margin[search]
         if self.source.original:
-            margin = -untargeted_margin(logits, y)
+            margin = -untargeted_margin(logits, y).to(least.dtype)
             wrong = margin <= 0
             return margin, wrong, (margin < least) | wrong
         own = logits.gather(1, y[:, None])
         margin = (own - logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True)).squeeze(1)
         wrong = (logits.argmax(1) != y) | margin.isnan()
-        return margin, wrong, (margin < least - _NOISE * logits.abs().amax(1)) | wrong
+        better = (margin < least - _NOISE * logits.abs().amax(1)) | wrong
+        return margin.to(least.dtype), wrong, better
 
     def _close(self, run: _Run) -> None:
         """Write down where the searches have come to."""
@@ -268,6 +277,7 @@ def _levels(queries: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], queries], strict=True))
 
 
+@entry.attack
 def square(
     model: Model,
     x: Tensor,

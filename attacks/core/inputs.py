@@ -12,6 +12,8 @@ from attacks.core.errors import AttackError
 from attacks.core.norms import Norm, get_norm
 from attacks.core.rng import Draws, draws_for
 
+_ROUNDING = 1e-6  # how far pixels may lie outside [0, 1]; they are put back
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -25,6 +27,7 @@ class Problem:
         ids: what each sample's random numbers hang on (N,) int64.
         targets: the class to reach (N,) int64, or None for an untargeted attack.
         box: points must lie in [0, 1]; False holds them to the ball alone.
+        grid: the type of the caller's images where that is narrower than float32: the model sees its points alone.
     """
 
     x: Tensor
@@ -34,6 +37,7 @@ class Problem:
     ids: Tensor
     targets: Tensor | None = None
     box: bool = True
+    grid: torch.dtype | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -78,12 +82,14 @@ def validate_inputs(
 def _validated(
     norm: Norm, x: Tensor, y: Tensor, eps: float | Tensor, targets: Tensor | None, sample_ids: Tensor | None
 ) -> Problem:
-    x = _images(x)
+    x, grid = _images(x)
     y = _integers("y (labels)", y, x)
     if (y < 0).any():
         raise AttackError(f"labels must be 0..K-1, found {int(y.min())}; check the data set's label encoding")
     if targets is not None:
         targets = _integers("targets", targets, x)
+        if (targets < 0).any():
+            raise AttackError(f"targets must be classes 0..K-1, found {int(targets.min())}")
         if (targets == y).any():
             raise AttackError("some targets equal the label; a target must be another class")
     ids = (
@@ -91,7 +97,14 @@ def _validated(
         if sample_ids is None
         else _integers("sample_ids", sample_ids, x)
     )
-    return Problem(x, y, norm, _radius(eps, norm, x), ids, targets)
+    return Problem(x, y, norm, _radius(eps, norm, x), ids, targets, grid=grid)
+
+
+def towards(x: Tensor, points: Tensor, dtype: torch.dtype) -> Tensor:
+    """``points`` (n, ...) rounded to ``dtype`` so that none moves away from ``x``, whose values have that type."""
+    near = points.to(dtype)
+    beyond = (near.to(x.dtype) - x).abs() > (points - x).abs()
+    return torch.where(beyond, torch.nextafter(near, x.to(dtype)), near).to(x.dtype)
 
 
 def at_least_one(name: str, value: int) -> int:
@@ -101,7 +114,8 @@ def at_least_one(name: str, value: int) -> int:
     return value
 
 
-def _images(x: Tensor) -> Tensor:
+def _images(x: Tensor) -> tuple[Tensor, torch.dtype | None]:
+    """A copy of the images, for models may write into what they are given, and the type of `Problem.grid`."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise AttackError(
@@ -109,14 +123,15 @@ def _images(x: Tensor) -> Tensor:
         )
     if x.ndim < 2 or not x.numel():
         raise AttackError(f"images must have shape (N, C, H, W) with N >= 1, got {tuple(x.shape)}")
-    x = _usable(x.detach())
+    grid = x.dtype if x.element_size() < 4 else None
+    x = x.detach().float() if grid else x.detach().clone()
     low, high = (float(bound) for bound in x.aminmax())
-    if not (low >= 0 and high <= 1):
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
         raise AttackError(
             f"images must lie in [0, 1], found {low:g}..{high:g}; scale them (x / 255) or move the "
             "normalisation into the model"
         )
-    return x
+    return (x.clamp_(0, 1) if low < 0 or high > 1 else x), grid
 
 
 def _integers(name: str, values: Tensor, x: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """How a model is laid out while it is attacked, on the CPU, where that decides half of an attack's time."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from attacks.core.sharing import Undo, held
 
 # When a first layer's own backward pass is the faster one, as measured: at most 3 input channels, at least 10 output
 # channels for each of them, and 4,096 pixels in the batch.
@@ -35,15 +38,22 @@ def fast_layout(model: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[None]:
 @contextmanager
 def _laid_out(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
     layers = plain_convolutions(model)
-    original = {layer.weight: layer.weight.data for layer in layers}  # one weight may serve several layers
-    with ExitStack() as undo:
-        for weight, data in original.items():
-            undo.callback(setattr, weight, "data", data)
-            weight.data = data.contiguous(memory_format=torch.channels_last)
-        for layer in filter(_is_stem, layers):
-            undo.callback(delattr, layer, "forward")
-            layer.forward = _Stem(layer)  # type: ignore[assignment, method-assign]
-        yield
+    weights = {id(layer.weight): layer.weight for layer in layers}  # one weight may serve several layers
+    with held((("layout", key), partial(_lay_weight_out, weight)) for key, weight in weights.items()):
+        stems = [layer for layer in layers if _is_stem(layer)]
+        with held((("stem", id(layer)), partial(_make_stem, layer)) for layer in stems):
+            yield
+
+
+def _lay_weight_out(weight: Tensor) -> Undo:
+    undo = partial(setattr, weight, "data", weight.data)
+    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return undo
+
+
+def _make_stem(layer: nn.Conv2d) -> Undo:
+    layer.forward = _Stem(layer)  # type: ignore[assignment, method-assign]
+    return partial(delattr, layer, "forward")
 
 
 def takes_channels_last(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
@@ -67,7 +77,7 @@ def passes_laid_out(model: nn.Module, x: Tensor) -> bool:
             if any(training for _, training in modes):
                 model.eval()
             with _laid_out(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-                model(x[:1].detach().to(memory_format=torch.channels_last))
+                model(x[:1].detach().clone(memory_format=torch.channels_last))
             known[shape] = True
         except Exception:  # if the model fails in any layout, its use will say so
             known[shape] = False
@@ -92,7 +102,7 @@ def _is_stem(layer: nn.Conv2d) -> bool:
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
         and not layer.weight.requires_grad
-        and "forward" not in vars(layer)
+        and ("forward" not in vars(layer) or isinstance(vars(layer)["forward"], _Stem))
     )
 
 

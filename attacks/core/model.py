@@ -1,15 +1,18 @@
 """How attacks reach the model: frozen parameters, logits and input gradients, counted exactly per sample."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem
+from attacks.core.inputs import Problem, towards
 from attacks.core.memory_format import plain_convolutions, takes_channels_last
+from attacks.core.repair import repair
+from attacks.core.sharing import Change, Undo, held, is_held
 
 Model = Callable[[Tensor], Tensor]
 
@@ -25,22 +28,60 @@ class Gradient(NamedTuple):
 
 
 @contextmanager
-def frozen(model: Model) -> Iterator[None]:
+def frozen(model: Model | None) -> Iterator[None]:
     """Parameters need no gradient inside the block, so backward passes reach the input alone.
 
-    Restored at the end, after errors too. May be nested; a caller's inference mode is left meanwhile. A callable
-    that is no ``nn.Module`` has nothing to freeze.
+    Restored at the end, after errors too. May be nested, and shared by threads: then the last block to end restores.
+    A caller's inference mode is left meanwhile. A callable that is no ``nn.Module`` has nothing to freeze.
     """
-    parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
-    needed = [parameter.requires_grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+    if not isinstance(model, nn.Module):
         with torch.inference_mode(False):
             yield
-    finally:
-        for parameter, flag in zip(parameters, needed, strict=True):
-            parameter.requires_grad_(flag)
+        return
+    with torch.inference_mode(False), held(_copies(model)):
+        changes = ((("frozen", id(one)), partial(_freeze, one)) for one in model.parameters())
+        with held(changes):
+            yield
+
+
+@contextmanager
+def in_eval_mode(model: Model | None) -> Iterator[None]:
+    """Every layer is in eval mode inside the block, and in its own mode again at the end; shared as by `frozen`."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    with held((("eval", id(one)), partial(_evaluate, one)) for one in modules):
+        yield
+
+
+def _freeze(parameter: nn.Parameter) -> Undo:
+    undo = partial(setattr, parameter, "requires_grad", parameter.requires_grad)
+    parameter.requires_grad_(False)
+    return undo
+
+
+def _evaluate(module: nn.Module) -> Undo:
+    undo = partial(setattr, module, "training", module.training)
+    if module.training:
+        module.training = False
+    return undo
+
+
+def _copies(model: nn.Module) -> Iterator[tuple[Hashable, Change]]:
+    """For tensors that were made in inference mode, which no backward pass may use: ordinary ones in their place."""
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                key = ("copy", id(module), name)
+                if tensor is not None and (tensor.is_inference() or is_held(key)):
+                    yield key, partial(_copy, store, name, tensor)
+
+
+def _copy(store: dict[str, Any], name: str, tensor: Tensor) -> Undo:
+    undo = partial(store.__setitem__, name, tensor)
+    copy = tensor.detach().clone()
+    store[name] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
+    return undo
 
 
 def forward(model: Model, x: Tensor) -> Tensor:
@@ -50,7 +91,7 @@ def forward(model: Model, x: Tensor) -> Tensor:
         AttackError: the model's output is not one row of logits per image.
     """
     with torch.no_grad():
-        return _logits(model, x)
+        return checked_logits(model, x)
 
 
 class CountedModel:
@@ -76,6 +117,8 @@ class CountedModel:
         self.problem = problem
         self.samples = samples
         self.max_batch = max_batch
+        # Gradients with entries that are not finite, and those with nothing else.
+        self._odd = torch.zeros(2, len(problem), dtype=torch.int64, device=problem.x.device)
         self._passes = torch.zeros(2, len(problem), dtype=torch.int64, device=problem.x.device)
         self.queries, self.backwards = self._passes  # two views
         weights = (layer.weight for layer in plain_convolutions(model))
@@ -84,6 +127,7 @@ class CountedModel:
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
+        x = self._on_grid(x, rows)
         parts = x.split(2 * self.max_batch) if self.max_batch else [x]  # scores alone take half the memory
         logits = _joined([self._scores(part) for part in parts])
         _count(self.queries, rows, 1)
@@ -105,6 +149,8 @@ class CountedModel:
         ``batch_size`` is the most images in one pass.
         """
         n, k = x.shape[:2]
+        if self.problem.grid:
+            x = towards(self.problem.x[rows][:, None].expand_as(x), x, self.problem.grid)
         parts = x.flatten(0, 1).split(batch_size)
         logits = torch.cat([forward(self.model, self._lay_out(part)) for part in parts])
         _count(self.queries, rows, k)
@@ -136,12 +182,14 @@ class CountedModel:
         Raises:
             AttackError: the logits do not depend differentiably on the input.
         """
+        x = self._on_grid(x, rows)
         parts = []
         for part in self._parts(len(x)):
             labels = [None if values is None else values[part] for values in along]
             parts.append(self._averaged(x[part], lambda logits: loss(logits, *labels)))  # noqa: B023
         _count(self._passes, rows, self.samples)
-        return Gradient(*(_joined(list(each)) for each in zip(*parts, strict=True)))
+        found = Gradient(*(_joined(list(each)) for each in zip(*parts, strict=True)))
+        return found._replace(grad=self._repaired(found.grad, rows), loss=found.loss.to(x.dtype))
 
     def _averaged(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         total = self._gradient(x, loss)
@@ -157,19 +205,56 @@ class CountedModel:
             AttackError: the logits do not depend differentiably on the input.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            leaf = self._lay_out(x.detach()).requires_grad_()
-            logits = _logits(self.model, leaf)
+            leaf = self._lay_out(self._on_grid(x.detach(), rows)).requires_grad_()
+            logits = checked_logits(self.model, leaf)
             if not logits.requires_grad:
                 raise AttackError(_NO_GRADIENT)
-            grads = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0] for column in logits.T]
+            grads = [_gradient_of(column, leaf) for column in logits.T]
+        if all(grad is None for grad in grads):
+            raise AttackError(_NO_GRADIENT)
+        slopes = [torch.zeros_like(x) if grad is None else self._repaired(grad, rows) for grad in grads]
         _count(self.queries, rows, 1)
         _count(self.backwards, rows, len(grads))
-        return logits.detach(), torch.stack(grads, 1)
+        return logits.detach().to(x.dtype), torch.stack(slopes, 1)
+
+    def trace(self) -> dict[str, Tensor]:
+        """What to know of the gradients so far, per sample.
+
+        "nonfinite_gradient" (N,) is the share of them with infinite or NaN entries, "no_gradient" (N,) bool says that
+        there was none with anything else: such a sample was not attacked by them.
+        """
+        odd, blind = self._odd
+        return {
+            "nonfinite_gradient": odd / self.backwards.clamp_min(1),
+            "no_gradient": (self.backwards > 0) & (blind == self.backwards),
+        }
+
+    def _repaired(self, grad: Tensor, rows: Tensor | None) -> Tensor:
+        """The gradient (n, ...) with finite entries alone; the others are noted."""
+        found = repair(grad)
+        if found is None:
+            return grad
+        seen = torch.stack([found.odd, found.blind]).to(self._odd.dtype) * self.samples
+        if rows is None:
+            self._odd += seen
+        else:
+            self._odd.index_add_(1, rows, seen)
+        return found.grad
+
+    def _on_grid(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """The points ``x`` (n, ...) as the model may see them: finite, and of the type of the caller's images."""
+        clean = self.problem.x if rows is None else None
+        if not x.is_cuda and not bool(x.sum().isfinite()):
+            clean = self.problem.x[rows] if clean is None else clean
+            x = torch.where(x.isfinite(), x, clean)
+        if self.problem.grid:
+            x = towards(self.problem.x[rows] if clean is None else clean, x, self.problem.grid)
+        return x
 
     def _gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = self._lay_out(self._pad(x.detach())).requires_grad_()
-            logits = _logits(self.model, leaf)
+            logits = checked_logits(self.model, leaf)
             if len(leaf) > len(x):
                 logits = logits[: len(x)]
             losses = loss(logits)
@@ -235,8 +320,42 @@ _NO_GRADIENT = (
 )
 
 
-def _logits(model: Model, x: Tensor) -> Tensor:
-    logits = model(x)
+def _gradient_of(column: Tensor, leaf: Tensor) -> Tensor | None:
+    if not column.requires_grad:
+        return None
+    return torch.autograd.grad(column.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+
+
+_IN_PLACE = "the model changes its input in place, which would corrupt the images; make it work on x.clone()"
+
+
+def _ask(model: Model, x: Tensor) -> Tensor:
+    """The model's answer; errors for what a model must not do, or an image type that it does not take."""
+    before = None if x.is_inference() else x._version
+    try:
+        logits = model(x)
+    except RuntimeError as error:
+        if "a leaf Variable that requires grad" in str(error):
+            raise AttackError(_IN_PLACE) from error
+        weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        if (
+            weight is not None
+            and weight.is_floating_point()
+            and weight.dtype != x.dtype
+            and "dtype" in str(error)
+        ):
+            raise AttackError(
+                f"the model fails on {x.dtype} images, its weights are {weight.dtype}; convert the images or the model"
+            ) from error
+        raise
+    if before is not None and x._version != before:
+        raise AttackError(_IN_PLACE)
+    return logits
+
+
+def checked_logits(model: Model, x: Tensor) -> Tensor:
+    """The model's logits (n, K), at least float32; an AttackError where they are none, or where ``x`` was changed."""
+    logits = _ask(model, x)
     if not isinstance(logits, Tensor):
         raise AttackError(
             f"the model must return a tensor of logits (N, K), got {type(logits).__name__}; wrap it"
@@ -244,6 +363,8 @@ def _logits(model: Model, x: Tensor) -> Tensor:
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         shape = tuple(logits.shape)
         raise AttackError(f"for {len(x)} images the model must return logits ({len(x)}, K >= 2), not {shape}")
+    if not logits.is_floating_point():
+        return logits.double()  # class votes and the like
     return logits.float() if logits.element_size() < 4 else logits
 
 

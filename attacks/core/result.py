@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.core.batching import Batches, patient_batch_size
-from attacks.core.inputs import Problem
+from attacks.core.inputs import Problem, towards
 from attacks.core.losses import misclassified
 from attacks.core.model import CountedModel, forward
 from attacks.core.norms import ball_and_box, get_norm, per_sample
@@ -26,7 +26,9 @@ class AttackResult:
         backwards: (N,) int64, backward passes.
         trace: what the attack recorded, samples in the last dimension. Always "nan" (N,) bool, the final
             logits held NaN (which counts as success), and "outside" (N,) bool, the attack's own point lay
-            outside the threat model and was projected back; of targeted attacks also "hit_target" (N,) bool.
+            outside the threat model and was projected back, "nonfinite_gradient" (N,), the share of gradients with
+            infinite or NaN entries, and "not_attacked" (N,) bool, the gradients had no finite entry and nothing broke
+            the sample; of targeted attacks also "hit_target" (N,) bool.
         logits: (N, K), what the model says of ``adversarial``; None where samples were answered at different times.
     """
 
@@ -42,12 +44,15 @@ class AttackResult:
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of the samples that the attack did not break."""
-        return 1 - self.success.double().mean().item()
+        """Share of the samples that the attack tried to break and did not."""
+        broken = self.success
+        if "not_attacked" in self.trace:
+            broken = broken | self.trace["not_attacked"]
+        return 1 - broken.double().mean().item()
 
     def distance(self, x: Tensor, norm: str) -> Tensor:
         """The size (N,) of each perturbation of the clean images ``x``."""
-        return get_norm(norm).length(self.adversarial - x)
+        return get_norm(norm).length(self.adversarial.double() - x.double()).to(x.dtype)
 
 
 def finish(
@@ -80,13 +85,15 @@ def finish(
     outside = ~(
         valid
         & (inside | (not problem.box))
-        & (problem.norm.length(candidate - x) <= problem.eps * (1 + 1e-5) + 1e-6)
+        & (problem.norm.length((candidate - x).double()) <= problem.eps * (1 + 1e-5) + 1e-6)
     )
     final = candidate
     if outside.any():
         final = torch.where(per_sample(valid, x), candidate, x)
         within = ball_and_box(final, x, problem.eps, problem.norm)
         final = torch.where(per_sample(outside, x), within, final)
+    if problem.grid:
+        final = towards(x, final, problem.grid)
     if batches is None:
         logits = torch.cat([counted.verdict(part) for part in final.split(counted.max_batch or len(final))])
     else:
@@ -98,7 +105,9 @@ def finish(
         final = torch.where(per_sample(undone, x), x, final)
         success = success | clean_wrong
         answered = None
-    checks = {"nan": logits.isnan().any(1), "outside": outside}
+    gradients = counted.trace()
+    blind = gradients.pop("no_gradient")
+    checks = {"nan": logits.isnan().any(1), "outside": outside, **gradients, "not_attacked": blind & ~success}
     if not problem.box:
         checks["left_box"] = ((final < 0) | (final > 1)).flatten(1).any(1)
     if problem.targets is not None:

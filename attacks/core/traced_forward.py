@@ -29,9 +29,9 @@ def traced_forward(model: Model, x: Tensor, passes: int) -> Model:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", torch.jit.TracerWarning)
-            traced = torch.jit.trace(model, x[:2], check_trace=False)
+            traced = torch.jit.trace(model, x[:2].clone(), check_trace=False)
             quick = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
-            agrees = all(_agree(model, quick, probe) for probe in (x[-3:].flip(-1), 1 - x, x[:1]))
+            agrees = all(_agree(model, quick, probe) for probe in (x[-3:].flip(-1), 1 - x, x[:1].clone()))
     except Exception:  # whatever a model does that a trace cannot hold
         return model
     return quick if agrees else model

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.core import entry
 from attacks.core.batching import default_batch_size, ranked_targets, restart_groups, runs_of, samples_at_once
 from attacks.core.inputs import Problem, at_least_one, validate_inputs
 from attacks.core.losses import get_loss, misclassified
@@ -101,6 +102,7 @@ class _Attack:
         return found
 
 
+@entry.attack
 def apgd(
     model: Model,
     x: Tensor,
@@ -150,6 +152,7 @@ def apgd(
     )
 
 
+@entry.attack
 def apgd_targeted(
     model: Model,
     x: Tensor,

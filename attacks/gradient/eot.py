@@ -5,17 +5,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attacks.core import entry
 from attacks.core.batching import Batches
-from attacks.core.errors import AttackError, unknown_name
-from attacks.core.inputs import at_least_one, validate_inputs
+from attacks.core.errors import unknown_name
+from attacks.core.inputs import validate_inputs
 from attacks.core.losses import misclassified
-from attacks.core.model import Model, forward
+from attacks.core.model import Model, check_labels, forward
 from attacks.core.result import AttackResult
 from attacks.gradient.pgd import pgd
 
 ACTIONS = ("sampled", "argmax")
 
 
+@entry.attack
 def eot(
     model: Model,
     x: Tensor,
@@ -98,6 +100,7 @@ def eot(
     return result
 
 
+@entry.attack
 def expected_success(
     model: Model,
     x: Tensor,
@@ -118,13 +121,11 @@ def expected_success(
     """
     if action not in ACTIONS:
         raise unknown_name("action", action, ACTIONS)
-    if not 0 <= exploration <= 1:
-        raise AttackError(f"exploration is a chance in [0, 1], got {exploration}")
-    at_least_one("passes", passes)
     problem = validate_inputs(x, y, norm="Linf", eps=0.0)
 
     def wrong(part: Tensor) -> Tensor:
         logits = forward(model, problem.x[part])
+        check_labels(problem, logits.shape[1])
         labels = problem.y[part]
         if action == "argmax":
             return misclassified(logits, labels).to(logits.dtype)

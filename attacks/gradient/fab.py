@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.core import projections
+from attacks.core import entry, projections
 from attacks.core import published as original
 from attacks.core.batching import (
     Rows,
@@ -178,6 +178,8 @@ class _Attack:
         # The closer the image's own projection, the more the step leans to it.
         alpha = (here / (here + there)).clamp(0, self.options.alpha_max)[:, None]
         moved = (point + _OVERSHOOT * ahead) * (1 - alpha) + (x + home * _OVERSHOOT) * alpha
+        # A gap that is not finite leads nowhere: such a search stays where it is.
+        moved = torch.where(moved.isfinite(), moved, point)
         run.point = moved.clamp(0, 1).view_as(run.point)
         run.judge(self.counted.logits(run.point, run.row), self.norm)
 
@@ -198,6 +200,7 @@ class _Attack:
         return gaps[index, nearest], slopes[index, nearest]
 
 
+@entry.attack
 def fab(
     model: Model,
     x: Tensor,
@@ -245,6 +248,7 @@ def fab(
     )
 
 
+@entry.attack
 def fab_targeted(
     model: Model,
     x: Tensor,

@@ -2,12 +2,14 @@
 
 from torch import Tensor
 
+from attacks.core import entry
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import get_loss, misclassified
 from attacks.core.model import CountedModel, Model, check_labels, frozen
 from attacks.core.result import AttackResult, finish, in_batches
 
 
+@entry.attack
 def fgsm(
     model: Model,
     x: Tensor,

@@ -4,12 +4,14 @@ from typing import Literal
 
 from torch import Tensor
 
+from attacks.core import entry
 from attacks.core.inputs import at_least_one, validate_inputs
 from attacks.core.model import Model
 from attacks.core.result import AttackResult
 from attacks.gradient.pgd import run_pgd
 
 
+@entry.attack
 def multitargeted(
     model: Model,
     x: Tensor,

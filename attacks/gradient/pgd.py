@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attacks.core import entry
 from attacks.core.batching import Batches, Rows, ranked_targets
 from attacks.core.errors import AttackError, unknown_name
 from attacks.core.inputs import Problem, at_least_one, validate_inputs
@@ -46,6 +47,7 @@ class Step:
     logits: Tensor
 
 
+@entry.attack
 def pgd(
     model: Model,
     x: Tensor,
@@ -236,6 +238,7 @@ class _Best(Rows):
         self.reached = torch.zeros_like(problem.y, dtype=torch.bool)
 
     def consider(self, x_adv: Tensor, loss: Tensor, reached: Tensor) -> None:
+        loss = loss.to(self.loss.dtype)
         better = torch.where(reached == self.reached, loss > self.loss, reached)
         torch.where(per_sample(better, self.x), x_adv, self.x, out=self.x)
         self.loss = torch.where(better, loss, self.loss)

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks.core import entry
 from attacks.core.batching import Batches
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, at_least_one, validate_inputs
+from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
 from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model, check_labels, forward, frozen
@@ -21,6 +22,7 @@ from attacks.core.result import AttackResult, finish
 from attacks.core.rng import Draws
 
 
+@entry.attack
 def transfer(
     model: Model,
     x: Tensor,
@@ -43,6 +45,7 @@ def transfer(
     return judge(model, x, y, images, norm=norm, eps=eps, batch_size=batch_size)
 
 
+@entry.attack
 def judge(
     model: Model,
     x: Tensor,
@@ -70,6 +73,7 @@ def judge(
     return finish(counted, problem, images.detach(), clean_wrong=clean_wrong, batches=batches)
 
 
+@entry.attack
 def transfer_images(
     sources: Sequence[Model],
     x: Tensor,
@@ -119,17 +123,9 @@ def transfer_images(
     problem = validate_inputs(x, y, norm=norm, eps=eps, targets=targets, sample_ids=sample_ids)
     if not sources:
         raise AttackError("no source models; give at least one to make the images on")
-    for name, share in (("diversity", diversity), ("smallest", smallest)):
-        if not 0 <= share <= 1:
-            raise AttackError(f"{name} must be within [0, 1], got {share}")
-    if at_least_one("kernel", kernel) % 2 == 0 or smallest == 0 or momentum < 0:
-        raise AttackError(
-            f"expected an odd kernel, smallest > 0, momentum >= 0; got kernel={kernel}, smallest={smallest}, "
-            f"momentum={momentum}"
-        )
-    climb = _Climb(
-        get_loss(loss), at_least_one("steps", steps), step_size, momentum, diversity, smallest, kernel, seed
-    )
+    if kernel % 2 == 0:
+        raise AttackError(f"kernel must be odd, got {kernel}")
+    climb = _Climb(get_loss(loss), steps, step_size, momentum, diversity, smallest, kernel, seed)
     together = _Sources(sources)
     with frozen(together), fast_layout(together, problem.x):
         rows = torch.arange(len(problem), device=x.device)

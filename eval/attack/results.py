@@ -75,8 +75,14 @@ class AttackResults:
 
     @property
     def robust(self) -> np.ndarray:
-        """(n,) bool: the image is classified correctly even under the attack."""
-        return ~self.success
+        """(n,) bool: the image was attacked and is classified correctly even so."""
+        return ~self.success & ~self.not_attacked
+
+    @property
+    def not_attacked(self) -> np.ndarray:
+        """(n,) bool: no finite gradient led anywhere, so that the attack says nothing of the image."""
+        skipped = self.extra.get("not_attacked")
+        return np.zeros(self.n, dtype=bool) if skipped is None else skipped > 0
 
     @property
     def robust_accuracy(self) -> float:
@@ -261,6 +267,7 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
     success: np.ndarray = np.stack([result.success for result in results])
     distance = np.where(success, np.stack([result.distance for result in results]), np.inf).min(axis=0)
     broken: np.ndarray = np.any(success, axis=0)
+    skipped = np.all([result.not_attacked for result in results], axis=0) & ~broken
     blame = (_blame(results[k], names[k], i) for i, k in enumerate(success.argmax(axis=0)))
     return replace(
         first,
@@ -270,7 +277,7 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
         distance=np.where(broken, distance, first.distance),
         queries=np.sum([result.queries for result in results], axis=0),
         broken_by=tuple(blame),
-        extra={},
+        extra={"not_attacked": skipped.astype(np.float64)} if skipped.any() else {},
         warnings=tuple(dict.fromkeys(line for result in results for line in result.warnings)),
         cost={key: sum(result.cost.get(key, 0) for result in results) for key in first.cost},
     )

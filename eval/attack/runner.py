@@ -13,6 +13,7 @@ from torch import Tensor
 from agents.common.run_dir import device_name, versions
 from attacks.core.batching import default_batch_size
 from attacks.core.losses import misclassified
+from attacks.core.model import in_eval_mode
 from attacks.core.norms import get_norm
 from attacks.core.result import AttackResult
 from envs.errors import InputError
@@ -37,6 +38,8 @@ _ALARMS = {
     "nan": "the model answered NaN",
     "outside": "the attack left the ball and was projected back",
     "zero_gradient": "the gradient was exactly zero",
+    "nonfinite_gradient": "the gradient had infinite or NaN entries, which count as the largest finite ones or 0,",
+    "not_attacked": "there was no finite gradient, so that nothing was attacked (add square): not counted as robust,",
 }
 
 
@@ -272,7 +275,7 @@ class _Run:
         self, result: AttackResult, x: Tensor, y: Tensor
     ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         size = self.batch_size or default_batch_size(x)
-        with torch.inference_mode():
+        with torch.inference_mode(), in_eval_mode(self.target.model):
             clean = torch.cat([self.target.model(images) for images in x.split(size)])
         clean_correct = ~misclassified(clean, y)
         # A clean error counts as broken even where another batch shape rounds the logits the other way.
@@ -326,7 +329,11 @@ def _assemble(
         distance=columns["distance"].double().numpy(),
         queries=columns["queries"].numpy(),
         broken_by=outcome.broken_by,
-        extra={name: values.double().numpy() for name, values in traces.items() if name not in _ALARMS},
+        extra={
+            name: values.double().numpy()
+            for name, values in traces.items()
+            if name not in _ALARMS or (name == "not_attacked" and values.any())
+        },
         cost={
             "seconds": outcome.seconds,
             "forwards": int(columns["queries"].sum()),

@@ -228,7 +228,22 @@ def load_samples(
 
 
 def samples_from(images: Tensor, labels: Tensor, name: str = "images") -> Samples:
-    """Return all of ``images`` (N, C, H, W), floats in [0, 1] or uint8, with ``labels`` (N,) as samples."""
+    """Return all of ``images`` (N, C, H, W), floats in [0, 1] or uint8, with ``labels`` (N,) as samples.
+
+    Raises:
+        InputError: their types or shapes are wrong.
+    """
+    if images.ndim < 2 or not len(images) or not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise InputError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; expected floats in [0, 1] or uint8, "
+            "(N, C, H, W)"
+        )
+    if labels.shape != (len(images),) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected integers, one for each of the "
+            f"{len(images)} images"
+        )
+    images, labels = images.detach(), labels.long()
     digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
     for tensor in (images, labels):
         digest.update(_bytes(tensor))

@@ -1,5 +1,6 @@
 """The command line ``python -m eval.robustness``: a battery of attacks on one or several models, side by side."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -100,6 +101,9 @@ def robustness_command(config: RobustnessCommand) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for table in report_tables(reports):
         print_table(table)
+    for report in reports:
+        for line in report.warnings:
+            print(f"warning: {report.name}: {line}", file=sys.stderr)
     for line in comparisons(reports):
         print(line)
     write_reports(out / "robustness.json", reports)

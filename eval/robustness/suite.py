@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from attacks.checks import check_model
 from envs.errors import InputError, unknown_name
 from envs.files import write_json
 from eval.attack.autosave import Report
@@ -35,6 +36,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Step lengths in radii: the published .1 at L2 1.0, and .01 at L2 3.5.
 _STEPS = {"pgd-cleverhans": 1 / 10, "pgd-paper": 1 / 10, "pgd-paper-250": 1 / 350}
+_CHECKED_IMAGES = 64
 DEFAULT_BATTERY = ("fgsm", "pgd", "pgd-cleverhans", "pgd-margin", "pgd-mifpe")
 
 # Makes the bar for one attack: a function of (label, number of images).
@@ -49,11 +51,24 @@ class RobustnessReport:
         name: of the model.
         results: by threat model, then by the attack's name in the report.
         worst: per threat model, the pointwise worst case over its attacks.
+        findings: what is odd about the model itself, where that was looked at; one line each.
     """
 
     name: str
     results: dict[Threat, dict[str, AttackResults]]
     worst: dict[Threat, AttackResults]
+    findings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the outcomes doubtful: findings about the model, then each attack's alarms."""
+        alarms = (
+            f"{name} {threat}: {line}"
+            for threat, attacks in self.results.items()
+            for name, result in attacks.items()
+            for line in result.warnings
+        )
+        return tuple(dict.fromkeys((*self.findings, *alarms)))
 
     @property
     def clean_accuracy(self) -> float:
@@ -79,6 +94,7 @@ class RobustnessReport:
             "data": first.data | {"n": first.n},
             "clean_accuracy": self.clean_accuracy,
             "threats": threats,
+            "warnings": list(self.warnings),
             "versions": first.versions,
         }
 
@@ -192,7 +208,7 @@ def evaluate(
     """Evaluate any classifier on any images, in memory.
 
     Args:
-        classifier: images in [0, 1], (N, C, H, W), to logits (N, K); used in eval mode, as it is found.
+        classifier: images in [0, 1], (N, C, H, W), to logits (N, K); used in eval mode and left as it is found.
         images: floats in [0, 1] or uint8, (N, C, H, W).
         labels: (N,) int64.
         names: presets or attacks of the battery.
@@ -209,7 +225,14 @@ def evaluate(
         >>> report.worst[Threat("Linf", 8 / 255)].robust_accuracy  # doctest: +SKIP
     """
     target = Target(name, classifier, model_sha256(classifier), Path())
-    return run_battery(target, samples_from(images, labels), names, threats, seed=seed, batch_size=batch_size)
+    samples = samples_from(images, labels)
+    report = run_battery(target, samples, names, threats, seed=seed, batch_size=batch_size)
+    x, y = samples.batch(slice(0, _CHECKED_IMAGES), target.device)
+    checks = (
+        check_model(classifier, x, y, norm=threat.norm, eps=threat.eps, needs_gradient=False)
+        for threat in report.worst
+    )
+    return replace(report, findings=tuple(dict.fromkeys(line for found in checks for line in found.warnings)))
 
 
 def write_reports(path: Path, reports: Sequence[RobustnessReport]) -> None:

@@ -195,7 +195,7 @@ class TestExpectedSuccess:
 
     def test_wrong_inputs(self):
         model, x, y = linear_problem()
-        with pytest.raises(AttackError, match=r"chance in \[0, 1\], got 1.5"):
+        with pytest.raises(AttackError, match=r"within \[0, 1\], got 1.5"):
             expected_success(model, x, y, exploration=1.5)
         with pytest.raises(AttackError, match="unknown action 'greedy'; valid: sampled, argmax"):
             expected_success(model, x, y, action="greedy")

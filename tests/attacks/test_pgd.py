@@ -369,7 +369,7 @@ def test_out_of_memory_within_a_restart_changes_no_result():
         ({"keep": "first"}, "unknown keep 'first'; valid: best, loss, last"),
         ({"labels": "guess"}, "unknown labels 'guess'"),
         ({"loss": "dlr"}, "dlr loss needs at least 3 classes, the model has 2; use loss='ce'"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1"),
     ],
 )
 def test_wrong_options(options, message):

@@ -8,7 +8,6 @@ from torch import nn
 
 import attacks
 from attacks.blackbox.square_proposals import moves_for
-from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
 from attacks.core.norms import get_norm
 from tests.support.attack_models import cnn_problem, linear_problem
@@ -161,9 +160,3 @@ def test_any_image_size(norm, shape):
     y = model(x).argmax(1)
     result = attacks.square(model, x, y, norm=norm, eps=0.1, queries=25)
     assert (get_norm(norm).length(result.adversarial - x) <= 0.1 + 1e-5).all()
-
-
-def test_flat_images_are_told():
-    model, x, y = linear_problem(2)
-    with pytest.raises(AttackError, match=r"\(N, C, H, W\)"):
-        attacks.square(model, x.flatten(1), y, norm="Linf", eps=0.1)

@@ -143,9 +143,9 @@ def test_smoothing_is_a_normalised_symmetric_blur():
     [
         ({"sources": []}, "no source models"),
         ({"diversity": 1.5}, r"diversity must be within \[0, 1\], got 1.5"),
-        ({"kernel": 4}, "odd kernel"),
-        ({"momentum": -1.0}, "momentum >= 0"),
-        ({"smallest": 0}, "smallest > 0"),
+        ({"kernel": 4}, "kernel must be odd"),
+        ({"momentum": -1.0}, "momentum must be within"),
+        ({"smallest": 0}, "smallest must be positive"),
         ({"steps": 0}, "steps must be a whole number"),
         ({"sources": [lambda images: images.flatten(1).detach()]}, "no gradient"),
     ],

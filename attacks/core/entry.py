@@ -1,0 +1,115 @@
+"""The way into every attack: options checked, the model in eval mode with frozen parameters, image types handled."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from attacks.core.errors import AttackError
+from attacks.core.model import frozen, in_eval_mode
+from attacks.core.result import AttackResult
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LARGEST = 1e6  # squares of moves this long, summed over any image, stay in float32
+_COUNTS = (
+    "steps restarts queries samples passes num_targets averaged_over eot_samples kernel batch_size "
+    "binary_search_steps candidates initial_gradient_eval_steps max_gradient_eval_steps"
+)
+_LENGTHS = "step_size learning_rate tolerance stepsize initial_const init_epsilon spherical_step source_step"
+# What numbers the options of all attacks may be, by the option's name: a test, and words for it.
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(_COUNTS.split(), (lambda value: value >= 1, "a whole number >= 1")),
+    **dict.fromkeys(
+        _LENGTHS.split(), (lambda value: 0 < value <= _LARGEST, f"positive, at most {_LARGEST:g}")
+    ),
+    **dict.fromkeys(
+        ("momentum", "confidence", "overshoot"),
+        (lambda value: 0 <= value <= _LARGEST, f"within [0, {_LARGEST:g}]"),
+    ),
+    **dict.fromkeys(
+        ("alpha_max", "diversity", "exploration", "gamma"), (lambda value: 0 <= value <= 1, "within [0, 1]")
+    ),
+    **dict.fromkeys(("smallest", "delta"), (lambda value: 0 < value <= 1, "positive and at most 1")),
+    "seed": (lambda value: True, "a whole number"),
+}
+_WHOLE = {*_COUNTS.split(), "seed"}
+
+
+def attack(function: Callable[P, R]) -> Callable[P, R]:
+    """Make ``function`` an attack that leaves the model as it was and refuses numbers that mean nothing.
+
+    Within it the model is in eval mode, its parameters are frozen and a caller's inference mode is left, also where
+    several threads attack the same model. Images of a type narrower than float32 are attacked in float32, with the
+    model asked about points that their type can hold, and the result is of their type.
+
+    Raises:
+        AttackError: a numeric option is not finite or out of range.
+    """
+    signature = inspect.signature(function)
+    numbers = {name: parameter.default for name, parameter in signature.parameters.items() if name in RULES}
+
+    @wraps(function)
+    def entered(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments
+        for name in numbers.keys() & given.keys():
+            if given[name] is not None or numbers[name] is not None:
+                given[name] = checked_number(name, given[name])
+        model, x = given.get("model"), given.get("x")
+        narrow = None  # the images' type, where that is narrower than float32
+        if isinstance(x, Tensor) and x.is_floating_point() and x.element_size() < 4:
+            narrow = x.dtype
+        with frozen(model), in_eval_mode(model):
+            if narrow and model is not None:
+                given["model"] = _Narrow(model, narrow)
+            if narrow and "sources" in given:
+                given["sources"] = [_Narrow(source, narrow) for source in given["sources"]]
+            result = function(*bound.args, **bound.kwargs)
+        if narrow and isinstance(result, AttackResult):
+            return replace(result, adversarial=result.adversarial.to(narrow))  # type: ignore[return-value]
+        return result
+
+    return entered
+
+
+def checked_number(name: str, value: Any) -> Any:
+    """The number for the option ``name``, whole ones as int; lengths may be a tensor (N,).
+
+    Raises:
+        AttackError: it is no number, not finite, or out of range.
+    """
+    test, words = RULES[name]
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        if name in _WHOLE:
+            value = operator.index(value)  # of NumPy's integers and 0-d tensors too
+        values = value.flatten().tolist() if isinstance(value, Tensor) else [float(value)]
+        if all(math.isfinite(one) and test(one) for one in values):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise AttackError(f"{name} must be {words}, got {value!r}")
+
+
+class _Narrow(nn.Module):
+    """A model of images of a narrow type, as one of float32 images that this type can hold."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.to(self.dtype))
