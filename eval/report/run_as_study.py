@@ -151,7 +151,7 @@ def _floor_lines(results: Sequence[AttackResults]) -> list[str]:
     pairs: dict[Threat, dict[str, AttackResults]] = {}
     for result in results:
         attack = result.attack
-        if attack["name"] == "pgd" and attack.get("loss", "ce") == "ce" and attack.get("keep") != "last":
+        if attack["name"] == "pgd" and attack.get("loss", "ce") == "ce" and result.in_box:
             pairs.setdefault(result.threat, {})[str(attack.get("protocol"))] = result
     return [
         f"Under {threat}, PGD with cleverhans' steps leaves {percent(pair['cleverhans'].robust_accuracy)}, "
