@@ -144,7 +144,7 @@ def test_latex_is_escaped():
 
 def test_every_attack_of_a_study_has_its_column():
     names = [name for name in attack_names() if name != "transfer"]
-    board = Board(tiny(threats=["L2 0.5"], attacks=names), [])
+    board = Board(tiny(threats=["L2 0.5"], attacks=names, attack={}), [])
     tables = [make(board) for make in (pgd_table, autoattack_table, query_table, other_table)]
     keys = [column.key for table in tables for column in table.columns]
     assert {"deepfool", "ddn", "carlini_wagner", "eot", "multitargeted"} & set(names)
