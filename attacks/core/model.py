@@ -1,9 +1,9 @@
 """How attacks reach the model: frozen parameters, logits and input gradients, counted exactly per sample."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, towards
 from attacks.core.memory_format import plain_convolutions, takes_channels_last
 from attacks.core.repair import repair
-from attacks.core.sharing import Change, Undo, held, is_held
+from attacks.core.sharing import freeze, held, ordinary_copies, to_eval_mode
 
 Model = Callable[[Tensor], Tensor]
 
@@ -38,8 +38,8 @@ def frozen(model: Model | None) -> Iterator[None]:
         with torch.inference_mode(False):
             yield
         return
-    with torch.inference_mode(False), held(_copies(model)):
-        changes = ((("frozen", id(one)), partial(_freeze, one)) for one in model.parameters())
+    with torch.inference_mode(False), held(ordinary_copies(model)):
+        changes = ((("frozen", id(one)), partial(freeze, one)) for one in model.parameters())
         with held(changes):
             yield
 
@@ -48,40 +48,8 @@ def frozen(model: Model | None) -> Iterator[None]:
 def in_eval_mode(model: Model | None) -> Iterator[None]:
     """Every layer is in eval mode inside the block, and in its own mode again at the end; shared as by `frozen`."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    with held((("eval", id(one)), partial(_evaluate, one)) for one in modules):
+    with held((("eval", id(one)), partial(to_eval_mode, one)) for one in modules):
         yield
-
-
-def _freeze(parameter: nn.Parameter) -> Undo:
-    undo = partial(setattr, parameter, "requires_grad", parameter.requires_grad)
-    parameter.requires_grad_(False)
-    return undo
-
-
-def _evaluate(module: nn.Module) -> Undo:
-    undo = partial(setattr, module, "training", module.training)
-    if module.training:
-        module.training = False
-    return undo
-
-
-def _copies(model: nn.Module) -> Iterator[tuple[Hashable, Change]]:
-    """For tensors that were made in inference mode, which no backward pass may use: ordinary ones in their place."""
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                key = ("copy", id(module), name)
-                if tensor is not None and (tensor.is_inference() or is_held(key)):
-                    yield key, partial(_copy, store, name, tensor)
-
-
-def _copy(store: dict[str, Any], name: str, tensor: Tensor) -> Undo:
-    undo = partial(store.__setitem__, name, tensor)
-    copy = tensor.detach().clone()
-    store[name] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
-    return undo
 
 
 def forward(model: Model, x: Tensor) -> Tensor:

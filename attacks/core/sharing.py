@@ -3,6 +3,11 @@
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 Undo = Callable[[], None]
 Change = Callable[[], Undo]
@@ -39,3 +44,37 @@ def _release(key: Hashable) -> None:
             _HELD[key] = count - 1, undo
         else:
             undo()
+
+
+def freeze(parameter: nn.Parameter) -> Undo:
+    """Let ``parameter`` need no gradient."""
+    undo = partial(setattr, parameter, "requires_grad", parameter.requires_grad)
+    parameter.requires_grad_(False)
+    return undo
+
+
+def to_eval_mode(module: nn.Module) -> Undo:
+    """Put this one ``module`` into eval mode."""
+    undo = partial(setattr, module, "training", module.training)
+    if module.training:
+        module.training = False
+    return undo
+
+
+def ordinary_copies(model: nn.Module) -> Iterator[tuple[Hashable, Change]]:
+    """For tensors that were made in inference mode, which no backward pass may use: ordinary ones in their place."""
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                key = ("copy", id(module), name)
+                if tensor is not None and (tensor.is_inference() or is_held(key)):
+                    yield key, partial(_copy, store, name, tensor)
+
+
+def _copy(store: dict[str, Any], name: str, tensor: Tensor) -> Undo:
+    undo = partial(store.__setitem__, name, tensor)
+    copy = tensor.detach().clone()
+    store[name] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy
+    return undo
