@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -144,8 +144,3 @@ def _bound(value: float, kind: Kind) -> str:
 
 
 WRITERS = {"md": markdown, "csv": comma_separated, "tex": latex}
-
-
-def join_markdown(tables: Sequence[Table]) -> str:
-    """Return several tables in Markdown."""
-    return "\n".join(markdown(table) for table in tables)
