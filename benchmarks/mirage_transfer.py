@@ -18,12 +18,12 @@ from benchmarks.mirage import FOLDER
 from envs.files import write_json
 from eval.core.options import DataOptions
 from eval.core.targets import Target
-from eval.core.threats import default_eps
-from eval.trajectory.measure import PAPER_BATCH, regime_name, snapshots
+from eval.core.threats import CLEVERHANS_BATCH, default_eps
+from eval.trajectory.measure import regime_name, snapshots
 from eval.trajectory.record import bits, share
 
 CRAFTS: dict[str, dict[str, Any]] = {
-    "paper": {"protocol": "cleverhans", "averaged_over": PAPER_BATCH},
+    "paper": {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH},
     "strong": {"loss": "mifpe"},
 }
 

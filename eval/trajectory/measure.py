@@ -15,7 +15,7 @@ from envs.errors import InputError
 from envs.files import read_json, write_json
 from eval.attack.results import AttackResults, configuration_hash
 from eval.core.targets import Samples, Target, model_sha256
-from eval.core.threats import Threat
+from eval.core.threats import CLEVERHANS_BATCH, Threat
 from eval.mechanism.entropy import entropy_bits
 from eval.mechanism.gradients import input_gradient, lengths
 from eval.mechanism.path_indicators import dynamic_indicators
@@ -24,7 +24,6 @@ from eval.trajectory.record import Outcome, Point, Trajectory, bits, rounded
 
 ATTACKS = ("pgd-paper", "pgd-cleverhans", "pgd", "pgd-mifpe", "fast")
 CLAMP = 1e-12  # by which the authors' indicators divide at least, in place of the gradient's length
-PAPER_BATCH = 128  # images over which the authors' loss, and so their gradient, is averaged
 _STEPS = 100
 _PLACES = (
     "dataset",
@@ -182,7 +181,7 @@ def indicators(
         eps=threat.eps,
         steps=_STEPS,
         protocol="cleverhans",
-        averaged_over=PAPER_BATCH,
+        averaged_over=CLEVERHANS_BATCH,
         seed=seed,
         sample_ids=samples.indices.to(x.device),
     )
@@ -204,4 +203,4 @@ def directions(gradient_norm: torch.Tensor) -> torch.Tensor:
     Args:
         gradient_norm: of each image's own loss; the authors' is averaged over 128 images.
     """
-    return (gradient_norm.double() / PAPER_BATCH / CLAMP).clamp(max=1)
+    return (gradient_norm.double() / CLEVERHANS_BATCH / CLAMP).clamp(max=1)

@@ -18,9 +18,9 @@ from attacks import pgd
 from envs.errors import InputError
 from eval.attack import runner
 from eval.core.targets import load_samples
-from eval.core.threats import Threat
+from eval.core.threats import CLEVERHANS_BATCH, Threat
 from eval.trajectory.command import main
-from eval.trajectory.measure import PAPER_BATCH, directions, follow, regime_name, snapshots
+from eval.trajectory.measure import directions, follow, regime_name, snapshots
 from eval.trajectory.record import (
     Outcome,
     Point,
@@ -120,7 +120,7 @@ def test_the_clamp_shortens_directions():
     """The authors divide gradients of the averaged loss by their length or 1e-12, whichever is larger."""
     torch.manual_seed(0)
     own = torch.randn(2, 5, 7, dtype=torch.float64) * torch.tensor([1e-13, 1e-11, 1e-10, 1e-9, 1.0])[:, None]
-    averaged = own / PAPER_BATCH
+    averaged = own / CLEVERHANS_BATCH
     unit = averaged / averaged.norm(dim=2, keepdim=True).clamp_min(1e-12)
     expected = (unit[0] * unit[1]).sum(1)
     true = torch.cosine_similarity(own[0], own[1], dim=1, eps=1e-300)
