@@ -46,6 +46,16 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
             exec(compile(block, page.name, "exec"), names)
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem
+)
+def test_what_pages_import_from_the_project_is_there(page):
+    lines = "".join(blocks(page, "python")).splitlines()
+    for line in lines:
+        if re.match(r"from (envs|agents|attacks|eval)\b[\w.]* import \w", line):
+            exec(line, {})
+
+
 def command_lines():
     for page in PAGES:
         for block in blocks(page, "bash"):
@@ -74,3 +84,17 @@ def test_command_lines_are_accepted(command, arguments, monkeypatch, capsys):
     except SystemExit:
         pytest.fail(f"python -m {command} {' '.join(arguments)}: {capsys.readouterr().err}")
     assert len(seen) == 1
+
+
+FORMER = {
+    "eval.battery": ("eval.robustness.suite", "evaluate"),
+    "eval.threats": ("eval.core.threats", "Threat"),
+    "eval.callback": ("eval.mechanism.callback", "PictureCallback"),
+    "agents.policies": ("agents.models.policy", "ImagePolicy"),
+}
+
+
+@pytest.mark.parametrize("former", FORMER)
+def test_what_earlier_documentation_imported_is_still_there(former):
+    place, name = FORMER[former]
+    assert getattr(importlib.import_module(former), name) is getattr(importlib.import_module(place), name)

@@ -20,7 +20,7 @@ from envs.errors import InputError
 from envs.files import read_json
 
 ATTACKED_IMAGES = 1000
-CLEVERHANS_BATCH = 256  # images over which that protocol averages the loss: eval's default too
+CLEVERHANS_BATCH = 256  # images over which that protocol averages the loss; `eval` takes the authors' 128
 
 
 def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) -> list[dict[str, Any]]:
