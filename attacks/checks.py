@@ -9,6 +9,7 @@ from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import cross_entropy, get_loss, margin, misclassified
 from attacks.core.model import CountedModel, Model, check_labels, forward, frozen, in_eval_mode
+from attacks.core.sharing import IN_TRAINING, layers_in_training
 
 # As in AutoAttack's own checks: L2 distance of normalised logits, and range and sum of a softmax.
 _RANDOM = 1e-4
@@ -56,9 +57,7 @@ class ModelReport:
                 "the model returns probabilities, not logits, which distorts cross-entropy; drop its softmax"
             )
         if self.training:
-            lines.append(
-                f"the model was in training mode ({', '.join(self.training)}); it is attacked in eval mode"
-            )
+            lines.append(IN_TRAINING.format(", ".join(self.training)))
         if self.nonfinite_gradients:
             lines.append(
                 f"the gradient has infinite or NaN entries on {self.nonfinite_gradients:.0%} of the images (a root or "
@@ -121,7 +120,7 @@ def check_model(
             few classes for the loss, a missing gradient where one is needed.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps)
-    training = _in_training(model)
+    training = layers_in_training(model)
     _check_device(model, x)
     with frozen(model), in_eval_mode(model):
         return _report(model, problem, loss, needs_gradient, images, training)
@@ -154,15 +153,6 @@ def _report(
         nonfinite_gradients=_share(odd),
         training=training,
     )
-
-
-def _in_training(model: Model) -> tuple[str, ...]:
-    """The kinds of layers in training mode that answer otherwise there."""
-    if not isinstance(model, nn.Module):
-        return ()
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    layers = [layer for layer in model.modules() if isinstance(layer, kinds) and layer.training]
-    return tuple(sorted({type(layer).__name__ for layer in layers}))
 
 
 def _check_device(model: Model, x: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from attacks.core.errors import AttackError
 from attacks.core.model import frozen, in_eval_mode
 from attacks.core.result import AttackResult
+from attacks.core.sharing import IN_TRAINING, layers_in_training
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,9 +50,10 @@ _WHOLE = {*_COUNTS.split(), "seed"}
 def attack(function: Callable[P, R]) -> Callable[P, R]:
     """Make ``function`` an attack that leaves the model as it was and refuses numbers that mean nothing.
 
-    Within it the model is in eval mode, its parameters are frozen and a caller's inference mode is left, also where
-    several threads attack the same model. Images of a type narrower than float32 are attacked in float32, with the
-    model asked about points that their type can hold, and the result is of their type.
+    Within it the model is in eval mode (a warning says so where layers were in training), its parameters are frozen
+    and a caller's inference mode is left, also where several threads attack the same model. Images of a type narrower
+    than float32 are attacked in float32, with the model asked about points that their type can hold, and the result
+    is of their type.
 
     Raises:
         AttackError: a numeric option is not finite or out of range.
@@ -69,6 +72,8 @@ def attack(function: Callable[P, R]) -> Callable[P, R]:
         narrow = None  # the images' type, where that is narrower than float32
         if isinstance(x, Tensor) and x.is_floating_point() and x.element_size() < 4:
             narrow = x.dtype
+        if kinds := layers_in_training(model):
+            warnings.warn(IN_TRAINING.format(", ".join(kinds)), stacklevel=2)
         with frozen(model), in_eval_mode(model):
             if narrow and model is not None:
                 given["model"] = _Narrow(model, narrow)

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+IN_TRAINING = (
+    "the model was in training mode ({}); it is attacked in eval mode; "
+    "what is meant to stay random must be so there, too"
+)
 Undo = Callable[[], None]
 Change = Callable[[], Undo]
 
@@ -51,6 +55,15 @@ def freeze(parameter: nn.Parameter) -> Undo:
     undo = partial(setattr, parameter, "requires_grad", parameter.requires_grad)
     parameter.requires_grad_(False)
     return undo
+
+
+def layers_in_training(model: object) -> tuple[str, ...]:
+    """Return the kinds of layers in training mode that answer otherwise there; () for what is no module."""
+    if not isinstance(model, nn.Module):
+        return ()
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    layers = [layer for layer in model.modules() if isinstance(layer, kinds) and layer.training]
+    return tuple(sorted({type(layer).__name__ for layer in layers}))
 
 
 def to_eval_mode(module: nn.Module) -> Undo:

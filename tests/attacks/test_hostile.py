@@ -123,7 +123,8 @@ class TestEveryAttack:
         expected = run(name, norm, model, x, y)
         model.train()
         before = model[1].running_mean.clone()
-        found = run(name, norm, model, x, y)
+        with pytest.warns(UserWarning, match=r"training mode \(BatchNorm2d\).*eval mode"):
+            found = run(name, norm, model, x, y)
         assert torch.equal(found.success, expected.success)
         assert all(module.training for module in model.modules())
         assert torch.equal(model[1].running_mean, before)
