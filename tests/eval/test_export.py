@@ -68,7 +68,10 @@ def test_weights_and_json_rebuild_the_model_without_this_project(exported, digit
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
     with torch.inference_mode():
         expected = load_classifier(digits_run)(torch.from_numpy(images)).numpy()
-    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), expected)
+    found = np.load(tmp_path / "logits.npy")
+    # another process may choose other kernels; float32 sums of some hundred terms in another order agree to 1e-5
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
     assert torch.equal(  # this project reads it as well
         load_classifier(exported / "model.safetensors").head.weight, load_classifier(digits_run).head.weight
     )
