@@ -40,7 +40,7 @@ def longer_runs(record: AttackRecord, view: nn.Module, budget: Budget) -> Findin
         "accuracy lost to twice the steps, and restarts",
         lost,
         settings.CONVERGED_POINTS,
-        lost > settings.CONVERGED_POINTS and round(lost * len(record.x)) > 1,
+        lost > settings.CONVERGED_POINTS,
         f"{_CARLINI}: more changes nothing",
     )
 

@@ -112,7 +112,8 @@ class _Audit:
         self.findings += callable_findings(called)
         costly = self.outputs.random or self.outputs.batch_dependent
         self.budget = budget.thrifty() if costly else budget
-        self.view = self._view(self.called, self.outputs)
+        repaired = costly or self.outputs.probabilities
+        self.view = self._view(self.called, self.outputs) if repaired else self.raw
         votes = self.budget.votes if self.outputs.random else 1
         self.record = AttackRecord(
             self._one_pass(self.called, self.outputs), x, y, norm, eps, votes=votes, seed=seed

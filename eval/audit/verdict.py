@@ -48,7 +48,7 @@ def only_others(record: AttackRecord) -> Tensor:
 
 
 def measure_gaps(record: AttackRecord) -> tuple[Gaps, list[Finding]]:
-    """Compare the attacks of an record that all have run in."""
+    """Compare the attacks of a record, once all have run."""
     accuracy = {outcome.name: outcome.accuracy for outcome in record.outcomes if not outcome.error}
     clean = 1 - float(record.clean_wrong.double().mean())
     immune = min((accuracy[name] for name in IMMUNE if name in accuracy), default=clean)

@@ -10,6 +10,7 @@ from attacks.core.errors import AttackError
 from attacks.gradient.pgd import pgd
 from envs.files import read_json
 from eval.audit import Cause, Verdict, audit, main
+from eval.audit.attacks import SEEN_CE
 from eval.audit.settings import Budget
 from tests.support import masked_models as bed
 
@@ -64,6 +65,12 @@ def test_standard_training_is_fragile_but_sound(sound, base):
     margin = pgd(base, x, y, norm=bed.NORM, eps=bed.EPS, steps=100, loss="mifpe", restarts=3)
     assert sound.robust_accuracy == pytest.approx(margin.robust_accuracy, abs=1 / 24 + 1e-9)
     assert sound.clean_accuracy > sound.robust_accuracy
+
+
+def test_a_model_that_needs_no_repair_is_attacked_once(sound):
+    names = [outcome.name for outcome in sound.attacks]
+    assert len(names) == len(set(names))
+    assert SEEN_CE not in names
 
 
 @pytest.mark.parametrize(
