@@ -46,7 +46,17 @@ class Trace:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.kib.append(pages * os.sysconf("SC_PAGE_SIZE") // 1024)
         self.files.append(len(os.listdir("/proc/self/fd")))
-        self.threads.append(len(os.listdir("/proc/self/task")))
+        self.threads.append(self._count_threads())
+
+    def _count_threads(self) -> int:
+        """Count threads; one that Python has joined may take the kernel a moment more, a leaked one stays."""
+        count = len(os.listdir("/proc/self/task"))
+        for _ in range(50):
+            if not self.threads or count <= self.threads[-1]:
+                break
+            time.sleep(0.01)
+            count = len(os.listdir("/proc/self/task"))
+        return count
 
     def figures(self, warm_up: int) -> dict[str, Any]:
         """Return slope in KiB per unit with its interval, and the range of files and threads, after ``warm_up``."""
