@@ -42,6 +42,7 @@ def longer_runs(record: AttackRecord, view: nn.Module, budget: Budget) -> Findin
         settings.CONVERGED_POINTS,
         lost > settings.CONVERGED_POINTS,
         f"{_CARLINI}: more changes nothing",
+        decisive=True,
     )
 
 
@@ -93,6 +94,7 @@ def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> lis
             settings.UNBOUNDED_SUCCESS,
             rates[-1] < settings.UNBOUNDED_SUCCESS,
             f"{_CARLINI}; Pintor et al. 2022, unconstrained failure",
+            decisive=True,
         ),
     ]
 

@@ -36,6 +36,7 @@ class Finding:
         alarm: the figure is on the wrong side of the limit.
         source: where check and limit come from, one line.
         note: what a reader should know.
+        decisive: an alarm forbids the verdict sound, for the attacks did not do their work.
     """
 
     check: str
@@ -44,3 +45,4 @@ class Finding:
     alarm: bool = False
     source: str = ""
     note: str = ""
+    decisive: bool = False

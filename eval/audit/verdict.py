@@ -145,19 +145,12 @@ def judge(
     correct = int((~record.clean_wrong).sum())
     if correct < settings.LEAST_CORRECT:
         return _inconclusive(f"only {correct} images are classified correctly; give more images")
-    failed = [finding.check for finding in findings if finding.alarm and finding.check in DECISIVE]
+    failed = [finding.check for finding in findings if finding.alarm and finding.decisive]
     if failed:
         return _inconclusive("; ".join(failed))
     if gaps.standard > settings.OVERSTATED:
         return _inconclusive("standard attacks fall far behind the worst case, and no mechanism was found")
     return Judgement(Verdict.SOUND, None, "gradient attacks do what they should, and nothing beats them")
-
-
-# Checks that forbid a verdict of soundness: the attacks themselves did not do their work.
-DECISIVE = (
-    "accuracy lost to twice the steps, and restarts",
-    "success of an unbounded attack",
-)
 
 
 def _inconclusive(reason: str) -> Judgement:

@@ -295,7 +295,9 @@ def test_rules(outputs, gradients, gaps, verdict, cause):
 def test_failed_sanity_checks_forbid_soundness():
     record = AttackRecord(Linear(), torch.rand(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64), "L2", 0.1)
     record.clean_wrong = torch.zeros(20, dtype=torch.bool)
-    alarm = Finding("success of an unbounded attack", 0.4, 0.99, True, "source")
+    alarm = Finding("success of an unbounded attack", 0.4, 0.99, True, "source", decisive=True)
     found = judge(record, Outputs(False, False, False), HONEST, NO_GAPS, [alarm])
     assert found.verdict is Verdict.INCONCLUSIVE
     assert found.reason == alarm.check
+    mild = Finding("something else", 0.4, 0.99, True, "source")
+    assert judge(record, Outputs(False, False, False), HONEST, NO_GAPS, [mild]).verdict is Verdict.SOUND
