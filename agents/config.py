@@ -108,8 +108,8 @@ class TrainConfig:
     """Images per gradient step. Default: 64 for small and mlp, else 256; ppo always 256."""
     learning_rate: float | None = None
     """Default: 2e-3 for small and mlp, else 1e-3; half of that for a2c."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls to --lr-end."""
+    lr_schedule: Literal["constant", "linear", "linear-floor", "cosine"] = "linear"
+    """How the learning rate falls to --lr-end. linear-floor falls towards 0 and stays once it is there."""
     lr_end: float = 0.02
     """Share of the learning rate that is left at the end."""
     lr_warmup: float = 0.0

@@ -1,55 +1,88 @@
 """Settings by name: the paper's, strong baselines beside them, and small ones for a CPU.
 
-The paper's (arXiv 2606.12251) come in the two forms that its authors published commands for; ``-long`` is the second.
-Where only one form is known (SL-adv) or a value is not stated for a form, the choice made here is said in `_paper`.
+The paper's (arXiv 2606.12251) follow the commands that its authors published; ``-long`` is their second RL command and
+what goes with it. `SOURCES` says of every preset where its settings come from, and which of them are chosen here.
 """
 
 import dataclasses
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from agents.adversarial_config import AdversarialConfig
-from agents.config import TrainConfig
+from agents.config import ExplorationConfig, TrainConfig
 from envs.errors import InputError
 
 _PAPER_NETWORKS = ("cnn6", "cnn4")
 _PAPER_DATASETS = ("cifar10", "cifar100", "imagenet100")
+_PAPER_REGIMES = ("rl", "sl", "rl-adv", "sl-adv")
 _ADAMW_WEIGHT_DECAY = 1e-2  # PyTorch's default
+_ALWAYS = ("adversarial.method", "max_grad_norm")  # settings that are named even where they are the defaults
 
 
-def _paper(network: str, dataset: str, regime: str, long: bool) -> TrainConfig:
-    """Return one of the paper's regimes: ``rl``, ``sl``, ``rl-adv`` or ``sl-adv``.
+@dataclass(frozen=True)
+class Source:
+    """Where the settings of a preset come from.
 
-    Published: AdamW; learning rate 1e-3 at batch 32 for 100 passes, or 1e-4 at batch 256 for 600 passes with attacks
-    from pass 400; FGSM of Linf .01 on the own loss, weight .2 (the default) or 1; SL-adv from pass 80 of 100 at 2e-4
-    with 5 passes of warm-up, linear decay to 10 % and clipping at 1. Chosen here: RL-adv of the first form begins at
-    pass 80, too; weight .2 goes with the first form and 1 with the second; SL-adv of the second form keeps its own rate
-    and decay; learning rates without a stated decay are constant, and gradients without a stated clipping unclipped.
+    Attributes:
+        origin: the publication, or ``chosen here``.
+        chosen: the settings, such as ``adversarial.start``, that `origin` does not have and that are chosen here; None
+            where all of them are.
     """
+
+    origin: str = "chosen here"
+    chosen: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        """Return one line for tables."""
+        return f"{self.origin}; chosen here: {', '.join(self.chosen)}" if self.chosen else self.origin
+
+
+def _paper(network: str, dataset: str, regime: str, long: bool) -> tuple[TrainConfig, Source]:
+    """Return one of the paper's regimes, ``rl``, ``sl``, ``rl-adv`` or ``sl-adv``, and its source.
+
+    The README's RL command (batch 32, rate 1e-3, 100 passes) inherits attacks from pass 50 with weight .2: that is
+    RL-adv. ``scripts/run_rl.sh`` (batch 256, rate 1e-4, 600 passes) has them from pass 400 with weight 1. The README's
+    SL command attacks from pass 80 of 100 with weight 1. Plain RL and plain SL are these commands without attacks.
+    """
+    supervised = regime.startswith("sl")
     adversarial = AdversarialConfig()
     if regime.endswith("-adv"):
-        start, weight = (400.0, 1.0) if long else (80.0, 0.2)
+        start, weight = (
+            (400.0 if long else 80.0, 1.0) if supervised else (400.0, 1.0) if long else (50.0, 0.2)
+        )
         adversarial = AdversarialConfig("fgsm", eps=0.01, norm="Linf", weight=weight, start=start)
     config = TrainConfig(
-        algo="supervised" if regime.startswith("sl") else "reinforce",
+        algo="supervised" if supervised else "reinforce",
         dataset=dataset,
         network=network,
+        image_size=32 if dataset == "imagenet100" else None,
         passes=600 if long else 100,
-        batch_size=256 if long else 32,
-        learning_rate=1e-4 if long else 1e-3,
-        lr_schedule="constant",
+        batch_size=256 if long or supervised else 32,
+        learning_rate=2e-4 if supervised else 1e-4 if long else 1e-3,
+        lr_schedule="linear-floor" if supervised else "constant",
         weight_decay=_ADAMW_WEIGHT_DECAY,
-        max_grad_norm=0.0,
+        max_grad_norm=1.0 if supervised else 0.0,
         augmentation="paper",
         adversarial=adversarial,
     )
-    if regime == "sl-adv":
-        decay = {"lr_schedule": "linear", "lr_end": 0.1, "lr_warmup": 5.0}
-        config = dataclasses.replace(config, learning_rate=2e-4, max_grad_norm=1.0, **decay)  # type: ignore[arg-type]
-    return config
+    if supervised:
+        config = dataclasses.replace(config, lr_end=0.1, lr_warmup=5.0)
+    else:
+        config = dataclasses.replace(config, exploration=ExplorationConfig(0.1, "batch"))
+    chosen = [] if network == "cnn6" else ["network"]
+    chosen += ["dataset"] if dataset != "cifar10" and (supervised or long) else []
+    chosen += ["passes", "lr_schedule"] if supervised and long else []
+    if not regime.endswith("-adv"):
+        chosen.append("adversarial.method")
+    elif supervised and long:
+        chosen.append("adversarial.start")
+    command = "README, SL command" if supervised else "scripts/run_rl.sh" if long else "README, RL command"
+    return config, Source(f"{command}, of github.com/iclr2026aerl/ICLR2026-AERL", tuple(chosen))
 
 
 def _strong(network: str, dataset: str, algo: str, method: str) -> TrainConfig:
@@ -82,6 +115,7 @@ def _small(dataset: str) -> dict[str, TrainConfig]:
         "rl": ("reinforce", AdversarialConfig()),
         "rl-adv": ("reinforce", rule),
         "rl-pgd": ("reinforce", pgd),
+        "rl-trades": ("reinforce", trades),
         "epg": ("epg", AdversarialConfig()),
         "epg-adv": ("epg", pgd),
         "ppo": ("ppo", AdversarialConfig()),
@@ -95,24 +129,63 @@ def _small(dataset: str) -> dict[str, TrainConfig]:
     }
 
 
-def _all() -> dict[str, TrainConfig]:
-    found = _small("digits") | _small("mnist")
+def _all() -> dict[str, tuple[TrainConfig, Source]]:
+    found = {name: (config, Source()) for name, config in (_small("digits") | _small("mnist")).items()}
     for network in _PAPER_NETWORKS:
         for dataset in _PAPER_DATASETS:
-            for regime in ("rl", "sl", "rl-adv", "sl-adv"):
+            for regime in _PAPER_REGIMES:
                 name = f"paper-{network}-{dataset}-{regime}"
                 found[name] = _paper(network, dataset, regime, long=False)
                 found[f"{name}-long"] = _paper(network, dataset, regime, long=True)
     for network in (*_PAPER_NETWORKS, "resnet18"):
         for dataset in ("cifar10", "cifar100"):
-            found[f"pgd-{network}-{dataset}-sl"] = _strong(network, dataset, "supervised", "pgd")
-            found[f"trades-{network}-{dataset}-sl"] = _strong(network, dataset, "supervised", "trades")
-            found[f"pgd-{network}-{dataset}-rl"] = _strong(network, dataset, "reinforce", "pgd")
-            found[f"pgd-{network}-{dataset}-epg"] = _strong(network, dataset, "epg", "pgd")
-    return {name: dataclasses.replace(config, preset=name) for name, config in found.items()}
+            for method, short, algo in _STRONG:
+                config = _strong(network, dataset, algo, method)
+                found[f"{method}-{network}-{dataset}-{short}"] = (config, Source())
+    return {
+        name: (dataclasses.replace(config, preset=name), source) for name, (config, source) in found.items()
+    }
 
 
-PRESETS: dict[str, TrainConfig] = _all()
+_STRONG = (
+    ("pgd", "sl", "supervised"),
+    ("trades", "sl", "supervised"),
+    ("pgd", "rl", "reinforce"),
+    ("trades", "rl", "reinforce"),
+    ("pgd", "epg", "epg"),
+)
+_ALL = _all()
+PRESETS: dict[str, TrainConfig] = {name: config for name, (config, _) in _ALL.items()}
+SOURCES: dict[str, Source] = {name: source for name, (_, source) in _ALL.items()}
+
+
+def settings(name: str) -> dict[str, tuple[Any, bool]]:
+    """Return what the preset called ``name`` sets: (value, whether it is published) by setting.
+
+    Settings are those that differ from the defaults of `TrainConfig`, and the method of attack and the clipping in any
+    case; those of a section have its name and a dot before theirs, such as ``adversarial.start``.
+
+    Raises:
+        InputError: no preset has that name.
+    """
+    values, defaults = _flat(get_preset(name)), _flat(TrainConfig())
+    chosen = SOURCES[name].chosen
+    return {
+        key: (value, chosen is not None and key not in chosen)
+        for key, value in values.items()
+        if key != "preset" and (value != defaults[key] or key in _ALWAYS)
+    }
+
+
+def _flat(config: TrainConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.to_dict().items():
+        found |= (
+            {f"{key}.{name}": item for name, item in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
+    return found
 
 
 def get_preset(name: str) -> TrainConfig:
@@ -166,12 +239,13 @@ def print_presets(console: Console | None = None) -> None:
     table = Table(title="presets: python -m agents.train --preset NAME")
     table.add_column("name", no_wrap=True)
     table.add_column("settings")
+    table.add_column("source")
     group = ""
     for name, config in PRESETS.items():
         if name.split("-")[0] != group and group:
             table.add_section()
         group = name.split("-")[0]
-        table.add_row(name, describe(config))
+        table.add_row(name, describe(config), str(SOURCES[name]))
     (console or Console()).print(table)
 
 

@@ -229,7 +229,9 @@ def learning_rate(
 class LearningRate:
     """A learning rate that stays, or falls from ``start`` to ``end`` times that, linearly or along a cosine.
 
-    Over the first ``warmup`` of training, a share, it rises from 0 to ``start``.
+    ``linear-floor`` falls on the line from ``start`` to 0 and stays once it is ``end`` times ``start``, as in the
+    code of arXiv 2606.12251.
+    Over the first ``warmup`` of training, a share, the rate rises from 0 to ``start``.
     """
 
     def __init__(self, start: float, shape: str, end: float = 0.02, warmup: float = 0.0) -> None:
@@ -245,6 +247,8 @@ class LearningRate:
         share = remaining / (1 - self.warmup)
         if self.shape == "constant":
             return self.start
+        if self.shape == "linear-floor":
+            return self.start * max(self.end, share)
         share = share if self.shape == "linear" else (1 - np.cos(np.pi * share)) / 2
         return float(self.start * (self.end + (1 - self.end) * share))
 

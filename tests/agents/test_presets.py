@@ -1,15 +1,16 @@
 """Presets: all of them can be trained, the paper's hold its published settings, and options override them."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
 from agents.adversarial_config import AdversarialConfig
-from agents.presets import PRESETS, describe, get_preset, print_presets
+from agents.presets import PRESETS, SOURCES, describe, get_preset, print_presets, settings
 from agents.train import run
-from agents.training.factory import build_algorithm, build_env, check_names
+from agents.training.factory import build_algorithm, build_env, check_names, learning_rate
 from envs import ImageDataset
 from envs.errors import InputError
 from tests.support.agent_runs import summary
@@ -46,32 +47,81 @@ def test_presets_build(name):
     assert env.num_envs == config.images_per_step()
 
 
+PUBLISHED = {  # batch, passes, rate, schedule, clipping, weight and start of the attacks
+    "rl": (32, 100, 1e-3, "constant", 0.0, None, None),
+    "rl-adv": (32, 100, 1e-3, "constant", 0.0, 0.2, 50),
+    "rl-long": (256, 600, 1e-4, "constant", 0.0, None, None),
+    "rl-adv-long": (256, 600, 1e-4, "constant", 0.0, 1.0, 400),
+    "sl": (256, 100, 2e-4, "linear-floor", 1.0, None, None),
+    "sl-adv": (256, 100, 2e-4, "linear-floor", 1.0, 1.0, 80),
+    "sl-long": (256, 600, 2e-4, "linear-floor", 1.0, None, None),
+    "sl-adv-long": (256, 600, 2e-4, "linear-floor", 1.0, 1.0, 400),
+}
+
+
+@pytest.mark.parametrize("regime", PUBLISHED)
 @pytest.mark.parametrize("network", ["cnn6", "cnn4"])
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "imagenet100"])
-def test_the_papers_settings(network, dataset):
-    presets = {
-        (regime, form): get_preset(f"paper-{network}-{dataset}-{regime}{form}")
-        for regime in ("rl", "sl", "rl-adv", "sl-adv")
-        for form in ("", "-long")
+def test_the_papers_settings(network, dataset, regime):
+    config = get_preset(f"paper-{network}-{dataset}-{regime}")
+    rule = config.adversarial
+    assert (config.network, config.dataset, config.augmentation) == (network, dataset, "paper")
+    assert config.algo == ("reinforce" if regime.startswith("rl") else "supervised")
+    found = (config.batch_size, config.passes, config.learning_rate, config.lr_schedule, config.max_grad_norm)
+    assert (*found, rule.weight, rule.start) == PUBLISHED[regime]
+    assert config.exploration_of("reinforce") == (0.1, "batch")
+    assert config.weight_decay == 0.01
+    assert config.image_size == (32 if dataset == "imagenet100" else None)
+    if config.algo == "supervised":
+        assert (config.lr_warmup, config.lr_end) == (5, 0.1)
+    if "adv" in regime:
+        assert (rule.method, rule.eps, rule.norm, rule.rule) == ("fgsm", 0.01, "Linf", "add")
+        assert rule.full_objective() == "own"
+    else:
+        assert rule == AdversarialConfig()
+
+
+def test_the_papers_learning_rate_at_its_passes():
+    """The published rule, max(.1, (100 - e) / 95) from pass 5 on, and its difference from a decay to 10 %."""
+    paper = get_preset("paper-cnn6-cifar10-sl")
+    rate = learning_rate(paper, "supervised", warmup=paper.lr_warmup / paper.passes)
+    shares = {e: rate(1 - e / 100) / 2e-4 for e in (0, 2.5, 5, 80, 90, 95, 100)}
+    assert shares == pytest.approx({0: 0, 2.5: 0.5, 5: 1, 80: 0.211, 90: 0.105, 95: 0.1, 100: 0.1}, abs=5e-4)
+    linear = learning_rate(dataclasses.replace(paper, lr_schedule="linear"), "supervised", warmup=0.05)
+    assert [linear(1 - e / 100) / 2e-4 for e in (80, 90)] == pytest.approx([0.289, 0.195], abs=5e-4)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_says_what_is_published(name):
+    found, source = settings(name), SOURCES[name]
+    assert set(source.chosen or ()) <= set(found)
+    published = {key for key, (_, known) in found.items() if known}
+    assert bool(published) == name.startswith("paper-")
+    assert published.isdisjoint(source.chosen or ())
+    assert found["algo" if "algo" in found else "max_grad_norm"][1] == bool(published)
+
+
+def test_only_commands_that_were_published_choose_nothing():
+    whole = {name for name, source in SOURCES.items() if source.chosen == ()}
+    assert whole == {
+        "paper-cnn6-cifar10-rl-adv",
+        "paper-cnn6-cifar10-rl-adv-long",
+        "paper-cnn6-cifar10-sl-adv",
+        "paper-cnn6-cifar100-rl-adv",
+        "paper-cnn6-imagenet100-rl-adv",
     }
-    for (regime, form), config in presets.items():
-        assert (config.network, config.dataset, config.augmentation) == (network, dataset, "paper")
-        assert config.algo == ("reinforce" if regime.startswith("rl") else "supervised")
-        assert (config.batch_size, config.passes) == ((256, 600) if form else (32, 100))
-        if regime != "sl-adv":
-            assert config.learning_rate == (1e-4 if form else 1e-3)
-        if regime.endswith("adv"):
-            rule = config.adversarial
-            assert (rule.method, rule.eps, rule.norm, rule.rule) == ("fgsm", 0.01, "Linf", "add")
-            assert rule.full_objective() == "own"
-            assert rule.start == (400 if form else 80)
-            assert rule.weight == (1.0 if form else 0.2)
-        else:
-            assert config.adversarial == AdversarialConfig()
-        assert config.exploration_of("reinforce") == (0.1, "batch")
-    rate = presets["sl-adv", ""]
-    assert (rate.learning_rate, rate.lr_warmup, rate.lr_schedule, rate.lr_end) == (2e-4, 5, "linear", 0.1)
-    assert rate.max_grad_norm == 1.0
+
+
+def test_the_table_of_the_documentation_is_that_of_the_presets():
+    columns = {regime: settings(f"paper-cnn6-cifar10-{regime}") for regime in PUBLISHED}
+    rows = ["| setting | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for key in dict.fromkeys(key for found in columns.values() for key in found):
+        cells = [found.get(key, ("-", True)) for found in columns.values()]
+        shown = [f"{value}" if published else f"*{value}*" for value, published in cells]
+        rows.append(f"| `{key}` | " + " | ".join(shown) + " |")
+    page = Path(__file__).parents[2] / "docs" / "reproduction.md"
+    table = "\n".join(rows)
+    assert table in page.read_text(), f"{page} should have this table:\n{table}"
 
 
 def test_options_override_a_preset(tmp_path):
@@ -110,7 +160,7 @@ def test_an_unknown_preset_names_the_nearest(capsys):
 def test_the_list_shows_every_preset(capsys):
     assert run(["--list-presets"]) == 0
     assert "digits-sl-adv" in capsys.readouterr().out
-    console = Console(width=160, record=True)
+    console = Console(width=400, record=True)
     print_presets(console)
     text = console.export_text()
     for name in PRESETS:

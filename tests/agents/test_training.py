@@ -97,6 +97,11 @@ def test_learning_rate_schedules(shape):
     assert rate(0.5) == pytest.approx(1.1)
 
 
+def test_a_linear_schedule_with_a_floor():
+    rate = LearningRate(2.0, "linear-floor", end=0.1)
+    assert [rate(share) for share in (1, 0.5, 0.1, 0.05, 0)] == pytest.approx([2.0, 1.0, 0.2, 0.2, 0.2])
+
+
 def test_a_schedule_is_one_run(tmp_path):
     train(short(tmp_path, "schedule"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -113,8 +113,13 @@ class Regime:
         if preset is not None:
             start = get_preset(str(preset).format(dataset=dataset, network=network))
         values = _merge(_merge(start.to_dict(), shared), options)
-        values |= {"dataset": dataset, "network": network, "seed": seed, "image_size": image_size}
-        values |= {"attack": False, "progress": False, "preset": start.preset}
+        values |= {"dataset": dataset, "network": network, "seed": seed}
+        values |= {
+            "image_size": image_size or start.image_size,
+            "attack": False,
+            "progress": False,
+            "preset": start.preset,
+        }
         try:
             config = TrainConfig.from_dict(values)
             config.validate()
