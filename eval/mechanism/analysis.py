@@ -26,6 +26,10 @@ class AnalysisOptions:
     """Loss that PGD climbs and whose gradients are measured: ce, margin, dlr or mifpe."""
     protocol: Literal["normalized", "cleverhans"] = "normalized"
     """Steps of PGD: normalized, or cleverhans (averaged loss, floored)."""
+    published_path: bool = True
+    """Also follow the published path: cleverhans steps, no clipping to [0, 1] (not at L1)."""
+    double: bool = True
+    """Also take float64 gradients at every point of the paths."""
     resolution: int = 300
     """Points per axis of the single landscape."""
     average_images: int = 16
@@ -50,6 +54,7 @@ class Analysis:
         x: the images, (n, C, H, W).
         static: indicators at the images.
         dynamic: indicators along the path of PGD; its result is the attacked images.
+        published: indicators along the published path (pgd-paper), where it was followed.
         clean: predictions of the images.
         attacked: predictions of the attacked images.
         single: landscape of one image.
@@ -65,6 +70,12 @@ class Analysis:
     attacked: EntropySplit
     single: Landscape
     average: Landscape
+    published: DynamicIndicators | None = None
+
+    @property
+    def paths(self) -> dict[str, DynamicIndicators]:
+        """The indicators by the name of the path."""
+        return {"PGD": self.dynamic} | ({} if self.published is None else {"pgd-paper": self.published})
 
     def figures(self) -> dict[str, Any]:
         """Return every figure but the landscapes' points, as plain JSON."""
@@ -72,6 +83,7 @@ class Analysis:
             "name": self.name,
             "static": self.static.figures(),
             "dynamic": self.dynamic.figures(),
+            "published_path": None if self.published is None else self.published.figures(),
             "entropy": {"clean": self.clean.figures(), "attacked": self.attacked.figures()},
             "landscape": {
                 "single": landscape_figures(self.single),
@@ -131,17 +143,18 @@ def analyse(
         sample_ids=ids,
         **common,
     )
+    path: dict[str, Any] = common | {
+        "steps": options.steps,
+        "loss": options.loss,
+        "double": options.double,
+        "sample_ids": ids,
+    }
     say("the path of PGD")
-    dynamic = dynamic_indicators(
-        model,
-        x,
-        y,
-        steps=options.steps,
-        loss=options.loss,
-        protocol=options.protocol,
-        sample_ids=ids,
-        **common,
-    )
+    dynamic = dynamic_indicators(model, x, y, protocol=options.protocol, **path)
+    published = None
+    if options.published_path and threat.norm != "L1":
+        say("the published path")
+        published = dynamic_indicators(model, x, y, protocol="cleverhans", box=False, **path)
 
     def surface(rows: slice, resolution: int) -> Landscape:
         say(f"landscape of {rows.stop - rows.start} images, {resolution} x {resolution} points")
@@ -158,6 +171,7 @@ def analyse(
         attacked=entropy_split(model, dynamic.adversarial, y),
         single=surface(slice(options.image, options.image + 1), options.resolution),
         average=surface(slice(0, min(options.average_images, len(x))), options.average_resolution),
+        published=published,
     )
 
 

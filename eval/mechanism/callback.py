@@ -67,8 +67,8 @@ class PictureCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self.num_timesteps >= self._next:
             self._next = (self.num_timesteps // self.every + 1) * self.every
+            exclude = ("stdout", "log", "json", "csv")
             for name, picture in self.pictures().items():
-                exclude = ("stdout", "log", "json", "csv")
                 self.logger.record(f"pictures/{name}", Figure(picture, close=True), exclude=exclude)
 
     def pictures(self) -> dict[str, Picture]:

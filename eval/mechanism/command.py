@@ -5,17 +5,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import tyro
 from rich.console import Console
 from rich.status import Status
-from rich.table import Table
 
 from agents.common.command_line import run_cli
 from agents.common.run_dir import resolve_device, versions
 from envs.errors import InputError
 from envs.files import write_atomic, write_json
-from eval.core.formatting import make_table, percent, print_table
+from eval.core.formatting import print_table
 from eval.core.options import DataOptions
 from eval.core.plot_style import save_figure
 from eval.core.targets import Samples, load_target
@@ -23,7 +21,7 @@ from eval.core.threats import Threat, default_eps, parse_eps, parse_norm
 from eval.mechanism.analysis import Analysis, AnalysisOptions, analyse
 from eval.mechanism.landscape_plots import landscape_figure
 from eval.mechanism.plots import adversarial_grid, dynamic_figure, entropy_figure, static_figure
-from eval.mechanism.static_indicators import spread
+from eval.mechanism.tables import direction_table, summary_table
 from eval.report.gallery import pack_gallery
 
 _GRID_IMAGES = 10
@@ -76,6 +74,7 @@ def mechanism_command(config: MechanismCommand) -> int:
     out = config.out or loaded[0][0].results_dir / "mechanism"
     out.mkdir(parents=True, exist_ok=True)
     print_table(summary_table(analyses))
+    print_table(direction_table(analyses))
     for path in write_mechanism(out, analyses, loaded[0][1]):
         print(path)
     return 0
@@ -101,6 +100,7 @@ def write_mechanism(out: Path, analyses: Sequence[Analysis], samples: Samples) -
     attack = f"under PGD, {threat}"
     names = _distinct([analysis.name for analysis in analyses])
     named = dict(zip(names, analyses, strict=True))
+    published = {name: analysis.published for name, analysis in named.items() if analysis.published}
     pictures = {
         "landscape": landscape_figure({k: a.single for k, a in named.items()}, samples.classes),
         "landscape-average": landscape_figure({k: a.average for k, a in named.items()}, samples.classes),
@@ -108,6 +108,8 @@ def write_mechanism(out: Path, analyses: Sequence[Analysis], samples: Samples) -
         "path": dynamic_figure({k: a.dynamic for k, a in named.items()}, threat),
         "entropy": entropy_figure({k: (a.clean, a.attacked) for k, a in named.items()}, attack),
     }
+    if published:
+        pictures["path-published"] = dynamic_figure(published, threat, "pgd-paper")
     for k, (name, analysis) in enumerate(named.items()):
         first = slice(0, _GRID_IMAGES)
         pictures["adversarial" if len(named) == 1 else f"adversarial-{k + 1}"] = adversarial_grid(
@@ -149,44 +151,6 @@ def write_mechanism(out: Path, analyses: Sequence[Analysis], samples: Samples) -
 def _distinct(names: Sequence[str]) -> list[str]:
     """Return the names, numbered where they repeat."""
     return [f"{name} ({k + 1})" if name in names[:k] else name for k, name in enumerate(names)]
-
-
-def summary_table(analyses: Sequence[Analysis]) -> Table:
-    """Return the indicators' medians over the images (means where a share is meant), one column per model."""
-    first = analyses[0]
-    title = f"Mechanism, {first.threat}, n = {len(first.x)} (medians over images)"
-    table = make_table(title, ("indicator",), [analysis.name for analysis in analyses])
-    columns = [_summary(analysis) for analysis in analyses]
-    for row in columns[0]:
-        table.add_row(row, *(column[row] for column in columns))
-    return table
-
-
-def _summary(analysis: Analysis) -> dict[str, str]:
-    static, dynamic = analysis.static, analysis.dynamic
-    return {
-        "input-gradient norm": _median(static.gradient_norm),
-        "input-gradient norm, float64": _median(static.gradient_norm64),
-        "gradients exactly zero": percent(float(static.zero.float().mean())),
-        "gradients under the cleverhans floor": percent(float(static.under_floor.float().mean())),
-        "direction under noise (cosine)": _median(static.stability),
-        "local nonlinearity": _median(static.nonlinearity),
-        "margin (logits)": _median(static.margin),
-        "logit scale": _median(static.logit_scale),
-        "input curvature": _median(static.curvature.abs()),
-        "along PGD: gradient norm": _median(dynamic.gradient_norm),
-        "along PGD: cosine to the previous": _median(dynamic.cosine),
-        "along PGD: equal signs": _median(dynamic.same_sign),
-        "along PGD: dispersion": _median(dynamic.dispersion),
-        "along PGD: drift": f"{dynamic.drift:.3g}",
-        "entropy, clean (bits)": _median(analysis.clean.bits),
-        "entropy, attacked (bits)": _median(analysis.attacked.bits),
-    }
-
-
-def _median(values: torch.Tensor) -> str:
-    median = spread(values)["median"]
-    return "-" if median is None else f"{median:.3g}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,49 +6,39 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from attacks.core.losses import misclassified
 from attacks.gradient.pgd import Step, pgd
 from eval.core.threats import CLEVERHANS_BATCH
-from eval.mechanism.gradients import cosines, lengths, units
+from eval.mechanism.directions import DirectionRecorder, Directions, band
+from eval.mechanism.gradients import in_double, input_gradient
 
 
 @dataclass(frozen=True)
-class DynamicIndicators:
+class DynamicIndicators(Directions):
     """Indicators of T steps over N images (Zou et al. 2026, arXiv 2606.12251), on the CPU.
+
+    The attributes of `Directions` are those of the model's own arithmetic, as a rule float32.
 
     Attributes:
         gradient_norm: (T, N), L2 length of the input gradient of each image's cross-entropy.
-        cosine: (T - 1, N), cosine of the gradient to that of the step before; NaN where either is zero.
-        same_sign: (T - 1, N), share of the pixels whose gradient has the sign it had at the step before.
-        dispersion: (T,), 1 - mean cosine of the images' gradients to their common direction, the sum of the
-            gradients scaled to length 1: 0 when all agree, 1 when they cancel.
-        drift: 1 - mean cosine over all pairs of steps of the common directions.
         loss: (T, N), cross-entropy before each step.
         correct: (T,), share of the images classified correctly before each step.
         adversarial: (N, C, H, W) on the images' device, what the attack returned.
+        double: the directions of float64 gradients at the same points, where they were asked for.
     """
 
     gradient_norm: Tensor
-    cosine: Tensor
-    same_sign: Tensor
-    dispersion: Tensor
-    drift: float
     loss: Tensor
     correct: Tensor
     adversarial: Tensor
+    double: Directions | None = None
 
     def figures(self) -> dict[str, Any]:
         """Return, per step, mean and quartiles over the images, as plain JSON (None where undefined)."""
-        bands = {name: band(getattr(self, name)) for name in ("gradient_norm", "cosine", "same_sign", "loss")}
-        steps = {"dispersion": self.dispersion.tolist(), "correct": self.correct.tolist()}
-        return bands | steps | {"drift": self.drift}
-
-
-def band(values: Tensor) -> dict[str, list[float | None]]:
-    """Return mean and quartiles over the images (last dimension), per step; undefined values are left out."""
-    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    low, median, high = torch.nanquantile(values.double(), points, dim=1)
-    curves = {"mean": values.double().nanmean(dim=1), "q25": low, "median": median, "q75": high}
-    return {name: [None if v != v else v for v in curve.tolist()] for name, curve in curves.items()}
+        more: dict[str, Any] = {"gradient_norm": band(self.gradient_norm), "loss": band(self.loss)}
+        more["correct"] = self.correct.tolist()
+        double = {} if self.double is None else {"float64": self.double.figures()}
+        return super().figures() | more | double
 
 
 def dynamic_indicators(
@@ -63,6 +53,8 @@ def dynamic_indicators(
     loss: str = "ce",
     protocol: Literal["normalized", "cleverhans"] = "normalized",
     averaged_over: int = CLEVERHANS_BATCH,
+    box: bool = True,
+    double: bool = False,
     random_start: bool = True,
     batch_size: int | None = None,
     seed: int = 0,
@@ -80,13 +72,16 @@ def dynamic_indicators(
         step_size: length of a step in ``norm``; eps / 10 by default.
         loss: a name of `attacks.core.losses`.
         protocol: of the steps, see `attacks.gradient.pgd`; the gradients recorded are each image's own under both.
-        averaged_over: batch that the cleverhans protocol averages its loss over.
+        averaged_over: images over which the cleverhans protocol and the clamped directions average the loss.
+        box: False leaves out the clipping to [0, 1]; with ``protocol="cleverhans"`` this is the published path.
+        double: also take float64 gradients at every point of the path.
         random_start: start uniformly in the ball instead of at the image.
         batch_size: images at once; no indicator depends on it.
         seed: of the random start.
-        sample_ids: (N,), what each image's start hangs on.
+        sample_ids: (N,), what each image's start depends on.
     """
-    recorder = _Recorder(x, y, steps, averaged_over if protocol == "cleverhans" else 1)
+    recorder = _Recorder(model, x, y, steps, averaged_over, loss, double)
+    recorder.scale = averaged_over if protocol == "cleverhans" else 1
     result = pgd(
         model,
         x,
@@ -99,6 +94,7 @@ def dynamic_indicators(
         random_start=random_start,
         protocol=protocol,
         averaged_over=averaged_over,
+        box=box,
         early_stop=False,
         batch_size=batch_size,
         seed=seed,
@@ -109,66 +105,34 @@ def dynamic_indicators(
 
 
 class _Recorder:
-    """Collects the steps of the batches, one batch's path after the other's."""
+    """Collects what PGD shows before each of its steps."""
 
-    def __init__(self, x: Tensor, y: Tensor, steps: int, scale: int) -> None:
-        n = len(x)
-        self.y, self.steps, self.scale = y, steps, scale
-        self.norms = x.new_zeros(steps, n)
-        self.losses = x.new_zeros(steps, n)
-        self.right = torch.zeros(steps, n, dtype=torch.bool, device=x.device)
-        self.cosine = x.new_zeros(steps - 1, n)
-        self.signs = x.new_zeros(steps - 1, n)
-        self.common = x.new_zeros(steps, x[0].numel())
-        self.path = torch.zeros_like(self.common)  # sums of the batch under way
-        self.before: Tensor | None = None
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, steps: int, averaged_over: int, loss: str, double: bool
+    ) -> None:
+        self.y, self.loss, self.scale = y, loss, 1
+        self.single = DirectionRecorder(steps, x, averaged_over, x.dtype)
+        self.double = DirectionRecorder(steps, x, averaged_over, torch.float64) if double else None
+        self.model = in_double(model) if double else model
+        self.losses = x.new_zeros(steps, len(x))
+        self.right = torch.zeros(steps, len(x), dtype=torch.bool, device=x.device)
 
     def __call__(self, step: Step) -> None:
         t, rows = step.index, step.rows
-        grad = step.grad * self.scale
-        self.norms[t, rows] = lengths(grad)
         self.losses[t, rows] = step.loss
-        self.right[t, rows] = step.logits.argmax(1) == self.y[rows]
-        if t and self.before is not None:
-            self.cosine[t - 1, rows] = cosines(self.before, grad)
-            self.signs[t - 1, rows] = (self.before.sign() == grad.sign()).flatten(1).float().mean(1)
-        self.before = grad
-        self.path[t] = units(grad).sum(0)
-        if t == self.steps - 1:  # only whole paths count: one that ran out of memory is walked again
-            self.common += self.path
+        self.right[t, rows] = ~misclassified(step.logits, self.y[rows])
+        self.single.take(t, rows, step.grad * self.scale)
+        if self.double is not None:
+            grad = input_gradient(self.model, step.x_adv.double(), self.y[rows], self.loss).grad
+            self.double.take(t, rows, grad.nan_to_num(0, 0, 0))
 
     def indicators(self, adversarial: Tensor) -> DynamicIndicators:
         """Return what was recorded."""
         return DynamicIndicators(
-            gradient_norm=self.norms.cpu(),
-            cosine=self.cosine.cpu(),
-            same_sign=self.signs.cpu(),
-            dispersion=dispersion(self.common, (self.norms > 0).sum(1)).cpu(),
-            drift=drift(self.common),
+            **self.single.columns(),
+            gradient_norm=self.single.norms.cpu(),
             loss=self.losses.cpu(),
             correct=self.right.float().mean(1).cpu(),
             adversarial=adversarial,
+            double=None if self.double is None else Directions(**self.double.columns()),
         )
-
-
-def dispersion(common: Tensor, count: Tensor) -> Tensor:
-    """Return 1 - mean cosine to the common direction, (T,).
-
-    For unit vectors u_i with sum s, the cosines u_i.s / |s| add up to |s|: their mean is |s| / N, the mean
-    resultant length of directional statistics, so one pass over the images is enough.
-
-    Args:
-        common: (T, D), sums of the unit gradients.
-        count: (T,), how many are not zero; where none is, the dispersion is 1.
-    """
-    return 1 - common.norm(dim=1) / count.clamp_min(1)
-
-
-def drift(common: Tensor) -> float:
-    """Return 1 - mean cosine over all pairs of the T common directions (T, D); 0 for a single step."""
-    if len(common) < 2:
-        return 0.0
-    directions = units(common)
-    cosine = directions @ directions.T
-    pairs = torch.triu_indices(len(common), len(common), offset=1)
-    return float(1 - cosine[pairs[0], pairs[1]].mean())

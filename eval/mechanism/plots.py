@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,39 +111,59 @@ def security_figure(curves: Mapping[str, Mapping[str, SecurityCurve]], attack: s
     return figure
 
 
-def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat) -> Figure:
-    """Draw the indicators along the PGD path: medians over the images with quartile bands, per step."""
-    figure = new_figure(12.5, 6.4)
+def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat, path: str = "PGD") -> Figure:
+    """Draw the indicators along a path: medians over the images with quartile bands, per step.
+
+    Indicators of directions by both definitions, see `eval.mechanism.directions`; dotted: float64.
+    """
+    figure = new_figure(12.5, 9.2)
     figure.suptitle(
-        f"Gradients along the PGD path, {threat} (median, band: quartiles)", fontsize=11, color=INK
+        f"Gradients along the path of {path}, {threat} (median, band: quartiles; dotted: float64)",
+        fontsize=11,
+        color=INK,
     )
-    panels = figure.subplots(2, 3).ravel()
+    panels = figure.subplots(3, 3).ravel()
     titles = (
-        ("gradient_norm", "gradient norm", "L2, per pixel unit", 0),
-        ("cosine", "cosine to the previous gradient", "cosine", 1),
-        ("same_sign", "equal signs with the previous gradient", "share of pixels", 1),
-        ("dispersion", "dispersion between images", "1 - mean cosine", 0),
-        ("loss", "cross-entropy", "nats", 0),
-        ("correct", "classified correctly", "share of images", 0),
+        ("gradient_norm", "gradient norm", "L2, per pixel unit"),
+        ("cosine", "cosine to the previous gradient", "cosine"),
+        ("clamped_cosine", "the same, clamped as published", "cosine"),
+        ("clamped", "gradients under the clamp of 1e-12", "share of images"),
+        ("dispersion", "dispersion between images", "1 - mean cosine"),
+        ("clamped_dispersion", "the same, clamped as published", "1 - mean cosine"),
+        ("same_sign", "equal signs with the previous gradient", "share of pixels"),
+        ("loss", "cross-entropy", "nats"),
+        ("correct", "classified correctly", "share of images"),
     )
-    for axes, (name, title, unit, first) in zip(panels, titles, strict=True):
+    for axes, (name, title, unit) in zip(panels, titles, strict=True):
         tidy(axes, title, "step", unit)
         for k, (label, item) in enumerate(zip(shorten(models), models.values(), strict=True)):
-            values = getattr(item, name).double()
-            steps = np.arange(first, first + len(values))
-            if values.ndim == 2:
-                points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-                low, middle, high = torch.nanquantile(values, points, dim=1).numpy()
-                axes.fill_between(steps, low, high, color=colour(k), alpha=0.18, linewidth=0)
-            else:
-                middle = values.numpy()
-            axes.plot(steps, middle, color=colour(k), label=label, linestyle=("-", "--", "-.", ":")[k % 4])
+            values = getattr(item, name)
+            if name == "clamped":
+                values = values.double().mean(1)
+            style: dict[str, Any] = {"color": colour(k), "linestyle": ("-", "--", "-.")[k % 3]}
+            _curve(axes, values, len(item.correct), **style, label=label)
+            if item.double is not None and hasattr(item.double, name):
+                values = getattr(item.double, name).double()
+                middle = values.mean(1) if name == "clamped" else values
+                _curve(axes, middle, len(item.correct), color=colour(k), linestyle=":", banded=False)
         if name == "gradient_norm":
             axes.set_yscale("log")
-        if name in ("same_sign", "correct"):
+        if name in ("same_sign", "correct", "clamped"):
             axes.set_ylim(-0.02, 1.02)
     legend_below(figure, panels[0])
     return figure
+
+
+def _curve(axes: Axes, values: Tensor, steps: int, *, banded: bool = True, **style: Any) -> None:
+    """Draw values per step (T,), or medians and quartiles over images (T, N); those of step pairs begin at 1."""
+    values = values.double()
+    place = np.arange(steps - len(values), steps)
+    if values.ndim == 2:
+        points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        low, values, high = torch.nanquantile(values, points, dim=1)
+        if banded:
+            axes.fill_between(place, low.numpy(), high.numpy(), color=style["color"], alpha=0.18, linewidth=0)
+    axes.plot(place, values.numpy(), **style)
 
 
 def static_figure(models: Mapping[str, StaticIndicators]) -> Figure:

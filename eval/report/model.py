@@ -30,7 +30,11 @@ _FIGURES = {
     ),
     "path": (
         "Along the path of PGD",
-        "Gradient norm, cosine, equal signs and dispersion per step of the attack",
+        "Gradient norm, equal signs, and cosine and dispersion by the true and the published definition, per step",
+    ),
+    "path-published": (
+        "Along the published path (pgd-paper)",
+        "The same indicators along the path of the paper's own attack, which may leave [0, 1]",
     ),
     "entropy": ("Entropy of the predictions", "Distributions of entropy in bits, clean and attacked"),
     "trajectory": (

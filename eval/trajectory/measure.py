@@ -23,7 +23,6 @@ from eval.robustness.suite import BarFactory, battery, run_battery
 from eval.trajectory.record import Outcome, Point, Trajectory, bits, rounded
 
 ATTACKS = ("pgd-paper", "pgd-cleverhans", "pgd", "pgd-mifpe", "fast")
-CLAMP = 1e-12  # by which the authors' indicators divide at least, in place of the gradient's length
 _STEPS = 100
 _PLACES = (
     "dataset",
@@ -185,22 +184,12 @@ def indicators(
         seed=seed,
         sample_ids=samples.indices.to(x.device),
     )
-    lengths_shown = directions(path.gradient_norm)
     columns = {
         "gradient_norm": lengths(at.grad),
         "margin": -margin(at.logits, y),
         "entropy": entropy_bits(at.logits),
         "cosine": path.cosine.nanmean(0),
-        "clamped_cosine": (path.cosine.nan_to_num(0) * lengths_shown[1:] * lengths_shown[:-1]).mean(0),
-        "clamped": (lengths_shown < 1).float().mean(0),
+        "clamped_cosine": path.clamped_cosine.mean(0),
+        "clamped": path.clamped.float().mean(0),
     }
     return {name: rounded(values.tolist()) for name, values in columns.items()}
-
-
-def directions(gradient_norm: torch.Tensor) -> torch.Tensor:
-    """Return the lengths that the authors' "directions" have: below 1 where the clamp takes the place of the norm.
-
-    Args:
-        gradient_norm: of each image's own loss; the authors' is averaged over 128 images.
-    """
-    return (gradient_norm.double() / CLEVERHANS_BATCH / CLAMP).clamp(max=1)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from eval.mechanism.directions import DirectionRecorder, clamped_lengths, dispersion, drift
 from eval.mechanism.entropy import entropy_bits, entropy_split
 from eval.mechanism.gradients import cosines, input_gradient, lengths, units
 from eval.mechanism.landscape import landscape, plane
-from eval.mechanism.path_indicators import dispersion, drift, dynamic_indicators
+from eval.mechanism.path_indicators import dynamic_indicators
 from eval.mechanism.static_indicators import spread, static_indicators
 
 
@@ -177,11 +178,104 @@ def test_drift_equals_the_mean_over_pairs():
     assert drift(common[:1]) == 0.0
 
 
+def authors_indicators(averaged):
+    """The published formulas, on gradients (T, N, D) of a loss averaged over the batch."""
+    unit = averaged / averaged.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    cosine = (unit[1:] * unit[:-1]).sum(2)
+    mean = unit.mean(1, keepdim=True)
+    mean = mean / mean.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    over_time = (mean[:, 0] @ mean[:, 0].T).triu(1).sum() / (len(mean) * (len(mean) - 1) / 2)
+    return cosine, 1 - (unit * mean).sum(2).mean(1), float(1 - over_time)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_clamped_directions_are_those_of_the_published_formulas(batches):
+    generator = torch.Generator().manual_seed(4)
+    sizes = torch.tensor([1e-14, 1e-12, 1e-11, 1e-10, 1e-9, 1.0], dtype=torch.float64)
+    own = torch.randn(5, 6, 12, generator=generator, dtype=torch.float64) * sizes[:, None]
+    recorder = DirectionRecorder(5, own.new_zeros(6, 1, 3, 4), averaged_over=128, dtype=torch.float64)
+    for rows in torch.arange(6).chunk(batches):
+        for t in range(5):
+            recorder.take(t, rows, own[t, rows].view(-1, 1, 3, 4))
+    found = recorder.columns()
+    cosine, spread_out, over_time = authors_indicators(own / 128)
+    torch.testing.assert_close(found["clamped_cosine"], cosine, rtol=1e-10, atol=1e-15)
+    torch.testing.assert_close(found["clamped_dispersion"], spread_out, rtol=1e-10, atol=1e-12)
+    assert found["clamped_drift"] == pytest.approx(over_time, abs=1e-12)
+    true = torch.cosine_similarity(own[1:], own[:-1], dim=2, eps=1e-300)
+    torch.testing.assert_close(found["cosine"], true, rtol=1e-10, atol=1e-12)
+    assert found["clamped"][:, 0].all()
+    assert not found["clamped"][:, -1].any()
+    assert clamped_lengths(torch.tensor([64e-12, 256e-12]), 128).tolist() == pytest.approx([0.5, 1.0])
+
+
+class Multiplied(nn.Module):
+    """A small network whose logits are multiplied: the same decisions, a softmax that saturates."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, generator = factor, torch.Generator().manual_seed(1)
+        self.first, self.last = nn.Linear(16, 32), nn.Linear(32, 4)
+        for weights in self.parameters():
+            weights.data = 0.5 * torch.randn(weights.shape, generator=generator)
+
+    def forward(self, x):
+        return self.factor * self.last(torch.tanh(self.first(x.flatten(1))))
+
+
+def test_multiplied_logits_make_published_directions_look_unstable_and_change_no_true_one():
+    x = torch.rand(24, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    y = Multiplied(1)(x).argmax(1)
+    found = {k: dynamic_indicators(Multiplied(k), x, y, eps=0.3, steps=10, double=True) for k in (1, 10, 100)}
+    true, clamped, double = (
+        {k: float(getattr(item, name).nanmean()) for k, item in items.items()}
+        for items, name in (
+            (found, "cosine"),
+            (found, "clamped_cosine"),
+            ({k: item.double for k, item in found.items()}, "cosine"),
+        )
+    )
+    assert clamped[1] == pytest.approx(true[1], abs=5e-6)
+    assert clamped[10] < clamped[1] - 0.05
+    assert clamped[100] < 0.6
+    for k in found:
+        assert true[k] > 0.96
+        assert double[k] == pytest.approx(true[k], abs=0.03)
+        share = float(found[k].clamped.double().mean())
+        assert float(found[k].double.clamped.double().mean()) == pytest.approx(share, abs=0.05)
+    assert not found[1].clamped.any()
+    assert found[100].clamped.double().mean() > 0.4
+    assert found[100].clamped_dispersion.mean() > found[100].dispersion.mean() + 0.05
+    assert found[100].clamped_drift > found[100].drift
+    figures = found[100].figures()
+    assert figures["float64"]["clamped_cosine"]["mean"][0] < 0.6 < figures["float64"]["cosine"]["mean"][0]
+
+
+def test_the_published_path_leaves_the_box_and_keeps_to_its_floor():
+    """A gradient of 1e-5 averaged over 128 images is under the floor of 1e-6: steps of .1 become .1 * 1e-5 / 128e-6."""
+    model = Quadratic(torch.zeros(4, 4), torch.zeros(4))
+    model.forward = lambda x: torch.stack([torch.zeros(len(x)), 1e-5 * x.flatten(1)[:, 0]], dim=1)
+    x = torch.full((1, 1, 2, 2), 0.999)
+    found = dynamic_indicators(
+        model,
+        x,
+        torch.zeros(1, dtype=torch.int64),
+        eps=1.0,
+        steps=5,
+        loss="margin",
+        protocol="cleverhans",
+        box=False,
+        random_start=False,
+    )
+    moved = 0.999 + 5 * 0.1 * 1e-5 / 128e-6
+    torch.testing.assert_close(found.adversarial[0, 0, 0], torch.tensor([moved, 0.999]))
+
+
 def test_indicators_do_not_depend_on_the_batch_size(problem):
     model, _, x, y = problem
     one = dynamic_indicators(model, x, y, norm="L2", eps=0.2, steps=3, batch_size=1)
     all_at_once = dynamic_indicators(model, x, y, norm="L2", eps=0.2, steps=3)
-    for name in ("gradient_norm", "cosine", "same_sign", "dispersion", "loss", "correct"):
+    for name in ("gradient_norm", "cosine", "clamped_cosine", "same_sign", "dispersion", "loss", "correct"):
         torch.testing.assert_close(getattr(one, name), getattr(all_at_once, name))
     static = [static_indicators(model, x, y, eps=0.2, batch_size=size) for size in (2, 5)]
     for name, values in vars(static[0]).items():

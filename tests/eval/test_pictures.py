@@ -89,13 +89,21 @@ def test_path_figure_survives_undefined_cosines():
         same_sign=torch.ones(4, 3),
         dispersion=torch.linspace(0, 1, 5),
         drift=0.1,
+        clamped=torch.ones(5, 3, dtype=torch.bool),
+        clamped_cosine=torch.zeros(4, 3),
+        clamped_dispersion=torch.ones(5),
+        clamped_drift=0.9,
         loss=torch.ones(5, 3),
         correct=torch.ones(5),
         adversarial=torch.zeros(3, 1, 2, 2),
     )
     figure = dynamic_figure({"m": item}, Threat("L2", 1.0))
-    assert len(figure.axes) == 6
-    assert figure.axes[3].lines[0].get_ydata().tolist() == [0, 0.25, 0.5, 0.75, 1]
+    both = dataclasses.replace(item, double=item)
+    assert len(figure.axes) == 9
+    assert figure.axes[3].lines[0].get_ydata().tolist() == [1] * 5
+    assert figure.axes[4].lines[0].get_ydata().tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert figure.axes[2].lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+    assert [len(axes.lines) for axes in dynamic_figure({"m": both}, Threat("L2", 1.0)).axes][1:3] == [2, 2]
     assert item.figures()["cosine"]["median"] == [None] * 4
 
 
@@ -157,14 +165,20 @@ def test_mechanism_command_writes_figures_and_pictures(tmp_path, capsys):
     assert command.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "input-gradient norm" in printed
+    assert "published, float64" in printed
+    assert "pgd-paper" in printed
     content = json.loads((out / "mechanism.json").read_text(), parse_constant=pytest.fail)
     assert [model["name"] for model in content["models"]] == [MODEL]
     first = content["models"][0]
     assert first["static"]["gradient_norm"]["n"] == 12
-    assert len(first["dynamic"]["cosine"]["median"]) == 2
+    for path in ("dynamic", "published_path"):
+        for precision in (first[path], first[path]["float64"]):
+            assert len(precision["cosine"]["median"]) == len(precision["clamped_cosine"]["median"]) == 2
+            assert len(precision["clamped"]) == 3
     assert sum(first["entropy"]["clean"]["all"]["histogram"]) == 12
     assert first["landscape"]["single"]["resolution"] == 8
-    expected = {"landscape", "landscape-average", "gradients", "path", "entropy", "adversarial"}
+    expected = {"landscape", "landscape-average", "gradients", "path", "path-published", "entropy"}
+    expected |= {"adversarial"}
     assert {path.stem for path in out.glob("*.png")} == expected
     assert len(read_gallery(Folder(out), "gallery.npz", most=99)) == 10
 

@@ -18,9 +18,9 @@ from attacks import pgd
 from envs.errors import InputError
 from eval.attack import runner
 from eval.core.targets import load_samples
-from eval.core.threats import CLEVERHANS_BATCH, Threat
+from eval.core.threats import Threat
 from eval.trajectory.command import main
-from eval.trajectory.measure import directions, follow, regime_name, snapshots
+from eval.trajectory.measure import follow, regime_name, snapshots
 from eval.trajectory.record import (
     Outcome,
     Point,
@@ -114,20 +114,6 @@ def test_the_worst_case_leaves_out_points_outside_the_box():
     assert point.left == "1001" == worst(["1101", "1011"])
     assert share(point.left) == 0.5
     assert interval(point.left) == pytest.approx((0.15, 0.85), abs=0.01)
-
-
-def test_the_clamp_shortens_directions():
-    """The authors divide gradients of the averaged loss by their length or 1e-12, whichever is larger."""
-    torch.manual_seed(0)
-    own = torch.randn(2, 5, 7, dtype=torch.float64) * torch.tensor([1e-13, 1e-11, 1e-10, 1e-9, 1.0])[:, None]
-    averaged = own / CLEVERHANS_BATCH
-    unit = averaged / averaged.norm(dim=2, keepdim=True).clamp_min(1e-12)
-    expected = (unit[0] * unit[1]).sum(1)
-    true = torch.cosine_similarity(own[0], own[1], dim=1, eps=1e-300)
-    lengths = directions(own.norm(dim=2))
-    assert torch.allclose(true * lengths[0] * lengths[1], expected, rtol=1e-12)
-    assert lengths[:, 0].max() < 0.01
-    assert (lengths[:, -1] == 1).all()
 
 
 @pytest.mark.parametrize(
