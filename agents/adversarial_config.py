@@ -52,6 +52,9 @@ class AdversarialConfig:
     trades always raises the KL divergence."""
     share: Annotated[float | None, arg(name="adv-share")] = None
     """Share of the images that --adv-mix replace attacks. Default: 1."""
+    trades_start: Annotated[Literal["clipped", "official"] | None, arg(name="adv-trades-start")] = None
+    """Where trades begins: at the noisy image clipped to [0, 1], or as it is, as the authors' code does. The points
+    after it are clipped in both. Default: clipped."""
     start: Annotated[float | None, arg(name="adv-start")] = None
     """Passes over the training set before the first attack. Default: 0. Selection starts anew there."""
 
@@ -100,7 +103,7 @@ class AdversarialConfig:
             "objective": "divergence" if self.method == "trades" else self.full_objective(),
             "share": self.share or 1.0,
             "start": self.start or 0.0,
-        }
+        } | ({"trades_start": self.trades_start or "clipped"} if self.method == "trades" else {})
 
     def validate(self, algorithms: Iterable[str]) -> None:
         """Check all options against each other and against the algorithms that they are for.
@@ -146,6 +149,8 @@ class AdversarialConfig:
                 "objective": "trades raises the divergence",
             },
         }.get(self.method, {})
+        if self.method != "trades":
+            unused = unused | {"trades_start": "it is where trades begins"}
         if rules == {"replace"}:
             unused = unused | {"weight": "attacked images alone are trained on; use --adv-mix add"}
         elif "replace" not in rules:

@@ -12,7 +12,7 @@ mode slightly better).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from attacks.core.rng import Draws
 from envs.errors import InputError
 
 Objective = Callable[[Tensor], Tensor]
+_Start = Literal["clean", "random", "gaussian", "gaussian-unclipped"]
 _TRADES_NOISE = (
     0.001  # standard deviation of TRADES' start; at the clean image the divergence has no gradient
 )
@@ -58,14 +59,15 @@ class Ascent:
         eps: its radius, in units of pixels in [0, 1].
         steps: gradient steps.
         step_size: length of one, in the same units.
-        start: ``clean`` (FGSM), ``random`` (uniform in the ball: Madry et al. 2018) or ``gaussian`` (TRADES).
+        start: ``clean`` (FGSM), ``random`` (uniform in the ball: Madry et al. 2018), or TRADES' noise of deviation .001:
+            ``gaussian``, clipped to the ball and [0, 1], or ``gaussian-unclipped``, as in the authors' code.
     """
 
     norm: Norm
     eps: float
     steps: int
     step_size: float
-    start: Literal["clean", "random", "gaussian"]
+    start: _Start
 
     def climb(self, objective: Objective, pixels: Tensor) -> Tensor:
         """Return attacked images; one forward and one backward pass per step, and nothing waits for the device.
@@ -87,8 +89,10 @@ class Ascent:
     def _begin(self, pixels: Tensor, eps: Tensor) -> Tensor:
         if self.start == "clean":
             return pixels
-        if self.start == "gaussian":
+        if self.start.startswith("gaussian"):
             moved = pixels + _TRADES_NOISE * torch.randn_like(pixels)
+            if self.start == "gaussian-unclipped":
+                return moved
         else:
             draws = GlobalDraws(torch.empty(len(pixels), dtype=torch.int64, device=pixels.device))
             moved = pixels + self.norm.random(draws, tuple(pixels.shape[1:]), eps)
@@ -115,8 +119,8 @@ def make_ascent(
         raise InputError(f"steps is {steps}; expected at least 1")
     if step_size is not None and not step_size > 0:
         raise InputError(f"step_size is {step_size}; expected a number above 0")
-    if start not in ("clean", "random", "gaussian"):
-        raise InputError(f"start is {start!r}; expected clean, random or gaussian")
+    if start not in get_args(_Start):
+        raise InputError(f"start is {start!r}; expected one of {', '.join(get_args(_Start))}")
     return Ascent(chosen, eps, steps, step_size or default_step_size(eps, steps), start)  # type: ignore[arg-type]
 
 
@@ -149,6 +153,8 @@ def plan(config: AdversarialConfig, shape: tuple[int, ...], train_size: int) -> 
     """
     eps = config.full_eps(shape[0])
     start = {"fgsm": "clean", "pgd": "random", "trades": "gaussian"}[config.method]
+    if config.trades_start == "official":
+        start = "gaussian-unclipped"
     ascent = make_ascent(
         config.norm or "Linf", eps, config.full_steps(), config.full_step_size(eps), start, shape
     )

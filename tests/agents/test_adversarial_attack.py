@@ -58,7 +58,7 @@ def test_each_step_has_the_given_length_and_follows_the_gradient_at_the_present_
     norm=st.sampled_from(["Linf", "L2", "L1"]),
     share=st.floats(0.01, 1),
     steps=st.integers(1, 4),
-    start=st.sampled_from(["clean", "random", "gaussian"]),
+    start=st.sampled_from(["clean", "random", "gaussian", "gaussian-unclipped"]),
     seed=st.integers(0, 2**20),
 )
 def test_attacked_images_stay_in_the_ball_and_in_the_box(norm, share, steps, start, seed):
@@ -71,6 +71,34 @@ def test_attacked_images_stay_in_the_ball_and_in_the_box(norm, share, steps, sta
     assert attacked.max() <= 1
     assert (get_norm(norm).length(attacked - images) <= eps * (1 + 1e-4) + 1e-6).all()
     assert not attacked.requires_grad
+
+
+def test_trades_begins_inside_the_box_or_where_the_published_loop_does():
+    """The published loop for Linf, written out: noise, then signed steps, each followed by the ball and the box."""
+    images = torch.rand(6, *SHAPE).round()  # black or white: half of the noise leads out of [0, 1]
+    eps, step = 0.1, 0.04
+
+    def bent(batch):  # its gradient changes sign with the noise
+        return (batch - images).square().sum()
+
+    torch.manual_seed(3)
+    expected = images + 0.001 * torch.randn_like(images)
+    seen = []
+    for _ in range(3):
+        leaf = expected.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(bent(leaf), leaf)
+        expected = (expected + step * gradient.sign()).clamp(images - eps, images + eps).clamp(0, 1)
+    torch.manual_seed(3)
+    official = make_ascent("Linf", eps, 3, step, "gaussian-unclipped", SHAPE)
+    assert torch.equal(official.climb(lambda batch: seen.append(batch) or bent(batch), images), expected)
+    assert seen[0].min() < 0
+    torch.manual_seed(3)
+    seen.clear()
+    clipped = make_ascent("Linf", eps, 3, step, "gaussian", SHAPE).climb(
+        lambda batch: seen.append(batch) or bent(batch), images
+    )
+    assert all(0 <= batch.min() and batch.max() <= 1 for batch in seen)
+    assert not torch.equal(clipped, expected)  # a pixel clipped back to its clean value has no gradient here
 
 
 def test_starts_come_from_the_global_generator_and_lie_where_they_should():
@@ -111,7 +139,7 @@ def test_the_default_step_reaches_every_point_of_the_ball_and_is_never_much_long
         ({"norm": "L2", "eps": 5.0}, "at most 4.89898, the L2 diameter"),
         ({"steps": 0}, "steps is 0; expected at least 1"),
         ({"step_size": -0.1}, "step_size is -0.1; expected a number above 0"),
-        ({"start": "odi"}, "start is 'odi'; expected clean, random or gaussian"),
+        ({"start": "odi"}, "start is 'odi'; expected one of clean, random, gaussian"),
     ],
 )
 def test_a_wrong_argument_is_refused_in_one_line(options, message):

@@ -76,6 +76,7 @@ MISTAKES = [
     (config(method="fgsm", share=0.5), "--adv-share is 0.5 but has no meaning .* use --adv-mix replace"),
     (config(method="fgsm", steps=3), "fgsm takes one step; use --adversarial pgd"),
     (config(method="trades", objective="ce"), "trades raises the divergence"),
+    (config(method="pgd", trades_start="official"), "--adv-trades-start is official but has no meaning for"),
     (config(select="robust", probe_images=0), "--select robust goes by the probe, and --probe-images is 0"),
     (config(passes=2, total_images=10), "--passes is 2 and --total-images is given as well"),
     (config(passes=2, lr_warmup=3.0), "--lr-warmup is 3 passes, but training ends after 2"),

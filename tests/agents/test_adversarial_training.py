@@ -202,6 +202,8 @@ def test_options_become_a_regime():
     assert (regime.ascent.eps, regime.ascent.steps, regime.ascent.start) == (1.5, 7, "random")
     regime = plan(AdversarialConfig("trades"), (3, 32, 32), 1000)
     assert (regime.rule, regime.weight, regime.ascent.start) == ("trades", 6, "gaussian")
+    official = plan(AdversarialConfig("trades", trades_start="official"), (3, 32, 32), 1000)
+    assert official.ascent.start == "gaussian-unclipped"
     assert regime.ascent.eps == pytest.approx(8 / 255)
 
 
@@ -268,7 +270,7 @@ def test_the_record_of_a_run_holds_the_values_used(tmp_path):
     path = train(short(tmp_path / "run", "supervised", adversarial=adversarial, total_images=200)).path
     assert summary(path)["adversarial"] == {
         "method": "trades", "norm": "L2", "eps": 1.5, "steps": 10, "step_size": 0.375, "rule": "trades",
-        "weight": 6.0, "objective": "divergence", "share": 1.0, "start": 0.1,
+        "weight": 6.0, "objective": "divergence", "share": 1.0, "start": 0.1, "trades_start": "clipped",
     }  # fmt: skip
     assert AdversarialConfig().resolved(3) is None
 

@@ -162,8 +162,14 @@ class Grid:
 
 
 def training_key(config: TrainConfig) -> dict[str, Any]:
-    """Return what of a configuration decides over the trained weights, as plain JSON."""
-    return {key: value for key, value in config.to_dict().items() if key not in (*_NOT_TRAINING, *_PICTURES)}
+    """Return what of a configuration decides over the trained weights, as plain JSON.
+
+    Settings that came later are left out at their defaults, so that earlier studies find their cells again.
+    """
+    values = config.to_dict()
+    if values["adversarial"]["trades_start"] is None:
+        del values["adversarial"]["trades_start"]
+    return {key: value for key, value in values.items() if key not in (*_NOT_TRAINING, *_PICTURES)}
 
 
 def read_grid(path: Path) -> Grid:
