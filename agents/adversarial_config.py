@@ -52,11 +52,11 @@ class AdversarialConfig:
     trades always raises the KL divergence."""
     share: Annotated[float | None, arg(name="adv-share")] = None
     """Share of the images that --adv-mix replace attacks. Default: 1."""
+    start: Annotated[float | None, arg(name="adv-start")] = None
+    """Passes over the training set before the first attack. Default: 0. Selection starts anew there."""
     trades_start: Annotated[Literal["clipped", "official"] | None, arg(name="adv-trades-start")] = None
     """Where trades begins: at the noisy image clipped to [0, 1], or as it is, as the authors' code does. The points
     after it are clipped in both. Default: clipped."""
-    start: Annotated[float | None, arg(name="adv-start")] = None
-    """Passes over the training set before the first attack. Default: 0. Selection starts anew there."""
 
     @property
     def rule(self) -> Literal["add", "replace", "trades"]:

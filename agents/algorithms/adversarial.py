@@ -59,8 +59,8 @@ class Ascent:
         eps: its radius, in units of pixels in [0, 1].
         steps: gradient steps.
         step_size: length of one, in the same units.
-        start: ``clean`` (FGSM), ``random`` (uniform in the ball: Madry et al. 2018), or TRADES' noise of deviation .001:
-            ``gaussian``, clipped to the ball and [0, 1], or ``gaussian-unclipped``, as in the authors' code.
+        start: ``clean`` (FGSM), ``random`` (uniform in the ball: Madry et al. 2018), or noise of deviation .001
+            (TRADES): ``gaussian``, clipped to the ball and [0, 1], or ``gaussian-unclipped``, as in its authors' code.
     """
 
     norm: Norm

@@ -9,10 +9,10 @@ import attacks
 from attacks.core.losses import misclassified
 from eval.core.threats import CLEVERHANS_BATCH, Threat
 
-# "paper": the protocol of Zou et al. 2026 (arXiv 2606.12251); "strong": steps of full length on the MIFPE loss, which
-# no saturated softmax weakens.
+# "paper": the protocol of Zou et al. 2026 (arXiv 2606.12251), which attacks the true labels, kept in [0, 1]; "strong":
+# steps of full length on the MIFPE loss, which no saturated softmax weakens.
 CRAFTS: dict[str, dict[str, Any]] = {
-    "paper": {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH, "labels": "predicted"},
+    "paper": {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH},
     "strong": {"loss": "mifpe"},
 }
 _BATCH = 256

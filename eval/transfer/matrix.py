@@ -120,6 +120,8 @@ def fill(
     data = samples.record() | {"indices": samples.indices.tolist()}
     question = {"norm": threat.norm, "eps": threat.eps, "steps": steps, "seed": seed, "data": data}
     matrix = read_matrix(path) if path.exists() and not force else Matrix(question)
+    if any(matrix.crafts.get(craft) != CRAFTS[craft] for craft in crafts):
+        raise InputError(f"{path} was made by an earlier version's crafts; give another --out or --force")
     if matrix.question != question:
         raise InputError(f"{path} holds other images, radius, steps or seed; give another --out or --force")
     matrix.models |= {target.sha256: target.name for target in targets}

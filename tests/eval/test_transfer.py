@@ -12,6 +12,7 @@ from eval.core.stats import wilson
 from eval.core.targets import Target, model_sha256, samples_from
 from eval.core.threats import Threat
 from eval.transfer.command import main
+from eval.transfer.craft import make_images
 from eval.transfer.matrix import fill, read_matrix
 
 THREAT = Threat("L2", 0.3)  # pixels are a quarter from the border: reached by one, not by two at once
@@ -93,6 +94,31 @@ def test_a_stopped_call_goes_on_and_a_further_model_costs_its_own_entries_alone(
     assert not made
     with pytest.raises(InputError, match="other images, radius, steps or seed"):
         fill(path, models, samples, THREAT, steps=6)
+
+
+@pytest.mark.parametrize("craft", ["paper", "strong"])
+def test_images_attack_the_true_labels(craft):
+    """An image that its own model gets wrong is pushed away from its label, not back to it."""
+    model, eps = Pixel(0), 0.3
+    image, label = torch.full((1, 1, 2, 2), 0.45), torch.tensor([1])  # the model says 0
+    made = make_images(
+        craft, model, image, label, Threat("L2", eps), steps=40, seed=0, ids=torch.zeros(1).long()
+    )
+    assert made[0, 0, 0, 0] == pytest.approx(0.45 - eps, abs=0.02)
+
+
+def test_a_file_made_by_other_crafts_is_not_gone_on_with(tmp_path, samples):
+    path, models = tmp_path / "t.json", [target(0), target(1)]
+    fill(path, models, samples, THREAT, steps=5)
+    content = json.loads(path.read_text())
+    content["crafts"]["paper"]["labels"] = "predicted"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="made by an earlier version's crafts"):
+        fill(path, models, samples, THREAT, steps=5)
+    assert read_matrix(path).crafts["paper"]["labels"] == "predicted"
+    fill(path, models, samples, THREAT, crafts=["strong"], steps=5)
+    fill(path, models, samples, THREAT, steps=5, force=True)
+    assert "labels" not in read_matrix(path).crafts["paper"]
 
 
 @pytest.mark.parametrize(

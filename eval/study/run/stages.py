@@ -27,6 +27,7 @@ from eval.study.run.measure import (
     measure_trajectory,
     write_gallery,
 )
+from eval.transfer.craft import CRAFTS
 
 
 def execute(job: Job) -> Outcome:
@@ -194,7 +195,8 @@ def _attack(bench: TrainedModel) -> dict[str, Any]:
 def craft_key(grid: Grid) -> Any:
     """Return what the transfer images depend on, beside the model."""
     threats = [[threat.norm, threat.eps] for threat in grid.threats]
-    return [dataclasses.asdict(grid.transfer), threats, grid.images, grid.attack_seed]
+    crafts = [CRAFTS[craft] for craft in grid.transfer.crafts]
+    return [dataclasses.asdict(grid.transfer), crafts, threats, grid.images, grid.attack_seed]
 
 
 def lead_threat(threats: tuple[Threat, ...]) -> Threat:
