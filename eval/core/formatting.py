@@ -67,6 +67,8 @@ def attack_label(results: AttackResults) -> str:
         words.append("own labels")
     if options.get("keep") == "last":
         words.append("last iterate")
+    if not results.in_box:
+        words.append("unclipped")
     if options.get("restarts", 1) not in (1, None):
         words.append(f"x{options['restarts']}")
     if options.get("sources"):

@@ -12,6 +12,7 @@ from torch import nn
 from envs.datasets import load_dataset
 from envs.errors import InputError
 from eval.attack.results import read_results
+from eval.core.formatting import attack_label
 from eval.core.targets import Target, samples_from
 from eval.core.threats import Threat
 from eval.robustness import command
@@ -180,6 +181,8 @@ def test_points_outside_the_box_are_said_and_count_for_nothing():
     assert (paper.distance <= 1 + 1e-4).all()
     assert report.worst[threat].robust_accuracy == 1.0
     assert not report.worst[threat].warnings
+    labels_shown = {name: attack_label(result) for name, result in report.results[threat].items()}
+    assert labels_shown["pgd-paper"] == f"{labels_shown['pgd-cleverhans']} unclipped"
     with pytest.raises(InputError, match=r"may leave \[0, 1\]; add an attack inside"):
         battery(("pgd-paper",), [threat])
 
