@@ -18,11 +18,19 @@ _RIGHT, _WRONG = (24, 128, 56), (200, 30, 30)
 
 
 class Answer(NamedTuple):
-    """What the environments showed last, and the actions taken on it: three int64 (n,)."""
+    """What the environments showed last, and the actions taken on it, -1 for none: three int64 (n,)."""
 
     indices: Tensor
     augment_seeds: Tensor
     actions: Tensor
+
+    def without(self, mask: Tensor, task: "ImageTask") -> "Answer":
+        """Return the answer with the images that ``task`` shows now, unanswered, where the mask (n,) is true."""
+        return Answer(
+            self.indices.where(~mask, task.indices),
+            self.augment_seeds.where(~mask, task.augment_seeds),
+            self.actions.masked_fill(mask, -1),
+        )
 
 
 def render_answers(task: "ImageTask", answer: Answer | None) -> list[np.ndarray]:
@@ -35,6 +43,8 @@ def render_answers(task: "ImageTask", answer: Answer | None) -> list[np.ndarray]
     truths = task.all_true_labels[indices].tolist()
     return [
         render_image(image, classes, action=action, truth=truth)
+        if action >= 0
+        else render_image(image, classes)
         for image, action, truth in zip(images, answer.actions.tolist(), truths, strict=True)
     ]
 

@@ -14,7 +14,7 @@ _BLOCK = 16384  # draws at once: hashing costs some thirty small operations, wha
 class Deal:
     """The images dealt to n environments.
 
-    At time t, environment i with seed s shows image ``hash(s, t) mod N`` (``order="iid"``), or the image at
+    At its time t, environment i with seed s shows image ``hash(s, t) mod N`` (``order="iid"``), or the image at
     position ``(t * m + k) * n + i`` of an endless sequence of shuffled passes over the images
     (``order="epoch"``, shard k of m).
 
@@ -44,54 +44,49 @@ class Deal:
         self._shuffle_seed = to_int64(int(seeds[0]) - shard[0] * len(seeds))
         self._rows = max(1, _BLOCK // len(seeds))
         self._block = -1
-        self._time = -1
         self._first_epoch = 0
         self._permutations = seeds.new_empty(0, num_images)
 
-    def indices(self, time: int) -> Tensor:
-        """Return the images shown at ``time``: int64 (n,)."""
-        return self._row(time)[0]
+    def shown(self, time: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images shown and their augmentation seeds, int64 (n,) each.
 
-    def augment_seeds(self, time: int) -> Tensor:
-        """Return the augmentation seeds at ``time``: int64 (n,)."""
-        return self._row(time)[1]
+        Args:
+            time: the number of draws before, for all environments, or int64 (n,), each one's own; in ``"epoch"``
+                order the latter waits for the device.
+        """
+        if isinstance(time, Tensor):
+            span = (int(time.min()), int(time.max())) if self.order == "epoch" else (0, 0)
+            return self._draw(time, *span)
+        block, row = divmod(time, self._rows)
+        if block != self._block:
+            first = block * self._rows
+            times = torch.arange(self._rows, device=self.seeds.device).unsqueeze(1) + first
+            self._indices, self._augment_seeds = self._draw(times, first, first + self._rows - 1)
+            self._block = block
+        return self._indices[row], self._augment_seeds[row]
 
-    def _row(self, time: int) -> tuple[Tensor, Tensor]:
-        if time != self._time:
-            block, row = divmod(time, self._rows)
-            if block != self._block:
-                self._draw(block)
-            self._time, self._shown = time, (self._indices[row], self._augment_seeds[row])
-        return self._shown
-
-    def _draw(self, block: int) -> None:
-        times = torch.arange(self._rows, device=self.seeds.device).unsqueeze(1) + block * self._rows
+    def _draw(self, times: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Return images and augmentation seeds at ``times``, which lie from ``first`` to ``last``."""
         if self.order == "iid":
             coordinates: tuple[int | Tensor, Tensor] = (self.seeds, times)
-            self._indices = hash_tensor(*coordinates) % self.num_images
+            indices = hash_tensor(*coordinates) % self.num_images
         else:
             part, parts = self.shard
+            width = parts * len(self.seeds)
             rank = torch.arange(len(self.seeds), device=self.seeds.device) + part * len(self.seeds)
-            positions = times * (parts * len(self.seeds)) + rank
+            positions = times * width + rank
             coordinates = (self._shuffle_seed, positions)
-            self._indices = self._shuffled(positions, block)
+            self._shuffle(first * width // self.num_images, ((last + 1) * width - 1) // self.num_images)
+            indices = self._permutations.take(positions - self._first_epoch * self.num_images)
         if self.augmented:
-            self._augment_seeds = hash_tensor(*coordinates, AUGMENT_STREAM)
-        else:
-            self._augment_seeds = self.seeds.new_zeros(1, 1).expand(self._rows, len(self.seeds))
-        self._block = block
-
-    def _shuffled(self, positions: Tensor, block: int) -> Tensor:
-        """Return the image at each position of the endless shuffled sequence."""
-        width = self.shard[1] * len(self.seeds)
-        first = block * self._rows * width // self.num_images
-        last = ((block + 1) * self._rows * width - 1) // self.num_images
-        self._shuffle(first, last)
-        return self._permutations.take(positions - first * self.num_images)
+            return indices, hash_tensor(*coordinates, AUGMENT_STREAM)
+        return indices, self.seeds.new_zeros(1).expand_as(indices)
 
     def _shuffle(self, first: int, last: int) -> None:
         """Have the permutations of the epochs from ``first`` to ``last``, keeping those at hand."""
         known = range(self._first_epoch, self._first_epoch + len(self._permutations))
+        if first in known and last in known:
+            return
         kept = self._permutations[first - known.start :] if first in known else self._permutations[:0]
         epochs = torch.arange(first + len(kept), last + 1, device=self.seeds.device).unsqueeze(1)
         images = torch.arange(self.num_images, device=self.seeds.device)

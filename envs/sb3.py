@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor
 
 from envs.arguments import check_actions, check_render_mode, resolve_dataset
+from envs.attributes import TaskAttributes
 from envs.errors import InputError
 from envs.render import Answer, render_answers
 from envs.task import ImageTask
@@ -19,7 +20,7 @@ from envs.task import ImageTask
 Indices = None | int | Iterable[int]
 
 
-class ImageVecEnv(VecEnv):
+class ImageVecEnv(TaskAttributes, VecEnv):
     """An ``ImageTask`` that any SB3 algorithm with discrete actions trains on.
 
     Observations are uint8 (n, C, H, W), rewards float32 (n,), dones bool (n,). Every array is fresh, and the
@@ -39,6 +40,8 @@ class ImageVecEnv(VecEnv):
         render_mode: None or ``"rgb_array"``.
     """
 
+    settable = ("render_mode", "monitor")
+
     def __init__(
         self,
         task: ImageTask,
@@ -49,7 +52,6 @@ class ImageVecEnv(VecEnv):
         render_mode: str | None = None,
     ) -> None:
         self.task = task
-        self._own: set[str] = set()
         self.tensors = tensors
         self.monitor = monitor
         self.render_mode = check_render_mode(render_mode)  # before super().__init__, which asks for it
@@ -57,7 +59,6 @@ class ImageVecEnv(VecEnv):
         if seed is not None:
             self.seed(seed)
         self._no_infos: list[dict[str, Any]] = [{}] * self.num_envs
-        self._shown: Any = None
         self._answer: Answer | None = None
         self._start_time = time.time()
         self._begin_episodes()
@@ -70,8 +71,7 @@ class ImageVecEnv(VecEnv):
         self._reset_options()
         self._begin_episodes()
         self._answer = None
-        self._shown = self._output(self.task.observe())
-        return self._shown
+        return self._output(self.task.observe())
 
     def step_async(self, actions: Any) -> None:
         """Take the answers, integers (n,) in [0, K), for ``step_wait``."""
@@ -81,12 +81,11 @@ class ImageVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, Any, Any, list[dict[str, Any]]]:
         """Return observations, rewards, dones and infos; what is done already shows its next image."""
-        answered = self._shown
         self._answer = Answer(self.task.indices, self.task.augment_seeds, self._actions)
         rewards, terminated = self.task.step(self._actions)
-        infos = self._infos(rewards, terminated, answered)
-        self._shown = self._output(self.task.observe())
-        return self._shown, self._output(rewards), self._output(terminated), infos
+        infos = self._infos(rewards, terminated, self._answer)
+        observations = self._output(self.task.observe())
+        return observations, self._output(rewards), self._output(terminated), infos
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the next ``reset``: environment i gets ``seed + i``, after those of earlier shards."""
@@ -117,14 +116,7 @@ class ImageVecEnv(VecEnv):
             raise InputError(
                 f"indices is {indices!r}; these environments share {attr_name!r}, set it for all"
             )
-        present = attr_name in self.__dict__ or hasattr(type(self), attr_name)
-        fixed = present and attr_name not in self._own and attr_name not in ("render_mode", "monitor")
-        if fixed or (not present and hasattr(self.task, attr_name)):
-            self.task.change(attr_name, value)
-        else:
-            if not present:
-                self._own.add(attr_name)
-            setattr(self, attr_name, check_render_mode(value) if attr_name == "render_mode" else value)
+        self.set_shared(attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
@@ -154,7 +146,7 @@ class ImageVecEnv(VecEnv):
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _infos(self, rewards: Tensor, terminated: Tensor, answered: Any) -> list[dict[str, Any]]:
+    def _infos(self, rewards: Tensor, terminated: Tensor, answer: Answer) -> list[dict[str, Any]]:
         with_observations = self.task.length > 1 and not self.tensors
         if not (self.monitor or with_observations):
             return self._no_infos
@@ -167,8 +159,10 @@ class ImageVecEnv(VecEnv):
         infos = list(self._no_infos)
         ended = done.nonzero()[0]
         if with_observations:
-            for i in ended.tolist():
-                infos[i] = {"terminal_observation": answered[i]}
+            rows = torch.from_numpy(ended).to(self.task.device)
+            shown = self.task.render_batch(answer.indices[rows], answer.augment_seeds[rows])
+            for i, image in zip(ended.tolist(), shown.cpu().numpy(), strict=True):
+                infos[i] = {"terminal_observation": image}
         if self.monitor:
             elapsed = round(time.time() - self._start_time, 6)
             totals = zip(self._returns[ended].tolist(), self._lengths[ended].tolist(), strict=True)

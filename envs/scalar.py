@@ -10,6 +10,7 @@ import torch
 from gymnasium.error import ResetNeeded
 
 from envs.arguments import check_render_mode, resolve_dataset
+from envs.attributes import TaskAttributes
 from envs.augment import Augmentation, augment_one
 from envs.datasets import ImageDataset
 from envs.errors import InputError
@@ -19,7 +20,7 @@ from envs.sampling import Deal, iid_draw
 from envs.task import ImageTask
 
 
-class ImageEpisode(gym.Env[np.ndarray, np.int64]):
+class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
     """Episodes of ``length`` images, ``ImageEpisode-v0``: the action is a label, the reward says how good it was.
 
     Observations are uint8 (C, H, W), actions 0..K-1. ``step`` rewards the answer to the image shown before and
@@ -76,11 +77,11 @@ class ImageEpisode(gym.Env[np.ndarray, np.int64]):
         self.render_mode = check_render_mode(render_mode)
         self.observation_space = task.observation_space
         self.action_space = task.action_space
-        self._task = task
+        self.task = task
         self._images = task.images.numpy()
         self._labels = task.all_labels.numpy()
         self._true_labels = task.all_true_labels.numpy()
-        self._rewards = task.reward_matrix.numpy()
+        self._rewards = task.reward_matrix.numpy()  # sees what changes
         self._seed: int | None = None
         self._image: np.ndarray | None = None
         self._answer: tuple[np.ndarray, int, int] | None = None
@@ -89,11 +90,12 @@ class ImageEpisode(gym.Env[np.ndarray, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode; ``seed`` starts the draws over, None goes on with them."""
+        seed = None if seed is None else operator.index(seed)
         super().reset(seed=seed)
         if seed is not None or self._seed is None:
             self._seed = int(self.np_random.integers(2**62)) if seed is None else seed
             self._time = -1
-            if self._task.order == "epoch":
+            if self.task.order == "epoch":
                 self._deal = self._shuffled_deal(self._seed)
         self._played = 0
         self._answer = None
@@ -115,7 +117,7 @@ class ImageEpisode(gym.Env[np.ndarray, np.int64]):
         reward = float(self._rewards[label, chosen])
         self._answer = (self._image, chosen, truth)
         self._played += 1
-        terminated = self._played >= self._task.length or (self._task.stop_on_error and chosen != int(label))
+        terminated = self._played >= self.task.length or (self.task.stop_on_error and chosen != int(label))
         if terminated:
             observation, self._image = self._observation(), None
         else:
@@ -128,7 +130,7 @@ class ImageEpisode(gym.Env[np.ndarray, np.int64]):
         if self.render_mode is None:
             gym.logger.warn("render() needs render_mode='rgb_array' when the environment is made")
             return None
-        classes = self._task.dataset.classes
+        classes = self.task.dataset.classes
         if self._answer is not None:
             image, action, truth = self._answer
             return render_image(image, classes, action=action, truth=truth)
@@ -139,12 +141,11 @@ class ImageEpisode(gym.Env[np.ndarray, np.int64]):
     def _show_next(self) -> None:
         self._time += 1
         assert self._seed is not None  # set by reset
-        if self._task.order == "epoch":
-            self._index = int(self._deal.indices(self._time))
-            augment_seed = int(self._deal.augment_seeds(self._time))
+        if self.task.order == "epoch":
+            self._index, augment_seed = (int(shown) for shown in self._deal.shown(self._time))
         else:
             self._index, augment_seed = iid_draw(self._seed, self._time, len(self._images))
-        self._image = augment_one(self._images[self._index], augment_seed, self._task.augmentation)
+        self._image = augment_one(self._images[self._index], augment_seed, self.task.augmentation)
 
     def _observation(self) -> np.ndarray:
         assert self._image is not None  # checked by step
@@ -155,13 +156,13 @@ class ImageEpisode(gym.Env[np.ndarray, np.int64]):
             chosen = operator.index(action)
         except TypeError:
             chosen = -1
-        if not 0 <= chosen < self._task.num_actions:
-            raise InputError(f"action is {action!r}; expected a label in 0..{self._task.num_actions - 1}")
+        if not 0 <= chosen < self.task.num_actions:
+            raise InputError(f"action is {action!r}; expected a label in 0..{self.task.num_actions - 1}")
         return chosen
 
     def _shuffled_deal(self, seed: int) -> Deal:
         seeds = torch.tensor([to_int64(seed)])
-        augmented = not self._task.augmentation.is_identity
+        augmented = not self.task.augmentation.is_identity
         return Deal(seeds, len(self._images), order="epoch", augmented=augmented)
 
 

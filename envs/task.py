@@ -12,14 +12,12 @@ from torch import Tensor
 
 from envs.augment import Augmentation, augment
 from envs.errors import InputError, unknown_name
-from envs.rng import hash_tensor, to_int64
+from envs.rewards import noisy_labels, reward_matrix
+from envs.rng import to_int64
 from envs.sampling import ORDERS, Deal
 
 if TYPE_CHECKING:
     from envs.datasets import ImageDataset
-
-REWARDS = ("accuracy", "signed")
-_NOISE_STREAM = 0x6E6F697365  # "noise": label noise depends on the image alone, not on the seed
 
 
 class ImageTask:
@@ -66,8 +64,8 @@ class ImageTask:
         device: torch.device | str | None = None,
     ) -> None:
         self.dataset = dataset if device is None else dataset.to(device)
-        self.num_envs = _positive("num_envs", num_envs)
-        self.length = _positive("length", length)
+        self.num_envs = check_count("num_envs", num_envs)
+        self.length = check_count("length", length)
         self.stop_on_error = bool(stop_on_error)
         self.order = order
         self.shard = _check_shard(shard)
@@ -81,8 +79,10 @@ class ImageTask:
         self.all_true_labels = self.dataset.labels
         self.all_labels = noisy_labels(self.dataset.labels, self.num_actions, label_noise)
         self.label_noise = label_noise
-        self._time = self._labelled = -1
         self._deal: Deal | None = None
+        self._time: int | Tensor = 0  # one for all while their episodes keep pace, else int64 (n,)
+        self._shown: tuple[Tensor, Tensor] | None = None
+        self._labels: Tensor | None = None
         self._played = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
 
     @property
@@ -95,37 +95,71 @@ class ImageTask:
         """The labels 0..K-1."""
         return spaces.Discrete(self.num_actions)
 
-    def reset(self, seed: int | Sequence[int] | None = None) -> None:
+    def reset(
+        self, seed: int | Sequence[int | None] | Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
         """Begin new episodes on new images.
 
         Args:
             seed: environment i gets ``seed + i`` (after those of the shards before this one), or ``seed[i]``;
                 the draws start over. None goes on with them, and begins with a random seed the first time.
+            mask: bool (n,), which environments to reset; None: all of them.
 
         Raises:
-            InputError: a seed that is not an integer, or a list of another length than ``num_envs``.
+            InputError: a seed that is not an integer, a list of another length than ``num_envs``, seeds for
+                some environments of a task that deals in ``"epoch"`` order, or a mask before the first reset.
         """
-        if seed is None and self._deal is not None:
-            self._time += 1
-        else:
-            self._start(self._seeds(secrets.randbits(62) if seed is None else seed))
-        self._played.zero_()
+        seeds = self._seeds(seed)
+        if self._deal is None:
+            if mask is not None:
+                raise InputError("there is nothing to reset in part; call reset() without a mask first")
+            drawn = secrets.randbits(62)
+            seeds = [drawn + i if value is None else value for i, value in enumerate(seeds)]
+        if mask is None and None not in seeds:
+            self._start(self._tensor([to_int64(value) for value in seeds if value is not None]))
+            self._played.zero_()
+            return
+        restarted = torch.ones_like(self._played, dtype=torch.bool) if mask is None else mask.to(self.device)
+        if any(value is not None for value in seeds):
+            self._reseed(seeds, restarted)
+        self.move_on(restarted, ended=restarted)
+
+    def move_on(self, by: int | Tensor = 1, ended: Tensor | None = None) -> None:
+        """Show images that come later in the draws.
+
+        Args:
+            by: how many draws later: one number, or integers or bool (n,), one for each environment, which waits
+                for the device.
+            ended: bool (n,), where an episode begins with that image; None: nowhere.
+        """
+        if isinstance(by, Tensor):
+            least, most = by.long().aminmax()
+            by = int(least) if least == most else by
+        self._time = self._time + by
+        self._shown = self._labels = None
+        if ended is not None:
+            self._played.masked_fill_(ended, 0)
 
     @property
     def indices(self) -> Tensor:
         """Which images of the data set are shown: int64 (n,); read only."""
-        return self._dealt().indices(self._time)
+        return self._present()[0]
 
     @property
     def augment_seeds(self) -> Tensor:
         """The seeds that augment the images shown: int64 (n,); zeros where there is no augmentation."""
-        return self._dealt().augment_seeds(self._time)
+        return self._present()[1]
+
+    @property
+    def played(self) -> Tensor:
+        """Answers given in the present episodes: int64 (n,); uncounted, zeros, in episodes of a single image."""
+        return self._played
 
     @property
     def labels(self) -> Tensor:
         """The labels that the rewards go by, label noise included: int64 (n,); read only."""
-        if self._labelled != self._time:
-            self._labelled, self._labels = self._time, self.all_labels.index_select(0, self.indices)
+        if self._labels is None:
+            self._labels = self.all_labels.index_select(0, self.indices)
         return self._labels
 
     @property
@@ -150,7 +184,7 @@ class ImageTask:
         return augment(self._take(indices), augment_seeds, self.augmentation)
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Answer every image, then move every environment to its next one; finished episodes start anew.
+        """Answer every image, then show every environment's next one; finished episodes start over.
 
         Args:
             actions: integers (n,), each in [0, K), on the task's device; unchecked, which would wait for it.
@@ -158,17 +192,20 @@ class ImageTask:
         Returns:
             rewards float32 (n,), and bool (n,): whether that answer ended the episode.
         """
+        rewards, terminated = self.answer(actions)
+        self.move_on(ended=None if self.length == 1 else terminated)
+        return rewards, terminated
+
+    def answer(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer every image, as ``step`` does, and go on showing it until ``move_on``."""
         labels = self.labels
         rewards = self.reward_matrix.take(labels * self.num_actions + actions)
         if self.length == 1:
-            terminated = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-        else:
-            self._played += 1
-            terminated = self._played >= self.length
-            if self.stop_on_error:
-                terminated |= actions != labels
-            self._played.masked_fill_(terminated, 0)
-        self._time += 1
+            return rewards, torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self._played += 1
+        terminated = self._played >= self.length
+        if self.stop_on_error:
+            terminated |= actions != labels
         return rewards, terminated
 
     def change(self, name: str, value: Any) -> None:
@@ -178,12 +215,12 @@ class ImageTask:
             InputError: a wrong value, or another attribute, which a task keeps for good.
         """
         if name == "length":
-            self.length = _positive("length", value)
+            self.length = check_count("length", value)
         elif name == "stop_on_error":
             self.stop_on_error = bool(value)
         elif name == "reward_matrix":
             values = value.cpu().numpy() if isinstance(value, Tensor) else value
-            self.reward_matrix = reward_matrix(values, self.num_actions).to(self.device)
+            self.reward_matrix.copy_(reward_matrix(values, self.num_actions))
         else:
             raise InputError(
                 f"{name} cannot be changed; expected length, stop_on_error or reward_matrix; make a new environment"
@@ -195,8 +232,9 @@ class ImageTask:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a task with the same arguments needs to go on exactly: integers and CPU tensors."""
-        deal = self._dealt()
-        return {"seeds": deal.seeds.cpu(), "time": self._time, "played": self._played.cpu().clone()}
+        seeds = self._dealt().seeds.cpu()
+        time = self._time.cpu() if isinstance(self._time, Tensor) else self._time
+        return {"seeds": seeds, "time": time, "played": self._played.cpu().clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned.
@@ -205,7 +243,8 @@ class ImageTask:
             InputError: the state is of a task with another ``num_envs``, or is no such state.
         """
         try:
-            seeds, played, time = state["seeds"], state["played"], operator.index(state["time"])
+            seeds, played, time = state["seeds"], state["played"], state["time"]
+            time = time.to(self.device) if isinstance(time, Tensor) else operator.index(time)
             shape = (tuple(seeds.shape), tuple(played.shape))
         except (KeyError, TypeError, AttributeError):
             raise InputError("not the state of an ImageTask; expected seeds, played and time") from None
@@ -225,7 +264,7 @@ class ImageTask:
         return torch.from_numpy(self.images.numpy().take(indices.numpy(), axis=0))
 
     def _start(self, seeds: Tensor) -> None:
-        self._time, self._labelled = 0, -1
+        self._time, self._shown, self._labels = 0, None, None
         self._deal = Deal(
             seeds,
             len(self.dataset),
@@ -234,17 +273,40 @@ class ImageTask:
             augmented=not self.augmentation.is_identity,
         )
 
+    def _reseed(self, seeds: list[int | None], mask: Tensor) -> None:
+        """Begin the draws of some environments, before their first image."""
+        if self.order == "epoch":
+            raise InputError(
+                'order="epoch" deals one shuffled data set to all environments; seed all of them or none'
+            )
+        deal, times = self._dealt(), self._time + torch.zeros_like(self._played)
+        seeded = mask & self._tensor([value is not None for value in seeds])
+        new = self._tensor([0 if value is None else to_int64(value) for value in seeds])
+        self._start(torch.where(seeded, new, deal.seeds))
+        self._time = times.masked_fill(seeded, -1)
+
     def _dealt(self) -> Deal:
         if self._deal is None:
             raise InputError("the task has not begun; call reset(seed=...) first")
         return self._deal
 
-    def _seeds(self, seed: int | Sequence[int]) -> Tensor:
+    def _present(self) -> tuple[Tensor, Tensor]:
+        if self._shown is None:
+            self._shown = self._dealt().shown(self._time)
+        return self._shown
+
+    def _tensor(self, values: list[Any]) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
+    def _seeds(self, seed: int | Sequence[int | None] | Tensor | None) -> list[int | None]:
+        """Return the seed of every environment; None where its draws go on."""
+        if seed is None:
+            return [None] * self.num_envs
         try:
-            if isinstance(seed, Sequence) and not isinstance(seed, str):
-                seeds = [operator.index(value) for value in seed]
+            if isinstance(seed, Sequence | np.ndarray | Tensor) and np.ndim(seed):  # type: ignore[arg-type]
+                seeds = [None if value is None else operator.index(value) for value in seed]
             else:
-                first = operator.index(seed) + self.shard[0] * self.num_envs
+                first = operator.index(seed) + self.shard[0] * self.num_envs  # type: ignore[arg-type]
                 seeds = list(range(first, first + self.num_envs))
         except TypeError:
             raise InputError(f"seed is {seed!r}; expected an integer, a list of integers, or None") from None
@@ -252,59 +314,11 @@ class ImageTask:
             raise InputError(
                 f"{len(seeds)} seeds for {self.num_envs} environments; give one each, or one integer"
             )
-        return torch.tensor([to_int64(value) for value in seeds], dtype=torch.int64, device=self.device)
+        return seeds
 
 
-def reward_matrix(reward: Any, num_classes: int) -> Tensor:
-    """Return the reward of each [label, action], float32 (K, K), for a name in ``REWARDS`` or such an array.
-
-    Raises:
-        InputError: an unknown name, another shape, or values that are not finite numbers.
-    """
-    correct = torch.eye(num_classes)
-    if isinstance(reward, str):
-        if reward not in REWARDS:
-            raise unknown_name("reward", reward, (*REWARDS, "a (K, K) array"))
-        return correct if reward == "accuracy" else 2 * correct - 1
-    try:
-        matrix = torch.from_numpy(np.array(reward, dtype=np.float32))
-    except (TypeError, ValueError):
-        raise InputError(f"reward is {reward!r}; expected {REWARDS} or a (K, K) array of numbers") from None
-    if matrix.shape != correct.shape:
-        raise InputError(
-            f"the reward matrix is {tuple(matrix.shape)}; expected {tuple(correct.shape)}, [label, action]"
-        )
-    if not torch.isfinite(matrix).all():
-        raise InputError("the reward matrix holds NaN or infinity; expected finite numbers")
-    return matrix
-
-
-def noisy_labels(labels: Tensor, num_classes: int, noise: float) -> Tensor:
-    """Return the labels with each replaced, with probability ``noise``, by a uniformly drawn wrong one.
-
-    The draw is a hash of the image's index: the same in every run and environment.
-
-    Args:
-        labels: int64 (N,), each in [0, num_classes).
-        num_classes: K.
-        noise: probability in [0, 1).
-
-    Raises:
-        InputError: ``noise`` is out of range, or there is only one class to choose from.
-    """
-    if not 0 <= noise < 1:
-        raise InputError(f"label_noise is {noise}; expected a probability in [0, 1), such as 0.2")
-    if noise == 0:
-        return labels
-    if num_classes < 2:
-        raise InputError(f"label_noise is {noise} with a single class; wrong labels need another class")
-    image = torch.arange(len(labels), device=labels.device)
-    flipped = hash_tensor(_NOISE_STREAM, 0, image) < int(noise * 2**63)
-    offset = 1 + hash_tensor(_NOISE_STREAM, 1, image) % (num_classes - 1)
-    return torch.where(flipped, (labels + offset) % num_classes, labels)
-
-
-def _positive(name: str, value: int) -> int:
+def check_count(name: str, value: int) -> int:
+    """Return a whole number, at least 1, else raise InputError; NumPy's and 0-d tensors count."""
     try:
         number = operator.index(value)
     except TypeError:

@@ -8,32 +8,38 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from envs.arguments import check_actions, check_render_mode, resolve_dataset
+from envs.attributes import TaskAttributes
 from envs.augment import Augmentation
 from envs.datasets import ImageDataset
 from envs.errors import InputError, unknown_name
 from envs.render import Answer, render_answers
-from envs.task import ImageTask
+from envs.task import ImageTask, check_count
 
 OUTPUTS = ("numpy", "torch")
 
 
-class ImageEpisodeVector(VectorEnv[Any, Any, Any]):
+class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
     """``num_envs`` times ``ImageEpisode-v0`` at once; seeded alike, step by step what ``SyncVectorEnv`` makes of them.
 
-    Finished episodes start anew within the step (``AutoresetMode.SAME_STEP``): the observation is already that of the
-    next episode, the last one's is in ``infos["final_obs"]`` and its info in ``infos["final_info"]``. Every array is
-    fresh and never written to again; ``final_obs`` holds views of the observations returned a step earlier.
+    Every array is fresh, and the environment never writes into one it has returned. ``call``, ``get_attr`` and
+    ``set_attr`` are those of ``SyncVectorEnv``, for attributes that all environments share.
 
     Args:
         num_envs: how many environments, n.
         dataset, split, length, stop_on_error, reward, label_noise, augmentation, order, data_root, image_size,
             render_mode: as in ``ImageEpisode``.
         shard: as in ``ImageTask``.
+        max_episode_steps: truncate episodes after so many images, as ``TimeLimit`` does.
+        autoreset_mode: what follows the end of an episode. ``SAME_STEP``: the next one's first image at once, with
+            the last image in ``infos["final_obs"]`` and its info in ``infos["final_info"]``. ``NEXT_STEP``: the
+            last image again; the step after it ignores the action and begins an episode. ``DISABLED``: the last
+            image again; call ``reset(options={"reset_mask": mask})``. A member of ``AutoresetMode`` or its value.
         output: ``"numpy"``, or ``"torch"`` for tensors on the device everywhere; actions are then taken as tensors
             unchecked, and ``final_obs`` is one tensor (n, C, H, W), to be read where ``_final_obs`` is true.
         device: where the data set and the environments live.
@@ -46,11 +52,7 @@ class ImageEpisodeVector(VectorEnv[Any, Any, Any]):
         ...                     vectorization_mode="vector_entry_point")  # doctest: +SKIP
     """
 
-    metadata = {  # noqa: RUF012  Gymnasium's own form
-        "render_modes": ["rgb_array"],
-        "render_fps": 2,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012  Gymnasium's own form
 
     def __init__(
         self,
@@ -65,6 +67,8 @@ class ImageEpisodeVector(VectorEnv[Any, Any, Any]):
         augmentation: Augmentation | str | None = None,
         order: str = "iid",
         shard: tuple[int, int] = (0, 1),
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         output: str = "numpy",
         device: torch.device | str = "cpu",
         data_root: str | Path | None = None,
@@ -89,9 +93,16 @@ class ImageEpisodeVector(VectorEnv[Any, Any, Any]):
         self.render_mode = check_render_mode(render_mode)
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
+        self.autoreset_mode = _check_mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self._limit = (
+            None if max_episode_steps is None else check_count("max_episode_steps", max_episode_steps)
+        )
         self._tensors = output == "torch"
-        self._shown: Any = None
         self._answer: Answer | None = None
+        self._over = torch.zeros(
+            self.num_envs, dtype=torch.bool, device=self.task.device
+        )  # episodes to reset
 
     @cached_property
     def observation_space(self) -> spaces.Space:  # type: ignore[override]
@@ -104,21 +115,28 @@ class ImageEpisodeVector(VectorEnv[Any, Any, Any]):
         return batch_space(self.single_action_space, self.num_envs)
 
     def reset(
-        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin new episodes in all environments.
+        """Begin new episodes.
 
         Args:
             seed: environment i gets ``seed + i`` or ``seed[i]``, and its draws start over; None goes on with them.
-            options: none are known; ``reset_mask`` is refused, as episodes restart by themselves.
+            options: ``{"reset_mask": mask}`` resets the environments where the mask, bool (n,), is true; the
+                observations of the others stay, and the infos are of those that were reset.
+
+        Raises:
+            InputError: wrong seeds, or a mask of another type or shape, or without a single True.
         """
-        if options and "reset_mask" in options:
-            raise InputError("reset_mask is not supported; finished episodes start anew by themselves")
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        self.task.reset(seed)
-        self._answer = None
-        self._shown = self._output(self.task.observe())
-        return self._shown, self._masked(index=self.task.indices)
+        mask = self._check_mask((options or {}).get("reset_mask"))
+        self.task.reset(seed, mask)
+        super().reset(seed=None if seed is None or np.ndim(seed) else int(seed))  # type: ignore[call-overload, arg-type]
+        if mask is None or self._answer is None:
+            self._answer = None
+            self._over = torch.zeros_like(self._over)
+        else:
+            self._answer = self._answer.without(mask, self.task)
+            self._over = self._over & ~mask
+        return self._output(self.task.observe()), self._masked(mask, index=self.task.indices)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Answer every image with a label in 0..K-1: integers (n,).
@@ -129,40 +147,119 @@ class ImageEpisodeVector(VectorEnv[Any, Any, Any]):
 
         Raises:
             InputError: actions of another type or shape, or out of range (NumPy output only).
+            ResetNeeded: an episode is over and was not reset, in mode ``DISABLED``.
         """
         task = self.task
         if not self._tensors:
             check_actions(actions, self.num_envs, task.num_actions)
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._over.any():
+            raise ResetNeeded('episodes are over; call reset(options={"reset_mask": terminated | truncated})')
         chosen = torch.as_tensor(actions, device=task.device)
-        answered, indices, truths = self._shown, task.indices, task.true_labels
-        self._answer = Answer(indices, task.augment_seeds, chosen)
-        rewards, terminated = task.step(chosen)
-        self._shown = self._output(task.observe())
-        infos = self._step_infos(answered, indices, truths, terminated)
+        self._answer = Answer(task.indices, task.augment_seeds, chosen)
+        truths = task.true_labels
+        rewards, terminated = task.answer(chosen)
+        truncated = self._truncated()
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            infos = self._restart(truths, terminated, truncated)
+        else:
+            waiting = self._over
+            rewards = rewards.masked_fill(waiting, 0)
+            terminated, truncated = terminated & ~waiting, truncated & ~waiting
+            task.move_on(~terminated, ended=waiting)
+            self._answer = self._answer.without(waiting, task)
+            self._over = terminated | truncated
+            infos = self._masked(index=task.indices)
+            infos |= {} if waiting.all() else self._masked(~waiting, label=truths)
         if not self._tensors:
             rewards = rewards.double()
-        truncated = torch.zeros_like(terminated)
-        return self._shown, self._output(rewards), self._output(terminated), self._output(truncated), infos
+        observations, *flags = (
+            self._output(value) for value in (task.observe(), rewards, terminated, truncated)
+        )
+        return observations, flags[0], flags[1], flags[2], infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Return a picture of every environment: the last answer, or the image shown if there is none yet."""
         return None if self.render_mode is None else tuple(render_answers(self.task, self._answer))
 
-    def _step_infos(
-        self, answered: Any, indices: Tensor, truths: Tensor, terminated: Tensor
-    ) -> dict[str, Any]:
-        """Return the infos: ended episodes have theirs in ``final_info``, beside the reset's; as Gymnasium merges."""
-        ended = self.num_envs if self.task.length == 1 else int(terminated.sum())
-        infos = self._masked(index=self.task.indices)
-        if ended < self.num_envs:
-            infos |= self._masked(~terminated, label=truths)
-        if ended == 0:
-            return infos
-        infos["final_obs"] = answered if self._tensors else _object_array(answered, self._output(terminated))
-        infos["_final_obs"] = self._output(terminated.clone())
-        infos["final_info"] = self._masked(terminated, index=indices, label=truths)
-        infos["_final_info"] = self._output(terminated.clone())
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Return, for every environment, what its method ``render`` returns, or the attribute called ``name``.
+
+        Raises:
+            AttributeError: another method, or no such attribute.
+        """
+        if name == "render":
+            return self.render() or (None,) * self.num_envs
+        single = f"single_{name}" if name in ("observation_space", "action_space") else name
+        value = getattr(self, single)
+        if callable(value):
+            raise AttributeError(f"batched environments have no {name!r} of their own; use SyncVectorEnv")
+        return (value,) * self.num_envs
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return the attribute called ``name`` of every environment."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of all environments: ``length``, ``stop_on_error``, ``reward_matrix``, or the user's own.
+
+        Args:
+            name: the attribute.
+            values: the value, or a list or tuple of it for every environment, all the same.
+
+        Raises:
+            InputError: the values differ, or the attribute cannot be changed.
+        """
+        if isinstance(values, list | tuple):
+            if len(values) != self.num_envs or any(not np.array_equal(value, values[0]) for value in values):
+                raise InputError(
+                    f"{name} is {values!r}; the {self.num_envs} environments share it, give one value for all"
+                )
+            values = values[0]
+        self.set_shared(name, values)
+
+    def _restart(self, truths: Tensor, terminated: Tensor, truncated: Tensor) -> dict[str, Any]:
+        """Begin episodes where some ended, and return the infos: these have theirs in ``final_info``."""
+        task = self.task
+        ended = terminated | truncated
+        count = self.num_envs if task.length == 1 else int(ended.sum())
+        if self._limit is not None:
+            task.move_on(~terminated)  # a truncated episode shows its next image, and is cut there
+        # Rendered again: wrappers write into the observations that they were given.
+        observations: Any = self._output(task.observe()) if count else None
+        indices = task.indices
+        task.move_on(ended=None if task.length == 1 else ended, by=1 if self._limit is None else ended)
+        infos = self._masked(index=task.indices)
+        if count < self.num_envs:
+            infos |= self._masked(~ended, label=truths)
+        if count:
+            infos["final_obs"] = (
+                observations if self._tensors else _objects(observations, self._output(ended))
+            )
+            infos["_final_obs"] = self._output(ended.clone())
+            infos["final_info"] = self._masked(ended, index=indices, label=truths)
+            infos["_final_info"] = self._output(ended.clone())
         return infos
+
+    def _truncated(self) -> Tensor:
+        if self._limit is None:
+            return torch.zeros_like(self._over)
+        if self.task.length == 1:  # where nothing is counted
+            return torch.full_like(self._over, self._limit == 1)
+        return self.task.played >= self._limit
+
+    def _most_steps(self) -> int:
+        return min(self.task.length, self._limit or self.task.length)
+
+    def _check_mask(self, mask: Any) -> Tensor | None:
+        if mask is None:
+            return None
+        values = torch.as_tensor(mask, device=self.task.device)
+        if values.dtype != torch.bool or values.shape != (self.num_envs,) or not values.any():
+            raise InputError(
+                f"reset_mask holds {values.dtype} of shape {tuple(values.shape)}; expected booleans of shape "
+                f"({self.num_envs},), at least one of them true"
+            )
+        return values
 
     def _masked(self, mask: Tensor | None = None, **values: Tensor) -> dict[str, Any]:
         """Return each value, zero where the mask (default: all) is false, beside a copy of the mask as ``_name``."""
@@ -202,7 +299,14 @@ class ImageBanditVector(ImageEpisodeVector):
         super().__init__(num_envs, dataset, split, length=1, **options)
 
 
-def _object_array(observations: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _check_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        raise unknown_name("autoreset_mode", str(mode), [known.value for known in AutoresetMode]) from None
+
+
+def _objects(observations: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return Gymnasium's form of final observations: an array of objects, None where the mask is false."""
     objects = np.fromiter(observations, dtype=object, count=len(observations))
     objects[~mask] = None

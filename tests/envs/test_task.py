@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs import ImageTask, InputError
+from envs.rewards import noisy_labels, reward_matrix
 from envs.sampling import iid_draw
-from envs.task import noisy_labels, reward_matrix
 from tests.support.env_toys import grey_levels, random_images
 
 DATA = random_images(50)
