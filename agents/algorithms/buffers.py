@@ -166,15 +166,20 @@ class ImageReplayBuffer(BaseBuffer):
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
 
-    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        """Return ``batch_size`` transitions drawn with replacement, images rendered."""
+    def sample(self, batch_size: int, env: Any = None, following: bool = True) -> ReplayBufferSamples:
+        """Return ``batch_size`` transitions drawn with replacement, images rendered.
+
+        Without ``following`` the images that follow are left out: ``next_observations`` holds none.
+        """
         filled = self.size() * self.n_envs
         rows = torch.randint(filled, (batch_size,), device=self.device)
-        batch = {name: value.view(-1)[rows] for name, value in self.storage.items()}
+        batch = {name: value.view(-1).index_select(0, rows) for name, value in self.storage.items()}
+        observations = self.task.render_batch(batch["indices"], batch["augment_seeds"])
+        after = (batch["next_indices"], batch["next_augment_seeds"])
         return ReplayBufferSamples(
-            observations=self.task.render_batch(batch["indices"], batch["augment_seeds"]),
+            observations=observations,
             actions=batch["actions"][:, None],
-            next_observations=self.task.render_batch(batch["next_indices"], batch["next_augment_seeds"]),
+            next_observations=self.task.render_batch(*after) if following else observations[:0],
             dones=batch["dones"][:, None],
             rewards=batch["rewards"][:, None],
         )

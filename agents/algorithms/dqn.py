@@ -1,8 +1,9 @@
-"""DQN on tensors: Stable-Baselines3's update over a replay memory of indices."""
+"""DQN on tensors: a replay memory of indices, and Stable-Baselines3's update without waiting for the device."""
 
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from stable_baselines3 import dqn
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -10,7 +11,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
 from torch import Tensor
 
-from agents.algorithms.base import ImageAlgorithm
+from agents.algorithms.base import ImageAlgorithm, optimizer_step
 from agents.algorithms.buffers import ImageReplayBuffer
 
 
@@ -26,9 +27,11 @@ class DQN(ImageAlgorithm, dqn.DQN):
         if self.replay_buffer_class is None and getattr(self.env, "tensors", False):
             self.replay_buffer_class = ImageReplayBuffer  # type: ignore[assignment]
         super()._setup_model()
+        self._parameters = list(self.policy.parameters())
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "replay_buffer_class"]  # chosen anew for the environment
+        # the memory is chosen anew for the environment
+        return [*super()._excluded_save_params(), "_parameters", "replay_buffer_class"]
 
     def collect_rollouts(
         self,
@@ -86,9 +89,29 @@ class DQN(ImageAlgorithm, dqn.DQN):
         return torch.where(torch.rand(num_envs, device=self.device) < self.exploration_rate, random, greedy)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """Run SB3's update and watch the weights for NaN."""
-        super().train(gradient_steps, batch_size)
+        """Take ``gradient_steps`` steps on minibatches of the replay memory."""
+        if not isinstance(self.replay_buffer, ImageReplayBuffer):
+            super().train(gradient_steps, batch_size)
+        else:
+            self.policy.set_training_mode(True)
+            self._update_learning_rate(self.policy.optimizer)
+            for _ in range(gradient_steps):
+                loss = self._loss(self.replay_buffer, batch_size)
+                optimizer_step(loss, self.policy.optimizer, self._parameters, self.max_grad_norm)
+                self.statistics.add(loss=loss)
+            self._n_updates += gradient_steps
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.watch_weights()
+
+    def _loss(self, buffer: ImageReplayBuffer, batch_size: int) -> Tensor:
+        """Return the Huber loss of a minibatch towards ``r + gamma max_a Q(s', a)``; without a discount, towards r."""
+        batch = buffer.sample(batch_size, following=self.gamma > 0)
+        target = batch.rewards
+        if self.gamma > 0:
+            with torch.no_grad():
+                best = self.q_net_target(batch.next_observations).amax(1, keepdim=True)
+                target = target + (1 - batch.dones) * self.gamma * best
+        return F.smooth_l1_loss(self.q_net(batch.observations).gather(1, batch.actions), target)
 
     def training_state(self) -> dict[str, Any]:
         """Return all that :meth:`load_training_state` needs, the replay memory included."""

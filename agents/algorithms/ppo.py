@@ -1,5 +1,7 @@
 """PPO: rollouts on the device, and Stable-Baselines3's update without waiting for it."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from stable_baselines3 import ppo
@@ -17,9 +19,11 @@ class PPO(TensorRollouts, ppo.PPO):
     """SB3's PPO (Schulman et al. 2017, arXiv 1707.06347, eq. 7 and 9) with device-resident rollouts and updates.
 
     The weights end where SB3's own update takes them, up to rounding. The means that it logs go into ``statistics``;
-    the entropy is that of each pass's first minibatch unless it is part of the loss. Only ``target_kl`` waits for the
-    device, to stop early.
+    the entropy is that of each pass's first minibatch unless it is part of the loss. ``target_kl`` stops the update on
+    the device; a GPU is asked once a pass whether it has, where the optimiser is a fused one.
     """
+
+    _stopped: Tensor  # 1 once ``target_kl`` was exceeded, else 0
 
     def _update(self) -> None:
         """Take ``n_epochs`` passes over the rollout."""
@@ -29,19 +33,29 @@ class PPO(TensorRollouts, ppo.PPO):
         clip = self.clip_range(progress)  # type: ignore[operator]
         value_clip = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
         measured: list[Tensor] = []
-        for _ in range(self.n_epochs):
-            going_on = self._one_pass(clip, value_clip, measured)
-            self._n_updates += 1
-            if not going_on:
-                break
-        means = torch.stack(measured).mean(0)
+        self._stopped = torch.zeros((), device=self.device)
+        optimizer: Any = self.policy.optimizer
+        fused = bool(optimizer.defaults.get("fused"))
+        if fused and self.target_kl is not None:
+            optimizer.found_inf = self._stopped  # where it is 1, fused optimisers leave the weights alone
+        try:
+            for _ in range(self.n_epochs):
+                self._one_pass(clip, value_clip, measured, waits=self.device.type == "cpu" or not fused)
+                self._n_updates += 1
+                if self.target_kl is not None and bool(self._stopped):
+                    break
+        finally:
+            vars(optimizer).pop("found_inf", None)
+        rows = torch.stack(measured)
+        counts = rows[:, -1:]  # 0 for minibatches after the stop
+        means = (rows[:, :-1] * counts).sum(0) / counts.sum()
         self.statistics.add(**dict(zip(_LOGGED, means.unbind(), strict=True)))
         self.statistics.add(explained_variance=self.rollout_buffer.explained_variance())
         self.logger.record("train/clip_range", clip)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _one_pass(self, clip: float, value_clip: float | None, measured: list[Tensor]) -> bool:
-        """Visit every minibatch once and append what was measured; return False to stop at ``target_kl``."""
+    def _one_pass(self, clip: float, value_clip: float | None, measured: list[Tensor], waits: bool) -> None:
+        """Visit every minibatch once and append what was measured; if it ``waits``, end at ``target_kl``."""
         policy = self.policy
         for number, batch in enumerate(self.rollout_buffer.get(self.batch_size)):
             logits, values = policy.logits_and_values(batch.observations)
@@ -58,13 +72,13 @@ class PPO(TensorRollouts, ppo.PPO):
                 loss = loss - self.ent_coef * entropy if self.ent_coef else loss
             drift = log_ratio.detach()
             approx_kl = (drift.expm1() - drift).mean()
-            measured.append(
-                torch.stack([policy_loss.detach(), value_loss.detach(), approx_kl, clipped, loss.detach()])
-            )
-            if self.target_kl is not None and float(approx_kl) > 1.5 * self.target_kl:
-                return False
+            parts = (policy_loss.detach(), value_loss.detach(), approx_kl, clipped, loss.detach())
+            measured.append(torch.stack([*parts, 1 - self._stopped]))
+            if self.target_kl is not None:
+                self._stopped.logical_or_(approx_kl > 1.5 * self.target_kl)
+                if waits and bool(self._stopped):
+                    return
             optimizer_step(loss, policy.optimizer, self._parameters, self.max_grad_norm)
-        return True
 
     def _surrogate(self, log_ratio: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
         """Return the clipped surrogate loss and the share of clipped ratios."""

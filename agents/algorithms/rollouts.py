@@ -88,7 +88,7 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         return self.policy.predict_values(self._last_obs)[:, 0]
 
     def train(self) -> None:
-        """Run SB3's update with BatchNorm held at the rollout's statistics."""
+        """Update with BatchNorm held at the rollout's statistics; with a NumPy environment by SB3's own code."""
         if not isinstance(self.rollout_buffer, ImageRolloutBuffer):
             return super().train()
         with frozen_batchnorm(self.policy):
@@ -97,4 +97,4 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         return None
 
     def _update(self) -> None:
-        super().train()
+        raise NotImplementedError
