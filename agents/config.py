@@ -131,7 +131,8 @@ class TrainConfig:
     """End an episode at its first wrong answer."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the network under autocast while training; evaluation is always fp32."""
+    """bf16 runs the network under autocast while training. On a GPU, training rounds products of fp32 to TF32.
+    Evaluation and attacks are always fp32 without TF32."""
     channels_last: bool = True
     """Memory layout of convolutional networks."""
     compile: bool = False

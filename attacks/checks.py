@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from attacks.core.errors import AttackError
+from attacks.core.errors import AttackError, is_machine_error
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import cross_entropy, get_loss, margin, misclassified
 from attacks.core.model import CountedModel, Model, check_labels, forward, frozen, in_eval_mode
@@ -169,6 +169,8 @@ def _first_forward(model: Model, problem: Problem) -> Tensor:
     except AttackError:
         raise
     except (RuntimeError, ValueError) as error:
+        if is_machine_error(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AttackError(
             f"the model fails on {problem.x.dtype} images of shape {tuple(problem.x.shape)}: {reason}; give "

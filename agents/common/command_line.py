@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from agents.common.precision import tf32
 from attacks.core.errors import AttackError
 from attacks.starting import interruptible
 from envs.allocator import keep_freed_memory
@@ -59,7 +60,8 @@ def run_cli(
         known = {} if start is None else {"default": start}
         keep_freed_memory()
         options: dict[str, Any] = {"prog": prog, "args": arguments, "description": main.__doc__, **known}
-        return main(_parse(config_class, options)) or 0
+        with tf32(False):
+            return main(_parse(config_class, options)) or 0
     except SystemExit as stop:  # the help has been printed
         return stop.code if isinstance(stop.code, int) else USAGE_ERROR
     except BrokenPipeError:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from agents.common.precision import uses_tf32
 from envs.errors import InputError
 from envs.files import read_json, write_json
 
@@ -27,11 +28,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device_name(device: torch.device | str) -> str:
-    """Return what a reader should know of the device: the GPU's name, or the number of CPU threads."""
+def device_name(device: torch.device | str, tf32: bool | None = None) -> str:
+    """Return what a reader should know of the device: the GPU and whether TF32 is used, or the number of CPU threads.
+
+    ``tf32`` None stands for the setting at present.
+    """
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        used = uses_tf32() if tf32 is None else tf32
+        return f"{torch.cuda.get_device_name(device)}, TF32 {'on' if used else 'off'}"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 

@@ -22,6 +22,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from torch import Tensor, nn
 
 from agents.models.layers import ConsistentDropout
+from attacks.core.errors import is_machine_error
 from attacks.core.memory_format import passes_laid_out
 from envs._torchvision import import_torchvision
 from envs.errors import InputError, unknown_name
@@ -173,6 +174,8 @@ def _build_body(build: Build, name: str, shape: Shape) -> tuple[nn.Module, int]:
     except InputError:
         raise
     except Exception as error:  # whatever a user's own code raises
+        if is_machine_error(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{fit}: {reason}; choose another network or a larger image size") from error
     body.train()

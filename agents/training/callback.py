@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from torch import Tensor
 
+from agents.common.precision import tf32
 from agents.common.run_dir import RunDir
 from agents.models.classifier import extract_classifier, save_classifier
 from agents.training.checkpoint import save_checkpoint
@@ -228,6 +229,7 @@ class TrainingCallback(BaseCallback):
             logger.record(name, value)
         logger.dump(step)
 
+    @tf32(False)
     def _validate(self, step: int) -> dict[str, float]:
         """Validate, offer the weights to the selection, and return what to log."""
         policy = self.model.policy

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from agents.common.run_dir import RunDir
+from attacks.core.errors import is_machine_error
 from envs.errors import InputError
 from envs.files import write_atomic
 
@@ -106,6 +107,8 @@ def restoring(run: RunDir) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # anything may be missing, of another type or of another shape
+        if is_machine_error(error):
+            raise
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(
             f"{run.checkpoint_path} does not fit {run.config_path.name} ({reason}); train the run anew"

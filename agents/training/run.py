@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.common.precision import emulates_bf16
+from agents.common.precision import emulates_bf16, tf32
 from agents.common.run_dir import RunDir, device_name, resolve_device, versions
 from agents.config import TrainConfig
 from agents.models.classifier import extract_classifier
@@ -144,6 +144,7 @@ def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str,
     regime = plan_regime(config, splits.train)
     with contextlib.ExitStack() as logs:
         logs.enter_context(_torch_settings(config, splits.train))
+        logs.enter_context(tf32(False))  # all but the updates
         logs.enter_context(quiet_writer_threads())
         with stop_on_interrupt() as stop, _progress_bar(config, ends[-1]) as bar:
             callback = TrainingCallback(
@@ -218,7 +219,8 @@ def _learn(
         remaining = ends[phase] - model.num_timesteps
         if remaining > 0:  # a run may have been stopped when a phase had ended and nothing else had begun
             try:
-                model.learn(remaining, callback=callbacks, log_interval=None, reset_num_timesteps=restart)  # type: ignore[arg-type]
+                with tf32(True):
+                    model.learn(remaining, callbacks, log_interval=None, reset_num_timesteps=restart)  # type: ignore[arg-type]
             except (RuntimeError, ValueError):
                 callback.refuse_divergence()  # nothing can be drawn from a policy of NaN
                 raise
@@ -316,7 +318,7 @@ def _describe(config: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
         "seed": config.seed,
         "config": config.to_dict(),
         "versions": versions(),
-        "device": device_name(dataset.device),
+        "device": device_name(dataset.device, tf32=True),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 import torch
 from torch import Tensor
 
-from attacks.core.errors import AttackError
+from attacks.core.errors import AttackError, is_out_of_memory
 from attacks.core.inputs import Problem
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Batches:
                 start += len(part)
                 continue
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             # Outside the handler, so that the failed attempt's tensors are no longer held by its traceback.
             self._halve(len(part), rows.device)
@@ -131,9 +131,3 @@ def ranked_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
     """The ``count`` (at most K-1) best other classes than ``y`` of each sample, best first: (N, count) int64."""
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out; the CPU allocator and cuDNN say so by their message alone."""
-    signs = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)

@@ -1,4 +1,4 @@
-"""How a model is laid out while it is attacked, on the CPU, where that decides half of an attack's time."""
+"""How a model is laid out in memory while it is attacked, which decides half of an attack's time on a CPU."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks.core.errors import is_machine_error
 from attacks.core.sharing import Undo, held
 
 # When a first layer's own backward pass is the faster one, as measured: at most 3 input channels, at least 10 output
@@ -21,12 +22,13 @@ _TRIALS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], bool]] = WeakKeyDict
 
 @contextmanager
 def fast_layout(model: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[None]:
-    """On the CPU, pass images like ``x`` (n, C, H, W) faster through the plain ``nn.Conv2d`` layers of ``model``.
+    """Pass images like ``x`` (n, C, H, W) faster through the plain ``nn.Conv2d`` layers of ``model``.
 
-    Inside the block weights are held channels_last and images follow: measured on CPU, passes run up to 1.7 times as
-    fast. Layers of few input channels, as the first is, get a backward pass of their own: PyTorch's takes 1.2 to 6
-    times as long. The values are the same, but another kernel may round differently in the last bit, so the final
-    verification belongs outside the block. Models that fail this way are left as they are (see `takes_channels_last`).
+    Inside the block weights are held channels_last and images follow: on a CPU passes run up to 1.7 times as fast, and
+    on a GPU it is the layout of tensor cores, which would copy activations to and fro. On a CPU layers of few input
+    channels, as the first is, get a backward pass of their own: PyTorch's takes 1.2 to 6 times as long. The values are
+    the same, but another kernel may round differently in the last bit, so the final verification belongs outside the
+    block. Models that fail this way are left as they are (see `takes_channels_last`).
     """
     if not takes_channels_last(model, x):
         yield
@@ -57,11 +59,19 @@ def _make_stem(layer: nn.Conv2d) -> Undo:
 
 
 def takes_channels_last(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether ``model`` has plain convolutions, all on the CPU, and `passes_laid_out` images like ``x`` (n, ...)."""
+    """Whether ``model`` has plain convolutions that gain by it, and `passes_laid_out` images like ``x`` (n, ...)."""
     layers = plain_convolutions(model)
     if not isinstance(model, nn.Module) or not layers or x.ndim != 4 or not len(x):
         return False
-    return all(layer.weight.device.type == "cpu" for layer in layers) and passes_laid_out(model, x)
+    return all(_gains(layer.weight) for layer in layers) and passes_laid_out(model, x)
+
+
+def _gains(weight: Tensor) -> bool:
+    """Whether channels_last is the faster layout: on a CPU, and where a GPU's tensor cores do the work."""
+    if weight.device.type == "cpu":
+        return True
+    half = weight.dtype in (torch.float16, torch.bfloat16)
+    return weight.device.type == "cuda" and (half or torch.backends.cudnn.allow_tf32)
 
 
 def passes_laid_out(model: nn.Module, x: Tensor) -> bool:
@@ -79,7 +89,9 @@ def passes_laid_out(model: nn.Module, x: Tensor) -> bool:
             with _laid_out(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model(x[:1].detach().clone(memory_format=torch.channels_last))
             known[shape] = True
-        except Exception:  # if the model fails in any layout, its use will say so
+        except Exception as error:  # if the model fails in any layout, its use will say so
+            if is_machine_error(error):
+                raise
             known[shape] = False
         finally:
             for module, training in modes:
@@ -97,7 +109,8 @@ def plain_convolutions(model: Callable[[Tensor], Tensor]) -> list[nn.Conv2d]:
 def _is_stem(layer: nn.Conv2d) -> bool:
     """Whether `_Stem` does what the layer does, faster."""
     return (
-        layer.in_channels <= min(_FEW, layer.out_channels // _MANY)
+        layer.weight.device.type == "cpu"
+        and layer.in_channels <= min(_FEW, layer.out_channels // _MANY)
         and layer.groups == 1
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)

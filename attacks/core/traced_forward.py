@@ -10,6 +10,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from attacks.core.errors import is_machine_error
 from attacks.core.model import Model, forward
 
 # Below so many pixels in all passes, what is saved does not pay for the preparation.
@@ -32,7 +33,9 @@ def traced_forward(model: Model, x: Tensor, passes: int) -> Model:
             traced = torch.jit.trace(model, x[:2].clone(), check_trace=False)
             quick = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
             agrees = all(_agree(model, quick, probe) for probe in (x[-3:].flip(-1), 1 - x, x[:1].clone()))
-    except Exception:  # whatever a model does that a trace cannot hold
+    except Exception as error:  # whatever a model does that a trace cannot hold
+        if is_machine_error(error):
+            raise
         return model
     return quick if agrees else model
 

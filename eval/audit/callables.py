@@ -10,17 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core.batching import default_batch_size
-from attacks.core.errors import AttackError
+from attacks.core.errors import AttackError, is_machine_error
 from eval.audit.findings import Finding
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 100, 128, 256, 512)
-_MACHINE = ("cuda", "cudnn", "cublas", "hip error", "mps backend", "same device", "memory", "device-side")
 
 
 def models_own(error: Exception) -> bool:
     """Whether the model is to blame, not the machine: device errors and exhausted memory are never swallowed."""
-    machine = (MemoryError, torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError))
-    return not isinstance(error, machine) and not any(sign in str(error).lower() for sign in _MACHINE)
+    return not is_machine_error(error) and "same device" not in str(error).lower()
 
 
 def first_line(error: BaseException) -> str:

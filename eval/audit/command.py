@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from agents.common.run_dir import device_name, resolve_device, versions
+from attacks.core.errors import is_machine_error
 from envs.errors import InputError
 from envs.files import write_json
 from eval.audit.findings import Verdict
@@ -95,7 +96,9 @@ def _checked(surrogate: Target, target: Target, samples: Samples) -> nn.Module:
     try:
         with torch.no_grad():
             same = surrogate.model(x).shape == target.model(x).shape
-    except (RuntimeError, ValueError, TypeError):
+    except (RuntimeError, ValueError, TypeError) as error:
+        if is_machine_error(error):
+            raise
         same = False
     if not same:
         raise InputError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from agents.common.run_dir import RunDir
 from agents.models.classifier import load_classifier
 from agents.models.sb3_trusted import load_trusted_zip
+from attacks.core.errors import is_machine_error
 from envs.datasets import load_dataset
 from envs.errors import InputError
 from envs.rng import hash_tensor
@@ -152,6 +153,8 @@ def _import_model(spec: str) -> nn.Module:
         if not isinstance(found, nn.Module):
             found = found()
     except Exception as error:  # foreign code may raise anything
+        if is_machine_error(error):
+            raise
         reason = f"{type(error).__name__}: {error}"
         raise InputError(
             f"cannot build a model from {spec} ({reason}); expected package.module:factory"
@@ -271,6 +274,8 @@ def check_fit(target: Target, samples: Samples) -> None:
         with torch.inference_mode():
             logits = target.model(image)
     except (RuntimeError, ValueError, TypeError) as error:
+        if is_machine_error(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{target.name} does not take {size} images of {samples.name} ({reason}); name another --dataset"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.core.errors import is_machine_error
 from envs.errors import InputError
 
 # Float32 sums in another order differ in the last bits; a wrong layer, image range or order of channels does not hide
@@ -50,6 +51,8 @@ def compare(
         try:
             found = export(images[:size])
         except Exception as error:  # whatever a foreign runtime raises
+            if is_machine_error(error):
+                raise
             raise InputError(
                 f"{origin} does not run on {size} images ({error}); nothing was written"
             ) from error

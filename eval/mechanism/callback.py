@@ -5,6 +5,7 @@ from matplotlib.figure import Figure as Picture
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
 
+from agents.common.precision import tf32
 from agents.models.classifier import extract_classifier
 from attacks.gradient.pgd import pgd
 from envs.datasets import ImageDataset
@@ -71,6 +72,7 @@ class PictureCallback(BaseCallback):
             for name, picture in self.pictures().items():
                 self.logger.record(f"pictures/{name}", Figure(picture, close=True), exclude=exclude)
 
+    @tf32(False)
     def pictures(self) -> dict[str, Picture]:
         """Return the pictures of the policy as it is now, by name."""
         policy = self.model.policy

@@ -42,8 +42,9 @@ class StudyCommand:
     """Ray cluster to join, such as auto or ray://HOST:10001. Default: a local one for this study."""
     cpus: float = 1.0
     """Ray: cores that a job holds."""
-    gpus: float = 0.0
-    """Ray: GPUs that a job holds; 0.25 lets four share one."""
+    gpus: float | None = None
+    """Ray: GPUs that a job holds; 0.25 lets four share one. Default: those of the cluster are dealt evenly; with
+    --device cpu none."""
     shards: int = 1
     """Divide the attacked images of every model among so many jobs; the outcome is the same."""
     retries: int = 1
@@ -94,7 +95,8 @@ def make_engine(config: StudyCommand) -> Engine:
     if config.engine == "ray":
         from eval.study.run.ray_engine import RayEngine
 
-        return RayEngine(config.workers, config.address, config.cpus, config.gpus, config.retries)
+        gpus = 0.0 if config.device == "cpu" and config.gpus is None else config.gpus
+        return RayEngine(config.workers, config.address, config.cpus, gpus, config.retries)
     return InProcess(config.retries)
 
 

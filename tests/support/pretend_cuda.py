@@ -73,6 +73,7 @@ class PretendCuda:
     def __init__(self, roots: tuple[str, ...] = _ROOTS, forbid_waits: bool = False, devices: int = 1) -> None:
         self.roots, self.forbid_waits, self.devices = roots, forbid_waits, devices
         self.events = Events()
+        self.current = 0  # what set_device said; kept, and no more
         self._moving = self._making = self._asked = 0
         self._places: dict[str, str | None] = {}
         self._stack = ExitStack()
@@ -187,8 +188,8 @@ class PretendCuda:
             "is_available": lambda: True,
             "is_initialized": lambda: True,
             "device_count": lambda: self.devices,
-            "current_device": lambda: 0,
-            "set_device": lambda device: None,
+            "current_device": lambda: self.current,
+            "set_device": lambda device: setattr(self, "current", device),
             "get_device_name": lambda device=None: "Pretend GPU",
             "get_device_capability": lambda device=None: (9, 0),
             "is_bf16_supported": lambda including_emulation=True: True,

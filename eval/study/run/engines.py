@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ class InProcess(Engine):
 
 
 class Pool(Engine):
-    """Several processes on this machine.
+    """Several processes on this machine; its GPUs are dealt to them in turn.
 
     Args:
         workers: how many.
@@ -119,7 +120,9 @@ class Pool(Engine):
         if self.executor is None:
             context = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and threads
             threads = max(1, (os.cpu_count() or 1) // self.workers)
-            self.executor = ProcessPoolExecutor(self.workers, context, _prepare, (threads,))
+            self.executor = ProcessPoolExecutor(
+                self.workers, context, prepare_worker, (threads, context.Value("i", 0))
+            )
         return self.executor
 
     def _stop(self) -> None:
@@ -140,5 +143,16 @@ def _outcome(future: Future) -> Outcome | None:
         return None
 
 
-def _prepare(threads: int) -> None:
+def prepare_worker(threads: int, counter: Any) -> None:
+    """Set up a process of the pool: its CPU threads, and as "cuda" the GPU that is its turn.
+
+    Args:
+        threads: of PyTorch.
+        counter: a shared integer; how many workers were set up before.
+    """
     torch.set_num_threads(threads)
+    with counter.get_lock():
+        number = counter.value
+        counter.value += 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())

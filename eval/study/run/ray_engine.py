@@ -1,6 +1,7 @@
 """The Ray engine: jobs as tasks of a cluster, on this machine or many, with fractional GPUs and retries."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from envs.errors import InputError
 from eval.study.run.engines import CRASHED, Engine
 from eval.study.run.jobs import Job, Outcome
 from eval.study.run.stages import execute
+
+_MOST_SHARING = 4  # jobs on one GPU
 
 
 class RayEngine(Engine):
@@ -21,7 +24,8 @@ class RayEngine(Engine):
         workers: cores of the local cluster that is started where there is no ``address``.
         address: of a cluster: ``auto``, or ``ray://HOST:10001``.
         cpus: cores that a job holds.
-        gpus: GPUs that a job holds; 0.25 lets four jobs share one.
+        gpus: GPUs that a job holds; 0.25 lets four jobs share one. None deals those of the cluster evenly to the jobs
+            that its cores allow at once, at most four to one; 0 hides them.
         retries: as `Engine`.
 
     Raises:
@@ -29,17 +33,25 @@ class RayEngine(Engine):
     """
 
     def __init__(
-        self, workers: int, address: str | None = None, cpus: float = 1.0, gpus: float = 0.0, retries: int = 1
+        self,
+        workers: int,
+        address: str | None = None,
+        cpus: float = 1.0,
+        gpus: float | None = None,
+        retries: int = 1,
     ) -> None:
         super().__init__(retries)
-        if workers < 1 or cpus <= 0 or gpus < 0:
+        if workers < 1 or cpus <= 0 or (gpus is not None and gpus < 0):
             raise InputError(
-                f"--workers is {workers}, --cpus {cpus:g} and --gpus {gpus:g}; expected at least 1, above 0, and 0"
+                f"--workers is {workers}, --cpus {cpus:g} and --gpus {gpus}; expected at least 1, above 0, 0 or more"
             )
         self.ray = _import_ray()
         self.owns = not self.ray.is_initialized()
         if self.owns:
             self._connect(workers, address)
+        if gpus is None:
+            there = self.ray.cluster_resources()
+            gpus = even_share(there.get("GPU", 0), there.get("CPU", 0) / cpus)
         self._check_resources(cpus, gpus)
         remote = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries, retry_exceptions=False)
         self.task = remote(_execute)
@@ -91,6 +103,11 @@ class RayEngine(Engine):
         """Stop the cluster that was started for the study, or leave the one that was joined."""
         if self.owns:
             self.ray.shutdown()
+
+
+def even_share(gpus: float, jobs: float) -> float:
+    """Return the part of a GPU for each of ``jobs`` that share ``gpus`` evenly: 1, 1/2, 1/3 or 1/4; 0 of none."""
+    return 1 / min(max(math.ceil(jobs / gpus), 1), _MOST_SHARING) if gpus else 0.0
 
 
 def _execute(job: Job) -> Outcome:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from agents.common.precision import tf32
 from agents.training.run import resume, train
 from attacks.core.errors import AttackError
 from envs.errors import InputError
@@ -30,6 +31,7 @@ from eval.study.run.measure import (
 from eval.transfer.craft import CRAFTS
 
 
+@tf32(False)  # workers are processes of their own
 def execute(job: Job) -> Outcome:
     """Do one job in this process; whatever goes wrong becomes an outcome, and its traceback goes to the cell's log.
 
