@@ -7,6 +7,7 @@ from agents.algorithms.dqn import DQN
 from agents.algorithms.ppo import PPO
 from agents.algorithms.reinforce import ExpectedPolicyGradient, Reinforce
 from agents.algorithms.supervised import Supervised
+from agents.models import architectures as _architectures  # noqa: F401 - registers the built-in networks
 from agents.models.classifier import Classifier, extract_classifier, load_classifier, save_classifier
 from agents.models.image_network import NETWORKS, ImageNetwork, register_network
 from agents.models.policy import ImagePolicy

@@ -78,7 +78,9 @@ class TrainConfig:
     dataset: str = "digits"
     """digits, mnist, fashion-mnist, cifar10, cifar100, stl10, imagenet100, folder:PATH or npz:PATH."""
     network: str = "small"
-    """small, mlp, cnn4, cnn6, resnet18, resnet50, densenet121, or package.module:Callable."""
+    """small, strided, mlp, cnn4, cnn6, wrn16-4, vit, resnet18, resnet50, densenet121, or package.module:Callable."""
+    pretrained: bool = False
+    """Begin with torchvision's ImageNet weights (resnet18, resnet50, densenet121), downloaded if they are missing."""
     seed: int = 0
     """Seed of weights, data order, actions and attacks."""
     device: str = "auto"

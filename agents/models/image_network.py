@@ -1,4 +1,4 @@
-"""Network bodies: one definition for any image size, worn by SB3 policies and by plain classifiers.
+"""Network bodies by name, and the module in which SB3 policies and plain classifiers use them.
 
 A body is an ``nn.Module`` from normalised images ``(N, C, H, W)`` to features ``(N, D)``; the last linear
 layer, from features to one logit per class, is not part of it. Your own network needs a function of the image
@@ -11,29 +11,25 @@ shape::
 
 import importlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.models.layers import ConsistentDropout
 from attacks.core.errors import is_machine_error
 from attacks.core.memory_format import passes_laid_out
-from envs._torchvision import import_torchvision
 from envs.errors import InputError, unknown_name
 
 Shape = tuple[int, int, int]
 Build = Callable[[Shape], nn.Module]
 
 NETWORKS: dict[str, Build] = {}
-BUILT_IN: frozenset[str] = frozenset()
+BUILT_IN: set[str] = set()  # those of `agents.models.architectures`
 SPEC_VERSION = 1
-_STANDARD_STEM = 96  # pixels from which torchvision's stem, made for 224, leaves enough of the image
 
 
 def register_network(name: str, build: Build | None = None) -> Any:
@@ -205,156 +201,3 @@ def to_fast_layout(module: nn.Module) -> nn.Module:
         if isinstance(layer, nn.Conv2d) and layer not in left_out:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return module
-
-
-class _Stack:
-    """Grows a sequential body, keeping track of the shape of its activations."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.channels, self.height, self.width = shape
-        self.layers: list[nn.Module] = []
-        self.dropouts = 0
-
-    def conv(self, channels: int, kernel: int = 3, batchnorm: bool = False) -> "_Stack":
-        """Append a stride-1 convolution that keeps height and width, optional BatchNorm, ReLU."""
-        before, after = (kernel - 1) // 2, kernel // 2
-        if before != after:
-            self.layers.append(nn.ZeroPad2d((before, after, before, after)))
-        self.layers.append(
-            nn.Conv2d(self.channels, channels, kernel, padding=before if before == after else 0)
-        )
-        if batchnorm:
-            self.layers.append(nn.BatchNorm2d(channels))
-        self.layers.append(nn.ReLU())
-        self.channels = channels
-        return self
-
-    def halving(self, channels: int) -> "_Stack":
-        """Append a 4x4 convolution that halves the sides (one pixel stays), ReLU."""
-        sides = (self.height, self.width)
-        padding = (1 + (self.height == 1), 1 + (self.width == 1))
-        self.layers += [nn.Conv2d(self.channels, channels, 4, stride=2, padding=padding), nn.ReLU()]
-        self.channels = channels
-        self.height, self.width = (max(side // 2, 1) for side in sides)
-        return self
-
-    def pool(self) -> "_Stack":
-        """Append a 2x2 max pool; a side of one pixel stays."""
-        sides = (min(2, self.height), min(2, self.width))
-        pool = nn.MaxPool2d(sides)
-        if isinstance(self.layers[-1], nn.ReLU):  # they commute, and ReLU after the pool sees a quarter
-            self.layers.insert(-1, pool)
-        else:
-            self.layers.append(pool)
-        self.height, self.width = self.height // sides[0], self.width // sides[1]
-        return self
-
-    def shrink(self, side: int) -> "_Stack":
-        """Append an average pool to at most ``side`` x ``side``, where the activations are larger."""
-        if max(self.height, self.width) > side:
-            self.height, self.width = min(side, self.height), min(side, self.width)
-            self.layers.append(nn.AdaptiveAvgPool2d((self.height, self.width)))
-        return self
-
-    def dropout(self, p: float) -> "_Stack":
-        """Append dropout with probability ``p``."""
-        self.layers.append(ConsistentDropout(p, self.dropouts))
-        self.dropouts += 1
-        return self
-
-    def linear(self, features: int, batchnorm: bool = False) -> "_Stack":
-        """Append flattening, a linear layer, optional BatchNorm, ReLU."""
-        self.layers += [nn.Flatten(), nn.Linear(self.channels * self.height * self.width, features)]
-        if batchnorm:
-            self.layers.append(nn.BatchNorm1d(features))
-        self.layers.append(nn.ReLU())
-        self.channels, self.height, self.width = features, 1, 1
-        return self
-
-    def body(self) -> nn.Sequential:
-        return nn.Sequential(*self.layers)
-
-
-@register_network("small")
-def small(shape: Shape) -> nn.Module:
-    """Two convolutions and a linear layer: above 97 % on 8x8 digits within seconds on one CPU core."""
-    return _Stack(shape).conv(32).pool().conv(64).pool().shrink(8).linear(128).body()
-
-
-@register_network("strided")
-def strided(shape: Shape) -> nn.Module:
-    """Two strided convolutions and a linear layer (Wong and Kolter 2018); .6 MMAC at 1x28x28: MNIST on a CPU."""
-    return _Stack(shape).halving(16).halving(32).shrink(8).linear(100).body()
-
-
-@register_network("mlp")
-def mlp(shape: Shape) -> nn.Module:
-    """Two hidden layers of 128 units."""
-    flat = (math.prod(shape), 1, 1)
-    return _Stack(flat).linear(128).linear(128).body()
-
-
-@register_network("cnn4")
-def cnn4(shape: Shape) -> nn.Module:
-    """Four 3x3 convolutions and a wide linear layer ("alicnn" of Zou et al., arXiv 2606.12251)."""
-    stack = _Stack(shape).conv(32).conv(64).pool().dropout(0.25)
-    stack.conv(128).pool().conv(128).pool().dropout(0.25)
-    return stack.linear(1024).dropout(0.5).body()
-
-
-@register_network("cnn6")
-def cnn6(shape: Shape) -> nn.Module:
-    """Six 4x4 convolutions with BatchNorm ("cnn" of Zou et al., arXiv 2606.12251); 1.14 GMAC at 3x32x32."""
-    stack = _Stack(shape)
-    for first, second, p in ((264, 128, 0.2), (512, 128, 0.25), (128, 128, 0.35)):
-        stack.conv(first, 4, batchnorm=True).conv(second, 4, batchnorm=True).pool().dropout(p)
-    return stack.linear(256, batchnorm=True).dropout(0.5).body()
-
-
-@register_network("nature")
-def nature(shape: Shape) -> nn.Module:
-    """Return SB3's default for images, NatureCNN (Mnih et al. 2015); needs at least 36x36 pixels."""
-    return NatureCNN(image_space(shape))
-
-
-def _small_images(shape: Shape) -> bool:
-    return min(shape[1:]) < _STANDARD_STEM
-
-
-def _resnet(name: str, shape: Shape) -> nn.Module:
-    net = getattr(import_torchvision("models"), name)(weights=None)
-    if _small_images(shape):
-        net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-        net.maxpool = nn.Identity()
-    elif shape[0] != 3:
-        net.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
-    net.fc = nn.Identity()
-    return net
-
-
-@register_network("resnet18")
-def resnet18(shape: Shape) -> nn.Module:
-    """ResNet-18 (He et al. 2016); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    return _resnet("resnet18", shape)
-
-
-@register_network("resnet50")
-def resnet50(shape: Shape) -> nn.Module:
-    """ResNet-50 (He et al. 2016); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    return _resnet("resnet50", shape)
-
-
-@register_network("densenet121")
-def densenet121(shape: Shape) -> nn.Module:
-    """DenseNet-121 (Huang et al. 2017); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    net = import_torchvision("models").densenet121(weights=None)
-    if _small_images(shape):
-        net.features.conv0 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-        net.features.pool0 = nn.Identity()
-    elif shape[0] != 3:
-        net.features.conv0 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
-    net.classifier = nn.Identity()
-    return net
-
-
-BUILT_IN = frozenset(NETWORKS)

@@ -20,6 +20,7 @@ from agents.algorithms.reinforce import ExpectedPolicyGradient, Reinforce
 from agents.algorithms.single_pass import SinglePassAlgorithm
 from agents.algorithms.supervised import Supervised
 from agents.config import SMALL_NETWORKS, TrainConfig
+from agents.models.architectures import PRETRAINED, load_pretrained
 from agents.models.image_network import ImageNetwork, resolve_network, to_fast_layout
 from agents.models.policy import ImagePolicy
 from agents.training.schedule import phase_ends
@@ -41,6 +42,10 @@ def check_names(config: TrainConfig) -> None:
     Augmentation.parse(config.augmentation)
     if config.algo == "dqn" and config.schedule is None and config.precision != "fp32":
         raise InputError("--precision bf16 is not offered for dqn; use fp32")
+    if config.pretrained and (config.network not in PRETRAINED or config.algo == "dqn"):
+        raise InputError(
+            f"--pretrained is not offered for {config.algo} with {config.network}; use {', '.join(PRETRAINED)}, not dqn"
+        )
     _reward(config.reward)
 
 
@@ -103,9 +108,16 @@ def build_algorithm(name: str, config: TrainConfig, env: VecEnv, dataset: ImageD
         "optimizer_kwargs": optimizer,
     }
     shared["ent_coef"] = {"a2c": 0.1}.get(name, 0.0) if config.ppo.ent_coef is None else config.ppo.ent_coef
+    model: PPO | A2C | SinglePassAlgorithm
     if name in ("ppo", "a2c"):
-        return _build_actor_critic(name, config, shared)
-    return _build_direct(name, config, shared, regime)
+        model = _build_actor_critic(name, config, shared)
+    else:
+        model = _build_direct(name, config, shared, regime)
+    if config.pretrained:
+        load_pretrained(
+            model.policy.features_extractor.get_submodule("network"), config.network, dataset.shape
+        )
+    return model
 
 
 def plan_regime(config: TrainConfig, dataset: ImageDataset) -> AdversarialTraining | None:

@@ -92,8 +92,9 @@ def resume(path: Path, progress: bool = True, network: str | None = None) -> Run
     with run.lock():
         run.remove_leftovers()
         fingerprint, config = _stored(run, network)
-        config = dataclasses.replace(config, progress=progress)
         checkpoint = load_checkpoint(run)
+        pretrained = config.pretrained and checkpoint is None  # a checkpoint has all weights
+        config = dataclasses.replace(config, progress=progress, pretrained=pretrained)
         if checkpoint is not None and checkpoint["done"]:
             print_stored_summary(run)
             return run

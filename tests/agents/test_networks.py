@@ -1,15 +1,20 @@
+import dataclasses
 import json
 import math
 import sys
+from urllib.error import URLError
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from agents.config import TrainConfig
 from agents.models import image_network as networks
+from agents.models.architectures import load_pretrained
 from agents.models.classifier import new_classifier
 from agents.models.image_network import (
     BUILT_IN,
@@ -20,6 +25,9 @@ from agents.models.image_network import (
     resolve_network,
     to_fast_layout,
 )
+from agents.models.wide_resnet import WideResNet
+from agents.training.factory import build_algorithm, build_env, check_names
+from envs import ImageDataset
 from envs.errors import InputError
 
 TORCHVISION = ("resnet18", "resnet50", "densenet121")
@@ -49,7 +57,7 @@ def test_every_network_fits_every_image_size(network):
             assert body.eval()(torch.zeros(2, *shape)).shape == (2, body.features_dim)
 
 
-@pytest.mark.parametrize("network", ["small", "mlp", "cnn4", "cnn6", "resnet18"])
+@pytest.mark.parametrize("network", ["small", "mlp", "cnn4", "cnn6", "resnet18", "wrn16-4", "vit"])
 def test_gradients_are_finite_and_reach_every_parameter(network):
     torch.manual_seed(0)
     classifier = new_classifier((1, 8, 8), 10, network)
@@ -102,6 +110,95 @@ def test_torchvision_stems_follow_the_image_size():
     with torch.device("meta"):
         assert parameters(NETWORKS["resnet50"]((3, 224, 224))) == 25_557_032 - (2048 + 1) * 1000
         assert parameters(NETWORKS["densenet121"]((3, 224, 224))) == 7_978_856 - (1024 + 1) * 1000
+
+
+def test_wide_resnet_has_the_published_number_of_weights():
+    """2.7 million (Zagoruyko and Komodakis 2016, table 4), counted by hand: convolutions, norms, head."""
+    widths = ((16, 64), (64, 128), (128, 256))
+    blocks = sum(9 * a * b + 27 * b * b + a * b + 2 * (a + 3 * b) for a, b in widths)
+    with torch.device("meta"):
+        found = parameters(new_classifier((3, 32, 32), 10, "wrn16-4"))
+        assert parameters(WideResNet(3, depth=28, widen=10)) == 36_479_194 - 6_410
+    assert found == 9 * 3 * 16 + blocks + 2 * 256 + 257 * 10 == 2_748_890
+    with pytest.raises(InputError, match="depth is 17; expected 6 n"):
+        WideResNet(3, depth=17)
+
+
+def test_vit_sees_patches_alone_and_knows_their_places():
+    torch.manual_seed(0)
+    body = NETWORKS["vit"]((3, 32, 32)).eval()
+    images = torch.rand(2, 3, 32, 32)
+    assert body.positions.shape == (1, 64, 192)
+    assert parameters(body) == 192 * (48 + 1) + 64 * 192 + 6 * 444_864 + 384
+    swapped = images.clone()
+    swapped[..., :4, :4], swapped[..., 8:12, 4:8] = images[..., 8:12, 4:8], images[..., :4, :4]
+    with torch.no_grad():
+        assert not torch.allclose(body(swapped), body(images), atol=1e-4)
+        body.positions.zero_()
+        torch.testing.assert_close(body(swapped), body(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["wrn16-4", "vit"])
+def test_new_networks_give_the_same_in_the_fast_layout(network):
+    torch.manual_seed(0)
+    classifier = new_classifier((3, 12, 12), 10, network).eval()
+    images = torch.rand(4, 3, 12, 12)
+    before = classifier(images)
+    laid_out = images.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(to_fast_layout(classifier)(laid_out), before, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def published_weights(tmp_path, monkeypatch):
+    """Weights of ResNet-18 where torchvision looks for what it has downloaded; every download fails."""
+    torch.manual_seed(5)
+    whole = torchvision.models.resnet18()
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(whole.state_dict(), tmp_path / "checkpoints" / url.rpartition("/")[2])
+    monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: (_ for _ in ()).throw(URLError("no network")))
+    return whole.eval()
+
+
+def test_pretrained_weights_are_those_of_torchvision(published_weights):
+    body = NETWORKS["resnet18"]((3, 96, 96)).eval()
+    load_pretrained(body, "resnet18", (3, 96, 96))
+    images = torch.rand(2, 3, 96, 96)
+    published_weights.fc = nn.Identity()
+    assert torch.equal(body(images), published_weights(images))
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        ("cnn4", (3, 96, 96), "has no weights of torchvision; use one of resnet18"),
+        ("resnet18", (3, 32, 32), "such as by --image-size 224"),
+        ("resnet18", (1, 96, 96), "for colour images"),
+        (
+            "densenet121",
+            (3, 96, 96),
+            r"cannot get torchvision's weights of densenet121: .*no network.*; put https",
+        ),
+    ],
+)
+def test_pretrained_weights_that_cannot_be_had(published_weights, network, shape, message):
+    with pytest.raises(InputError, match=message):
+        load_pretrained(NETWORKS[network](shape), network, shape)
+
+
+def test_training_begins_with_pretrained_weights(published_weights, monkeypatch):
+    images = torch.zeros(20, 3, 96, 96, dtype=torch.uint8)
+    data = ImageDataset("few", "train", images, torch.arange(20) % 2, ("a", "b"))
+    config = TrainConfig(algo="supervised", network="resnet18", pretrained=True, batch_size=2)
+    check_names(config)
+    body = build_algorithm(
+        "supervised", config, build_env(config, data), data
+    ).policy.features_extractor.network
+    assert torch.equal(body.layer4[1].conv2.weight, published_weights.layer4[1].conv2.weight)
+    for wrong in ({"network": "cnn6"}, {"algo": "dqn"}):
+        with pytest.raises(InputError, match="--pretrained is not offered for"):
+            check_names(dataclasses.replace(config, **wrong))
 
 
 def test_small_reads_digits():

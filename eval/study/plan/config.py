@@ -169,6 +169,8 @@ def training_key(config: TrainConfig) -> dict[str, Any]:
     values = config.to_dict()
     if values["adversarial"]["trades_start"] is None:
         del values["adversarial"]["trades_start"]
+    if not values["pretrained"]:
+        del values["pretrained"]
     return {key: value for key, value in values.items() if key not in (*_NOT_TRAINING, *_PICTURES)}
 
 

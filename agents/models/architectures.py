@@ -1,0 +1,218 @@
+"""The built-in network bodies: one definition each for any image size."""
+
+import math
+import urllib.error
+
+from stable_baselines3.common.torch_layers import NatureCNN
+from torch import nn
+from torch.hub import get_dir
+
+from agents.models.image_network import BUILT_IN, NETWORKS, Shape, image_space, register_network
+from agents.models.layers import ConsistentDropout
+from agents.models.vit import VisionTransformer
+from agents.models.wide_resnet import WideResNet
+from envs._torchvision import import_torchvision
+from envs.errors import InputError
+
+PRETRAINED = ("resnet18", "resnet50", "densenet121")  # networks that have weights of torchvision
+_STANDARD_STEM = 96  # pixels from which torchvision's stem, made for 224, leaves enough of the image
+
+
+class _Stack:
+    """Grows a sequential body, keeping track of the shape of its activations."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.channels, self.height, self.width = shape
+        self.layers: list[nn.Module] = []
+        self.dropouts = 0
+
+    def conv(self, channels: int, kernel: int = 3, batchnorm: bool = False) -> "_Stack":
+        """Append a stride-1 convolution that keeps height and width, optional BatchNorm, ReLU."""
+        before, after = (kernel - 1) // 2, kernel // 2
+        if before != after:
+            self.layers.append(nn.ZeroPad2d((before, after, before, after)))
+        self.layers.append(
+            nn.Conv2d(self.channels, channels, kernel, padding=before if before == after else 0)
+        )
+        if batchnorm:
+            self.layers.append(nn.BatchNorm2d(channels))
+        self.layers.append(nn.ReLU())
+        self.channels = channels
+        return self
+
+    def halving(self, channels: int) -> "_Stack":
+        """Append a 4x4 convolution that halves the sides (one pixel stays), ReLU."""
+        sides = (self.height, self.width)
+        padding = (1 + (self.height == 1), 1 + (self.width == 1))
+        self.layers += [nn.Conv2d(self.channels, channels, 4, stride=2, padding=padding), nn.ReLU()]
+        self.channels = channels
+        self.height, self.width = (max(side // 2, 1) for side in sides)
+        return self
+
+    def pool(self) -> "_Stack":
+        """Append a 2x2 max pool; a side of one pixel stays."""
+        sides = (min(2, self.height), min(2, self.width))
+        pool = nn.MaxPool2d(sides)
+        if isinstance(self.layers[-1], nn.ReLU):  # they commute, and ReLU after the pool sees a quarter
+            self.layers.insert(-1, pool)
+        else:
+            self.layers.append(pool)
+        self.height, self.width = self.height // sides[0], self.width // sides[1]
+        return self
+
+    def shrink(self, side: int) -> "_Stack":
+        """Append an average pool to at most ``side`` x ``side``, where the activations are larger."""
+        if max(self.height, self.width) > side:
+            self.height, self.width = min(side, self.height), min(side, self.width)
+            self.layers.append(nn.AdaptiveAvgPool2d((self.height, self.width)))
+        return self
+
+    def dropout(self, p: float) -> "_Stack":
+        """Append dropout with probability ``p``."""
+        self.layers.append(ConsistentDropout(p, self.dropouts))
+        self.dropouts += 1
+        return self
+
+    def linear(self, features: int, batchnorm: bool = False) -> "_Stack":
+        """Append flattening, a linear layer, optional BatchNorm, ReLU."""
+        self.layers += [nn.Flatten(), nn.Linear(self.channels * self.height * self.width, features)]
+        if batchnorm:
+            self.layers.append(nn.BatchNorm1d(features))
+        self.layers.append(nn.ReLU())
+        self.channels, self.height, self.width = features, 1, 1
+        return self
+
+    def body(self) -> nn.Sequential:
+        return nn.Sequential(*self.layers)
+
+
+@register_network("small")
+def small(shape: Shape) -> nn.Module:
+    """Two convolutions and a linear layer: above 97 % on 8x8 digits within seconds on one CPU core."""
+    return _Stack(shape).conv(32).pool().conv(64).pool().shrink(8).linear(128).body()
+
+
+@register_network("strided")
+def strided(shape: Shape) -> nn.Module:
+    """Two strided convolutions and a linear layer (Wong and Kolter 2018); .6 MMAC at 1x28x28: MNIST on a CPU."""
+    return _Stack(shape).halving(16).halving(32).shrink(8).linear(100).body()
+
+
+@register_network("mlp")
+def mlp(shape: Shape) -> nn.Module:
+    """Two hidden layers of 128 units."""
+    flat = (math.prod(shape), 1, 1)
+    return _Stack(flat).linear(128).linear(128).body()
+
+
+@register_network("cnn4")
+def cnn4(shape: Shape) -> nn.Module:
+    """Four 3x3 convolutions and a wide linear layer ("alicnn" of Zou et al., arXiv 2606.12251)."""
+    stack = _Stack(shape).conv(32).conv(64).pool().dropout(0.25)
+    stack.conv(128).pool().conv(128).pool().dropout(0.25)
+    return stack.linear(1024).dropout(0.5).body()
+
+
+@register_network("cnn6")
+def cnn6(shape: Shape) -> nn.Module:
+    """Six 4x4 convolutions with BatchNorm ("cnn" of Zou et al., arXiv 2606.12251); 1.14 GMAC at 3x32x32."""
+    stack = _Stack(shape)
+    for first, second, p in ((264, 128, 0.2), (512, 128, 0.25), (128, 128, 0.35)):
+        stack.conv(first, 4, batchnorm=True).conv(second, 4, batchnorm=True).pool().dropout(p)
+    return stack.linear(256, batchnorm=True).dropout(0.5).body()
+
+
+@register_network("nature")
+def nature(shape: Shape) -> nn.Module:
+    """Return SB3's default for images, NatureCNN (Mnih et al. 2015); needs at least 36x36 pixels."""
+    return NatureCNN(image_space(shape))
+
+
+@register_network("wrn16-4")
+def wrn16_4(shape: Shape) -> nn.Module:
+    """WideResNet-16-4 (Zagoruyko and Komodakis 2016): 2.75 million weights with the head of ten classes."""
+    return WideResNet(shape[0], depth=16, widen=4)
+
+
+@register_network("vit")
+def vit(shape: Shape) -> nn.Module:
+    """Return a small vision transformer: 6 blocks of width 192, patches of 2, 4 or 16 pixels by the images' size."""
+    side = min(shape[1:])
+    return VisionTransformer(shape, patch=2 if side < 16 else 4 if side < _STANDARD_STEM else 16)
+
+
+def _small_images(shape: Shape) -> bool:
+    return min(shape[1:]) < _STANDARD_STEM
+
+
+def _resnet(name: str, shape: Shape) -> nn.Module:
+    net = getattr(import_torchvision("models"), name)(weights=None)
+    if _small_images(shape):
+        net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    elif shape[0] != 3:
+        net.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
+    net.fc = nn.Identity()
+    return net
+
+
+@register_network("resnet18")
+def resnet18(shape: Shape) -> nn.Module:
+    """ResNet-18 (He et al. 2016); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
+    return _resnet("resnet18", shape)
+
+
+@register_network("resnet50")
+def resnet50(shape: Shape) -> nn.Module:
+    """ResNet-50 (He et al. 2016); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
+    return _resnet("resnet50", shape)
+
+
+@register_network("densenet121")
+def densenet121(shape: Shape) -> nn.Module:
+    """DenseNet-121 (Huang et al. 2017); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
+    net = import_torchvision("models").densenet121(weights=None)
+    if _small_images(shape):
+        net.features.conv0 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
+        net.features.pool0 = nn.Identity()
+    elif shape[0] != 3:
+        net.features.conv0 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
+    net.classifier = nn.Identity()
+    return net
+
+
+def load_pretrained(body: nn.Module, name: str, shape: Shape) -> None:
+    """Give ``body`` the weights that torchvision publishes for ImageNet (``IMAGENET1K_V1``), but for its head.
+
+    They are downloaded to ``torch.hub.get_dir()`` unless they lie there.
+
+    Args:
+        body: of `NETWORKS`.
+        name: its name, one of `PRETRAINED`.
+        shape: of its images, (C, H, W).
+
+    Raises:
+        InputError: the network has no such weights or another stem, or the download fails.
+    """
+    if name not in PRETRAINED:
+        raise InputError(
+            f"network {name!r} has no weights of torchvision; use one of {', '.join(PRETRAINED)}"
+        )
+    if shape[0] != 3 or _small_images(shape):
+        raise InputError(
+            f"torchvision's weights are for colour images of at least {_STANDARD_STEM} pixels a side, and these are "
+            f"{shape}; resize them, such as by --image-size 224"
+        )
+    models = import_torchvision("models")
+    weights = models.get_model_weights(name).IMAGENET1K_V1
+    try:
+        whole = models.get_model(name, weights=weights).state_dict()
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"cannot get torchvision's weights of {name}: {reason}; put {weights.url} into {get_dir()}/checkpoints"
+        ) from error
+    body.load_state_dict({key: value for key, value in whole.items() if key in body.state_dict()})
+
+
+BUILT_IN.update(NETWORKS)
