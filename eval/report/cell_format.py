@@ -1,12 +1,17 @@
-"""How values are written in the page's tables: the text, the key to sort by, and the bar of an interval."""
+"""How values are written in the page: tables with sort keys and interval bars, numbers, nested settings."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from eval.report.study_file import Column, Entry, Table
+from eval.core.records import TEXT_LENGTH
+from eval.study.results.table import Column, Measured, Table, Value
 
-_VERDICTS = ("masked", "inconclusive", "sound")  # the worst first: it gives a mixed verdict its colour
+WORST_FIRST = ("masked", "inconclusive", "sound")  # the first of a mixed verdict gives it its colour
 _WORDS = ("text", "verdict")
 _SHARES = ("percent", "interval")
+_DEPTH = 8
+_MOST_SETTINGS = 1_000
+Scale = tuple[float, float, bool]  # the ends of a column's bars, and whether its values are shares
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,18 @@ class Written:
     title: str = ""
 
 
+def measured(value: Value) -> Measured:
+    """Return a value of a table with its interval, where it has one."""
+    return value if isinstance(value, Measured) else Measured(value)
+
+
 def written(table: Table) -> list[list[Written]]:
     """Return the table's cells, row by row."""
-    scales = [_scale(table, k) for k in range(len(table.columns))]
+    scales = [_scale(table, column) for column in table.columns]
     return [
         [
-            _write(entry, column, scale)
-            for entry, column, scale in zip(row, table.columns, scales, strict=True)
+            _write(measured(row.get(column.key)), column, scale)
+            for column, scale in zip(table.columns, scales, strict=True)
         ]
         for row in table.rows
     ]
@@ -56,45 +66,48 @@ def is_number(column: Column) -> bool:
     return column.kind not in _WORDS
 
 
-def _scale(table: Table, k: int) -> tuple[float, float, bool]:
-    """Return the ends of the bars of a column, and whether its values are shares."""
-    if table.columns[k].kind in _SHARES:
+def _scale(table: Table, column: Column) -> Scale:
+    if column.kind in _SHARES:
         return 0.0, 1.0, True
-    entries = [row[k] for row in table.rows]
-    found = [
+    entries = [measured(row.get(column.key)) for row in table.rows]
+    numbers = [
         value
         for entry in entries
         for value in (entry.value, entry.low, entry.high)
         if isinstance(value, float | int)
     ]
-    low, high = min(found, default=0.0), max(found, default=1.0)
-    return min(low, 0.0), high if high > min(low, 0.0) else min(low, 0.0) + 1.0, False
+    low, high = min(0.0, *numbers, 0.0), max(numbers, default=1.0)
+    return low, high if high > low else low + 1.0, False
 
 
-def _write(entry: Entry, column: Column, scale: tuple[float, float, bool]) -> Written:
+def _write(entry: Measured, column: Column, scale: Scale) -> Written:
     value, share = entry.value, scale[2]
     if isinstance(value, str):
-        verdict = next((name for name in _VERDICTS if name in value), "") if column.kind == "verdict" else ""
+        verdict = (
+            next((name for name in WORST_FIRST if name in value), "") if column.kind == "verdict" else ""
+        )
         return Written(value, sort=value.casefold(), verdict=verdict)
     title = "" if entry.n is None else f"n = {entry.n}"
     bounds, bar = "", None
     if entry.low is not None and entry.high is not None:
         bounds = f"{_number(entry.low, column, share)} – {_number(entry.high, column, share)}"
         bar = _bar(entry.low, entry.high, value, scale)
-    if column.kind == "interval" or value is None:  # the figure stands in a column of its own, or nowhere
-        return Written(
-            bounds or "–", sort="" if entry.low is None else f"{entry.low:.12g}", bar=bar, title=title
-        )
+    if column.kind == "interval" or value is None:  # the value stands in a column of its own, or nowhere
+        sort = "" if entry.low is None else f"{entry.low:.12g}"
+        return Written(bounds or "–", sort=sort, bar=bar, title=title)
     text = _number(value, column, share) + (" %" if share else "")
     return Written(text, bounds, f"{value:.12g}", bar, title=title)
 
 
-def _bar(low: float, high: float, value: float | None, scale: tuple[float, float, bool]) -> Bar:
+def _bar(low: float, high: float, value: float | None, scale: Scale) -> Bar:
     """Return the interval from 0 to 100 on the scale; what lies beyond its ends is cut."""
     start, end, _ = scale
-    at = [100 * (min(max(place, start), end) - start) / (end - start) for place in (low, high)]
-    point = None if value is None else 100 * (min(max(value, start), end) - start) / (end - start)
-    return Bar(round(at[0], 2), round(at[1] - at[0], 2), None if point is None else round(point, 2))
+
+    def place(number: float) -> float:
+        return 100 * (min(max(number, start), end) - start) / (end - start)
+
+    point = None if value is None else round(place(value), 2)
+    return Bar(round(place(low), 2), round(place(high) - place(low), 2), point)
 
 
 def _number(value: float, column: Column, share: bool) -> str:
@@ -114,3 +127,35 @@ def number(value: float | None) -> str:
     if abs(value) < 1e-3 or abs(value) >= 1e9:
         return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def plain(value: Any, depth: int = 0) -> str:
+    """Return any JSON value as text; what is nested too deeply to be read is left out."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "–"
+    if isinstance(value, dict | list) and depth >= _DEPTH:
+        return "…"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {plain(item, depth + 1)}" for key, item in value.items())[:TEXT_LENGTH]
+    if isinstance(value, list):
+        return ", ".join(plain(item, depth + 1) for item in value)[:TEXT_LENGTH]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)[:TEXT_LENGTH]
+
+
+def flatten(value: dict[str, Any]) -> dict[str, str]:
+    """Return nested settings as ``outer.inner`` to text, as many as a page can show; lists stay one entry."""
+    flat: dict[str, str] = {}
+    waiting = [("", value, 0)]
+    while waiting and len(flat) < _MOST_SETTINGS:
+        prefix, found, depth = waiting.pop()
+        inner = []
+        for key, item in list(found.items())[:_MOST_SETTINGS]:
+            name = f"{prefix}{key}"[:200]
+            if isinstance(item, dict) and item and depth < _DEPTH:
+                inner.append((f"{name}.", item, depth + 1))
+            else:
+                flat[name] = plain(item)
+        waiting += reversed(inner)
+    return flat

@@ -9,12 +9,13 @@ import tyro
 from agents.common.command_line import one_line, run_cli
 from envs.errors import InputError
 from envs.files import write_atomic
-from eval.report.model import Budget, Model, add_figures, add_gallery, read_model, study_figures
+from eval.report.model import Budget, Model, add_gallery, add_plots, read_model, study_plots
+from eval.report.opening import make_opening
 from eval.report.overview import by_group
 from eval.report.page import Report, render
 from eval.report.run_as_study import read_run
 from eval.report.safe_folder import Folder
-from eval.report.study_file import STUDY_FILE, Study, read_study
+from eval.study.results.record import STUDY_FILE, StudyRecord
 
 _MOST_MEGABYTES = 500
 
@@ -71,28 +72,29 @@ def collect(folder: Folder, images: int = 8, characters: int = 40 * 2**20) -> Re
             raise InputError(
                 f"{folder.path} has neither {STUDY_FILE} nor config.json; give the directory of a study or of a run"
             )
-        study, model = read_run(folder)
+        study, model, gaps = read_run(folder)
         models = [model]
     else:
-        study = read_study(folder)
+        study, gaps = folder.record(STUDY_FILE, StudyRecord), []
         models = [read_model(folder, cell) for cell in study.cells if cell.status == "finished"]
-    shown, problems = study_figures(folder, study.figures, budget)
+    plots, problems = study_plots(folder, study.plots, budget)
     first = [members[0] for members in by_group(models).values()]
     for model in first:
         add_gallery(folder, model, budget, images)
     for model in first:
-        add_figures(folder, model, budget)
-    return Report(study, models, shown, [*_gaps(study), *problems, *_model_problems(models)])
+        add_plots(folder, model, budget)
+    opening = make_opening(study, models, gaps)
+    return Report(study, models, opening, plots, [*_missing(study), *problems, *_model_problems(models)])
 
 
-def _gaps(study: Study) -> list[str]:
+def _missing(study: StudyRecord) -> list[str]:
     """Return one line per cell that is not finished, and one per part that the study lacks."""
     lines = [
         f"{cell.name}: {cell.status}{': ' + ' '.join(cell.error.split()) if cell.error else ''}"
         for cell in study.cells
         if cell.status != "finished"
     ]
-    parts = {"cells": study.cells, "tables": study.tables, "reading": study.reading}
+    parts = {"cells": study.cells, "tables": study.tables, "conclusions": study.claims}
     return lines + [f"the study has no {name} yet" for name, found in parts.items() if not found]
 
 

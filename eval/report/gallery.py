@@ -89,14 +89,14 @@ def read_gallery(folder: Folder, file: str, classes: tuple[str, ...] = (), most:
 
 
 def _load(content: bytes, where: str) -> dict[str, np.ndarray]:
-    damaged = f"{where} is no archive of arrays, or is damaged; write it anew"
+    damaged = f"{where} is no archive of arrays, or is damaged; write it again"
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return {name: _array(archive, name, where) for name in _ARRAYS}
     except InputError:
         raise
     except KeyError as error:
-        raise InputError(f"{where} lacks {error}; write it anew") from None
+        raise InputError(f"{where} lacks {error}; write it again") from None
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -151,7 +151,7 @@ def _checked(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]
             f"{where}: labels are {labels.dtype} {labels.shape}; expected whole numbers, one per image"
         )
     if not ((sure >= 0) & (sure <= 1.001)).all():  # NaN is neither; softmax may round above 1
-        raise InputError(f"{where}: a confidence is not within 0 to 1; write the file anew")
+        raise InputError(f"{where}: a confidence is not within 0 to 1; write the file again")
     return {"clean": clean, "adversarial": attacked, "labels": labels, **columns}
 
 

@@ -1,19 +1,22 @@
-"""What a report says of one trained model: its audits, cost, settings, figures and adversarial images."""
+"""What a report says of one trained model: its audits, cost, settings, plots and adversarial images."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import msgspec
 
 from envs.errors import InputError
-from eval.report.audits import Audit, read_audits
+from eval.audit.audit_file import AuditFile, Cost
+from eval.core.records import Share, Text
+from eval.report.cell_format import flatten
 from eval.report.gallery import Example, read_gallery
-from eval.report.pictures import Picture, read_figure
+from eval.report.pictures import Picture, read_png
 from eval.report.safe_folder import Folder
-from eval.report.schema import Fields, finite, flatten
-from eval.report.study_file import Cell, Figure
+from eval.study.results.record import CellRecord, PlotRecord
 
-# What a reader who does not see a figure should know of it, by the name of its file.
-_FIGURES = {
+# What a reader who does not see a plot should know of it, by the name of its file.
+_PLOTS = {
     "robustness": ("Robust accuracy by attack", "Bars: the share of images that survives each attack"),
     "security": ("Accuracy against the radius", "Curve: robust accuracy falls as eps grows"),
     "landscape": (
@@ -43,8 +46,8 @@ _FIGURES = {
     ),
     "adversarial": ("Adversarial images", "Rows: original, magnified perturbation, attacked image"),
 }
-_FIGURE_FOLDERS = ("results", "results/mechanism", "results/trajectory")
-_MOST_FIGURES = 40
+_PLOT_FOLDERS = ("results", "results/mechanism", "results/trajectory")
+_MOST_PLOTS = 40
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -65,41 +68,74 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A figure in the page."""
+class Plot:
+    """A plot in the page."""
 
     title: str
     alt: str
     picture: Picture
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a model took: training images and seconds, seconds and image passes of attacks and audits, the device."""
+class _Dataset(msgspec.Struct, frozen=True):
+    name: Text = ""
+    classes: Annotated[tuple[str | int, ...], msgspec.Meta(max_length=100_000)] | None = None
+
+
+class RunConfig(msgspec.Struct, frozen=True):
+    """What the page shows of a run's ``config.json``."""
+
+    algo: Text = ""
+    network: Text = ""
+    seed: int | None = None
+    dataset: _Dataset = _Dataset()
+    config: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What the page shows of a run's ``summary.json``: training images and seconds, device, clean accuracy."""
 
     images: float | None = None
-    training: float | None = None
-    attacks: float = 0.0
-    audits: float = 0.0
-    passes: float = 0.0
-    device: str = ""
+    seconds: float | None = None
+    device: Text | None = None
+    test_accuracy: Share | None = None
+
+
+class _WithCost(msgspec.Struct, frozen=True):
+    cost: Cost = Cost()
 
 
 @dataclass
 class Model:
-    """One cell of the study with all that its directory holds; ``problems`` are files that could not be read."""
+    """One cell of the study with all that its directory holds.
 
-    cell: Cell
-    audits: tuple[Audit, ...] = ()
-    cost: Cost = Cost()
-    clean: float | None = None
+    Attributes:
+        cell: its place in the study.
+        config, summary: of the run; empty where they could not be read.
+        audits: by the names of their files.
+        attacks: seconds of all attacks; passes: forward and backward passes of attacks and audits, per image.
+        settings: of the training, flat.
+        plots, examples: pictures; left_out: those that did not fit.
+        problems: one line per file that could not be read.
+    """
+
+    cell: CellRecord
+    config: RunConfig = field(default_factory=RunConfig)
+    summary: Summary = field(default_factory=Summary)
+    audits: list[AuditFile] = field(default_factory=list)
+    attacks: float = 0.0
+    passes: float = 0.0
     settings: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    classes: tuple[str, ...] = ()
-    figures: list[Shown] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def gallery(self) -> str:
+        """The file of adversarial images: beside a study's run, within a run of its own."""
+        run = self.cell.run.rstrip("/")
+        return f"{run.rpartition('/')[0]}/gallery.npz".lstrip("/") if run else "results/mechanism/gallery.npz"
 
     def attempt(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:
         """Return what ``read`` returns; None, and a line among the problems, where its file is no good."""
@@ -115,97 +151,73 @@ def inside(run: str, name: str) -> str:
     return f"{run}/{name}" if run else name
 
 
-def read_model(folder: Folder, cell: Cell) -> Model:
+def read_model(folder: Folder, cell: CellRecord) -> Model:
     """Read everything but pictures of a cell's run directory; what is missing or damaged becomes a problem."""
     model = Model(cell)
-    model.attempt(_take_config, model, folder)
-    if inside(cell.run, "summary.json") in folder.names(cell.run):
-        model.attempt(_take_summary, model, folder)
-    results = inside(cell.run, "results")
-    audits, problems = read_audits(folder, results)
-    model.audits = tuple(audits)
-    model.problems += problems
-    attacks, passes = _attack_cost(folder, results)
-    seconds = sum(audit.seconds for audit in audits)
-    model.cost = replace(model.cost, attacks=attacks, audits=seconds, passes=passes)
+    config, summary, results = (inside(cell.run, name) for name in ("config.json", "summary.json", "results"))
+    model.config = model.attempt(folder.record, config, RunConfig) or model.config
+    model.settings = flatten(model.config.config)
+    if summary in folder.names(cell.run):
+        model.summary = model.attempt(folder.record, summary, Summary) or model.summary
+    for name in folder.names(results, ".json"):
+        if name.rpartition("/")[2].startswith("audit-"):
+            found = model.attempt(folder.record, name, AuditFile)
+            if found is not None:
+                model.audits.append(found)
+                model.passes += found.cost.forwards + found.cost.backwards
+        else:
+            _add_cost(model, folder, name)
     return model
 
 
-def _take_config(model: Model, folder: Folder) -> None:
-    file = inside(model.cell.run, "config.json")
-    config = Fields(folder.json(file), file)
-    model.settings = flatten(config.mapping("config"))
-    model.versions = flatten(config.mapping("versions"))
-    dataset = Fields(config.mapping("dataset"), f"{file}: dataset")
-    model.classes = tuple(str(name)[:200] for name in dataset.items("classes", 10**5))
-
-
-def _take_summary(model: Model, folder: Folder) -> None:
-    file = inside(model.cell.run, "summary.json")
-    summary = Fields(folder.json(file), file)
-    model.clean = summary.share("test_accuracy")
-    model.cost = Cost(summary.number("images"), summary.number("seconds"), device=summary.text("device"))
-
-
-def _attack_cost(folder: Folder, results: str) -> tuple[float, float]:
-    """Return seconds and image passes over all files of the folder that record a cost; others do not matter here."""
-    seconds = passes = 0.0
-    for name in folder.names(results, ".json"):
-        try:
-            content: Any = folder.json(name)
-        except InputError:
-            continue
-        cost = content.get("cost") if isinstance(content, dict) else None
-        if isinstance(cost, dict):
-            if not name.rpartition("/")[2].startswith("audit-"):
-                seconds += finite(cost.get("seconds")) or 0.0
-            passes += (finite(cost.get("forwards")) or 0.0) + (finite(cost.get("backwards")) or 0.0)
-    return seconds, passes
+def _add_cost(model: Model, folder: Folder, name: str) -> None:
+    """Add the cost of an attack's file; files that record none do not matter here."""
+    try:
+        cost = folder.record(name, _WithCost).cost
+    except InputError:
+        return
+    model.attacks += cost.seconds
+    model.passes += cost.forwards + cost.backwards
 
 
 def add_gallery(folder: Folder, model: Model, budget: Budget, most: int) -> None:
     """Read the model's adversarial images, if it has such, as far as the page has room."""
-    parent, _, file = model.cell.gallery.rpartition("/")
-    if most < 1 or model.cell.gallery not in folder.names(parent, file):
+    parent, _, file = model.gallery.rpartition("/")
+    if most < 1 or model.gallery not in folder.names(parent, file):
         return
-    found = model.attempt(read_gallery, folder, model.cell.gallery, model.classes, most) or []
-    for example in found:
+    classes = tuple(str(name)[:200] for name in model.config.dataset.classes or ())
+    for example in model.attempt(read_gallery, folder, model.gallery, classes, most) or []:
         if budget.take(example.clean, example.attacked, example.change):
             model.examples.append(example)
-        elif not model.left_out or model.left_out[-1] != model.cell.gallery:
-            model.left_out.append(model.cell.gallery)
+        elif not model.left_out or model.left_out[-1] != model.gallery:
+            model.left_out.append(model.gallery)
 
 
-def add_figures(folder: Folder, model: Model, budget: Budget) -> None:
-    """Read the figures of the model's run directory, as far as the page has room."""
-    files = [file for part in _FIGURE_FOLDERS for file in folder.names(inside(model.cell.run, part), ".png")]
-    for file in files[:_MOST_FIGURES]:
+def add_plots(folder: Folder, model: Model, budget: Budget) -> None:
+    """Read the plots of the model's run directory, as far as the page has room."""
+    files = [file for part in _PLOT_FOLDERS for file in folder.names(inside(model.cell.run, part), ".png")]
+    for file in files[:_MOST_PLOTS]:
         stem = file.rpartition("/")[2].removesuffix(".png")
-        title, alt = _FIGURES.get(stem, (stem.replace("-", " ").capitalize(), stem))
-        shown = model.attempt(_shown, folder, file, title, f"{alt}, {model.cell.name}.")
-        if shown is None:
-            continue
-        if budget.take(shown.picture):
-            model.figures.append(shown)
-        else:
+        title, alt = _PLOTS.get(stem, (stem.replace("-", " ").capitalize(), stem))
+        picture = model.attempt(read_png, folder, file)
+        if picture is not None and budget.take(picture):
+            model.plots.append(Plot(title, f"{alt}, {model.cell.name}.", picture))
+        elif picture is not None:
             model.left_out.append(file)
 
 
-def _shown(folder: Folder, file: str, title: str, alt: str) -> Shown:
-    return Shown(title, alt, read_figure(folder, file))
-
-
-def study_figures(folder: Folder, figures: Iterable[Figure], budget: Budget) -> tuple[list[Shown], list[str]]:
-    """Return the figures that the study names, and one line for each that is not there or does not fit."""
+def study_plots(folder: Folder, plots: Iterable[PlotRecord], budget: Budget) -> tuple[list[Plot], list[str]]:
+    """Return the plots that the study names, and one line for each that is not there or does not fit."""
     shown, problems = [], []
-    for figure in figures:
+    for plot in plots:
         try:
-            found = _shown(folder, figure.file, figure.title, figure.alt)
+            picture = read_png(folder, plot.file)
         except InputError as error:
             problems.append(str(error))
             continue
-        if budget.take(found.picture):
-            shown.append(found)
+        title = plot.title or plot.id or "plot"
+        if budget.take(picture):
+            shown.append(Plot(title, plot.alt or title, picture))
         else:
-            problems.append(f"{figure.file} is left out: the page would grow too large")
+            problems.append(f"{plot.file} is left out: the page would grow too large")
     return shown, problems

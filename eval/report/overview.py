@@ -1,14 +1,16 @@
-"""The top of the report: verdicts, cost and settings over all models, as tables like any other."""
+"""Verdicts, cost and settings over all models, as tables like any other."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
+import msgspec
+
+from eval.audit.audit_file import AuditFile
 from eval.core.stats import mean_interval
-from eval.report.audits import Audit
+from eval.report.cell_format import WORST_FIRST, measured
 from eval.report.model import Model
-from eval.report.study_file import Column, Entry, Table
+from eval.study.results.record import CellRecord
+from eval.study.results.table import Column, Measured, Table, Value
 
-_WORST_FIRST = ("masked", "inconclusive", "sound")
 _GROUP = (Column("dataset", "data set"), Column("network", "network"), Column("regime", "regime"))
 _VERDICT = (
     Column("threat", "threat"),
@@ -28,6 +30,13 @@ _COST = (
     Column("passes", "image passes", "integer"),
     Column("device", "device"),
 )
+_CELLS = (
+    *_GROUP,
+    Column("seed", "seed"),
+    Column("threats", "threats"),
+    Column("status", "status"),
+    Column("hash", "hash"),
+)
 _OWN_SETTINGS = {"run_dir", "resume", "progress", "seed"}  # differ without meaning
 _MOST_DIFFERENCES = 30
 
@@ -40,78 +49,90 @@ def by_group(models: Iterable[Model]) -> dict[tuple[str, str, str], list[Model]]
     return groups
 
 
+def audits_by_threat(models: Iterable[Model]) -> dict[str, list[AuditFile]]:
+    """Return the audits of some models by threat model, as text."""
+    found: dict[str, list[AuditFile]] = {}
+    for model in models:
+        for audit in model.audits:
+            found.setdefault(str(audit.threat), []).append(audit)
+    return found
+
+
+def _place(cell: CellRecord) -> dict[str, Value]:
+    return {"dataset": cell.dataset, "network": cell.network, "regime": cell.regime}
+
+
 def verdict_table(models: Sequence[Model]) -> Table | None:
     """Return one row per group and threat model; None where nothing was audited."""
-    rows = []
-    for group, members in by_group(models).items():
-        audits = [audit for model in members for audit in model.audits]
-        for threat in dict.fromkeys(audit.threat for audit in audits):
-            found = [audit for audit in audits if audit.threat == threat]
-            rows.append(tuple(Entry(part) for part in group) + _verdict_row(threat, found))
+    rows = [
+        _place(members[0].cell)
+        | {
+            "threat": threat,
+            "verdict": verdict_text([audit.verdict for audit in found]),
+            "clean": average(audit.clean_accuracy for audit in found),
+            "claimed": average(audit.claimed_accuracy for audit in found),
+            "robust": robust(found),
+            "alarms": average(audit.alarms for audit in found),
+            "seeds": len(found),
+        }
+        for members in by_group(models).values()
+        for threat, found in audits_by_threat(members).items()
+    ]
     note = (
         "The audit's verdict per regime. PGD claims: accuracy under PGD on the cross-entropy. Robust: share of images "
         "that none of the audit's attacks breaks; interval: 95 %, over images for one seed, over seeds for several."
     )
-    table = Table("verdicts", "Verdict per regime", _GROUP + _VERDICT, tuple(rows), note)
+    table = Table("verdicts", "Verdict per regime", note, _GROUP + _VERDICT, tuple(rows))
     return filled_columns(table, _GROUP) if rows else None
-
-
-def _verdict_row(threat: str, audits: Sequence[Audit]) -> tuple[Entry, ...]:
-    return (
-        Entry(threat),
-        Entry(verdict_text([audit.verdict for audit in audits])),
-        Entry(_mean(audit.clean for audit in audits)),
-        Entry(_mean(audit.claimed for audit in audits)),
-        _robust(audits),
-        Entry(_mean(float(audit.alarms) for audit in audits)),
-        Entry(float(len(audits))),
-    )
 
 
 def verdict_text(verdicts: Sequence[str]) -> str:
     """Return the verdict that all agree on, else how many there are of each, the worst first."""
     if len(set(verdicts)) == 1:
-        return verdicts[0]
-    counts = {name: verdicts.count(name) for name in _WORST_FIRST if name in verdicts}
+        return str(verdicts[0])
+    counts = {name: verdicts.count(name) for name in WORST_FIRST if name in verdicts}
     return ", ".join(f"{name} {number} of {len(verdicts)}" for name, number in counts.items())
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def average(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def _robust(audits: Sequence[Audit]) -> Entry:
-    known = [audit for audit in audits if audit.robust is not None]
+def robust(audits: Sequence[AuditFile]) -> Measured:
+    """Return the corrected accuracy: for one seed with its interval over images, for several with that over seeds."""
+    known = [audit for audit in audits if audit.robust_accuracy is not None]
     if len(known) == 1:
-        return Entry(known[0].robust, known[0].low, known[0].high, known[0].n)
+        low, high = known[0].ci95 or (None, None)
+        return Measured(known[0].robust_accuracy, low, high, known[0].n)
     if not known:
-        return Entry()
-    mean, interval, n = mean_interval([audit.robust for audit in known if audit.robust is not None])
+        return Measured()
+    mean, interval, n = mean_interval([audit.robust_accuracy or 0.0 for audit in known])
     if interval is None:
-        return Entry(mean, n=n)
-    return Entry(mean, max(0.0, interval.low), min(1.0, interval.high), n)
+        return Measured(mean, n=n)
+    return Measured(mean, max(0.0, interval.low), min(1.0, interval.high), n)
 
 
 def cost_table(models: Sequence[Model]) -> Table | None:
-    """Return what every group took, summed over its seeds; None where nothing is known."""
-    rows = []
-    for group, members in by_group(models).items():
-        costs = [model.cost for model in members]
-        sums = (
-            _sum(cost.images for cost in costs),
-            _sum(cost.training for cost in costs),
-            sum(cost.attacks for cost in costs),
-            sum(cost.audits for cost in costs),
-            sum(cost.passes for cost in costs),
-        )
-        devices = ", ".join(dict.fromkeys(cost.device for cost in costs if cost.device))
-        figures = (Entry(float(len(members))), *(Entry(value) for value in sums), Entry(devices or None))
-        rows.append(tuple(Entry(part) for part in group) + figures)
+    """Return what every group took, summed over its seeds; None where there are no models."""
+    rows = [
+        _place(members[0].cell)
+        | {
+            "seeds": len(members),
+            "images": _sum(model.summary.images for model in members),
+            "training": _sum(model.summary.seconds for model in members),
+            "attacks": sum(model.attacks for model in members),
+            "audits": sum(audit.cost.seconds for model in members for audit in model.audits),
+            "passes": sum(model.passes for model in members),
+            "device": ", ".join(dict.fromkeys(model.summary.device or "" for model in members)),
+        }
+        for members in by_group(models).values()
+    ]
     note = (
         "Sums over seeds. Image passes: forward and backward passes of attacks and audits, counted per image."
     )
-    table = Table("cost", "Cost", _GROUP + _COST, tuple(rows), note)
+    table = Table("cost", "Cost", note, _GROUP + _COST, tuple(rows))
     return filled_columns(table, _GROUP) if rows else None
 
 
@@ -120,16 +141,28 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return sum(known) if known else None
 
 
+def cell_table(cells: Sequence[CellRecord]) -> Table | None:
+    """Return one row per cell of the grid; None where there is at most one."""
+    rows = (
+        _place(cell)
+        | {"seed": "" if cell.seed is None else str(cell.seed), "threats": ", ".join(cell.threats)}
+        | {"status": cell.status, "hash": cell.hash[:12]}
+        for cell in cells
+    )
+    return (
+        Table("cells", "Models", "One row per cell of the grid.", _CELLS, tuple(rows)) if cells[1:] else None
+    )
+
+
 def filled_columns(table: Table, constant: tuple[Column, ...] = ()) -> Table:
     """Return the table without empty columns, and without those of ``constant`` that are the same everywhere."""
-    kept = []
-    for k, column in enumerate(table.columns):
-        values = {(row[k].value, row[k].low) for row in table.rows} - {(None, None), ("", None)}
-        if len(values) > (column in constant):
-            kept.append(k)
-    columns = tuple(table.columns[k] for k in kept)
-    rows = tuple(tuple(row[k] for k in kept) for row in table.rows)
-    return replace(table, columns=columns, rows=rows)
+
+    def kept(column: Column) -> bool:
+        found = [measured(row.get(column.key)) for row in table.rows]
+        values = {(item.value, item.low) for item in found} - {(None, None), ("", None)}
+        return len(values) > (column in constant)
+
+    return msgspec.structs.replace(table, columns=tuple(filter(kept, table.columns)))
 
 
 def common_settings(models: Sequence[Model]) -> dict[str, str]:
@@ -147,16 +180,13 @@ def common_settings(models: Sequence[Model]) -> dict[str, str]:
 def differing_settings(models: Sequence[Model]) -> Table | None:
     """Return one row per group, with the settings in which the groups differ; None where there are none."""
     common = common_settings(models)
-    groups = {
-        group: members[0].settings for group, members in by_group(models).items() if members[0].settings
-    }
-    keys = list(dict.fromkeys(key for settings in groups.values() for key in settings))
+    first = [members[0] for members in by_group(models).values() if members[0].settings]
+    keys = list(dict.fromkeys(key for model in first for key in model.settings))
     keys = [key for key in keys if key not in common and key not in _OWN_SETTINGS][:_MOST_DIFFERENCES]
     if not keys:
         return None
     columns = _GROUP + tuple(Column(f"setting {key}", key) for key in keys)
     rows = tuple(
-        tuple(Entry(part) for part in group) + tuple(Entry(settings.get(key)) for key in keys)
-        for group, settings in groups.items()
+        _place(model.cell) | {f"setting {key}": model.settings.get(key) for key in keys} for model in first
     )
-    return Table("settings", "Settings in which the regimes differ", columns, rows, "Of the first seed each.")
+    return Table("settings", "Settings in which the regimes differ", "Of the first seed each.", columns, rows)

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from typing import Any
@@ -14,18 +14,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from eval.core.formatting import duration, percent
-from eval.report import cell_format as cells
-from eval.report.model import Model, Shown
+from eval.report import cell_format
+from eval.report.cell_format import flatten
+from eval.report.model import Model, Plot
+from eval.report.opening import Opening
 from eval.report.overview import (
     by_group,
+    cell_table,
     common_settings,
     cost_table,
     differing_settings,
     filled_columns,
     verdict_table,
 )
-from eval.report.schema import flatten
-from eval.report.study_file import Column, Entry, Study, Table
+from eval.study.results.record import StudyRecord
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,16 @@ class Report:
     Attributes:
         study: cells, tables, sentences.
         models: of the finished cells.
-        figures: of the study as a whole.
+        opening: what the page begins with.
+        plots: of the study as a whole.
         problems: what is missing or could not be read, one line each.
     """
 
-    study: Study
+    study: StudyRecord
     models: Sequence[Model]
-    figures: Sequence[Shown] = ()
-    problems: Sequence[str] = field(default_factory=tuple)
+    opening: Opening
+    plots: Sequence[Plot] = ()
+    problems: Sequence[str] = ()
 
 
 def render(report: Report) -> str:
@@ -61,8 +65,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"written": cells.written, "is_number": cells.is_number}
-    environment.filters |= {"percent": percent, "number": cells.number, "duration": duration}
+    environment.globals |= {"written": cell_format.written, "is_number": cell_format.is_number}
+    environment.filters |= {"percent": percent, "number": cell_format.number, "duration": duration}
     environment.filters |= {"plural": plural, "moment": moment}
     return environment
 
@@ -84,56 +88,45 @@ def _context(report: Report) -> dict[str, Any]:
     style, script = _asset("page.css"), _asset("page.js")
     models = report.models
     tables = [filled_columns(table) for table in report.study.tables]
-    costs = next((table for table in tables if table.id == "cost"), None)
+    costs = next((table for table in tables if table.id == "cost"), None) or cost_table(models)
+    verdicts = verdict_table(models) or next((table for table in tables if table.id == "audit"), None)
     first = [members[0] for members in by_group(models).values()]
     return {
         "study": report.study,
         "facts": list(_facts(report.study)),
-        "verdicts": verdict_table(models),
-        "costs": costs or cost_table(models),
-        "tables": [table for table in tables if table is not costs],
+        "opening": report.opening,
+        "verdicts": verdicts,
+        "costs": costs,
+        "tables": [table for table in tables if table not in (costs, verdicts)],
         "problems": report.problems,
-        "figures": report.figures,
+        "plots": report.plots,
         "audited": list(by_group(model for model in models if model.audits).values()),
         "attacked": [model for model in models if model.examples],
-        "pictured": [model for model in first if model.figures],
+        "pictured": [model for model in first if model.plots],
         "settings": common_settings(models),
         "differences": differing_settings(models),
-        "cells": _cell_table(report.study),
+        "cells": cell_table(report.study.cells),
         "grid": flatten(report.study.config),
+        "versions": flatten(report.study.versions),
+        "machine": flatten(report.study.machine),
         "style": Markup(style),
         "script": Markup(script),
         "policy": _policy(style, script),
     }
 
 
-def _facts(study: Study) -> Iterator[str]:
+def _facts(study: StudyRecord) -> Iterator[str]:
     """Yield the line under the title: what was studied, and how much of it is done."""
     for k, noun in enumerate(("data set", "network", "regime")):
         names = list(dict.fromkeys(cell.group[k] for cell in study.cells if cell.group[k]))
         if names:
             yield ", ".join(names) if len(names) < 4 else plural(len(names), noun)
-    seeds = {cell.seed for cell in study.cells if cell.seed}
+    seeds = {cell.seed for cell in study.cells if cell.seed not in (None, "")}
     if seeds:
         yield plural(len(seeds), "seed")
     if study.cells:
         done = sum(cell.status == "finished" for cell in study.cells)
         yield f"{done} of {plural(len(study.cells), 'model')} finished"
-
-
-def _cell_table(study: Study) -> Table | None:
-    if len(study.cells) < 2:
-        return None
-    keys = ("dataset", "network", "regime", "seed", "threats", "status", "hash")
-    columns = tuple(Column(key, "data set" if key == "dataset" else key) for key in keys)
-    rows = tuple(
-        tuple(
-            Entry(text or None)
-            for text in (*cell.group, cell.seed, ", ".join(cell.threats), cell.status, cell.hash[:12])
-        )
-        for cell in study.cells
-    )
-    return Table("cells", "Models", columns, rows, "One row per cell of the grid.")
 
 
 def _asset(name: str) -> str:

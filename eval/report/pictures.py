@@ -1,4 +1,4 @@
-"""Pictures inside the page: figures as the directory has them, and adversarial images pixel by pixel."""
+"""Pictures inside the page: plots as the directory has them, and adversarial images pixel by pixel."""
 
 import base64
 import io
@@ -12,8 +12,8 @@ from envs.errors import InputError
 from eval.report.safe_folder import Folder
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_FIGURE_BYTES = 32 * 2**20
-_FIGURE_PIXELS = 50_000_000
+_PLOT_BYTES = 32 * 2**20
+_PLOT_PIXELS = 50_000_000
 _COLOURS = 256
 
 
@@ -26,20 +26,20 @@ class Picture:
     height: int
 
 
-def read_figure(folder: Folder, file: str) -> Picture:
+def read_png(folder: Folder, file: str) -> Picture:
     """Return a PNG of the directory, in 256 colours where that makes it smaller: a chart needs no more.
 
     Raises:
-        InputError: it cannot be read, is no PNG, or is larger than any figure.
+        InputError: it cannot be read, is no PNG, or is larger than any plot.
     """
-    content = folder.read(file, _FIGURE_BYTES)
+    content = folder.read(file, _PLOT_BYTES)
     if not content.startswith(_SIGNATURE):
-        raise InputError(f"{folder.path / file} is no PNG; draw the figure again")
+        raise InputError(f"{folder.path / file} is no PNG; draw it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Pillow only warns of images that are too large to be honest
             image = Image.open(io.BytesIO(content), formats=["PNG"])
-            if image.width * image.height > _FIGURE_PIXELS:
+            if image.width * image.height > _PLOT_PIXELS:
                 raise InputError(
                     f"{folder.path / file} has {image.width} x {image.height} pixels; draw it smaller"
                 )
@@ -48,7 +48,7 @@ def read_figure(folder: Folder, file: str) -> Picture:
     except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder.path / file} is damaged ({error}); draw the figure again") from None
+        raise InputError(f"{folder.path / file} is damaged ({error}); draw it again") from None
     smaller = _encode(paper.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE))
     return Picture(_uri(min(content, smaller, key=len)), image.width, image.height)
 

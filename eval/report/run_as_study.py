@@ -5,15 +5,18 @@ from typing import Any
 
 from envs.errors import InputError
 from eval.attack.results import AttackResults, parse_results, worst_case
+from eval.audit.audit_file import AuditFile
 from eval.core.formatting import attack_label, percent
+from eval.core.records import FORMAT
 from eval.core.threats import Threat
-from eval.report.audits import Audit
-from eval.report.model import Model, read_model
+from eval.report.cell_format import flatten
+from eval.report.model import Model, RunConfig, read_model
+from eval.report.opening import Gap
 from eval.report.safe_folder import Folder
-from eval.report.schema import Fields, flatten
-from eval.report.study_file import Cell, Column, Entry, Study, Table
+from eval.study.results.record import CellRecord, StudyRecord
+from eval.study.results.table import Column, Measured, Table, Value
 
-_COLUMNS = (
+_ATTACKS = (
     Column("threat", "threat"),
     Column("attack", "attack"),
     Column("protocol", "protocol"),
@@ -32,37 +35,46 @@ _WORST = (
 )
 
 
-def read_run(folder: Folder) -> tuple[Study, Model]:
-    """Return a run directory as a study, and its model.
+def read_run(folder: Folder) -> tuple[StudyRecord, Model, list[Gap]]:
+    """Return a run directory as a study, its model, and what the paper's protocol reports against what is left.
 
     Raises:
         InputError: the configuration is missing or damaged.
     """
-    config = Fields(folder.json("config.json"), "config.json")
-    dataset = Fields(config.mapping("dataset"), "config.json: dataset")
-    group = (dataset.text("name"), config.text("network"), config.text("algo"))
+    config = folder.record("config.json", RunConfig)
     name = folder.path.resolve().name
-    cell = Cell(name, "", group, config.text("seed"), (), "finished", "", "", "results/mechanism/gallery.npz")
-    model = read_model(folder, cell)
+    model = read_model(
+        folder,
+        CellRecord(
+            id=name,
+            dataset=config.dataset.name,
+            network=config.network,
+            regime=config.algo,
+            seed=config.seed,
+            status="finished",
+        ),
+    )
     results = _read_results(folder, model)
     worst = _worst_cases(results)
-    study = Study(
+    device = model.summary.device
+    study = StudyRecord(
+        format=FORMAT,
         name=name,
-        versions=flatten(config.mapping("versions")),
-        machine={"device": model.cost.device} if model.cost.device else {},
-        cells=(cell,),
+        versions=flatten(config.versions),
+        machine={"device": device} if device else {},
+        cells=(model.cell,),
         tables=tuple(table for table in (_worst_table(worst), _attack_table(results)) if table.rows),
-        reading=tuple(_reading(model, results, worst)),
+        claims=tuple(_claims(model, results, worst)),
     )
-    return study, model
+    return study, model, _gaps(model, results, worst)
 
 
 def _read_results(folder: Folder, model: Model) -> list[AttackResults]:
     """Return the outcomes of attacks among the result files; damaged ones become problems of the model."""
     found = []
     for name in folder.names("results", ".json"):
-        content: Any = model.attempt(folder.json, name)
-        if isinstance(content, dict) and isinstance(content.get("attack"), dict):
+        content = model.attempt(folder.record, name, dict[str, Any])
+        if content is not None and isinstance(content.get("attack"), dict):
             result = model.attempt(parse_results, content, name)
             if result is not None:
                 found.append(result)
@@ -86,26 +98,26 @@ def _worst_cases(results: Sequence[AttackResults]) -> list[tuple[AttackResults, 
     return cases
 
 
-def _robust(result: AttackResults) -> Entry:
-    return Entry(result.robust_accuracy, *result.interval, result.n)
+def _robust(result: AttackResults) -> Measured:
+    return Measured(result.robust_accuracy, *result.interval, result.n)
 
 
 def _attack_table(results: Sequence[AttackResults]) -> Table:
-    rows = tuple(
-        (
-            Entry(str(result.threat)),
-            Entry(attack_label(result)),
-            Entry(_protocol(result)),
-            _robust(result),
-            Entry(result.shortened if result.threat.norm == "L2" else None),
-            Entry(float(result.queries.mean())),
-            Entry(float(result.cost.get("seconds", 0.0))),
-            Entry(float(result.n)),
-        )
+    rows: tuple[dict[str, Value], ...] = tuple(
+        {
+            "threat": str(result.threat),
+            "attack": attack_label(result),
+            "protocol": _protocol(result),
+            "robust": _robust(result),
+            "shortened": result.shortened if result.threat.norm == "L2" else None,
+            "queries": float(result.queries.mean()),
+            "seconds": float(result.cost.get("seconds", 0.0)),
+            "n": result.n,
+        }
         for result in results
     )
     note = "Share of images that stay correctly classified, with Wilson's 95 % interval over images."
-    return Table("attacks", "Attacks", _COLUMNS, rows, note)
+    return Table("attacks", "Attacks", note, _ATTACKS, rows)
 
 
 def _protocol(result: AttackResults) -> str | None:
@@ -115,55 +127,72 @@ def _protocol(result: AttackResults) -> str | None:
 
 
 def _worst_table(worst: Sequence[tuple[AttackResults, int]]) -> Table:
-    rows = tuple(
-        (
-            Entry(str(case.threat)),
-            Entry(case.clean_accuracy),
-            _robust(case),
-            Entry(float(k)),
-            Entry(float(case.n)),
-        )
-        for case, k in worst
+    rows: tuple[dict[str, Value], ...] = tuple(
+        {
+            "threat": str(case.threat),
+            "clean": case.clean_accuracy,
+            "robust": _robust(case),
+            "attacks": number,
+            "n": case.n,
+        }
+        for case, number in worst
     )
     note = "An image counts as robust only if no attack of the table below broke it."
-    return Table("worst", "Worst case per image", _WORST, rows, note)
+    return Table("worst", "Worst case per image", note, _WORST, rows)
 
 
-def _reading(
+def _claims(
     model: Model, results: Sequence[AttackResults], worst: Sequence[tuple[AttackResults, int]]
 ) -> list[str]:
     lines = []
-    if model.clean is not None:
-        lines.append(f"Unattacked, {percent(model.clean)} of the test images are classified correctly.")
     for case, number in worst:
         low, high = (percent(bound) for bound in case.interval)
         lines.append(
             f"Under {case.threat}, {percent(case.robust_accuracy)} of {case.n} images (95 %: {low} to {high}) resist "
             f"every one of {number} attack{'s' if number != 1 else ''}; more attacks can only lower this."
         )
-    lines += _floor_lines(results)
-    lines += [_audit_line(audit) for audit in model.audits]
-    return lines
-
-
-def _floor_lines(results: Sequence[AttackResults]) -> list[str]:
-    """Return one sentence per threat where PGD ran under both protocols: what the step floor hides."""
-    pairs: dict[Threat, dict[str, AttackResults]] = {}
-    for result in results:
-        attack = result.attack
-        if attack["name"] == "pgd" and attack.get("loss", "ce") == "ce" and result.in_box:
-            pairs.setdefault(result.threat, {})[str(attack.get("protocol"))] = result
-    return [
+    lines += [
         f"Under {threat}, PGD with cleverhans' steps leaves {percent(pair['cleverhans'].robust_accuracy)}, "
         f"with steps of full length {percent(pair['normalized'].robust_accuracy)}; the floor shortened "
         f"{percent(pair['cleverhans'].shortened)} of the steps."
-        for threat, pair in pairs.items()
+        for threat, pair in _protocols(results).items()
         if threat.norm == "L2" and {"cleverhans", "normalized"} <= pair.keys()
     ]
+    return lines + [_audit_line(audit) for audit in model.audits]
 
 
-def _audit_line(audit: Audit) -> str:
+def _protocols(results: Sequence[AttackResults]) -> dict[Threat, dict[str, AttackResults]]:
+    """Return PGD on the cross-entropy by threat model and protocol."""
+    found: dict[Threat, dict[str, AttackResults]] = {}
+    for result in results:
+        attack = result.attack
+        if attack["name"] == "pgd" and attack.get("loss", "ce") == "ce" and result.in_box:
+            found.setdefault(result.threat, {})[str(attack.get("protocol"))] = result
+    return found
+
+
+def _gaps(
+    model: Model, results: Sequence[AttackResults], worst: Sequence[tuple[AttackResults, int]]
+) -> list[Gap]:
+    protocols = _protocols(results)
+    gaps = []
+    for case, number in worst:
+        reported = protocols.get(case.threat, {}).get("cleverhans")
+        if reported is not None and number > 1:
+            gaps.append(
+                Gap(
+                    model.cell.regime,
+                    str(case.threat),
+                    reported.robust_accuracy,
+                    _robust(case),
+                    case.clean_accuracy,
+                )
+            )
+    return gaps
+
+
+def _audit_line(audit: AuditFile) -> str:
     return (
         f"The audit under {audit.threat} says {audit.headline}: PGD on the cross-entropy claims "
-        f"{percent(audit.claimed)}, the worst case of all attacks is {percent(audit.robust)}."
+        f"{percent(audit.claimed_accuracy)}, the worst case of all attacks is {percent(audit.robust_accuracy)}."
     )

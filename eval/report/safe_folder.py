@@ -1,16 +1,17 @@
 """Reading files of a directory that somebody else may have written: nothing outside it, nothing too large."""
 
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from envs.errors import InputError
+from eval.core.records import decode
 
 JSON_BYTES = 64 * 2**20
 _NAME_BYTES = 4096
 _MOST_ENTRIES = 10_000
+T = TypeVar("T")
 
 
 class Folder:
@@ -51,18 +52,9 @@ class Folder:
                 )
             return file.read(limit)
 
-    def json(self, name: str) -> Any:
-        """Return what the JSON file holds.
-
-        Raises:
-            InputError: as `read`; or it is no JSON, or holds NaN or infinities, which JSON has not.
-        """
-        content = self.read(name, JSON_BYTES)
-        try:
-            return json.loads(content, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(f"{self._show(name)} is not valid JSON ({reason}); write it anew") from None
+    def record(self, name: str, kind: type[T]) -> T:
+        """Return what the JSON file holds, as ``kind``; errors as `read` and `eval.core.records.decode`."""
+        return decode(self.read(name, JSON_BYTES), kind, self._show(name))
 
     def names(self, name: str = "", suffix: str = "") -> list[str]:
         """Return the paths of the regular files right in the folder ``name``, sorted; none if it is missing."""
@@ -114,7 +106,3 @@ def _parts(name: str) -> list[str]:
     if name.startswith("/") or ".." in parts or "\\" in name:
         raise InputError(f"the path {name[:100]!r} leads out of the directory; expected one inside it")
     return parts
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"it holds {constant}")

@@ -15,7 +15,8 @@ from envs.errors import InputError
 from eval.study.plan.cells import cells_of
 from eval.study.plan.config import Grid, read_grid
 from eval.study.plan.presets import preset
-from eval.study.results.writer import STUDY_FILE, locked, write_cells, write_study
+from eval.study.results.record import STUDY_FILE
+from eval.study.results.writer import locked, write_cells, write_study
 from eval.study.run.engines import Engine, InProcess, Pool
 from eval.study.run.estimate import print_plan
 from eval.study.run.jobs import Place
@@ -56,7 +57,7 @@ class StudyCommand:
 
 
 def study_command(config: StudyCommand) -> int:
-    """Train what is missing of a grid, attack, analyse and audit it, and write tables and figures."""
+    """Train what is missing of a grid, attack, analyse and audit it, and write tables and plots."""
     grid = load_grid(config)
     if config.shards < 1 or config.retries < 0:
         raise InputError(
@@ -116,7 +117,7 @@ def _run(config: StudyCommand, study: Study) -> int:
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()))
     for table in tables:
         console.print(f"  {table.title}: {study.directory / 'tables' / table.id}.md")
-    console.print(f"figures and reading: {study.directory / STUDY_FILE}")
+    console.print(f"plots and conclusions: {study.directory / STUDY_FILE}")
     return 0 if counts["finished"] == len(study.cells) else 1
 
 

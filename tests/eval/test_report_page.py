@@ -9,6 +9,7 @@ from tests.support.chromium import Chromium, find_chromium
 from tests.support.report_files import HOSTILE, study_directory
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium: apt-get install chromium")
+OPEN_SECTIONS = "document.querySelectorAll('details.section').forEach((item) => { item.open = true; })"
 OPEN_ALL = "document.querySelectorAll('details').forEach((item) => { item.open = true; })"
 TABLE = "[...document.querySelectorAll('#tables table.data')][0]"
 COLUMN = (
@@ -59,8 +60,9 @@ def chromium():
 
 @pytest.fixture
 def browser(chromium, page):
-    """The browser with the page open; afterwards nothing may have complained or been asked for."""
+    """The browser with the page and its sections open; afterwards nothing may have complained or been asked for."""
     chromium.open(page)
+    chromium.run(OPEN_SECTIONS)
     yield chromium
     assert chromium.complaints() == []
     assert chromium.requests() == [page.resolve().as_uri()]
@@ -73,6 +75,39 @@ def column(browser, k):
 
 def heading(k):
     return f"#tables th:nth-child({k + 1}) button"
+
+
+def test_the_page_opens_with_one_picture_three_sentences_and_the_verdicts(chromium, page):
+    chromium.open(page)
+    shown = "[...document.querySelectorAll('{}')].filter((item) => item.checkVisibility()).length"
+    assert chromium.run(shown.format("main figure")) == 1
+    assert chromium.run(shown.format(".reading li")) == 3
+    assert chromium.run(shown.format("table")) == 1
+    rows = chromium.run("[...document.querySelectorAll('.gaps li')].map((item) => item.innerText)")
+    assert len(rows) == 8
+    assert [word in rows[0] for word in ("SL", "L2 1.5", "60.0 % reported", "27.5 % left")] == [True] * 4
+    bar = "document.querySelector('.gap .lost').getBoundingClientRect()"
+    whole = "document.querySelector('.gap .track').getBoundingClientRect()"
+    assert chromium.run(f"{bar}.width / {whole}.width") == pytest.approx(0.6 - 0.275, abs=1e-3)
+    assert chromium.run("document.querySelectorAll('details.section[open]').length") == 0
+    chromium.click("nav a[href='#tables']")
+    chromium.run("new Promise((done) => setTimeout(done, 50))")
+    assert chromium.run("[...document.querySelectorAll('details.section[open]')].map((item) => item.id)") == [
+        "tables"
+    ]
+
+
+def test_wide_tables_say_that_they_scroll_and_narrow_ones_do_not(chromium, page):
+    hints = "[...document.querySelectorAll('#summary .sideways')].map((item) => item.checkVisibility())"
+    faded = "document.querySelector('#summary .scroll').classList.contains('more')"
+    for width, needed in ((390, True), (1280, False)):
+        chromium.open(page, width=width, height=844)
+        chromium.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
+        assert (chromium.run(hints), chromium.run(faded)) == ([needed], needed)
+    chromium.open(page, width=390, height=844)
+    chromium.run("document.querySelector('#summary .scroll').scrollLeft = 10000")
+    chromium.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
+    assert chromium.run(faded) is False
 
 
 def test_a_click_on_a_heading_sorts_and_a_second_one_turns_it_round(browser):
@@ -114,8 +149,8 @@ def test_a_filter_leaves_rows_that_hold_every_word(browser):
     assert browser.run(count) == "4 rows"
 
 
-def test_figures_enlarge_and_the_focus_returns(browser):
-    browser.run("document.querySelector('#figures .zoom').focus()")
+def test_plots_enlarge_and_the_focus_returns(browser):
+    browser.run("document.querySelector('#plots .zoom').focus()")
     browser.press("Enter", 13, "\r")
     assert browser.run("document.getElementById('viewer').open")
     assert browser.run("document.querySelector('#viewer img').alt") == "a heat map"
@@ -123,8 +158,8 @@ def test_figures_enlarge_and_the_focus_returns(browser):
     assert browser.run("document.activeElement.closest('dialog') !== null")
     browser.press("Escape", 27)
     assert not browser.run("document.getElementById('viewer').open")
-    assert browser.run("document.activeElement === document.querySelector('#figures .zoom')")
-    browser.click("#figures .zoom")
+    assert browser.run("document.activeElement === document.querySelector('#plots .zoom')")
+    browser.click("#plots .zoom")
     browser.click("#viewer .close")
     assert not browser.run("document.getElementById('viewer').open")
 

@@ -13,9 +13,12 @@ import pytest
 
 from agents.models.classifier import load_classifier
 from eval.attack.results import read_results
+from eval.core.records import read_record
+from eval.report.opening import study_gaps
 from eval.study.command import main
 from eval.study.plan.cells import CellFolder, cells_of
-from eval.study.results.cell_results import observe
+from eval.study.results.cell_results import read_cells
+from eval.study.results.record import StudyRecord
 from eval.study.results.writer import locked, write_study
 from eval.study.run.engines import InProcess
 from eval.study.run.scheduler import carry_out
@@ -67,7 +70,19 @@ def test_the_directory_is_what_readers_expect(done):
     assert any("RL resists better than SL" in sentence for sentence in found["reading"])
 
 
-def test_figures_are_those_of_the_result_files(done):
+def test_the_report_opens_with_the_numbers_of_the_tables(done):
+    record = read_record(done.directory / "study.json", StudyRecord)
+    assert [table.id for table in record.tables] == [
+        table["id"] for table in contents(done.directory)["tables"]
+    ]
+    gaps = study_gaps(record)
+    assert [(gap.regime, gap.threat) for gap in gaps] == [("SL", "L2 0.5"), ("RL", "L2 0.5")]
+    for gap, pgd, worst in zip(gaps, record.rows("pgd"), record.rows("autoattack"), strict=True):
+        assert (gap.reported, gap.left) == (pgd["pgd-cleverhans"].value, worst["worst"])
+        assert gap.size >= 0
+
+
+def test_numbers_are_those_of_the_result_files(done):
     table = next(table for table in contents(done.directory)["tables"] if table["id"] == "pgd")
     row = next(row for row in table["rows"] if row["regime"] == "RL")
     folders = [CellFolder.open(done.directory, cell.hash) for cell in done.cells if cell.regime == "RL"]
@@ -100,7 +115,7 @@ def test_the_gallery_has_no_pickles(done):
 
 
 def test_transfer_matrix_counts_models(done):
-    observations = {item.cell.id: item for item in observe(done.grid, done.cells, done.directory)}
+    observations = {item.cell.id: item for item in read_cells(done.grid, done.cells, done.directory)}
     item = observations["digits-mlp-SL-s0"]
     for source in done.cells:
         shown = item.shown(source, "paper", done.grid.threats[0])
@@ -224,7 +239,7 @@ def test_robustness_is_followed_through_training(tmp_path):
     assert (tmp_path / figure["file"]).is_file()
     (observation,) = [
         found
-        for found in observe(item.grid, item.cells, tmp_path)
+        for found in read_cells(item.grid, item.cells, tmp_path)
         if (found.cell.regime, found.cell.seed) == ("RL", 1)
     ]
     assert observation.trajectory.points[-1].attacks.keys() == set(ATTACKS)

@@ -14,9 +14,9 @@ from eval.attack.registry import attack_names
 from eval.core.stats import mcnemar, wilson
 from eval.study.results.accuracy_tables import autoattack_table, other_table, pgd_table, query_table
 from eval.study.results.claims import verdict
-from eval.study.results.overview import Board
+from eval.study.results.overview import Overview
 from eval.study.results.statistics import Comparison, compare_pairs, holm, paired_t_test, rate, sign_flip_test
-from eval.study.results.table import Column, Table, comma_separated, latex, markdown
+from eval.study.results.table import Column, Measured, Table, comma_separated, latex, markdown
 from tests.support.study_toys import tiny
 
 VALUES = st.lists(st.integers(-3, 3), min_size=1, max_size=9)
@@ -107,11 +107,11 @@ TABLE = Table(
         Column("count", "count", "integer"),
     ),
     (
-        {"name": "a|b_c", "share": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}, "count": 12345},
+        {"name": "a|b_c", "share": Measured(0.5, 0.25, 0.75, 4), "count": 12345},
         {
             "name": "x",
             "share": 0.125,
-            "seeds": {"value": 0.5, "low": 0.1, "high": 0.9, "n": 3},
+            "seeds": Measured(0.5, 0.1, 0.9, 3),
             "count": None,
         },
     ),
@@ -144,8 +144,8 @@ def test_latex_is_escaped():
 
 def test_every_attack_of_a_study_has_its_column():
     names = [name for name in attack_names() if name != "transfer"]
-    board = Board(tiny(threats=["L2 0.5"], attacks=names, attack={}), [])
-    tables = [make(board) for make in (pgd_table, autoattack_table, query_table, other_table)]
+    overview = Overview(tiny(threats=["L2 0.5"], attacks=names, attack={}), [])
+    tables = [make(overview) for make in (pgd_table, autoattack_table, query_table, other_table)]
     keys = [column.key for table in tables for column in table.columns]
     assert {"deepfool", "ddn", "carlini_wagner", "eot", "multitargeted"} & set(names)
     assert [name for name in names if keys.count(name) != 1] == []

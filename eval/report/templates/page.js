@@ -28,6 +28,28 @@
     remember(theme);
   });
 
+  // Sections: a link to one opens it, and printing opens all.
+  const openTarget = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    if (target instanceof HTMLDetailsElement) target.open = true;
+  };
+  addEventListener("hashchange", openTarget);
+  for (const link of all("nav a")) link.addEventListener("click", () => setTimeout(openTarget));
+  openTarget();
+  addEventListener("beforeprint", () => all("details").forEach((item) => { item.open = true; }));
+
+  // Wide tables: say so, and fade the edge until the end is reached.
+  const edges = new ResizeObserver((entries) => entries.forEach((entry) => showEdge(entry.target)));
+  const showEdge = (box) => {
+    const left = box.scrollWidth - box.clientWidth - box.scrollLeft;
+    box.classList.toggle("more", left > 1);
+    box.previousElementSibling.classList.toggle("needed", box.scrollWidth > box.clientWidth + 1);
+  };
+  for (const box of all(".scroll")) {
+    edges.observe(box);
+    box.addEventListener("scroll", () => showEdge(box), { passive: true });
+  }
+
   // Tables: a click on a heading sorts, a second one turns the order round; empty cells stay last.
   const key = (row, column) => row.cells[column].dataset.sort;
   const compare = (a, b) => {
@@ -100,7 +122,7 @@
     });
   }
 
-  // Figures: the dialog gives the focus back by itself.
+  // Plots: the dialog gives the focus back by itself.
   const viewer = document.getElementById("viewer");
   const large = viewer.querySelector("img");
   const canvas = viewer.querySelector(".canvas");

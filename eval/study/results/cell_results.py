@@ -1,26 +1,67 @@
-"""Reading what the cells left: the observations that tables and figures are made of."""
+"""What the finished cells of a study left on disk: the results that tables and plots are made of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from envs.errors import InputError
-from envs.files import read_json
 from eval.attack.results import AttackResults, read_results, worst_case
+from eval.audit.audit_file import AuditFile
+from eval.core.records import read_record
 from eval.core.threats import Threat
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
+from eval.study.results.record import Status
 from eval.study.run.measure import threat_slug
 from eval.study.run.stages import steps_of
 from eval.trajectory.record import Trajectory, read_trajectories
 
 
+class _Spread(msgspec.Struct, frozen=True):
+    median: float | list[float | None] | None = None
+    mean: float | list[float | None] | None = None
+
+
+class _Entropy(msgspec.Struct, frozen=True):
+    all: _Spread = _Spread()
+
+
+class Mechanism(msgspec.Struct, frozen=True):
+    """Indicators of one model as ``python -m eval.mechanism`` writes them: at the images, along PGD, entropies."""
+
+    static: dict[str, float | _Spread | None] = {}
+    dynamic: dict[str, float | list[float | None] | _Spread | None] = {}
+    entropy: dict[str, _Entropy] = {}
+
+    def value(self, part: str, name: str) -> float | None:
+        """Return one indicator: the median over images, the mean over the steps of PGD; None where it is unknown."""
+        found = getattr(self, part).get(name)
+        if isinstance(found, _Entropy):
+            number = found.all.mean
+        else:
+            number = found.median if isinstance(found, _Spread) else found
+        if not isinstance(number, list):
+            return number
+        known = [step for step in number if step is not None]
+        return mean(known) if known else None
+
+
+class _MechanismFile(msgspec.Struct):
+    models: list[Mechanism]
+
+
+class _TransferFile(msgspec.Struct):
+    correct: dict[str, dict[str, list[bool]]]
+
+
 @dataclass(frozen=True)
-class Observation:
+class CellResult:
     """What is known of one finished cell.
 
     Attributes:
@@ -28,9 +69,9 @@ class Observation:
         train: ``images``, ``seconds``, ``device``, ``test_accuracy`` and more.
         attacks: per threat model, the outcome of every attack by its name.
         transfer: by source hash and ``CRAFT-THREAT``: (n,) bool, still classified correctly.
-        mechanism: the figures of `eval.mechanism.analysis.Analysis`, or None.
+        mechanism: the indicators, or None.
         trajectory: what `eval.trajectory` found at the snapshots, or None.
-        audits: the audit's JSON by threat model.
+        audits: by threat model.
         seconds: by step.
     """
 
@@ -38,9 +79,9 @@ class Observation:
     train: dict[str, Any]
     attacks: dict[Threat, dict[str, AttackResults]]
     transfer: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    mechanism: dict[str, Any] | None = None
+    mechanism: Mechanism | None = None
     trajectory: Trajectory | None = None
-    audits: dict[Threat, dict[str, Any]] = field(default_factory=dict)
+    audits: dict[Threat, AuditFile] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @cached_property
@@ -63,24 +104,24 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Status:
+class State:
     """Whether a cell is finished, failed or missing, and why it failed."""
 
-    status: str
+    status: Status
     error: str | None = None
 
 
-def status_of(grid: Grid, cell: Cell, directory: Path) -> Status:
+def status_of(grid: Grid, cell: Cell, directory: Path) -> State:
     """Return the state of a cell's folder."""
     folder = CellFolder.open(directory, cell.hash)
     if folder.error is not None:
-        return Status("failed", folder.error)
+        return State("failed", folder.error)
     done = all(step in folder.steps for step in steps_of(grid, cell))
-    return Status("finished" if done else "missing")
+    return State("finished" if done else "missing")
 
 
-def observe(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Observation]:
-    """Return the observations of all cells that have been trained and attacked.
+def read_cells(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[CellResult]:
+    """Return the results of all cells that have been trained and attacked.
 
     Raises:
         InputError: a file that a cell's record names is missing or damaged.
@@ -89,11 +130,11 @@ def observe(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Observat
     for cell in cells:
         folder = CellFolder.open(directory, cell.hash)
         if {"train", "attacks"} <= folder.steps.keys():
-            found.append(_observation(grid, cell, folder))
+            found.append(_read_cell(grid, cell, folder))
     return found
 
 
-def _observation(grid: Grid, cell: Cell, folder: CellFolder) -> Observation:
+def _read_cell(grid: Grid, cell: Cell, folder: CellFolder) -> CellResult:
     attacks: dict[Threat, dict[str, AttackResults]] = {}
     results = folder.run.results_dir
     for item in folder.steps["attacks"]["files"]:
@@ -101,21 +142,21 @@ def _observation(grid: Grid, cell: Cell, folder: CellFolder) -> Observation:
         attacks.setdefault(threat, {})[item["name"]] = read_results(results / item["file"])
     transfer: dict[str, dict[str, np.ndarray]] = {}
     if "transfer" in folder.steps:
-        content = read_json(folder.path / "transfer.json")["correct"]
+        content = read_record(folder.path / "transfer.json", _TransferFile)
         transfer = {
             source: {key: np.asarray(row, dtype=bool) for key, row in rows.items()}
-            for source, rows in content.items()
+            for source, rows in content.correct.items()
         }
     mechanism = None
     if "mechanism" in folder.steps and grid.mechanism.images:
-        mechanism = read_json(results / folder.steps["mechanism"]["file"])["models"][0]
+        (mechanism,) = read_record(results / folder.steps["mechanism"]["file"], _MechanismFile).models
     trajectory = None
     if "trajectory" in folder.steps and grid.trajectory.snapshots:
         (trajectory,) = read_trajectories(results / folder.steps["trajectory"]["file"])
     audits = {}
     for item in folder.steps.get("audit", {}).get("files", ()):
-        audits[Threat(item["norm"], item["eps"])] = read_json(results / item["file"])
+        audits[Threat(item["norm"], item["eps"])] = read_record(results / item["file"], AuditFile)
     seconds = {name: float(step.get("seconds") or 0.0) for name, step in folder.steps.items()}
     if not attacks:
         raise InputError(f"{folder.record_path} names no attack; delete it and run the study again")
-    return Observation(cell, folder.steps["train"], attacks, transfer, mechanism, trajectory, audits, seconds)
+    return CellResult(cell, folder.steps["train"], attacks, transfer, mechanism, trajectory, audits, seconds)

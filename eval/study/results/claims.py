@@ -1,32 +1,32 @@
-"""Sentences computed from the figures: which of the paper's claims hold under which protocol."""
+"""Which of the paper's claims hold under which protocol, as sentences computed from the results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.core.formatting import percent
 from eval.core.threats import Threat
-from eval.study.results.cell_results import Observation
+from eval.study.results.cell_results import CellResult
 from eval.study.results.model_tables import indicator, transfer_rates
-from eval.study.results.overview import Board, Group, clean, is_cleverhans, outcome, survives
+from eval.study.results.overview import Group, Overview, clean, is_cleverhans, outcome, survives
 from eval.study.results.statistics import Comparison, Measure, Outcomes, compare, compare_pairs, rate_of
 
 _LEVEL = 0.05
 _ALIKE = 0.05  # relative difference up to which indicators count as the same
 
 
-def all_sentences(board: Board) -> list[str]:
-    """Return the reading of the study: one sentence per claim, protocol and threat model."""
-    return [sentence for group in board.groups for sentence in _Reader(board, group).sentences()]
+def all_sentences(overview: Overview) -> list[str]:
+    """Return what the study says: one sentence per claim, protocol and threat model."""
+    return [sentence for group in overview.groups for sentence in _Reader(overview, group).sentences()]
 
 
 @dataclass(frozen=True)
 class _Reader:
-    board: Board
+    overview: Overview
     group: Group
 
     def sentences(self) -> Iterator[str]:
-        regimes = self.board.regimes(self.group)
-        several = len(self.board.groups) > 1
+        regimes = self.overview.regimes(self.group)
+        several = len(self.overview.groups) > 1
         head = f"{', '.join(self.group)}: " if several else ""
         for sentence in self._claims(set(regimes)):
             yield head + sentence
@@ -43,13 +43,13 @@ class _Reader:
 
     def _robustness(self, first: str, second: str) -> Iterator[str]:
         """Read "the first regime resists better than the second" under every protocol of the study."""
-        for threat in self.board.grid.threats:
-            for attack in self.board.grid.attacks:
+        for threat in self.overview.grid.threats:
+            for attack in self.overview.grid.attacks:
                 yield from self._claim(first, second, threat, attack.name, outcome(threat, attack.name))
             yield from self._claim(first, second, threat, "the worst case of all attacks", survives(threat))
 
     def _claim(self, first: str, second: str, threat: Threat, name: str, measure: Measure) -> Iterator[str]:
-        regimes = self.board.regimes(self.group)
+        regimes = self.overview.regimes(self.group)
         ours, theirs = (rate_of(regimes[regime], measure) for regime in (first, second))
         found = compare(regimes[first], regimes[second], measure)
         if ours is None or theirs is None or found is None:
@@ -62,18 +62,18 @@ class _Reader:
 
     def _share(self, regime: str, threat: Threat, name: str) -> str:
         """Name the share of shortened steps where the protocol has a floor."""
-        attack = next((item for item in self.board.grid.attacks if item.name == name), None)
+        attack = next((item for item in self.overview.grid.attacks if item.name == name), None)
         if attack is None or not is_cleverhans(attack) or threat.norm != "L2":
             return ""
         shares = [
             share
-            for item in self.board.regimes(self.group)[regime]
+            for item in self.overview.regimes(self.group)[regime]
             if (share := item.attacks[threat][name].shortened) is not None
         ]
         return f", {percent(sum(shares) / len(shares))} of the steps on {regime} shortened" if shares else ""
 
     def _clean_cost(self) -> Iterator[str]:
-        regimes = self.board.regimes(self.group)
+        regimes = self.overview.regimes(self.group)
         found = compare(regimes["SL"], regimes["RL"], clean)
         if found is not None:
             points = 100 * found.difference
@@ -85,14 +85,14 @@ class _Reader:
 
     def _transfer(self, source: str, target: str) -> Iterator[str]:
         """Read whether images made on the source hurt the target: more than the reverse, and more than its own do."""
-        regimes = self.board.regimes(self.group)
+        regimes = self.overview.regimes(self.group)
         ways = (
             (f"those made on {target} hurt {source}", (target, source)),
             (f"those made on {target} itself", (target, target)),
         )
-        for threat in self.board.grid.threats:
-            for craft in self.board.grid.transfer.crafts:
-                rates = transfer_rates(self.board, self.group, craft, threat)
+        for threat in self.overview.grid.threats:
+            for craft in self.overview.grid.transfer.crafts:
+                rates = transfer_rates(self.overview, self.group, craft, threat)
                 for words, other in ways:
                     found = compare_pairs(_shown(regimes, other, (source, target), craft, threat))
                     first, second = rates[source, target][0], rates[other][0]
@@ -104,7 +104,7 @@ class _Reader:
                         )
 
     def _gradients(self) -> Iterator[str]:
-        regimes = self.board.regimes(self.group)
+        regimes = self.overview.regimes(self.group)
         for name, label in (("gradient_norm", "input-gradient norm"), ("path_cosine", "cosine along PGD")):
             medians = []
             for regime in ("SL", "RL"):
@@ -118,18 +118,20 @@ class _Reader:
                 )
 
     def _audits(self) -> Iterator[str]:
-        for regime, found in self.board.regimes(self.group).items():
+        for regime, found in self.overview.regimes(self.group).items():
             for item in found:
                 for threat, audit in item.audits.items():
-                    gap = 100 * (audit["claimed_accuracy"] - audit["robust_accuracy"])
+                    if audit.claimed_accuracy is None or audit.robust_accuracy is None:
+                        continue
+                    gap = 100 * (audit.claimed_accuracy - audit.robust_accuracy)
                     yield (
-                        f"Audit of {regime}, seed {item.cell.seed} ({threat}): {audit['headline']}; PGD on the "
+                        f"Audit of {regime}, seed {item.cell.seed} ({threat}): {audit.headline}; PGD on the "
                         f"cross-entropy claims {gap:.1f} points more than the worst case leaves."
                     )
 
 
 def _shown(
-    regimes: Mapping[str, Sequence[Observation]],
+    regimes: Mapping[str, Sequence[CellResult]],
     first: tuple[str, str],
     second: tuple[str, str],
     craft: str,

@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 
 from eval.core.threats import Threat
-from eval.study.results.cell_results import Observation
-from eval.study.results.overview import Board, Group
+from eval.study.results.cell_results import CellResult
+from eval.study.results.overview import Group, Overview
 from eval.study.results.published import SOURCE, paper_transfer
 from eval.study.results.statistics import Outcomes, Rate, rate
-from eval.study.results.table import Column, Table
+from eval.study.results.table import Column, Measured, Table, Value
 from eval.trajectory.figure import claimed
 from eval.trajectory.tables import scalars
 
 
 def transfer_rates(
-    board: Board, group: Group, craft: str, threat: Threat
+    overview: Overview, group: Group, craft: str, threat: Threat
 ) -> dict[tuple[str, str], tuple[Rate | None, Rate | None]]:
     """Return, by (source, target) regime, accuracy on the source's images: of the same seed, and of another seed.
 
     The same seed on the diagonal is the model itself: a white-box attack.
     """
-    regimes = board.regimes(group)
+    regimes = overview.regimes(group)
     found = {}
     for source, makers in regimes.items():
         for target, takers in regimes.items():
@@ -42,17 +42,17 @@ def _rate(rows: Sequence[Any]) -> Rate | None:
     return rate(rows) if rows else None
 
 
-def transfer_table(board: Board) -> Table | None:
+def transfer_table(overview: Overview) -> Table | None:
     """The full matrix: on whose images which regime stays right."""
-    rows: list[dict[str, Any]] = []
-    names = [regime.name for regime in board.grid.regimes]
-    for group in board.groups:
-        regimes = board.regimes(group)
-        for threat in board.grid.threats:
-            for craft in board.grid.transfer.crafts:
-                rates = transfer_rates(board, group, craft, threat)
+    rows: list[dict[str, Value]] = []
+    names = [regime.name for regime in overview.grid.regimes]
+    for group in overview.groups:
+        regimes = overview.regimes(group)
+        for threat in overview.grid.threats:
+            for craft in overview.grid.transfer.crafts:
+                rates = transfer_rates(overview, group, craft, threat)
                 for source in regimes:
-                    row = board.place(group) | {"threat": str(threat), "craft": craft, "source": source}
+                    row = overview.place(group) | {"threat": str(threat), "craft": craft, "source": source}
                     for target in regimes:
                         same, other = rates[source, target]
                         row[target] = None if same is None else same.entry()
@@ -75,51 +75,45 @@ def transfer_table(board: Board) -> Table | None:
         "the model itself, so a white-box attack. paper: last iterate of PGD by the paper's protocol; strong: "
         "last iterate of PGD with unit steps on the MIFPE loss. Brackets: Wilson's 95 % interval over images."
     )
-    return Table("transfer", "Transfer, source x target", note, board.columns(*columns), tuple(rows))
+    return Table("transfer", "Transfer, source x target", note, overview.columns(*columns), tuple(rows))
 
 
-_INDICATORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("gradient_norm", "input-gradient norm", ("static", "gradient_norm", "median")),
+_INDICATORS: tuple[tuple[str, str, tuple[str, str]], ...] = (
+    ("gradient_norm", "input-gradient norm", ("static", "gradient_norm")),
     ("under_floor", "gradients under the floor", ("static", "under_floor")),
     ("zero", "gradients exactly zero", ("static", "zero")),
-    ("stability", "direction under noise (cosine)", ("static", "stability", "median")),
-    ("nonlinearity", "local nonlinearity", ("static", "nonlinearity", "median")),
-    ("margin", "margin (logits)", ("static", "margin", "median")),
-    ("logit_scale", "logit scale", ("static", "logit_scale", "median")),
-    ("path_norm", "along PGD: gradient norm", ("dynamic", "gradient_norm", "median")),
-    ("path_cosine", "along PGD: cosine to the previous", ("dynamic", "cosine", "median")),
-    ("path_sign", "along PGD: equal signs", ("dynamic", "same_sign", "median")),
+    ("stability", "direction under noise (cosine)", ("static", "stability")),
+    ("nonlinearity", "local nonlinearity", ("static", "nonlinearity")),
+    ("margin", "margin (logits)", ("static", "margin")),
+    ("logit_scale", "logit scale", ("static", "logit_scale")),
+    ("path_norm", "along PGD: gradient norm", ("dynamic", "gradient_norm")),
+    ("path_cosine", "along PGD: cosine to the previous", ("dynamic", "cosine")),
+    ("path_sign", "along PGD: equal signs", ("dynamic", "same_sign")),
     ("dispersion", "along PGD: dispersion", ("dynamic", "dispersion")),
     ("drift", "along PGD: drift", ("dynamic", "drift")),
-    ("entropy", "entropy, clean (bits)", ("entropy", "clean", "all", "mean")),
-    ("entropy_attacked", "entropy, attacked (bits)", ("entropy", "attacked", "all", "mean")),
+    ("entropy", "entropy, clean (bits)", ("entropy", "clean")),
+    ("entropy_attacked", "entropy, attacked (bits)", ("entropy", "attacked")),
 )
 _SHARES = ("under_floor", "zero")
 
 
-def indicator(item: Observation, name: str) -> float | None:
+def indicator(item: CellResult, name: str) -> float | None:
     """Return one indicator of a model: the median over images, the mean over the steps of PGD."""
-    path = next(path for key, _, path in _INDICATORS if key == name)
-    value: Any = item.mechanism
-    for step in path:
-        value = value.get(step) if isinstance(value, dict) else None
-    if isinstance(value, list):
-        known = [number for number in value if number is not None]
-        value = mean(known) if known else None
-    return value
+    part = next(part for key, _, part in _INDICATORS if key == name)
+    return None if item.mechanism is None else item.mechanism.value(*part)
 
 
-def mechanism_table(board: Board) -> Table | None:
+def mechanism_table(overview: Overview) -> Table | None:
     """The indicators, one row per regime: mean over seeds of each model's median over images."""
     rows = []
-    for place, found in board.rows():
+    for place, found in overview.rows():
         row = dict(place)
         for name, _, _ in _INDICATORS:
             values = [value for item in found if (value := indicator(item, name)) is not None]
             if values:
                 several = len(values) > 1
-                bounds = {"low": min(values), "high": max(values)} if several else {}
-                row[name] = {"value": mean(values), **bounds, "n": len(values)}
+                low, high = (min(values), max(values)) if several else (None, None)
+                row[name] = Measured(mean(values), low, high, len(values))
         if len(row) > len(place):
             rows.append(row)
     if not rows:
@@ -131,13 +125,13 @@ def mechanism_table(board: Board) -> Table | None:
     note = (
         "Medians over images (along PGD: averaged over its steps), mean over seeds; brackets: range of seeds."
     )
-    return Table("mechanism", "Mechanism indicators", note, board.columns(*columns), tuple(rows))
+    return Table("mechanism", "Mechanism indicators", note, overview.columns(*columns), tuple(rows))
 
 
-def trajectory_table(board: Board) -> Table | None:
+def trajectory_table(overview: Overview) -> Table | None:
     """What the paper's protocol reports at every snapshot, and what is left; means over seeds."""
     rows = []
-    for place, found in board.rows():
+    for place, found in overview.rows():
         followed = [item.trajectory for item in found if item.trajectory is not None]
         for points in zip(*(trajectory.points for trajectory in followed), strict=False):
             shares = {
@@ -149,7 +143,7 @@ def trajectory_table(board: Board) -> Table | None:
                 }.items()
             }
             figures = [scalars(point) for point in points]
-            row: dict[str, Any] = place | {"images": points[0].images}
+            row: dict[str, Value] = place | {"images": points[0].images}
             row |= {name: None if share is None else share.entry() for name, share in shares.items()}
             for name in ("shortened/pgd-cleverhans", "gradient_norm", "margin"):
                 row[name] = mean(values[name] for values in figures) if name in figures[0] else None
@@ -170,24 +164,24 @@ def trajectory_table(board: Board) -> Table | None:
         "Weights as they were after so many images, not the selected ones; means over seeds. Left: worst case per "
         "image over all attacks inside [0, 1]. Brackets: Wilson's 95 % interval over images."
     )
-    return Table("trajectory", "Robustness through training", note, board.columns(*columns), tuple(rows))
+    return Table("trajectory", "Robustness through training", note, overview.columns(*columns), tuple(rows))
 
 
-def audit_table(board: Board) -> Table | None:
+def audit_table(overview: Overview) -> Table | None:
     """One verdict per audited model and threat model."""
     rows = []
-    for item in board.observations:
+    for item in overview.cells:
         for threat, found in item.audits.items():
-            low, high = found["ci95"]
+            low, high = found.ci95 or (None, None)
+            robust = Measured(found.robust_accuracy, low, high, found.n)
             rows.append(
-                board.place(item.cell.group[:2])
+                overview.place(item.cell.group[:2])
                 | {"regime": item.cell.regime, "seed": item.cell.seed, "threat": str(threat)}
-                | {"verdict": found["headline"], "claimed": found["claimed_accuracy"]}
-                | {"robust": {"value": found["robust_accuracy"], "low": low, "high": high, "n": found["n"]}}
+                | {"verdict": found.headline, "claimed": found.claimed_accuracy, "robust": robust}
             )
     if not rows:
         return None
-    columns = board.columns(
+    columns = overview.columns(
         Column("threat", "threat"),
         Column("regime", "regime"),
         Column("seed", "seed", "integer"),
@@ -195,5 +189,7 @@ def audit_table(board: Board) -> Table | None:
         Column("claimed", "PGD on cross-entropy claims", "percent"),
         Column("robust", "corrected robust accuracy", "percent"),
     )
-    note = f"The {board.grid.audit.mode} audit; surrogates are the other regimes' models of the same seed."
-    return Table("audit", "Audit verdicts", note, columns, tuple(sorted(rows, key=lambda row: row["threat"])))
+    note = f"The {overview.grid.audit.mode} audit; surrogates are the other regimes' models of the same seed."
+    return Table(
+        "audit", "Audit verdicts", note, columns, tuple(sorted(rows, key=lambda row: str(row["threat"])))
+    )

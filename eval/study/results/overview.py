@@ -1,29 +1,29 @@
-"""The observations of a study, arranged by group and regime, and the measures that tables share."""
+"""The results of a study, arranged by group and regime, and the measures that tables share."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from eval.core.threats import Threat
 from eval.study.plan.config import Attack, Grid
-from eval.study.results.cell_results import Observation
+from eval.study.results.cell_results import CellResult
 from eval.study.results.statistics import Measure, Rate
-from eval.study.results.table import Column
+from eval.study.results.table import Column, Value
 
 Group = tuple[str, str]
 
 
-class Board:
-    """The observations of a study, arranged as tables need them.
+class Overview:
+    """The results of a study, arranged as tables need them.
 
     Attributes:
         grid: the study.
-        observations: of its cells.
-        groups: (data set, network) in the order of the grid, those with observations.
+        cells: the results of its finished cells.
+        groups: (data set, network) in the order of the grid, those with results.
     """
 
-    def __init__(self, grid: Grid, observations: Sequence[Observation]) -> None:
-        self.grid, self.observations = grid, list(observations)
-        found = {item.cell.group[:2] for item in observations}
+    def __init__(self, grid: Grid, cells: Sequence[CellResult]) -> None:
+        self.grid, self.cells = grid, list(cells)
+        found = {item.cell.group[:2] for item in cells}
         self.groups = [
             (dataset, network)
             for dataset in grid.datasets
@@ -31,21 +31,21 @@ class Board:
             if (dataset, network) in found
         ]
 
-    def regimes(self, group: Group) -> dict[str, list[Observation]]:
-        """Return the observations of every regime of a group that has some."""
+    def regimes(self, group: Group) -> dict[str, list[CellResult]]:
+        """Return the results of every regime of a group that has some."""
         rows = {
-            regime.name: [item for item in self.observations if item.cell.group == (*group, regime.name)]
+            regime.name: [item for item in self.cells if item.cell.group == (*group, regime.name)]
             for regime in self.grid.regimes
         }
         return {name: found for name, found in rows.items() if found}
 
-    def rows(self) -> Iterator[tuple[dict[str, Any], list[Observation]]]:
-        """Yield one row's place and observations per group and regime."""
+    def rows(self) -> Iterator[tuple[dict[str, Value], list[CellResult]]]:
+        """Yield one row's place and results per group and regime."""
         for group in self.groups:
             for regime, found in self.regimes(group).items():
                 yield self.place(group) | {"regime": regime}, found
 
-    def place(self, group: Group) -> dict[str, Any]:
+    def place(self, group: Group) -> dict[str, Value]:
         """Return the columns that name a group."""
         return {"dataset": group[0], "network": group[1]}
 
@@ -63,7 +63,7 @@ class Board:
 def outcome(threat: Threat, name: str) -> Measure:
     """Return the measure "survives this attack"."""
 
-    def measure(item: Observation) -> Any:
+    def measure(item: CellResult) -> Any:
         found = item.attacks.get(threat, {}).get(name)
         return None if found is None else found.robust
 
@@ -75,7 +75,7 @@ def survives(threat: Threat) -> Measure:
     return lambda item: item.worst[threat].robust if threat in item.worst else None
 
 
-def clean(item: Observation) -> Any:
+def clean(item: CellResult) -> Any:
     """The measure "is classified correctly unattacked"."""
     return item.clean
 
@@ -85,7 +85,7 @@ def pair(key: str, label: str) -> tuple[Column, Column]:
     return Column(key, label, "percent"), Column(f"{key}_seeds", "over seeds", "interval")
 
 
-def entries(key: str, found: Rate | None) -> dict[str, Any]:
+def entries(key: str, found: Rate | None) -> dict[str, Value]:
     """Return the values of the columns that `pair` names."""
     return {} if found is None else {key: found.entry(), f"{key}_seeds": found.spread()}
 

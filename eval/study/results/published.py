@@ -1,4 +1,4 @@
-"""The figures of Zou et al. 2026 (arXiv 2606.12251) that a study can be set beside."""
+"""Numbers of Zou et al. 2026 (arXiv 2606.12251) that a study can be compared with."""
 
 from eval.core.threats import Threat
 from eval.study.plan.cells import Cell

@@ -5,35 +5,35 @@ from itertools import combinations
 from statistics import mean
 
 from eval.attack.results import AttackResults
-from eval.study.results.cell_results import Observation
-from eval.study.results.overview import Board, clean, is_cleverhans, outcome, survives
+from eval.study.results.cell_results import CellResult
+from eval.study.results.overview import Overview, clean, is_cleverhans, outcome, survives
 from eval.study.results.statistics import Measure, compare, holm
 from eval.study.results.table import Column, Table
 
 
-def tests_table(board: Board) -> Table | None:
+def tests_table(overview: Overview) -> Table | None:
     """Paired tests between all regimes: clean, each cleverhans protocol, and the worst case."""
     measures: list[tuple[str, str, Measure]] = [("clean", "-", clean)]
-    for threat in board.grid.threats:
+    for threat in overview.grid.threats:
         measures += [
             (attack.name, str(threat), outcome(threat, attack.name))
-            for attack in board.attacks("pgd")
+            for attack in overview.attacks("pgd")
             if is_cleverhans(attack)
         ]
         measures.append(("worst case", str(threat), survives(threat)))
     rows = []
-    for group in board.groups:
+    for group in overview.groups:
         for label, threat_name, measure in measures:
-            for (first, ours), (second, theirs) in combinations(board.regimes(group).items(), 2):
+            for (first, ours), (second, theirs) in combinations(overview.regimes(group).items(), 2):
                 found = compare(ours, theirs, measure)
                 if found is not None:
-                    place = board.place(group) | {"measure": label, "threat": threat_name}
+                    place = overview.place(group) | {"measure": label, "threat": threat_name}
                     rows.append(place | {"first": first, "second": second, **vars(found)})
     if not rows:
         return None
     for row, adjusted in zip(rows, holm([row["p_images"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
-    columns = board.columns(
+    columns = overview.columns(
         Column("measure", "accuracy"),
         Column("threat", "threat"),
         Column("first", "first"),
@@ -54,10 +54,10 @@ def tests_table(board: Board) -> Table | None:
     return Table("tests", "Paired tests between regimes", note, columns, tuple(rows))
 
 
-def cost_table(board: Board) -> Table:
+def cost_table(overview: Overview) -> Table:
     """What training and attacking one model took."""
     rows = []
-    for place, found in board.rows():
+    for place, found in overview.rows():
         attack_seconds = [sum(result.cost["seconds"] for result in _results(item)) for item in found]
         passes = [
             sum(result.cost["forwards"] + result.cost["backwards"] for result in _results(item))
@@ -70,7 +70,7 @@ def cost_table(board: Board) -> Table:
             | {"audit": _mean_or_none([item.seconds["audit"] for item in found if "audit" in item.seconds])}
             | {"device": ", ".join(sorted({str(item.train["device"]) for item in found}))}
         )
-    columns = board.columns(
+    columns = overview.columns(
         Column("regime", "regime"),
         Column("images", "training images", "integer"),
         Column("train", "training, s", "number"),
@@ -83,7 +83,7 @@ def cost_table(board: Board) -> Table:
     return Table("cost", "Cost", note, columns, tuple(rows))
 
 
-def _results(item: Observation) -> Iterator[AttackResults]:
+def _results(item: CellResult) -> Iterator[AttackResults]:
     for found in item.attacks.values():
         yield from found.values()
 

@@ -1,18 +1,18 @@
-"""From per-image outcomes over seeds to figures with intervals, and paired tests between regimes."""
+"""Accuracies with intervals from per-image outcomes over seeds, and paired tests between regimes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.errors import InputError
 from eval.core.stats import mean_interval, wilson
-from eval.study.results.cell_results import Observation
+from eval.study.results.cell_results import CellResult
+from eval.study.results.table import Measured
 
 Outcomes = NDArray[np.bool_]
-Measure = Callable[[Observation], Outcomes | None]
+Measure = Callable[[CellResult], Outcomes | None]
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,13 @@ class Rate:
     n: int
     trainings: int
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self) -> Measured:
         """Return value and interval over images, for a table."""
-        return {"value": self.mean, "low": self.images[0], "high": self.images[1], "n": self.n}
+        return Measured(self.mean, *self.images, self.n)
 
-    def spread(self) -> dict[str, Any] | None:
+    def spread(self) -> Measured | None:
         """Return the interval over seeds, for a table; None for one seed."""
-        if self.seeds is None:
-            return None
-        return {"value": self.mean, "low": self.seeds[0], "high": self.seeds[1], "n": self.trainings}
+        return None if self.seeds is None else Measured(self.mean, *self.seeds, self.trainings)
 
 
 def rate(outcomes: Sequence[Outcomes]) -> Rate:
@@ -71,9 +69,9 @@ def rate(outcomes: Sequence[Outcomes]) -> Rate:
     )
 
 
-def rate_of(observations: Sequence[Observation], measure: Measure) -> Rate | None:
-    """Return the rate of a measure over those observations that have it; None if none has."""
-    rows = [row for item in observations if (row := measure(item)) is not None]
+def rate_of(results: Sequence[CellResult], measure: Measure) -> Rate | None:
+    """Return the rate of a measure over those results that have it; None if none has."""
+    rows = [row for item in results if (row := measure(item)) is not None]
     return rate(rows) if rows else None
 
 
@@ -97,9 +95,7 @@ class Comparison:
     seeds: int
 
 
-def compare(
-    first: Sequence[Observation], second: Sequence[Observation], measure: Measure
-) -> Comparison | None:
+def compare(first: Sequence[CellResult], second: Sequence[CellResult], measure: Measure) -> Comparison | None:
     """Compare two regimes on the seeds that both have; None where there is none."""
     others = {item.cell.seed: row for item in second if (row := measure(item)) is not None}
     pairs = [

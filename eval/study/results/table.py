@@ -2,11 +2,15 @@
 
 import csv
 import io
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from eval.core.records import Text
 
 Kind = Literal["text", "percent", "number", "integer", "interval", "verdict"]
+MOST_ENTRIES = 200_000
 _LATEX = {
     "&": r"\&",
     "%": r"\%",
@@ -19,41 +23,48 @@ _LATEX = {
 }
 
 
-@dataclass(frozen=True)
-class Column:
+class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A value with its 95 % interval and the number it is of, each None where it is unknown."""
+
+    value: float | Text | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low is {self.low:g}; expected at most {self.high:g}, the high of the interval")
+
+
+Value = float | Text | None | Measured
+
+
+class Column(msgspec.Struct, frozen=True):
     """A column: the key of its values in a row, its heading, and how values are written.
 
-    ``percent`` values are shares from 0 to 1; ``interval`` values have ``low`` and ``high``, shares, too.
+    ``percent`` values are shares from 0 to 1; of ``interval`` values only the bounds are written, shares too.
     """
 
-    key: str
-    label: str
+    key: Text
+    label: Text = ""
     kind: Kind = "text"
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table with what a reader must know of it.
+class Table(msgspec.Struct, frozen=True):
+    """A table with a note on what a reader must know; ``files`` are relative paths by kind, where it is written."""
 
-    A value is plain, None, or ``{"value", "low", "high", "n"}``: a figure, its 95 % interval and how many it is of.
-    """
+    id: Text = ""
+    title: Text = ""
+    note: Text = ""
+    columns: Annotated[tuple[Column, ...], msgspec.Meta(max_length=200)] = ()
+    rows: Annotated[tuple[dict[str, Value], ...], msgspec.Meta(max_length=20_000)] = ()
+    files: dict[str, Text] = {}
 
-    id: str
-    title: str
-    note: str
-    columns: tuple[Column, ...]
-    rows: tuple[Mapping[str, Any], ...]
-
-    def to_json(self, folder: str = "tables") -> dict[str, Any]:
-        """Return the table as ``study.json`` holds it, with the names of its files."""
-        return {
-            "id": self.id,
-            "title": self.title,
-            "note": self.note,
-            "columns": [asdict(column) for column in self.columns],
-            "rows": [dict(row) for row in self.rows],
-            "files": {kind: f"{folder}/{self.id}.{kind}" for kind in ("md", "csv", "tex")},
-        }
+    def __post_init__(self) -> None:
+        if len({column.key for column in self.columns}) < len(self.columns):
+            raise ValueError("two columns have one key; expected different ones")
+        if (entries := len(self.rows) * len(self.columns)) > MOST_ENTRIES:
+            raise ValueError(f"the table has {entries} entries; at most {MOST_ENTRIES} are read")
 
 
 def markdown(table: Table) -> str:
@@ -67,7 +78,7 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Return the table as CSV; a figure's interval and number take columns of their own, where any row has them."""
+    """Return the table as CSV; bounds and sample size take columns of their own, where any row has them."""
     parts = [(column, _parts(table, column)) for column in table.columns]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -84,14 +95,14 @@ def _parts(table: Table, column: Column) -> list[str]:
     extra = [
         name
         for name in ("low", "high", "n")
-        if any(isinstance(item, Mapping) and item.get(name) is not None for item in found)
+        if any(isinstance(item, Measured) and getattr(item, name) is not None for item in found)
     ]
     return ["", *(f"_{name}" for name in extra)]
 
 
-def _part(item: Any, suffix: str) -> Any:
-    if isinstance(item, Mapping):
-        return item.get(suffix[1:] or "value")
+def _part(item: Value, suffix: str) -> Any:
+    if isinstance(item, Measured):
+        return getattr(item, suffix[1:] or "value")
     return None if suffix else item
 
 
@@ -108,7 +119,7 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, r"\end{table}", ""])
 
 
-def _line(cells: Any) -> str:
+def _line(cells: Iterable[str]) -> str:
     return " & ".join(_escape(cell) for cell in cells) + r" \\"
 
 
@@ -116,20 +127,20 @@ def _escape(words: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in words.replace("\\", "/"))
 
 
-def text(item: Any, kind: Kind) -> str:
+def text(item: Value, kind: Kind) -> str:
     """Return a value as tables in text show it."""
     if item is None:
         return "-"
-    if not isinstance(item, Mapping):
+    if not isinstance(item, Measured):
         return _plain(item, kind)
-    low, high = item.get("low"), item.get("high")
+    low, high = item.low, item.high
     bounds = "" if low is None or high is None else f"[{_bound(low, kind)}, {_bound(high, kind)}]"
     if kind == "interval":
         return bounds or "-"
-    return f"{_plain(item.get('value'), kind)} {bounds}".strip()
+    return f"{_plain(item.value, kind)} {bounds}".strip()
 
 
-def _plain(value: Any, kind: Kind) -> str:
+def _plain(value: float | str | None, kind: Kind) -> str:
     if value is None:
         return "-"
     if isinstance(value, str) or kind in ("text", "verdict"):

@@ -1,4 +1,4 @@
-"""Writing what a study leaves for readers: ``study.json``, tables, figures."""
+"""Writing what a study leaves for readers: ``study.json``, tables, plots."""
 
 import contextlib
 import os
@@ -8,23 +8,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from agents.common.run_dir import RunDir, versions
 from envs.errors import InputError
-from envs.files import read_json, write_atomic, write_json
+from envs.files import write_atomic
 from eval.core.plot_style import save_figure
+from eval.core.records import FORMAT, read_record, write_record
 from eval.study.plan.cells import Cell
 from eval.study.plan.config import Grid
 from eval.study.results.accuracy_tables import all_tables
-from eval.study.results.cell_results import observe, status_of
+from eval.study.results.cell_results import read_cells, status_of
 from eval.study.results.claims import all_sentences
-from eval.study.results.figures import all_pictures
-from eval.study.results.overview import Board
+from eval.study.results.overview import Overview
+from eval.study.results.plots import all_pictures
+from eval.study.results.record import STUDY_FILE, CellRecord, PlotRecord, StudyRecord
 from eval.study.results.table import WRITERS, Table
-
-FORMAT = 1
-STUDY_FILE = "study.json"
 
 
 @contextlib.contextmanager
@@ -43,51 +43,48 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def write_cells(grid: Grid, cells: Sequence[Cell], directory: Path) -> dict[str, int]:
-    """Bring the cells in ``study.json`` up to date, tables and figures as they are; return the number per status."""
-    content = _head(grid, directory)
-    content["cells"] = [_cell(grid, cell, directory) for cell in cells]
-    for key in ("tables", "figures", "reading"):
-        content.setdefault(key, [])
-    write_json(directory / STUDY_FILE, content)
-    found = [cell["status"] for cell in content["cells"]]
+    """Bring the cells in ``study.json`` up to date and keep tables and plots; return the number per status."""
+    content = _record(grid, cells, directory)
+    write_record(directory / STUDY_FILE, content)
+    found = [cell.status for cell in content.cells]
     return {status: found.count(status) for status in ("finished", "failed", "missing")}
 
 
 def write_study(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Table]:
-    """Make tables, figures and reading from what the cells left, and write everything; return the tables."""
-    board = Board(grid, observe(grid, cells, directory))
-    content = _head(grid, directory)
-    content["cells"] = [_cell(grid, cell, directory) for cell in cells]
+    """Make tables, plots and claims from what the cells left, and write everything; return the tables."""
+    overview = Overview(grid, read_cells(grid, cells, directory))
     tables: list[Table] = []
-    content |= {"tables": [], "figures": [], "reading": []}
-    if board.observations:
-        tables = all_tables(board)
-        content["tables"] = [_write_table(table, directory) for table in tables]
-        content["figures"] = _write_figures(board, directory)
-        content["reading"] = all_sentences(board)
-    write_json(directory / STUDY_FILE, content)
+    plots: list[PlotRecord] = []
+    if overview.cells:
+        tables = [_write_table(table, directory) for table in all_tables(overview)]
+        plots = _write_plots(overview, directory)
+    content = msgspec.structs.replace(
+        _record(grid, cells, directory),
+        tables=tuple(tables),
+        plots=tuple(plots),
+        claims=tuple(all_sentences(overview)),
+    )
+    write_record(directory / STUDY_FILE, content)
     return tables
 
 
-def _head(grid: Grid, directory: Path) -> dict[str, Any]:
-    """Return everything of ``study.json`` but cells and figures; the date of creation and old figures are kept."""
+def _record(grid: Grid, cells: Sequence[Cell], directory: Path) -> StudyRecord:
+    """Return the content of ``study.json``; date of creation, tables, plots and claims are those written before."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    old: dict[str, Any] = {}
+    old = StudyRecord(format=FORMAT)
     with contextlib.suppress(InputError):
-        found = read_json(directory / STUDY_FILE)
-        old = found if isinstance(found, dict) and found.get("format") == FORMAT else {}
-    kept: dict[str, Any] = {key: old[key] for key in ("tables", "figures", "reading") if key in old}
-    head = {
-        "format": FORMAT,
-        "name": grid.name,
-        "created": old.get("created", now),
-        "updated": now,
-        "seeds": list(grid.seeds),
-        "versions": versions(),
-        "machine": machine(),
-        "config": grid.to_dict(),
-    }
-    return head | kept
+        old = read_record(directory / STUDY_FILE, StudyRecord)
+    return msgspec.structs.replace(
+        old,
+        name=grid.name,
+        created=old.created or now,
+        updated=now,
+        seeds=list(grid.seeds),
+        versions=versions(),
+        machine=machine(),
+        config=grid.to_dict(),
+        cells=tuple(_cell(grid, cell, directory) for cell in cells),
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -108,38 +105,38 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cell(grid: Grid, cell: Cell, directory: Path) -> dict[str, Any]:
+def _cell(grid: Grid, cell: Cell, directory: Path) -> CellRecord:
     state = status_of(grid, cell, directory)
-    return {
-        "id": cell.id,
-        "hash": cell.hash,
-        "dataset": cell.dataset,
-        "network": cell.network,
-        "regime": cell.regime,
-        "seed": cell.seed,
-        "threats": [str(threat) for threat in grid.threats],
-        "status": state.status,
-        "error": state.error,
-        "run": f"cells/{cell.hash}/run",
-    }
+    return CellRecord(
+        id=cell.id,
+        hash=cell.hash,
+        dataset=cell.dataset,
+        network=cell.network,
+        regime=cell.regime,
+        seed=cell.seed,
+        threats=tuple(str(threat) for threat in grid.threats),
+        status=state.status,
+        error=state.error,
+        run=f"cells/{cell.hash}/run",
+    )
 
 
-def _write_table(table: Table, directory: Path) -> dict[str, Any]:
+def _write_table(table: Table, directory: Path) -> Table:
+    """Write one table in every form; return it with the names of its files."""
     folder = directory / "tables"
     folder.mkdir(exist_ok=True)
     for kind, write in WRITERS.items():
         write_atomic(folder / f"{table.id}.{kind}", write(table))
-    content = table.to_json()
-    write_json(folder / f"{table.id}.json", content)
-    return content
+    written = msgspec.structs.replace(table, files={kind: f"tables/{table.id}.{kind}" for kind in WRITERS})
+    write_record(folder / f"{table.id}.json", written)
+    return written
 
 
-def _write_figures(board: Board, directory: Path) -> list[dict[str, str]]:
-    folder = directory / "figures"
-    folder.mkdir(exist_ok=True)
+def _write_plots(overview: Overview, directory: Path) -> list[PlotRecord]:
+    (directory / "figures").mkdir(exist_ok=True)
     written = []
-    for picture in all_pictures(board):
+    for picture in all_pictures(overview):
         file = f"figures/{picture.id}.png"
         save_figure(directory / file, picture.figure)
-        written.append({"id": picture.id, "title": picture.title, "file": file, "alt": picture.alt})
+        written.append(PlotRecord(picture.id, picture.title, file, picture.alt))
     return written

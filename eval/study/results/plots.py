@@ -1,4 +1,4 @@
-"""The figures of a study: accuracy by attack, trade-off, transfer matrices."""
+"""The plots of a study: accuracy by attack, trade-off, transfer matrices, robustness through training."""
 
 import re
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, tidy
 from eval.core.threats import Threat
 from eval.study.results.model_tables import transfer_rates
-from eval.study.results.overview import Board, Group, outcome, survives
+from eval.study.results.overview import Group, Overview, outcome, survives
 from eval.study.results.statistics import rate_of
 from eval.trajectory.figure import trajectory_figure
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its name, title and description for those who do not see it."""
+    """A plot with its name, title and description for those who do not see it."""
 
     id: str
     title: str
@@ -26,15 +26,15 @@ class Picture:
     figure: Figure
 
 
-def all_pictures(board: Board) -> Iterator[Picture]:
-    """Yield every figure that the study has observations for."""
-    for group in board.groups:
-        yield attacks_picture(board, group)
-        yield tradeoff_picture(board, group)
-        found = transfer_picture(board, group)
+def all_pictures(overview: Overview) -> Iterator[Picture]:
+    """Yield every plot that the study has results for."""
+    for group in overview.groups:
+        yield attacks_picture(overview, group)
+        yield tradeoff_picture(overview, group)
+        found = transfer_picture(overview, group)
         if found is not None:
             yield found
-        found = trajectory_picture(board, group)
+        found = trajectory_picture(overview, group)
         if found is not None:
             yield found
 
@@ -43,10 +43,10 @@ def _name(kind: str, group: Group) -> str:
     return re.sub(r"[^\w.+-]+", "-", f"{kind}-{group[0]}-{group[1]}")
 
 
-def attacks_picture(board: Board, group: Group) -> Picture:
+def attacks_picture(overview: Overview, group: Group) -> Picture:
     """Draw robust accuracy by attack, one series per regime, one panel per threat model."""
-    threats, regimes = board.grid.threats, board.regimes(group)
-    names = [attack.name for attack in board.grid.attacks]
+    threats, regimes = overview.grid.threats, overview.regimes(group)
+    names = [attack.name for attack in overview.grid.attacks]
     figure = new_figure(5.6 * len(threats) + 0.4, 1.9 + 0.13 * (len(names) + 1) * max(3, len(regimes)))
     panels = figure.subplots(1, len(threats), squeeze=False, sharey=True)[0]
     for axes, threat in zip(panels, threats, strict=True):
@@ -76,18 +76,18 @@ def attacks_picture(board: Board, group: Group) -> Picture:
     title = f"Robust accuracy by attack: {', '.join(group)}"
     figure.suptitle(f"{title}\n(mean over seeds, 95 % over images)", fontsize=10, color=INK)
     legend_below(figure, panels[0])
-    alt = f"Robust accuracy of {len(regimes)} regimes under {len(names)} attacks; the table PGD has the figures."
+    alt = f"Robust accuracy of {len(regimes)} regimes under {len(names)} attacks; the table PGD has the numbers."
     return Picture(_name("attacks", group), title, alt, figure)
 
 
-def tradeoff_picture(board: Board, group: Group) -> Picture:
+def tradeoff_picture(overview: Overview, group: Group) -> Picture:
     """Draw clean against worst-case accuracy: a small mark per seed, a large one at the mean."""
-    threats = board.grid.threats
+    threats = overview.grid.threats
     figure = new_figure(4.6 * len(threats) + 0.4, 4.2)
     panels = figure.subplots(1, len(threats), squeeze=False)[0]
     for axes, threat in zip(panels, threats, strict=True):
         tidy(axes, str(threat), "clean accuracy", "worst case of all attacks")
-        for k, (regime, found) in enumerate(board.regimes(group).items()):
+        for k, (regime, found) in enumerate(overview.regimes(group).items()):
             points = [(item.clean.mean(), item.worst[threat].robust_accuracy) for item in found]
             x, y = np.asarray(points).T
             axes.scatter(x, y, s=14, marker=marker(k), color=colour(k), alpha=0.45)
@@ -95,14 +95,14 @@ def tradeoff_picture(board: Board, group: Group) -> Picture:
     title = f"Clean-robust trade-off: {', '.join(group)}"
     figure.suptitle(f"{title}\n(small: seeds, large: mean)", fontsize=10, color=INK)
     legend_below(figure, panels[0])
-    alt = "Clean accuracy against worst-case accuracy, one point per training; the tables have the figures."
+    alt = "Clean accuracy against worst-case accuracy, one point per training; the tables have the numbers."
     return Picture(_name("tradeoff", group), title, alt, figure)
 
 
-def transfer_picture(board: Board, group: Group) -> Picture | None:
+def transfer_picture(overview: Overview, group: Group) -> Picture | None:
     """Draw the transfer matrices as heat maps, a panel per craft and threat model."""
-    regimes = list(board.regimes(group))
-    threats, crafts = board.grid.threats, board.grid.transfer.crafts
+    regimes = list(overview.regimes(group))
+    threats, crafts = overview.grid.threats, overview.grid.transfer.crafts
     if not crafts:
         return None
     side = 0.5 * len(regimes) + 2.0
@@ -111,18 +111,18 @@ def transfer_picture(board: Board, group: Group) -> Picture | None:
     drawn = False
     for row, craft in enumerate(crafts):
         for column, threat in enumerate(threats):
-            drawn |= _heat(panels[row, column], board, group, craft, threat, regimes)
+            drawn |= _heat(panels[row, column], overview, group, craft, threat, regimes)
     if not drawn:
         return None
     title = f"Transfer, source x target: {', '.join(group)}"
     figure.suptitle(f"{title}\n(accuracy in %; diagonal: white box)", fontsize=10, color=INK)
-    alt = "Accuracy of each regime (columns) on images made on each regime (rows); the transfer table has the figures."
+    alt = "Accuracy of each regime (columns) on images made on each regime (rows); the transfer table has the numbers."
     return Picture(_name("transfer", group), title, alt, figure)
 
 
-def trajectory_picture(board: Board, group: Group) -> Picture | None:
+def trajectory_picture(overview: Overview, group: Group) -> Picture | None:
     """Draw what the paper's protocol reports through training against what is left, a panel per regime."""
-    found = [item.trajectory for items in board.regimes(group).values() for item in items]
+    found = [item.trajectory for items in overview.regimes(group).values() for item in items]
     followed = [trajectory for trajectory in found if trajectory is not None]
     if not followed:
         return None
@@ -131,8 +131,10 @@ def trajectory_picture(board: Board, group: Group) -> Picture | None:
     return Picture(_name("trajectory", group), title, alt, trajectory_figure(followed))
 
 
-def _heat(axes: Axes, board: Board, group: Group, craft: str, threat: Threat, regimes: list[str]) -> bool:
-    rates = transfer_rates(board, group, craft, threat)
+def _heat(
+    axes: Axes, overview: Overview, group: Group, craft: str, threat: Threat, regimes: list[str]
+) -> bool:
+    rates = transfer_rates(overview, group, craft, threat)
     values = np.array(
         [[np.nan if (cell := rates[a, b][0]) is None else cell.mean for b in regimes] for a in regimes]
     )

@@ -1,0 +1,67 @@
+"""Reading JSON of known form: msgspec decodes and checks it, and whatever is wrong becomes one line."""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from envs.errors import InputError
+from envs.files import write_atomic
+
+FORMAT = 1  # of every JSON file of the evaluation
+TEXT_LENGTH = 20_000
+Text = Annotated[str, msgspec.Meta(max_length=TEXT_LENGTH)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+T = TypeVar("T")
+
+
+class _Origin(msgspec.Struct):
+    format: Any = FORMAT
+    versions: Any = None
+
+
+def decode(content: bytes, kind: type[T], origin: str) -> T:
+    """Return JSON as ``kind``: a `msgspec.Struct`, or any other type that msgspec decodes.
+
+    Args:
+        content: the bytes of the file.
+        kind: what it must be; keys that it does not name are ignored, so that newer files can be read.
+        origin: the name of the file, for errors.
+
+    Raises:
+        InputError: it is no JSON (NaN and infinities are none), a value is of the wrong type or out of range, or the
+            file is of another format; then the error names the version that wrote it, where the file does.
+    """
+    try:
+        head = msgspec.json.decode(content, type=_Origin)
+        if head.format != FORMAT or isinstance(head.format, bool):
+            raise InputError(
+                f"{origin} has format {str(head.format)[:40]}, expected {FORMAT}: {_writer(head.versions)} wrote it; "
+                "use that version or write the file again"
+            )
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{origin} cannot be used ({reason}); write it again") from None
+
+
+def _writer(versions: Any) -> str:
+    known = versions.get("labelbandit") if isinstance(versions, dict) else None
+    return f"labelbandit {known[:40]}" if isinstance(known, str) else "another version"
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Return what the JSON file at ``path`` holds; errors as `decode`, and where it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; check the path and its permissions"
+        ) from None
+    return decode(content, kind, str(path))
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a `msgspec.Struct` as indented JSON, atomically."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
