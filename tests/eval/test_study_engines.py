@@ -17,7 +17,7 @@ from eval.attack.runner import AttackSpec, attack_rows, run_attack
 from eval.core.targets import load_samples, load_target
 from eval.core.threats import Threat
 from eval.study.plan.cells import CellFolder
-from eval.study.results.cell_results import observe
+from eval.study.results.cell_results import read_cells
 from eval.study.results.writer import locked
 from eval.study.run.engines import Engine, InProcess, Pool
 from eval.study.run.jobs import Outcome
@@ -50,7 +50,7 @@ def carried_out(item, engine):
 def outcomes(item):
     """Everything that must not depend on the engine: weights, and what every attack did to every image."""
     found = {}
-    for row in observe(item.grid, item.cells, item.directory):
+    for row in read_cells(item.grid, item.cells, item.directory):
         weights = CellFolder.open(item.directory, row.cell.hash).run.model_path.read_bytes()
         attacks = {
             (str(threat), name): (result.success.tolist(), result.broken_by, result.label.tolist())
