@@ -28,7 +28,8 @@ class StudyCommand:
     """Train what is missing of a grid, attack, analyse and audit it, and write the tables."""
 
     study: tyro.conf.Positional[str]
-    """smoke, digits, mnist or cifar10, or a TOML file."""
+    """smoke, digits, regimes, exploration, front, mnist, cifar10, cifar10-long, cifar10-networks, cifar100, stl10,
+    imagenet100, or a TOML file."""
     out: Path | None = None
     """Directory of the study. Default: studies/<name>."""
     data_root: Path | None = None

@@ -1,6 +1,7 @@
 """What a study may be, and how its cells are named."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,50 @@ def test_presets_are_whole(name):
     cells = cells_of(grid)
     assert len(cells) == len(grid.datasets) * len(grid.networks) * len(grid.regimes) * len(grid.seeds)
     assert specs(grid)
+    whole = study(grid, Path("nowhere"))
+    for cell in cells[: len(grid.regimes)]:
+        cost = estimate(whole, cell, 1000, 1e-4)
+        assert cost.training >= 3 * 1000
+        assert cost.seconds > 0
+
+
+def test_named_studies_differ_as_they_say():
+    def configs(name):
+        return {cell.regime: cell.config for cell in cells_of(preset(name)) if cell.seed == 0}
+
+    rates = configs("exploration")
+    found = {name: config.exploration_of("reinforce")[0] for name, config in rates.items() if "eps" in name}
+    assert list(found.values()) == [0.0, 0.05, 0.1, 0.2, 0.35, 0.5]
+    assert [config.ppo.ent_coef for name, config in rates.items() if "entropy" in name] == [0.001, 0.01, 0.1]
+    regimes = configs("regimes")
+    assert regimes["hybrid"].phases() == (("supervised", 10.0), ("reinforce", 40.0))
+    assert (regimes["hybrid"].passes, regimes["SL"].passes) == (None, 10.0)
+    assert regimes["SL-long"].passes == regimes["RL"].passes == 50
+    assert regimes["RL-TRADES"].adversarial.rule == "trades"
+    long = configs("cifar10-long")
+    assert long["SL-long"].passes == long["RL-long"].passes == 600
+    assert sum(passes for _, passes in long["hybrid"].phases()) == 600
+    networks = {cell.network: cell.config for cell in cells_of(preset("cifar10-networks"))}
+    assert list(networks) == ["cnn4", "resnet18", "resnet50", "densenet121", "wrn16-4", "vit"]
+    assert all(config.network == name for name, config in networks.items())
+    assert {config.image_size for config in configs("imagenet100").values()} == {32}
+    assert {config.dataset for config in configs("stl10").values()} == {"stl10"}
+
+
+def test_every_named_study_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "study.md").read_text()
+    assert [name for name in PRESETS if f"`{name}`" not in page] == []
+
+
+def test_one_length_replaces_another():
+    lengths = {"A": {"schedule": "supervised:1,reinforce:2"}, "B": {"total_images": 500}, "C": {}}
+    regimes = {
+        name: {"algo": "reinforce", "preset": "digits-rl", **length} for name, length in lengths.items()
+    }
+    found = {cell.regime: cell.config for cell in cells_of(tiny(regimes=regimes, train={"passes": 7.0}))}
+    assert (found["A"].passes, found["A"].total_images) == (None, None)
+    assert (found["B"].passes, found["B"].total_images) == (None, 500)
+    assert (found["C"].passes, found["C"].total_images) == (7.0, None)
 
 
 def test_the_four_regimes_of_the_paper_are_its_presets():

@@ -17,13 +17,14 @@ from eval.core.records import read_record
 from eval.report.opening import study_gaps
 from eval.study.command import main
 from eval.study.plan.cells import CellFolder, cells_of
+from eval.study.plan.presets import PRESETS, preset
 from eval.study.results.cell_results import read_cells
 from eval.study.results.record import StudyRecord
 from eval.study.results.writer import locked, write_study
 from eval.study.run.engines import InProcess
 from eval.study.run.scheduler import carry_out
 from eval.trajectory.measure import ATTACKS
-from tests.support.study_toys import study, tiny
+from tests.support.study_toys import shrunk, study, tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +44,15 @@ def done(tmp_path_factory):
     )
     assert finish(item) == {"finished": 4, "failed": 0, "missing": 0}
     return item
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_named_study_runs(name, tmp_path):
+    item = study(shrunk(preset(name), tmp_path), tmp_path / "study")
+    assert finish(item) == {"finished": len(item.grid.regimes), "failed": 0, "missing": 0}
+    (clean,) = (table for table in contents(item.directory)["tables"] if table["id"] == "clean")
+    assert [row["regime"] for row in clean["rows"]] == [regime.name for regime in item.grid.regimes]
 
 
 def contents(directory):

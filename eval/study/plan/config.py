@@ -24,6 +24,7 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {
 # Set by the study itself, or of no influence on the weights that training ends with.
 _NOT_TRAINING = ("run_dir", "resume", "list_presets", "preset", "device", "data_root", "progress", "attack")
 _OWN = (*_NOT_TRAINING, "dataset", "network", "seed", "image_size")
+_LENGTHS = ("passes", "total_images", "schedule")
 _PICTURES = ("pictures_every", "snapshots")  # theirs to set, and of no influence either
 
 
@@ -112,7 +113,11 @@ class Regime:
         start = TrainConfig()
         if preset is not None:
             start = get_preset(str(preset).format(dataset=dataset, network=network))
-        values = _merge(_merge(start.to_dict(), shared), options)
+        values = start.to_dict()
+        for level in (shared, options):
+            if any(name in level for name in _LENGTHS):  # one length replaces another
+                values |= dict.fromkeys(_LENGTHS)
+            values = _merge(values, level)
         values |= {"dataset": dataset, "network": network, "seed": seed}
         values |= {
             "image_size": image_size or start.image_size,
