@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from agents.algorithms.registry import algorithm_names, find_algorithm
 from agents.common.command_line import parse_number
 from envs.errors import InputError
 
-DIRECT = ("supervised", "reinforce", "epg")
-WRAPPED = ("ppo", "a2c")
 _DEFAULT_STEPS = {"fgsm": 1, "pgd": 7, "trades": 10}
 _NUMBER = PrimitiveConstructorSpec[float](
     nargs=1,
@@ -123,7 +122,8 @@ class AdversarialConfig:
         algorithms = tuple(algorithms)
         for algorithm in algorithms:
             self._check_algorithm(algorithm)
-        self._check_method({"replace" if algorithm in WRAPPED else self.rule for algorithm in algorithms})
+        kinds = {find_algorithm(algorithm).adversarial for algorithm in algorithms}
+        self._check_method({"replace" if kind == "observations" else self.rule for kind in kinds})
 
     def _check_ranges(self) -> None:
         for name in ("eps", "steps", "step_size", "weight"):
@@ -162,16 +162,19 @@ class AdversarialConfig:
                 )
 
     def _check_algorithm(self, algorithm: str) -> None:
-        if algorithm in DIRECT:
+        kind = find_algorithm(algorithm).adversarial
+        if kind == "loss":
             return
+        kinds = {name: find_algorithm(name).adversarial for name in algorithm_names()}
         if self.method == "trades":
             raise InputError(
-                f"trades needs the logits of clean images in the loss, and {algorithm} has none; "
-                f"use it with {', '.join(DIRECT)}, or choose --adversarial pgd"
+                f"trades needs the logits of clean images in the loss, and {algorithm} has none; use it with "
+                f"{', '.join(name for name in kinds if kinds[name] == 'loss')}, or choose --adversarial pgd"
             )
-        if algorithm not in WRAPPED:
+        if kind == "none":
             raise InputError(
-                f"--adversarial {self.method} is not offered for {algorithm}; use {', '.join((*DIRECT, *WRAPPED))}"
+                f"--adversarial {self.method} is not offered for {algorithm}; "
+                f"use {', '.join(name for name in kinds if kinds[name] != 'none')}"
             )
         if self.mix == "add" or self.weight is not None:
             raise InputError(

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 from agents.adversarial_config import AdversarialConfig
+from agents.algorithms.registry import algorithm_names, find_algorithm
 from envs.errors import InputError, unknown_name
 
-ALGORITHMS = ("ppo", "a2c", "dqn", "reinforce", "epg", "supervised")
 SMALL_NETWORKS = ("small", "mlp")
-SCHEDULABLE = tuple(name for name in ALGORITHMS if name != "dqn")
 
 
 @dataclass(frozen=True)
@@ -186,15 +185,16 @@ class TrainConfig:
                     f"cannot read the phase {part!r} of --schedule; "
                     "expected algorithm:passes, e.g. supervised:5,reinforce:20"
                 )
-            if match[1] not in SCHEDULABLE:
-                raise unknown_name("algorithm in --schedule", match[1], SCHEDULABLE)
+            if match[1] not in (names := algorithm_names(in_schedules=True)):
+                raise unknown_name("algorithm in --schedule", match[1], names)
             phases.append((match[1], float(match[2])))
         return tuple(phases)
 
     def images_per_step(self) -> int:
         """Return the batch size, or its default."""
-        small = self.network in SMALL_NETWORKS and "ppo" not in dict(self.phases())
-        return self.batch_size or (64 if small else 256)
+        if self.batch_size is not None or self.network not in SMALL_NETWORKS:
+            return self.batch_size or 256
+        return max(find_algorithm(name).small_batch for name, _ in self.phases())
 
     def probed_images(self) -> int:
         """Return how many validation images each validation attacks, or the default."""
@@ -202,37 +202,21 @@ class TrainConfig:
             return 256 if self.adversarial.method != "none" or self.select == "robust" else 0
         return self.probe_images
 
-    def exploration_of(self, algorithm: str) -> tuple[float, Literal["batch", "mixture"]]:
-        """Return (eps, mode) of ``algorithm``, or their defaults."""
-        default = {"ppo": 0.0, "dqn": 0.05}.get(algorithm, 0.1)
-        eps = default if self.exploration.eps is None else self.exploration.eps
-        return eps, self.exploration.mode or ("mixture" if algorithm in ("ppo", "a2c") else "batch")
-
     def validate(self) -> None:
         """Check everything that can be checked without data.
 
         Raises:
             InputError: a value is out of its range; the message names it.
         """
-        if self.algo not in ALGORITHMS:
-            raise unknown_name("algorithm", self.algo, ALGORITHMS)
+        find_algorithm(self.algo)
         algorithms = [name for name, _ in self.phases()]
         self._check_ranges()
         self._check_length()
         self.adversarial.validate(algorithms)
         if self.select == "robust" and self.probe_images == 0:
             raise InputError("--select robust goes by the probe, and --probe-images is 0; leave it out")
-        if self.batch_size == 1 and self.ppo.normalize_advantage and {"ppo", "a2c"} & set(algorithms):
-            raise InputError(
-                "--batch-size is 1; ppo and a2c scale advantages within a minibatch, so they need at least 2, "
-                "or --ppo.no-normalize-advantage"
-            )
-        if "ppo" in algorithms and self.ppo.rollout % self.images_per_step():
-            batch = self.images_per_step()
-            near = max(round(self.ppo.rollout / batch), 1) * batch
-            raise InputError(
-                f"--ppo.rollout is {self.ppo.rollout}; expected a multiple of --batch-size ({batch}), such as {near}"
-            )
+        for name in algorithms:
+            find_algorithm(name).check(self)
 
     def _check_ranges(self) -> None:
         positive = {

@@ -5,7 +5,8 @@ from stable_baselines3 import a2c
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from agents.algorithms.base import optimizer_step
-from agents.algorithms.rollouts import TensorRollouts
+from agents.algorithms.registry import AlgorithmSpec, register_algorithm
+from agents.algorithms.rollouts import TensorRollouts, build_actor_critic, check_minibatches
 
 
 class A2C(TensorRollouts, a2c.A2C):
@@ -37,3 +38,17 @@ class A2C(TensorRollouts, a2c.A2C):
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
         optimizer_step(loss, policy.optimizer, self._parameters, self.max_grad_norm)
         self.statistics.add(policy_loss=policy_loss, value_loss=value_loss, entropy_loss=entropy_loss)
+
+
+register_algorithm(
+    "a2c",
+    AlgorithmSpec(
+        A2C,
+        lambda setup: build_actor_critic(setup, n_steps=1, use_rms_prop=False),
+        exploration_mode="mixture",
+        adversarial="observations",
+        learning_rate=0.5,
+        ent_coef=0.1,
+        check=check_minibatches,
+    ),
+)

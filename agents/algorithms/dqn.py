@@ -13,6 +13,9 @@ from torch import Tensor
 
 from agents.algorithms.base import ImageAlgorithm, optimizer_step
 from agents.algorithms.buffers import ImageReplayBuffer
+from agents.algorithms.registry import AlgorithmSpec, register_algorithm
+from agents.algorithms.setups import Setup
+from agents.models.image_network import to_fast_layout
 
 
 class DQN(ImageAlgorithm, dqn.DQN):
@@ -124,3 +127,27 @@ class DQN(ImageAlgorithm, dqn.DQN):
         super().load_training_state(state)
         cast(ImageReplayBuffer, self.replay_buffer).load_state_dict(state["replay"])
         self._n_calls, self.exploration_rate = state["calls"], state["eps"]
+
+
+def _build(setup: Setup) -> DQN:
+    config, envs = setup.config, setup.env.num_envs
+    model = setup.algorithm(
+        "CnnPolicy",
+        buffer_size=config.dqn.buffer_size,
+        learning_starts=config.dqn.learning_starts,
+        batch_size=envs,
+        train_freq=1,
+        gradient_steps=1,
+        target_update_interval=max(config.dqn.target_update_interval, envs),
+        exploration_fraction=config.dqn.exploration_fraction,
+        exploration_final_eps=setup.exploration,
+        max_grad_norm=config.max_grad_norm or float("inf"),
+        policy_kwargs=setup.stock_policy,
+        **setup.common,
+    )
+    if config.channels_last:
+        to_fast_layout(model.policy)
+    return model
+
+
+register_algorithm("dqn", AlgorithmSpec(DQN, _build, exploration=0.05, in_schedules=False, bf16=False))

@@ -9,8 +9,12 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor
 
 from agents.algorithms.base import optimizer_step
-from agents.algorithms.rollouts import TensorRollouts
+from agents.algorithms.registry import AlgorithmSpec, register_algorithm
+from agents.algorithms.rollouts import TensorRollouts, build_actor_critic, check_minibatches
+from agents.algorithms.setups import Setup
+from agents.config import TrainConfig
 from agents.models import action_distribution as distribution
+from envs.errors import InputError
 
 _LOGGED = ("policy_gradient_loss", "value_loss", "approx_kl", "clip_fraction", "loss")
 
@@ -93,3 +97,40 @@ def _clipped_values(values: Tensor, batch: RolloutBufferSamples, clip: float | N
     if clip is None:
         return values
     return batch.old_values + (values - batch.old_values).clamp(-clip, clip)
+
+
+def _build(setup: Setup) -> TensorRollouts:
+    options, envs = setup.config.ppo, setup.env.num_envs
+    return build_actor_critic(
+        setup,
+        n_steps=max(options.rollout // envs, 1),
+        batch_size=envs,
+        n_epochs=options.epochs,
+        clip_range=options.clip_range,
+        target_kl=options.target_kl,
+    )
+
+
+def _check(config: TrainConfig) -> None:
+    check_minibatches(config)
+    batch = config.images_per_step()
+    if config.ppo.rollout % batch:
+        near = max(round(config.ppo.rollout / batch), 1) * batch
+        raise InputError(
+            f"--ppo.rollout is {config.ppo.rollout}; expected a multiple of --batch-size ({batch}), such as {near}"
+        )
+
+
+register_algorithm(
+    "ppo",
+    AlgorithmSpec(
+        PPO,
+        _build,
+        exploration=0.0,
+        exploration_mode="mixture",
+        adversarial="observations",
+        small_batch=256,
+        check=_check,
+        forward_passes=lambda config: 1 + 3 * config.ppo.epochs,
+    ),
+)

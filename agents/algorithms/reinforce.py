@@ -6,7 +6,9 @@ from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
 from agents.algorithms import losses
-from agents.algorithms.single_pass import Batch, SinglePassAlgorithm
+from agents.algorithms.registry import AlgorithmSpec, register_algorithm
+from agents.algorithms.setups import Setup
+from agents.algorithms.single_pass import Batch, SinglePassAlgorithm, build_single_pass
 from agents.models import action_distribution as distribution
 from agents.models.policy import ImagePolicy
 from envs.errors import InputError
@@ -81,3 +83,11 @@ class ExpectedPolicyGradient(Reinforce):
             )
         log_probs = distribution.mixture_log_probs(logits, self.exploration)
         return losses.expected_policy_gradient(log_probs, batch.action_rewards, log_probs.exp())
+
+
+def _build(setup: Setup) -> SinglePassAlgorithm:
+    return build_single_pass(setup, exploration=setup.exploration, exploration_mode=setup.exploration_mode)
+
+
+register_algorithm("reinforce", AlgorithmSpec(Reinforce, _build, adversarial="loss"))
+register_algorithm("epg", AlgorithmSpec(ExpectedPolicyGradient, _build, adversarial="loss"))

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from agents.algorithms.base import ImageAlgorithm
 from agents.algorithms.buffers import ImageRolloutBuffer
+from agents.algorithms.setups import Setup
+from agents.config import TrainConfig
 from agents.models.layers import frozen_batchnorm, refresh_batchnorm, sample_seeds
 from agents.models.policy import ImagePolicy
+from envs.errors import InputError
 
 
 class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
@@ -98,3 +101,33 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
 
     def _update(self) -> None:
         raise NotImplementedError
+
+
+def build_actor_critic(setup: Setup, **options: Any) -> TensorRollouts:
+    """Return the algorithm of ``setup`` with what actor-critics share, and with its own ``options``."""
+    config = setup.config
+    exploration = {"exploration": setup.exploration, "exploration_mode": setup.exploration_mode}
+    return setup.algorithm(
+        ImagePolicy,
+        ent_coef=setup.ent_coef,
+        gae_lambda=config.ppo.gae_lambda,
+        vf_coef=config.ppo.vf_coef,
+        max_grad_norm=config.max_grad_norm or float("inf"),
+        normalize_advantage=config.ppo.normalize_advantage,
+        policy_kwargs=setup.image_policy | exploration,
+        **setup.common,
+        **options,
+    )
+
+
+def check_minibatches(config: TrainConfig) -> None:
+    """Refuse minibatches within which advantages have no deviation.
+
+    Raises:
+        InputError: they are of one image.
+    """
+    if config.batch_size == 1 and config.ppo.normalize_advantage:
+        raise InputError(
+            "--batch-size is 1; ppo and a2c scale advantages within a minibatch, so they need at least 2, "
+            "or --ppo.no-normalize-advantage"
+        )

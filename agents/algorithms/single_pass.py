@@ -20,6 +20,8 @@ from agents.algorithms import losses
 from agents.algorithms.adversarial import AdversarialTraining, crafting
 from agents.algorithms.base import ImageAlgorithm, optimizer_step
 from agents.algorithms.buffers import UnusedRolloutBuffer
+from agents.algorithms.registry import AlgorithmSpec, register_family
+from agents.algorithms.setups import Setup
 from agents.models import action_distribution as distribution
 from agents.models.policy import ImagePolicy
 from envs.errors import InputError
@@ -292,3 +294,20 @@ def _known(labels: Tensor | None, action_rewards: Tensor | None) -> tuple[Tensor
 def _concatenate(steps: list[Batch]) -> Batch:
     columns = zip(*(vars(step).values() for step in steps), strict=True)
     return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+
+
+def build_single_pass(setup: Setup, **options: Any) -> SinglePassAlgorithm:
+    """Return the algorithm of ``setup`` with what algorithms of one pass share, and with its own ``options``."""
+    model = setup.algorithm(
+        ImagePolicy,
+        ent_coef=setup.ent_coef,
+        max_grad_norm=setup.config.max_grad_norm,
+        policy_kwargs=setup.image_policy,
+        **setup.common,
+        **options,
+    )
+    model.adversarial = setup.attacks
+    return model
+
+
+register_family(AlgorithmSpec(SinglePassAlgorithm, build_single_pass, adversarial="loss"))

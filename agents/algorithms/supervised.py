@@ -1,9 +1,12 @@
 """Supervised learning through the environment, policy and logs of the other algorithms."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from agents.algorithms import losses
-from agents.algorithms.single_pass import Batch, SinglePassAlgorithm
+from agents.algorithms.registry import AlgorithmSpec, register_algorithm
+from agents.algorithms.single_pass import Batch, SinglePassAlgorithm, build_single_pass
 from envs.errors import InputError
 
 
@@ -19,3 +22,11 @@ class Supervised(SinglePassAlgorithm):
         if batch.labels is None:
             raise InputError("supervised learning needs labels; train it on an environment from envs.sb3_env")
         return losses.cross_entropy(logits, batch.labels)
+
+
+register_algorithm(
+    "supervised",
+    AlgorithmSpec(
+        Supervised, lambda setup: build_single_pass(replace(setup, ent_coef=0.0)), adversarial="loss"
+    ),
+)

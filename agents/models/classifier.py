@@ -17,7 +17,17 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 
-from agents.models.classifier_spec import ACTIVATIONS, Spec, activation_text, make_activation, pixel_range
+from agents.models.classifier_spec import (
+    ACTIVATIONS,
+    EXTRA_STATE,
+    Spec,
+    activation_text,
+    as_tensors,
+    like_state,
+    make_activation,
+    mean_of_quantiles,
+    pixel_range,
+)
 from agents.models.image_network import (
     BUILT_IN,
     Build,
@@ -121,7 +131,9 @@ def new_classifier(
 
 
 def extract_classifier(policy: BasePolicy) -> Classifier:
-    """Return the classifier inside an SB3 actor-critic or DQN policy over images; they share their modules.
+    """Return the classifier inside an SB3 actor-critic, DQN or QR-DQN policy over images.
+
+    They share their modules; but for the head of QR-DQN, which is the present mean of its quantiles.
 
     It answers an image in [0, 1] as the policy answers the same image in its own range: uint8, or floats in [0, 1],
     [-1, 1] or [0, 255]. Both are compared on random images first. The modules' modes are those of the policy: call
@@ -140,11 +152,16 @@ def assemble_classifier(policy: BasePolicy) -> Classifier:
     parts: Any = policy  # SB3's base class does not declare what follows
     if isinstance(getattr(getattr(parts, "q_net", None), "q_net", None), nn.Sequential):
         extractor, layers = parts.q_net.features_extractor, list(parts.q_net.q_net)
+    elif isinstance(getattr(getattr(parts, "quantile_net", None), "quantile_net", None), nn.Sequential):
+        extractor, layers = parts.quantile_net.features_extractor, list(parts.quantile_net.quantile_net)
+        layers.append(_mean_head(layers.pop(), int(parts.action_space.n)))
     elif hasattr(parts, "action_net") and hasattr(parts, "mlp_extractor"):
         extractor, layers = parts.pi_features_extractor, [*parts.mlp_extractor.policy_net, parts.action_net]
     else:
         kind = type(policy).__name__
-        raise InputError(f"a {kind} has no classifier inside; expected an actor-critic or a DQN policy")
+        raise InputError(
+            f"a {kind} has no classifier inside; expected an actor-critic, a DQN or a QR-DQN policy"
+        )
     space = policy.observation_space
     discrete = isinstance(policy.action_space, spaces.Discrete)
     if not isinstance(space, spaces.Box) or len(space.shape) != 3 or not discrete:
@@ -159,6 +176,13 @@ def assemble_classifier(policy: BasePolicy) -> Classifier:
     classifier = Classifier(body, head, nn.Sequential(*layers))
     classifier.training = classifier.hidden.training = policy.training
     return classifier
+
+
+def _mean_head(quantiles: nn.Linear, actions: int) -> nn.Linear:
+    """Return the mean over QR-DQN's quantiles (Dabney et al. 2018) as a layer of its own: logits are Q values."""
+    head = nn.utils.skip_init(nn.Linear, quantiles.in_features, actions, device=quantiles.weight.device)
+    head.load_state_dict(mean_of_quantiles(quantiles.state_dict(), actions))
+    return head
 
 
 def _as_image_network(
@@ -192,9 +216,16 @@ def _check_answers(policy: Any, classifier: Classifier) -> None:
         for part, _ in modes:
             part.training = False
         found = classifier(images.to(policy.device)).log_softmax(1)
-        own = policy.q_net(observations) if hasattr(policy, "q_net") else None
-        own = policy.get_distribution(observations).distribution.logits if own is None else own
+        if hasattr(policy, "q_net"):
+            own = policy.q_net(observations)
+        elif hasattr(policy, "quantile_net"):
+            own = policy.quantile_net(observations).mean(1)
+        else:
+            own = policy.get_distribution(observations).distribution.logits
         actions = policy._predict(observations, deterministic=True).reshape(-1, 1)
+    except (RuntimeError, TypeError) as error:  # a policy of other inputs, such as recurrent ones
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"a {type(policy).__name__} is no classifier of single images ({reason})") from error
     finally:
         for part, mode in modes:
             part.training = mode
@@ -215,9 +246,21 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     Raises:
         OSError: the directory is missing or read-only, or the disk is full.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in classifier.state_dict().items()}
+    write_atomic(path, classifier_bytes(classifier))
+
+
+def classifier_bytes(classifier: Classifier) -> bytes:
+    """Return what `save_classifier` writes. Tensors that share memory are written once under each of their names.
+
+    Raises:
+        InputError: the extra state of a module is neither a tensor nor plain JSON values.
+    """
+    tensors = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in as_tensors(classifier.state_dict(), f"network {classifier.network!r}").items()
+    }
     metadata = {"format": FORMAT, "spec": classifier.spec.to_json()}
-    write_atomic(path, _in_order(safetensors.torch.save(tensors, metadata)))
+    return _in_order(safetensors.torch.save(tensors, metadata))
 
 
 def _in_order(content: bytes) -> bytes:
@@ -304,7 +347,8 @@ def _restore(spec: Spec, state: dict[str, Tensor], network: str | Build | None, 
         classifier = build()
     _check_shapes(classifier, state, origin)
     _check_values(state, origin)
-    classifier.load_state_dict(state | {"body.spec": classifier.body.spec})
+    own = like_state(state, classifier.state_dict(), origin)
+    classifier.load_state_dict(own | {"body.spec": classifier.body.spec})
     return classifier.eval()
 
 
@@ -320,6 +364,8 @@ def _check_shapes(classifier: Classifier, state: dict[str, Tensor], origin: str)
             )
     for name, own in expected.items():
         found = state[name]
+        if name.endswith(EXTRA_STATE):  # of any size
+            continue
         if found.shape != own.shape or found.dtype != own.dtype:
             raise InputError(
                 f"{origin}: {name} is {found.dtype} {tuple(found.shape)}, network {classifier.network!r} expects "

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from agents.models.image_network import SPEC_VERSION, Shape
 from envs.errors import InputError
@@ -15,6 +16,7 @@ from envs.errors import InputError
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid)
 }
+EXTRA_STATE = "._extra_state"  # PyTorch's name for what get_extra_state returns
 _ARGUMENTS = {"ELU": ("alpha", 1.0), "GELU": ("approximate", "none"), "LeakyReLU": ("negative_slope", 0.01)}
 _MAX_PIXELS = 2**22
 _MAX_CLASSES = 2**17
@@ -71,6 +73,52 @@ class Spec:
         layers = f"at most {_MAX_HIDDEN} widths up to {_MAX_WIDTH} or names among {', '.join(ACTIVATIONS)}"
         hidden = require("hidden", _are_layers, layers)
         return cls(network, tuple(shape), classes, tuple(hidden))
+
+
+def as_tensors(state: dict[str, Any], origin: str) -> dict[str, Tensor]:
+    """Return a state dict as tensors alone: other extra state of modules becomes the bytes of its JSON, uint8.
+
+    Raises:
+        InputError: an entry is neither a tensor nor extra state that JSON repeats.
+    """
+    found = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            found[name] = value
+            continue
+        try:
+            text = json.dumps(value)
+            repeated = name.endswith(EXTRA_STATE) and json.loads(text) == value
+        except (TypeError, ValueError, RecursionError):
+            repeated = False
+        if not repeated:
+            raise InputError(
+                f"{origin}: {name[:80]} is a {type(value).__name__}, which cannot be saved; expected tensors, and as "
+                "extra state also numbers, strings, lists and dictionaries of them"
+            )
+        found[name] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    return found
+
+
+def mean_of_quantiles(layer: dict[str, Tensor], actions: int) -> dict[str, Tensor]:
+    """Return a linear layer's state (weight, bias) from QR-DQN's, whose outputs are (quantiles, actions), flattened."""
+    return {name: value.unflatten(0, (-1, actions)).mean(0) for name, value in layer.items()}
+
+
+def like_state(state: dict[str, Tensor], present: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Return ``state`` with extra state read from its JSON wherever ``present`` holds no tensor, undoing `as_tensors`.
+
+    Raises:
+        InputError: it is no JSON.
+    """
+    found: dict[str, Any] = dict(state)
+    for name, value in present.items():
+        if not isinstance(value, Tensor):
+            try:
+                found[name] = json.loads(bytes(state[name].flatten().tolist()))
+            except (ValueError, RecursionError, TypeError):
+                raise InputError(f"{origin}: {name[:80]} is no JSON text as bytes; save it again") from None
+    return found
 
 
 def pixel_range(dtype: str, low: float, high: float) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agents.models.classifier_spec import Spec, make_activation, pixel_range
+from agents.models.classifier_spec import Spec, as_tensors, make_activation, mean_of_quantiles, pixel_range
 from agents.models.image_network import SPEC_VERSION
 from envs.errors import InputError
 
@@ -28,6 +28,7 @@ _MAX_ENTRIES = 2**15
 _MAX_RATIO = 200
 _MAX_SPEC = 4096
 _KNOWN_CODE = ("agents", "stable_baselines3", "sb3_contrib")
+_VALUE_NETS = ("q_net.q_net.", "quantile_net.quantile_net.")
 _EXPECTED = "expected a policy saved by Stable-Baselines3"
 
 
@@ -89,6 +90,8 @@ def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
         raise InputError(
             f"{name} is damaged or holds more than tensors ({_line(error)}); {_EXPECTED}"
         ) from None
+    if isinstance(state, dict) and all(isinstance(key, str) for key in state):
+        state = as_tensors(state, name)
     if not isinstance(state, dict) or not all(_is_plain(name, value) for name, value in state.items()):
         raise InputError(f"{name} is no dictionary from names to plain tensors; {_EXPECTED}")
     return dict(state)
@@ -129,7 +132,8 @@ def _classifier_parts(
     weights: dict[str, Tensor], descriptions: dict[str, Any], origin: str
 ) -> tuple[Spec, dict[str, Tensor]]:
     """Sort the weights of a policy into body, hidden layers and head, and describe them."""
-    linear = _linear_layers(weights, "q_net.q_net.") or _linear_layers(weights, "mlp_extractor.policy_net.")
+    values = next((net for net in _VALUE_NETS if _linear_layers(weights, net)), "mlp_extractor.policy_net.")
+    linear = _linear_layers(weights, values)
     if "action_net.weight" in weights:
         hidden, head, activation = "mlp_extractor.policy_net.", "action_net.", "Tanh"
         body = "features_extractor."
@@ -138,11 +142,13 @@ def _classifier_parts(
         layers = max(linear) + 2 if linear else 0  # the last linear layer has its activation behind it
     elif linear:
         layers = max(linear)
-        hidden, head, activation = "q_net.q_net.", f"q_net.q_net.{layers}.", "ReLU"
-        body = "q_net.features_extractor."
+        hidden, head, activation = values, f"{values}{layers}.", "ReLU"
+        body = f"{values.partition('.')[0]}.features_extractor."
+        if values != _VALUE_NETS[0]:
+            weights = weights | _mean_head(weights, head, descriptions, origin)
     else:
         raise InputError(
-            f"{origin} holds no classifier; expected an actor-critic or DQN policy, Discrete actions"
+            f"{origin} holds no classifier; expected an actor-critic, DQN or QR-DQN policy, Discrete actions"
         )
     fields, new_body = _body_fields(weights, body, descriptions, origin)
     low, high = _pixel_range(descriptions, origin)
@@ -165,6 +171,20 @@ def _classifier_parts(
             "body.std": state["body.std"] / (high - low),
         }
     return spec, state
+
+
+def _mean_head(
+    weights: dict[str, Tensor], head: str, descriptions: dict[str, Any], origin: str
+) -> dict[str, Tensor]:
+    """Return QR-DQN's last layer as the mean over its quantiles; the description says how many actions there are."""
+    actions = int("".join(_described(descriptions, "action_space", "n", r"^\d{1,9}$")) or 0)
+    layer = {name: weights.get(f"{head}{name}", torch.zeros(0)) for name in ("weight", "bias")}
+    fits = all(value.dim() and value.is_floating_point() and len(value) for value in layer.values())
+    if not actions or not fits or any(len(value) % actions for value in layer.values()):
+        raise InputError(
+            f"{origin}: the quantiles of its {actions} actions do not fit; save the policy again"
+        )
+    return {head + name: value for name, value in mean_of_quantiles(layer, actions).items()}
 
 
 def _pixel_range(descriptions: dict[str, Any], origin: str) -> tuple[float, float]:

@@ -45,13 +45,32 @@ def save_checkpoint(run: RunDir, model: Any, callback: dict[str, Any], done: boo
     state = {
         "format": FORMAT,
         "done": done,
-        "algorithm": model.training_state(),  # type: ignore[attr-defined]
+        "algorithm": model.training_state(),
         "callback": callback,
         "random": random_state(model.device),
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(run.checkpoint_path, buffer.getbuffer())
+
+
+def refuse_divergence(run: RunDir, model: Any) -> None:
+    """Raise InputError if a loss, a gradient or a weight has become NaN or infinite."""
+    model.watch_weights()
+    bad = model.statistics.first_bad_step()
+    if bad is not None:
+        raise diverged(run, f"loss, gradients or weights at image {bad:,}")
+
+
+def diverged(run: RunDir, where: str) -> InputError:
+    """Return the error that says what was not finite, and what is kept."""
+    kept = (
+        "the checkpoint before it is kept in" if run.checkpoint_path.exists() else "nothing was saved yet in"
+    )
+    return InputError(
+        f"training diverged: NaN or infinity in {where}; {kept} {run.path}. "
+        "Lower --learning-rate, or use --precision fp32"
+    )
 
 
 def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
@@ -74,14 +93,14 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
         raise
     except pickle.UnpicklingError:  # PyTorch's own message advises to execute what is in the file
         raise InputError(
-            f"{run.checkpoint_path} is damaged or holds more than tensors and numbers; train the run anew"
+            f"{run.checkpoint_path} is damaged or holds more than tensors and numbers; train the run again"
         ) from None
     except Exception as error:  # damaged files raise a dozen kinds
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{run.checkpoint_path} is damaged ({reason}); train the run anew") from None
+        raise InputError(f"{run.checkpoint_path} is damaged ({reason}); train the run again") from None
     found = state.get("format") if isinstance(state, dict) else None
     if type(found) is not int or found != FORMAT:
-        raise InputError(f"{run.checkpoint_path} is not of format {FORMAT}; train the run anew")
+        raise InputError(f"{run.checkpoint_path} is not of format {FORMAT}; train the run again")
     with restoring(run):
         _check(state)
     return state
@@ -111,5 +130,5 @@ def restoring(run: RunDir) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(
-            f"{run.checkpoint_path} does not fit {run.config_path.name} ({reason}); train the run anew"
+            f"{run.checkpoint_path} does not fit {run.config_path.name} ({reason}); train the run again"
         ) from None

@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attacks
-from agents.adversarial_config import usual_radius
 from agents.algorithms.adversarial import crafting
-from agents.config import TrainConfig
 from agents.training.validation import to_pixels
 from attacks.core.losses import margin, misclassified
 from attacks.core.norms import get_norm
@@ -41,7 +39,7 @@ class Robustness:
 class Probe:
     """PGD, FGSM, gradients and margins on a slice of ``dataset``, spread evenly over it.
 
-    Its random starts hang on the images alone: it draws from no generator that training uses, so a probed run learns
+    Its random starts depend on the images alone: it draws from no generator that training uses, so a probed run learns
     the very weights of one that is not.
 
     Args:
@@ -65,15 +63,6 @@ class Probe:
             raise InputError(
                 f"--adv-eps is {eps:g}; expected at most {diameter:g}, the {norm} diameter of these images in [0, 1]"
             )
-
-    @classmethod
-    def from_config(cls, config: TrainConfig, validation: ImageDataset) -> "Probe | None":
-        """Return the probe that a run asks for, or None."""
-        if config.probed_images() == 0:
-            return None
-        norm = config.adversarial.norm or "Linf"
-        eps = config.adversarial.eps or usual_radius(norm, validation.shape[0])
-        return cls(validation, config.probed_images(), norm, eps, config.probe_steps)
 
     def __call__(self, classifier: nn.Module) -> Robustness:
         """Attack ``classifier`` (float images in [0, 1] to logits) in eval mode; its modes are restored."""

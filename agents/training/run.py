@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import os
 import sys
@@ -10,40 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import HParam
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.algorithms.base import ImageAlgorithm
 from agents.common.precision import emulates_bf16, tf32
 from agents.common.run_dir import RunDir, device_name, resolve_device, versions
 from agents.config import TrainConfig
 from agents.models.classifier import extract_classifier
-from agents.pictures import picture_callbacks
 from agents.training.callback import TrainingCallback
-from agents.training.checkpoint import load_checkpoint, restoring, set_random_state
+from agents.training.checkpoint import load_checkpoint, refuse_divergence, restoring, set_random_state
 from agents.training.factory import (
-    Algorithm,
     build_algorithm,
     build_env,
+    build_probe,
     check_names,
-    plan_regime,
     reward_fingerprint,
     try_out,
 )
 from agents.training.logs import make_logger, quiet_writer_threads
-from agents.training.robustness_probe import Probe
-from agents.training.schedule import phase_ends, validation_interval
+from agents.training.progress import TrainingProgress
+from agents.training.resolve import ResolvedConfig, resolve
+from agents.training.selection import Validator
 from agents.training.signals import stop_on_interrupt
-from agents.training.snapshots import SnapshotCallback, snapshot_moments
+from agents.training.snapshots import SnapshotCallback
 from agents.training.summary import print_stored_summary, print_summary, summarise
 from envs import ImageDataset, Splits, load_splits
 from envs.errors import InputError
 from envs.files import write_atomic, write_json
-
-SMALL_IMAGE = 256  # pixels, up to which a second thread waits more than it works
 
 
 def train(config: TrainConfig) -> RunDir:
@@ -51,38 +47,36 @@ def train(config: TrainConfig) -> RunDir:
 
     Raises:
         InputError: anything in the configuration or the data is wrong; nothing has been trained then.
-        KeyboardInterrupt: the run was stopped cleanly; its message tells how to continue.
+        KeyboardInterrupt: the run was stopped cleanly; its message says how to continue.
     """
     if config.resume is not None:
-        return resume(config.resume, config.progress, config.network)
+        return resume(config.resume, config.progress, config.network, config.algo)
     config.validate()
     check_names(config)
     splits = _load(config)
-    try_out(config, splits.train)
-    Probe.from_config(config, splits.val)
-    name = "-".join(
-        (
-            _dataset_slug(config.dataset),
-            _algorithm_slug(config),
-            config.network.replace(":", "."),
-            f"s{config.seed}",
-        )
-    )
+    settings = resolve(config, splits.train)
+    try_out(settings, splits.train)
+    build_probe(settings, splits.val)
+    if notes := settings.phases[0].algorithm.notes(config, settings.phases[0].algorithm.algorithm):
+        print(f"note: {notes}", file=sys.stderr)
+    network = config.network.replace(":", ".")
+    name = f"{_dataset_slug(config.dataset)}-{_algorithm_slug(config)}-{network}-s{config.seed}"
     run = RunDir.create(config.run_dir, name)
     with run.lock():
         run.remove_leftovers()
         run.write_config(_describe(config, splits.train))
-        _run(config, splits, run)
+        _run(settings, splits, run)
     return run
 
 
-def resume(path: Path, progress: bool = True, network: str | None = None) -> RunDir:
+def resume(path: Path, progress: bool = True, network: str | None = None, algo: str | None = None) -> RunDir:
     """Continue the run at ``path`` exactly where its last checkpoint left it; a finished run only prints its table.
 
     Args:
         path: the run directory.
         progress: show a progress bar.
         network: the import path of the run's network, where it has one: files are not trusted to name code.
+        algo: the import path of the run's algorithm, likewise.
 
     Raises:
         InputError: there is no run, its data has changed, or its checkpoint is damaged.
@@ -91,7 +85,7 @@ def resume(path: Path, progress: bool = True, network: str | None = None) -> Run
     run = RunDir.open(path)
     with run.lock():
         run.remove_leftovers()
-        fingerprint, config = _stored(run, network)
+        fingerprint, config = _stored(run, network, algo)
         checkpoint = load_checkpoint(run)
         pretrained = config.pretrained and checkpoint is None  # a checkpoint has all weights
         config = dataclasses.replace(config, progress=progress, pretrained=pretrained)
@@ -101,23 +95,25 @@ def resume(path: Path, progress: bool = True, network: str | None = None) -> Run
         splits = _load(config)
         if splits.train.fingerprint != fingerprint:
             raise InputError(f"the training data of {path} has changed since the run began; train a new run")
-        _run(config, splits, run, checkpoint)
+        _run(resolve(config, splits.train), splits, run, checkpoint)
     return run
 
 
-def _stored(run: RunDir, network: str | None) -> tuple[str, TrainConfig]:
+def _stored(run: RunDir, network: str | None, algo: str | None) -> tuple[str, TrainConfig]:
     """Return the fingerprint of the training data and the configuration in ``config.json``, checked."""
     stored = run.config
     try:
         fingerprint, config = stored["dataset"]["fingerprint"], stored["config"]
     except (KeyError, TypeError):
-        raise InputError(f"{run.config_path} lacks dataset or config; train the run anew") from None
+        raise InputError(f"{run.config_path} lacks dataset or config; train the run again") from None
     config = TrainConfig.from_dict(config)
-    if ":" in config.network and config.network != network:
-        raise InputError(
-            f"{run.config_path} names the network {config.network!r}, and code named by a file is not imported; "
-            f"if you trust it, add --network {config.network}"
-        )
+    named = (("network", "network", config.network, network), ("algorithm", "algo", config.algo, algo))
+    for kind, option, found, given in named:
+        if ":" in found and found != given:
+            raise InputError(
+                f"{run.config_path} names the {kind} {found!r}, and code named by a file is not imported; "
+                f"if you trust it, add --{option} {found}"
+            )
     config.validate()
     check_names(config)
     reward = reward_fingerprint(config.reward)
@@ -138,29 +134,28 @@ def _load(config: TrainConfig) -> Splits:
     return Splits(*(part.to(device) for part in splits))
 
 
-def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str, Any] | None = None) -> None:
+def _run(
+    settings: ResolvedConfig, splits: Splits, run: RunDir, checkpoint: dict[str, Any] | None = None
+) -> None:
     """Train from the start or from ``checkpoint``, then close the run."""
-    ends = phase_ends(config, len(splits.train))
-    env = build_env(config, splits.train)
-    regime = plan_regime(config, splits.train)
+    config, attacks = settings.options, settings.attacks
+    env = build_env(settings, splits.train)
+    progress = TrainingProgress(
+        f"{_algorithm_slug(config)} on {config.dataset}", settings.total, config.progress
+    )
     with contextlib.ExitStack() as logs:
-        logs.enter_context(_torch_settings(config, splits.train))
+        logs.enter_context(_torch_settings(settings))
         logs.enter_context(tf32(False))  # all but the updates
         logs.enter_context(quiet_writer_threads())
-        with stop_on_interrupt() as stop, _progress_bar(config, ends[-1]) as bar:
+        with stop_on_interrupt() as stop, progress:
+            begin = None if attacks is None else attacks.begins
+            probe = build_probe(settings, splits.val)
+            validator = Validator(splits.val, probe, config.select, begin, progress.say)
             callback = TrainingCallback(
-                run,
-                splits.val,
-                ends[-1],
-                validation_interval(config, len(splits.train), ends[-1]),
-                stop,
-                bar,
-                probe=Probe.from_config(config, splits.val),
-                select=config.select,
-                attacks_begin=None if regime is None else regime.begins,
+                run, config, settings.total, settings.eval_every, validator, stop, progress
             )
             logs.callback(callback.close)
-            model = _learn(config, splits, env, ends, callback, checkpoint)
+            model = _learn(settings, splits, env, callback, checkpoint)
         try:
             _close(config, splits.test, run, model, callback)
         except KeyboardInterrupt:
@@ -168,13 +163,13 @@ def _run(config: TrainConfig, splits: Splits, run: RunDir, checkpoint: dict[str,
 
 
 @contextlib.contextmanager
-def _torch_settings(config: TrainConfig, dataset: ImageDataset) -> Iterator[None]:
+def _torch_settings(settings: ResolvedConfig) -> Iterator[None]:
     """Set PyTorch's threads and determinism for a run; callers from other programs get their own settings back."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(_threads(config, dataset))
-    torch.use_deterministic_algorithms(config.deterministic)
-    if config.deterministic:  # PyTorch refuses to multiply matrices on a GPU without it
+    torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(settings.options.deterministic)
+    if settings.options.deterministic:  # PyTorch refuses to multiply matrices on a GPU without it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         yield
@@ -184,58 +179,64 @@ def _torch_settings(config: TrainConfig, dataset: ImageDataset) -> Iterator[None
 
 
 def _learn(
-    config: TrainConfig,
+    settings: ResolvedConfig,
     splits: Splits,
     env: VecEnv,
-    ends: list[int],
     callback: TrainingCallback,
     checkpoint: dict[str, Any] | None,
-) -> Algorithm:
+) -> ImageAlgorithm:
     """Run every phase that is not over, and return the algorithm of the last one."""
+    config, run = settings.options, callback.run
     first = checkpoint["callback"]["phase"] if checkpoint else 0
-    if first >= len(ends):
-        raise InputError(f"{callback.run.checkpoint_path} is of another schedule; train the run anew")
-    model: Algorithm | None = None
+    if first >= len(settings.phases):
+        raise InputError(f"{run.checkpoint_path} is of another schedule; train the run again")
     begun = checkpoint["algorithm"]["counters"]["num_timesteps"] if checkpoint else 0
-    snapshots = SnapshotCallback(callback.run, snapshot_moments(config, len(splits.train)), begun)
-    callbacks: list[BaseCallback] = [*picture_callbacks(config, splits.val), snapshots, callback]
-    for phase, (name, _) in enumerate(config.phases()):
-        if phase < first:
-            continue
-        following = build_algorithm(name, config, env, splits.train)
-        following.progress_total = ends[-1]
+    snapshots = SnapshotCallback(run, settings.snapshots, begun)
+    callbacks = [*_pictures(config, splits.val), snapshots, callback]
+    model: ImageAlgorithm | None = None
+    for phase in range(first, len(settings.phases)):
+        following = build_algorithm(settings, env, splits.train, phase)
+        following.progress_total = settings.total
         if model is not None:
             _hand_over(model, following, config.schedule_optimizer == "keep")
             following.set_logger(model.logger)
-        elif checkpoint:
-            with restoring(callback.run):
-                following.load_training_state(checkpoint["algorithm"])
-                callback.load_state(checkpoint["callback"])
-                set_random_state(checkpoint["random"], following.device)
-        if model is None:
-            following.set_logger(_logger(callback.run, checkpoint, config))
+        else:
+            if checkpoint:
+                with restoring(run):
+                    following.load_training_state(checkpoint["algorithm"])
+                    callback.load_state(checkpoint["callback"])
+                    set_random_state(checkpoint["random"], following.device)
+            following.set_logger(_logger(run, checkpoint, config))
         model, callback.phase = following, phase
         callback.init_callback(model)
         restart = phase == 0 and checkpoint is None
-        remaining = ends[phase] - model.num_timesteps
+        remaining = settings.phases[phase].end - model.num_timesteps
         if remaining > 0:  # a run may have been stopped when a phase had ended and nothing else had begun
             try:
                 with tf32(True):
                     model.learn(remaining, callbacks, log_interval=None, reset_num_timesteps=restart)  # type: ignore[arg-type]
             except (RuntimeError, ValueError):
-                callback.refuse_divergence()  # nothing can be drawn from a policy of NaN
+                refuse_divergence(run, model)  # nothing can be drawn from a policy of NaN
                 raise
             snapshots.keep()
-            callback.boundary(log=True, validate=model.num_timesteps >= ends[-1])
+            callback.on_interval(log=True, validate=model.num_timesteps >= settings.total)
     assert model is not None
     return model
 
 
-def _hand_over(old: Algorithm, new: Algorithm, keep_optimizer: bool) -> None:
+def _pictures(config: TrainConfig, validation: ImageDataset) -> list[BaseCallback]:
+    """Return what draws pictures in TensorBoard, where a run asks for them."""
+    if config.pictures_every is None:
+        return []
+    # Upwards, by name: evaluation rests on training, and yet a run may show some of it.
+    pictures = importlib.import_module("eval.mechanism.callback")
+    return [pictures.PictureCallback(validation, config.pictures_every)]
+
+
+def _hand_over(old: ImageAlgorithm, new: ImageAlgorithm, keep_optimizer: bool) -> None:
     """Give the next phase the network, the counters and the environment as the last one left them."""
     optimizer = new.policy.optimizer
-    weights = old.policy.state_dict()
-    new.policy.load_state_dict(weights)
+    new.policy.load_state_dict(old.policy.state_dict())
     if keep_optimizer:
         optimizer.load_state_dict(old.policy.optimizer.state_dict())
     new.num_timesteps, new._last_obs = old.num_timesteps, new.present_observations()
@@ -246,27 +247,25 @@ def _hand_over(old: Algorithm, new: Algorithm, keep_optimizer: bool) -> None:
 def _logger(run: RunDir, checkpoint: dict[str, Any] | None, config: TrainConfig) -> Any:
     if checkpoint is not None:
         step = checkpoint["algorithm"]["counters"]["num_timesteps"]
-        logger = make_logger(run.path, run.metrics_path, checkpoint["callback"]["metrics_bytes"], step + 1)
-    else:
-        logger = make_logger(run.path, run.metrics_path)
-        flat = {
-            key: value
-            for key, value in config.to_dict().items()
-            if isinstance(value, (bool, int, float, str))
-        }
-        logger.record("hparams", HParam(flat, {"val/accuracy": 0.0, "train/reward": 0.0}))
+        return make_logger(run.path, run.metrics_path, checkpoint["callback"]["metrics_bytes"], step + 1)
+    logger = make_logger(run.path, run.metrics_path)
+    flat = {
+        key: value for key, value in config.to_dict().items() if isinstance(value, (bool, int, float, str))
+    }
+    logger.record("hparams", HParam(flat, {"val/accuracy": 0.0, "train/reward": 0.0}))
     return logger
 
 
 def _close(
-    config: TrainConfig, test: ImageDataset, run: RunDir, model: Algorithm, callback: TrainingCallback
+    config: TrainConfig, test: ImageDataset, run: RunDir, model: ImageAlgorithm, callback: TrainingCallback
 ) -> None:
     """Keep the selected weights in every format, evaluate them and print the table."""
     seconds = callback.seconds()
     model.policy.load_state_dict(callback.selection.weights or {})
     model.policy.set_training_mode(False)
-    _save_policy(model, run)
-    classifier = extract_classifier(model.policy)
+    buffer = io.BytesIO()
+    model.save(buffer)
+    write_atomic(run.policy_path, buffer.getvalue())
     record = {
         "dataset": config.dataset,
         "algo": config.schedule or config.algo,
@@ -281,24 +280,12 @@ def _close(
         "selected_at": callback.selection.step,
         "device": device_name(test.device),
     }
-    summary = summarise(classifier, test, config.attack, config.progress, record)
+    summary = summarise(extract_classifier(model.policy), test, config.attack, config.progress, record)
     write_json(run.summary_path, summary)
     model.logger.record("summary/test_accuracy", summary["test_accuracy"])
     model.logger.dump(model.num_timesteps + 1)  # a step of its own, void if the run is resumed from before
     callback.checkpoint(done=True)
     print_summary(summary, run)
-
-
-def _threads(config: TrainConfig, dataset: ImageDataset) -> int:
-    """Return the CPU threads to use; see ``TrainConfig.threads``."""
-    _, height, width = dataset.shape
-    return config.threads or (1 if height * width <= SMALL_IMAGE else torch.get_num_threads())
-
-
-def _save_policy(model: Algorithm, run: RunDir) -> None:
-    buffer = io.BytesIO()
-    model.save(buffer)
-    write_atomic(run.policy_path, buffer.getvalue())
 
 
 def _describe(config: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
@@ -329,32 +316,6 @@ def _dataset_slug(name: str) -> str:
 
 
 def _algorithm_slug(config: TrainConfig) -> str:
-    algorithms = config.algo if config.schedule is None else "+".join(name for name, _ in config.phases())
+    algorithms = "+".join(name.replace(":", ".") for name, _ in config.phases())
     method = config.adversarial.method
     return algorithms if method == "none" else f"{algorithms}-{method}"
-
-
-class _Rate(ProgressColumn):
-    """Images per second over the recent past."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("- images/s" if speed is None else f"{speed:,.0f} images/s")
-
-
-@contextlib.contextmanager
-def _progress_bar(config: TrainConfig, total: int) -> Iterator[tuple[Progress, TaskID] | None]:
-    if not config.progress:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,}/{task.total:,} images"),
-        _Rate(),
-        TextColumn("val {task.fields[accuracy]:.2%}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        description = escape(f"{_algorithm_slug(config)} on {config.dataset}")
-        yield bar, bar.add_task(description, total=total, accuracy=0.0)

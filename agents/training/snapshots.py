@@ -1,8 +1,8 @@
 """Snapshots: the weights at chosen moments of training, kept to follow robustness through it."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -54,14 +54,13 @@ def snapshot_moments(config: TrainConfig, train_size: int) -> list[int]:
     return sorted({max(round(moment), 1) for moment in moments})
 
 
-def check_size(moments: list[int], policy: Any) -> None:
-    """Refuse snapshots of ``policy`` that would fill the disk.
+def check_size(moments: Sequence[int], size: int) -> None:
+    """Refuse snapshots of ``size`` bytes each that would fill the disk.
 
     Raises:
         InputError: they need more than 4 GiB together.
     """
-    state = extract_classifier(policy).state_dict().values()
-    needed = len(moments) * sum(tensor.numel() * tensor.element_size() for tensor in state)
+    needed = len(moments) * size
     if needed > MAX_BYTES:
         raise InputError(
             f"--snapshots needs {needed / 2**30:.1f} GiB for {len(moments)} snapshots of this network; "
@@ -87,7 +86,7 @@ class SnapshotCallback(BaseCallback):
             trained again, and are deleted.
     """
 
-    def __init__(self, run: RunDir, moments: list[int], begun: int = 0) -> None:
+    def __init__(self, run: RunDir, moments: Sequence[int], begun: int = 0) -> None:
         super().__init__()
         self.run = run
         self.pending = [moment for moment in moments if moment > begun]

@@ -32,6 +32,7 @@ from agents.config import TrainConfig
 from agents.models.classifier import extract_classifier
 from agents.models.image_network import ImageNetwork
 from agents.training.factory import build_algorithm, build_env
+from agents.training.resolve import resolve
 from agents.training.validation import evaluate, to_pixels
 from benchmarks.common import RESULTS, describe_machine, machine_line, write_results
 from envs import ImageDataset, Splits, load_splits, sb3_env
@@ -150,9 +151,8 @@ def train_one(path: str, name: str, seed: int, images: int, splits: Splits) -> d
         _hybrid(seed, images, splits, curve)
         return {"points": curve.points, "gradients": gradients_of(curve)}
     if path == "fast":
-        model = build_algorithm(
-            name, config_of(name, seed), build_env(config_of(name, seed), splits.train), splits.train
-        )
+        settings = resolve(config_of(name, seed), splits.train)
+        model = build_algorithm(settings, build_env(settings, splits.train), splits.train)
     else:
         model = slow(name, seed, splits.train)
     model.learn(images, callback=curve, log_interval=None)  # type: ignore[arg-type]
@@ -175,8 +175,9 @@ def gradients_of(curve: Curve) -> dict[str, float]:
 
 def _hybrid(seed: int, images: int, splits: Splits, curve: Curve) -> None:
     """Spend a third of the images on supervised learning and the rest on REINFORCE, with one network."""
-    env = build_env(config_of(HYBRID[0], seed), splits.train)
-    first, second = (build_algorithm(name, config_of(name, seed), env, splits.train) for name in HYBRID)
+    settings = [resolve(config_of(name, seed), splits.train) for name in HYBRID]
+    env = build_env(settings[0], splits.train)
+    first, second = (build_algorithm(each, env, splits.train) for each in settings)
     first.learn(images // 3, callback=curve, log_interval=None)  # type: ignore[arg-type]
     second.policy.load_state_dict(first.policy.state_dict())
     second.policy.optimizer.load_state_dict(first.policy.optimizer.state_dict())
@@ -188,7 +189,7 @@ def _hybrid(seed: int, images: int, splits: Splits, curve: Curve) -> None:
 def slow(name: str, seed: int, dataset: ImageDataset) -> Any:
     """Return the algorithm over NumPy observations: stock SB3 where SB3 has it."""
     env = sb3_env(dataset, BATCH, seed=seed, order="epoch")
-    fast = build_algorithm(name, config_of(name, seed), env, dataset)
+    fast = build_algorithm(resolve(config_of(name, seed), dataset), env, dataset)
     if name not in ("ppo", "a2c", "dqn"):
         return fast
     mean, std = (tuple(values.tolist()) for values in dataset.channel_stats())

@@ -19,6 +19,7 @@ from rich.table import Table
 from agents.adversarial_config import AdversarialConfig
 from agents.config import PPOConfig, TrainConfig
 from agents.training.factory import build_algorithm, build_env, check_names
+from agents.training.resolve import resolve
 from benchmarks.common import interleave
 from envs import ImageDataset
 
@@ -98,7 +99,8 @@ def _training(
     config = replace(config, adversarial=adversarial)
     config.validate()
     check_names(config)
-    model = build_algorithm(algo, config, build_env(config, dataset), dataset)
+    settings = resolve(config, dataset)
+    model = build_algorithm(settings, build_env(settings, dataset), dataset)
     model.learn(batch)
     return lambda: model.learn(images, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
 

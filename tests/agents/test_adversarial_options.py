@@ -6,11 +6,11 @@ import pytest
 import tyro
 
 from agents.adversarial_config import AdversarialConfig, usual_radius
+from agents.algorithms.registry import find_algorithm
 from agents.config import TrainConfig
 from agents.train import run
-from agents.training.factory import learning_rate
 from agents.training.run import train
-from agents.training.schedule import phase_ends
+from agents.training.schedule import learning_rate, phase_ends
 from envs.errors import InputError
 
 
@@ -67,7 +67,7 @@ MISTAKES = [
     ),
     (config("dqn", "trades"), "trades needs the logits of clean images in the loss, and dqn has none"),
     (config("ppo", "trades"), "trades needs the logits of clean images in the loss, and ppo has none"),
-    (config("dqn"), "--adversarial pgd is not offered for dqn; use supervised, reinforce, epg, ppo, a2c"),
+    (config("dqn"), "--adversarial pgd is not offered for dqn; use a2c, ppo, reinforce, epg, supervised"),
     (config(schedule="supervised:1,a2c:1", method="trades"), "and a2c has none"),
     (config("ppo", mix="add"), "ppo sees attacked images in place of clean ones"),
     (config("a2c", weight=0.2), "--adv-mix add and --adv-weight have no meaning; .*--adv-share"),
@@ -119,11 +119,13 @@ def test_passes_set_the_length():
 
 
 def test_the_learning_rate_warms_up_and_decays_to_its_end():
-    rate = learning_rate(TrainConfig(learning_rate=2e-4, lr_end=0.1), "supervised", warmup=0.05)
+    rate = learning_rate(TrainConfig(learning_rate=2e-4, lr_end=0.1), find_algorithm("supervised"), 0.05)
     assert rate(1.0) == 0
     assert rate(0.975) == pytest.approx(1e-4)
     assert rate(0.95) == pytest.approx(2e-4)
     assert rate(0.475) == pytest.approx(2e-4 * 0.55)
     assert rate(0.0) == pytest.approx(2e-5)
-    constant = learning_rate(TrainConfig(learning_rate=1e-3, lr_schedule="constant"), "epg", warmup=0.5)
+    constant = learning_rate(
+        TrainConfig(learning_rate=1e-3, lr_schedule="constant"), find_algorithm("epg"), 0.5
+    )
     assert (constant(0.75), constant(0.5), constant(0.1)) == (5e-4, 1e-3, 1e-3)

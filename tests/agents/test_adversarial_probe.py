@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-import agents.training.callback
+import agents.training.selection
 from agents.adversarial_config import AdversarialConfig, usual_radius
 from agents.config import TrainConfig
-from agents.training.callback import Selection
+from agents.training.factory import build_probe
+from agents.training.resolve import resolve
 from agents.training.robustness_probe import Probe, Robustness, overfits_catastrophically
 from agents.training.run import train
+from agents.training.selection import Selection
 from agents.training.validation import Evaluation
 from envs.errors import InputError
 from tests.support.agent_runs import metrics, short, summary
@@ -75,11 +77,15 @@ def test_the_slice_is_spread_over_the_data():
 
 def test_a_run_is_probed_where_robustness_matters():
     data, _ = inner_half(300)
-    assert Probe.from_config(TrainConfig(), data) is None
-    assert Probe.from_config(TrainConfig(adversarial=AdversarialConfig("pgd"), probe_images=0), data) is None
-    probe = Probe.from_config(TrainConfig(adversarial=AdversarialConfig("pgd", eps=0.2, norm="L2")), data)
+
+    def probe_of(**options):
+        return build_probe(resolve(TrainConfig(**options), data), data)
+
+    assert probe_of() is None
+    assert probe_of(adversarial=AdversarialConfig("pgd"), probe_images=0) is None
+    probe = probe_of(adversarial=AdversarialConfig("pgd", eps=0.2, norm="L2"))
     assert (len(probe.labels), probe.norm.name, probe.eps, probe.steps) == (256, "L2", 0.2, 10)
-    probe = Probe.from_config(TrainConfig(select="robust", probe_images=7), data)
+    probe = probe_of(select="robust", probe_images=7)
     assert (len(probe.labels), probe.norm.name, probe.eps) == (7, "Linf", usual_radius("Linf", 1))
     with pytest.raises(InputError, match="--adv-eps is 50; expected at most 4, the L2 diameter"):
         Probe(data, 5, "L2", 50)
@@ -117,7 +123,9 @@ def test_selection_by_robust_accuracy_and_then_by_clean():
 def scripted(monkeypatch, points):
     """Make validations find these (accuracy, robust accuracy, FGSM accuracy), in turn."""
     clean, probed = iter(points), iter(points)
-    monkeypatch.setattr(agents.training.callback, "evaluate", lambda *_: Evaluation(next(clean)[0], 1.0, 0.0))
+    monkeypatch.setattr(
+        agents.training.selection, "evaluate", lambda *_: Evaluation(next(clean)[0], 1.0, 0.0)
+    )
 
     def probe(_):
         _, robust, fgsm = next(probed)

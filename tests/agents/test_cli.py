@@ -16,9 +16,15 @@ from tests.support.agent_runs import QUICK, error_of, metrics, state, stopping
 
 # What is typed, and what the line must say: value, expectation, remedy.
 OPTIONS = {
-    "--algo pppo": r"unknown algorithm 'pppo'; valid: ppo, a2c, dqn, .* Did you mean 'ppo'\?",
+    "--algo pppo": r"unknown algorithm 'pppo'; valid: a2c, dqn, ppo, .*package\.module:Class.* Did you mean 'ppo'\?",
     "--algo": r"Missing value for argument '.*--algo.*see python -m agents\.train --help",
     "--algo Ppo": r"unknown algorithm 'Ppo'",
+    "--algo nomodule:PPO": r"cannot import algorithm 'nomodule:PPO': .*; expected package\.module:Class",
+    "--algo math:sqrt": r"math:sqrt is no Stable-Baselines3 algorithm; expected the class of one",
+    "--algo stable_baselines3:SAC": r"cannot build SAC .*; expected an algorithm for images and discrete actions",
+    "--algo stable_baselines3:PPO --precision bf16": r"bf16 is not offered for stable_baselines3:PPO; use fp32",
+    "--algo stable_baselines3:DQN --adversarial pgd": r"--adversarial pgd is not offered for stable_baselines3:DQN",
+    "--algo stable_baselines3:PPO --adversarial trades": r"trades needs the logits of clean images in the loss",
     "--network cnn5": r"unknown network 'cnn5'; valid: .*cnn4, cnn6.*Did you mean 'cnn\d'\?",
     "--network nomodule:f": r"cannot import network 'nomodule:f': .*expected package\.module:Callable",
     "--network json:nothing": r"cannot import network 'json:nothing': .*expected package\.module:Callable",
@@ -85,7 +91,7 @@ OPTIONS = {
     "--schedule supervised:x": r"cannot read the phase 'supervised:x' of --schedule; expected",
     "--schedule supervised:0": r"cannot read the phase 'supervised:0' of --schedule; expected",
     "--schedule supervised:1,,ppo:1": r"cannot read the phase '' of --schedule; expected algorithm:passes",
-    "--schedule dqn:1": r"unknown algorithm in --schedule 'dqn'; valid: ppo, a2c, reinforce, epg, supervised",
+    "--schedule dqn:1": r"unknown algorithm in --schedule 'dqn'; valid: a2c, ppo, reinforce, epg, supervised",
     "--schedule suprvised:1": r"unknown algorithm in --schedule 'suprvised'.*Did you mean 'supervised'\?",
     "--run-dir file": r"cannot make the run directory file: .*; choose another",
     "--run-dir file/run": r"cannot make the run directory file/run: .*; choose another",

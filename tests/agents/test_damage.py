@@ -123,7 +123,7 @@ def other_data(run):
     np.savez(run.parent / "toy.npz", images=images, labels=np.arange(120) % 3)
 
 
-ANEW = "; train the run anew"
+ANEW = "; train the run again"
 DAMAGES = {
     "config truncated": Damage(cut("config.json", 0.5), r"config\.json is not valid JSON .*; restore it"),
     "config empty": Damage(write("config.json", b""), r"config\.json is not valid JSON .*; restore it"),

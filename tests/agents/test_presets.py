@@ -8,9 +8,13 @@ import torch
 from rich.console import Console
 
 from agents.adversarial_config import AdversarialConfig
+from agents.algorithms.registry import find_algorithm
+from agents.config import ExplorationConfig
 from agents.presets import PRESETS, SOURCES, describe, get_preset, print_presets, settings
 from agents.train import run
-from agents.training.factory import build_algorithm, build_env, check_names, learning_rate
+from agents.training.factory import build_algorithm, build_env, check_names
+from agents.training.resolve import resolve
+from agents.training.schedule import learning_rate
 from envs import ImageDataset
 from envs.errors import InputError
 from tests.support.agent_runs import summary
@@ -38,8 +42,9 @@ def shown(dataset):
 def test_presets_build(name):
     config = get_preset(name)
     data = shown(config.dataset)
-    env = build_env(config, data)
-    model = build_algorithm(config.algo, config, env, data)
+    resolved = resolve(config, data)
+    env = build_env(resolved, data)
+    model = build_algorithm(resolved, env, data)
     direct = config.algo not in ("ppo", "a2c")
     assert (getattr(model, "adversarial", None) is None) == (
         config.adversarial.method == "none" or not direct
@@ -69,7 +74,7 @@ def test_the_papers_settings(network, dataset, regime):
     assert config.algo == ("reinforce" if regime.startswith("rl") else "supervised")
     found = (config.batch_size, config.passes, config.learning_rate, config.lr_schedule, config.max_grad_norm)
     assert (*found, rule.weight, rule.start) == PUBLISHED[regime]
-    assert config.exploration_of("reinforce") == (0.1, "batch")
+    assert config.exploration == ExplorationConfig()
     assert config.weight_decay == 0.01
     assert config.image_size == (32 if dataset == "imagenet100" else None)
     if config.algo == "supervised":
@@ -84,10 +89,10 @@ def test_the_papers_settings(network, dataset, regime):
 def test_the_papers_learning_rate_at_its_passes():
     """The published rule, max(.1, (100 - e) / 95) from pass 5 on, and its difference from a decay to 10 %."""
     paper = get_preset("paper-cnn6-cifar10-sl")
-    rate = learning_rate(paper, "supervised", warmup=paper.lr_warmup / paper.passes)
+    rate = learning_rate(paper, find_algorithm("supervised"), paper.lr_warmup / paper.passes)
     shares = {e: rate(1 - e / 100) / 2e-4 for e in (0, 2.5, 5, 80, 90, 95, 100)}
     assert shares == pytest.approx({0: 0, 2.5: 0.5, 5: 1, 80: 0.211, 90: 0.105, 95: 0.1, 100: 0.1}, abs=5e-4)
-    linear = learning_rate(dataclasses.replace(paper, lr_schedule="linear"), "supervised", warmup=0.05)
+    linear = learning_rate(dataclasses.replace(paper, lr_schedule="linear"), find_algorithm("supervised"), 0.05)
     assert [linear(1 - e / 100) / 2e-4 for e in (80, 90)] == pytest.approx([0.289, 0.195], abs=5e-4)
 
 

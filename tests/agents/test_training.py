@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from agents import load_classifier
 from agents.common.run_dir import RunDir
 from agents.config import ExplorationConfig, TrainConfig
-from agents.training.factory import LearningRate
 from agents.training.run import resume, train
+from agents.training.schedule import LearningRate
 from envs import load_dataset
 from envs.errors import InputError
 from tests.support.agent_runs import CASES, assert_same_runs, metrics, scalars, short, stopping, summary

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from agents.algorithms.registry import find_algorithm
 from agents.common.run_dir import resolve_device
 from agents.config import TrainConfig
 from agents.models.classifier import new_classifier
@@ -121,7 +122,7 @@ def _training_passes(config: TrainConfig, train_images: int) -> float:
     total, begin = 0.0, 0
     for (name, _), end in zip(config.phases(), phase_ends(config, train_images), strict=True):
         images, begin = end - begin, end
-        each = 1 + _BACKWARD * config.ppo.epochs if name == "ppo" else _BACKWARD
+        each: float = find_algorithm(name).forward_passes(config)
         adversarial = config.adversarial
         if adversarial.method != "none":
             extra = adversarial.full_steps() + (0 if adversarial.rule == "replace" else 1)

@@ -88,9 +88,8 @@ def _train(job: Job) -> None:
         data_root=job.place.data_root,
         snapshots=str(count) if count else None,
     )
-    network = config.network if ":" in config.network else None
     if run.config_path.is_file():
-        resume(run.path, progress=False, network=network)
+        resume(run.path, progress=False, network=config.network, algo=config.algo)
     else:
         shutil.rmtree(run.path, ignore_errors=True)  # cut short before there was anything to go on from
         train(config)

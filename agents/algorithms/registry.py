@@ -1,0 +1,116 @@
+"""The registry of algorithms: what a training run must know of each; every algorithm's own file registers it."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from envs.errors import InputError, unknown_name
+
+
+def _accept(config: Any) -> None:
+    """Check nothing."""
+
+
+def _nothing(config: Any, algorithm: type[Any]) -> str:
+    return ""
+
+
+def _forward_and_backward(config: Any) -> int:
+    return 3
+
+
+@dataclass(frozen=True)
+class AlgorithmSpec:
+    """What a training run must know of an algorithm.
+
+    Attributes:
+        algorithm: the class, a Stable-Baselines3 algorithm.
+        build: from an `agents.algorithms.setups.Setup` to the algorithm with a new policy.
+        exploration: share of uniform random actions unless ``--exploration.eps`` is given.
+        exploration_mode: ``batch`` or ``mixture``, unless ``--exploration.mode`` is given.
+        adversarial: how it trains on attacked images: in its ``loss``, as ``observations``, or ``none``: not at all.
+        learning_rate: factor of the default learning rate.
+        ent_coef: weight of the entropy bonus unless ``--ppo.ent-coef`` is given.
+        small_batch: default batch size of the smallest networks; that of others is 256.
+        in_schedules: whether it can be a phase of ``--schedule``; phases share one policy, an `ImagePolicy`.
+        bf16: whether it trains under ``--precision bf16``.
+        tensors: whether it learns from environments of tensors on the device; False: of NumPy arrays.
+        check: raises InputError for a `TrainConfig` whose options do not go with the algorithm.
+        notes: from a `TrainConfig` and the class to what a user should know before training, in one line, or "".
+        forward_passes: from a `TrainConfig` to the cost of an image, in forward passes; with a backward one they are 3.
+    """
+
+    algorithm: type[Any]
+    build: Callable[[Any], Any]
+    exploration: float = 0.1
+    exploration_mode: Literal["batch", "mixture"] = "batch"
+    adversarial: Literal["loss", "observations", "none"] = "none"
+    learning_rate: float = 1.0
+    ent_coef: float = 0.0
+    small_batch: int = 64
+    in_schedules: bool = True
+    bf16: bool = True
+    tensors: bool = True
+    check: Callable[[Any], None] = _accept
+    notes: Callable[[Any, type[Any]], str] = _nothing
+    forward_passes: Callable[[Any], int] = _forward_and_backward
+
+
+_named: dict[str, AlgorithmSpec] = {}
+_families: list[AlgorithmSpec] = []
+
+
+def register_algorithm(name: str, spec: AlgorithmSpec) -> None:
+    """Make an algorithm known as ``name`` to ``--algo``, ``--schedule`` and studies.
+
+    Raises:
+        InputError: another algorithm has that name.
+    """
+    if name in _named and _named[name].algorithm is not spec.algorithm:
+        raise InputError(f"algorithm {name!r} is registered already; choose another name")
+    _named[name] = spec
+
+
+def register_family(spec: AlgorithmSpec) -> None:
+    """Make all subclasses of ``spec.algorithm`` known by their import path, where no nearer class is registered."""
+    _families.append(spec)
+
+
+def algorithm_names(in_schedules: bool = False) -> tuple[str, ...]:
+    """Return the names of all registered algorithms, or of those that can be a phase of a schedule."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)], "agents.algorithms."):
+        importlib.import_module(module.name)
+    return tuple(name for name, spec in _named.items() if spec.in_schedules or not in_schedules)
+
+
+def find_algorithm(name: str) -> AlgorithmSpec:
+    """Return what is registered as ``name``, or what fits the Stable-Baselines3 algorithm at "package.module:Class".
+
+    The latter executes code: only for names that the user typed, never for those that a file holds.
+
+    Raises:
+        InputError: the name is unknown, or what it names cannot be imported or is no such algorithm.
+    """
+    names = algorithm_names()
+    if name in _named:
+        return _named[name]
+    if ":" not in name:
+        raise unknown_name("algorithm", name, [*names, "package.module:Class"])
+    module, _, attribute = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"cannot import algorithm {name!r}: {error}; expected package.module:Class"
+        ) from error
+    for base in found.__mro__ if isinstance(found, type) else ():
+        for spec in (*_named.values(), *_families):
+            if spec.algorithm is base:
+                return replace(spec, algorithm=found)
+    raise InputError(
+        f"{name} is no Stable-Baselines3 algorithm; expected the class of one, on-policy or off-policy, with discrete "
+        "actions, such as stable_baselines3:PPO"
+    )

@@ -1,0 +1,118 @@
+"""The options of a run, resolved once: every default that depends on data, network or algorithm filled in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from agents.algorithms.adversarial import AdversarialTraining, plan
+from agents.algorithms.registry import AlgorithmSpec, find_algorithm
+from agents.config import TrainConfig
+from agents.training.schedule import learning_rate, phase_ends, validation_interval
+from agents.training.snapshots import snapshot_moments
+from envs import ImageDataset
+from envs.errors import InputError
+
+SMALL_IMAGE = 256  # pixels, up to which a second thread waits more than it works
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of training.
+
+    Attributes:
+        algorithm: what learns.
+        end: images of the whole run after which it is over.
+        learning_rate: a number, or a function of the whole run's remaining progress.
+        exploration: share of uniform random actions.
+        exploration_mode: ``batch`` or ``mixture``.
+        ent_coef: weight of the entropy bonus.
+    """
+
+    algorithm: AlgorithmSpec
+    end: int
+    learning_rate: float | Callable[[float], float]
+    exploration: float
+    exploration_mode: str
+    ent_coef: float
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """What a run does.
+
+    Attributes:
+        options: as they were given; those whose defaults depend on more than themselves are the fields below.
+        phases: one, or those of the schedule.
+        batch_size: images per gradient step.
+        eval_every: images between validations and checkpoints.
+        threads: on the CPU.
+        norm, eps: the ball of adversarial training and of the probe.
+        probe_images: validation images that are attacked at each validation; 0: none.
+        attacks: how training is attacked; None: not at all.
+        snapshots: images seen when weights are kept, rising.
+    """
+
+    options: TrainConfig
+    phases: tuple[Phase, ...]
+    batch_size: int
+    eval_every: int
+    threads: int
+    norm: str
+    eps: float
+    probe_images: int
+    attacks: AdversarialTraining | None
+    snapshots: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Images of the whole run."""
+        return self.phases[-1].end
+
+
+def resolve(config: TrainConfig, train: ImageDataset) -> ResolvedConfig:
+    """Return what ``config`` asks for on the training data ``train``.
+
+    Raises:
+        InputError: an option does not fit the data or the length of the run.
+    """
+    ends = phase_ends(config, len(train))
+    specs = [find_algorithm(name) for name, _ in config.phases()]
+    warmup = config.lr_warmup * len(train) / ends[-1]
+    eps, mode, ent_coef = config.exploration.eps, config.exploration.mode, config.ppo.ent_coef
+    phases = tuple(
+        Phase(
+            spec,
+            end,
+            learning_rate(config, spec, warmup),
+            spec.exploration if eps is None else eps,
+            mode or spec.exploration_mode,
+            spec.ent_coef if ent_coef is None else ent_coef,
+        )
+        for spec, end in zip(specs, ends, strict=True)
+    )
+    channels, height, width = train.shape
+    return ResolvedConfig(
+        options=config,
+        phases=phases,
+        batch_size=min(config.images_per_step(), len(train)),
+        eval_every=validation_interval(config, len(train), ends[-1]),
+        threads=config.threads or (1 if height * width <= SMALL_IMAGE else torch.get_num_threads()),
+        norm=config.adversarial.norm or "Linf",
+        eps=config.adversarial.full_eps(channels),
+        probe_images=config.probed_images(),
+        attacks=_attacks(config, train, ends[-1]),
+        snapshots=tuple(snapshot_moments(config, len(train))),
+    )
+
+
+def _attacks(config: TrainConfig, train: ImageDataset, total: int) -> AdversarialTraining | None:
+    if config.adversarial.method == "none":
+        return None
+    regime = plan(config.adversarial, train.shape, len(train))
+    if regime.begins >= total:
+        raise InputError(
+            f"--adv-start is {config.adversarial.start:g} passes, {regime.begins:,} images, but training ends after "
+            f"{total:,}; expected fewer passes, or a larger --total-images"
+        )
+    return regime
