@@ -5,6 +5,7 @@ from agents.algorithms.a2c import A2C
 from agents.algorithms.adversarial_env import AdversarialObservation
 from agents.algorithms.dqn import DQN
 from agents.algorithms.ppo import PPO
+from agents.algorithms.registry import AlgorithmSpec, register_algorithm
 from agents.algorithms.reinforce import ExpectedPolicyGradient, Reinforce
 from agents.algorithms.supervised import Supervised
 from agents.models import architectures as _architectures  # noqa: F401 - registers the built-in networks
@@ -18,6 +19,7 @@ __all__ = [
     "NETWORKS",
     "PPO",
     "AdversarialObservation",
+    "AlgorithmSpec",
     "Classifier",
     "ExpectedPolicyGradient",
     "ImageNetwork",
@@ -26,6 +28,7 @@ __all__ = [
     "Supervised",
     "extract_classifier",
     "load_classifier",
+    "register_algorithm",
     "register_network",
     "save_classifier",
 ]

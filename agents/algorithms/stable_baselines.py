@@ -35,6 +35,7 @@ _PARAMETERS = {  # our options, and what Stable-Baselines3 calls them; passed wh
     "exploration.mode": "",
     "compile": "",
 }
+_OF_ONE_CALL = ("start_time", "_total_timesteps", "_num_timesteps_at_start")  # set by each call of learn
 
 
 class ReportingEnv(VecEnvWrapper):
@@ -118,7 +119,11 @@ class StockAlgorithm(ImageAlgorithm):
         attacked, replay = state["attacked"], self.replay_buffer
         return state | {
             "attacked": None if attacked is None else torch.as_tensor(attacked),
-            "numbers": {name: value for name, value in vars(self).items() if type(value) in (int, float)},
+            "numbers": {
+                name: value
+                for name, value in vars(self).items()
+                if type(value) in (int, float) and name not in _OF_ONE_CALL
+            },
             "actions": self.action_space.np_random.bit_generator.state,
             "replay": None if replay is None else replay.state_dict(),
         }
