@@ -73,11 +73,12 @@ class TrainConfig:
     """Train an image classifier as a policy, then attack it and print the table."""
 
     algo: str = "ppo"
-    """One of ppo, a2c, dqn, reinforce, epg, supervised."""
+    """ppo, a2c, dqn, reinforce, epg, supervised, or package.module:Class of a Stable-Baselines3 algorithm."""
     dataset: str = "digits"
     """digits, mnist, fashion-mnist, cifar10, cifar100, stl10, imagenet100, folder:PATH or npz:PATH."""
     network: str = "small"
-    """small, strided, mlp, cnn4, cnn6, wrn16-4, vit, resnet18, resnet50, densenet121, or package.module:Callable."""
+    """small, strided, mlp, nature, cnn4, cnn6, wrn16-4, vit, resnet18, resnet50, densenet121, or
+    package.module:Callable."""
     pretrained: bool = False
     """Begin with torchvision's ImageNet weights (resnet18, resnet50, densenet121), downloaded if they are missing."""
     seed: int = 0

@@ -92,7 +92,9 @@ def test_the_papers_learning_rate_at_its_passes():
     rate = learning_rate(paper, find_algorithm("supervised"), paper.lr_warmup / paper.passes)
     shares = {e: rate(1 - e / 100) / 2e-4 for e in (0, 2.5, 5, 80, 90, 95, 100)}
     assert shares == pytest.approx({0: 0, 2.5: 0.5, 5: 1, 80: 0.211, 90: 0.105, 95: 0.1, 100: 0.1}, abs=5e-4)
-    linear = learning_rate(dataclasses.replace(paper, lr_schedule="linear"), find_algorithm("supervised"), 0.05)
+    linear = learning_rate(
+        dataclasses.replace(paper, lr_schedule="linear"), find_algorithm("supervised"), 0.05
+    )
     assert [linear(1 - e / 100) / 2e-4 for e in (80, 90)] == pytest.approx([0.289, 0.195], abs=5e-4)
 
 
