@@ -74,7 +74,9 @@ def test_the_papers_settings(network, dataset, regime):
     assert config.algo == ("reinforce" if regime.startswith("rl") else "supervised")
     found = (config.batch_size, config.passes, config.learning_rate, config.lr_schedule, config.max_grad_norm)
     assert (*found, rule.weight, rule.start) == PUBLISHED[regime]
-    assert config.exploration == ExplorationConfig()
+    assert config.exploration == (
+        ExplorationConfig(0.1, "batch") if regime.startswith("rl") else ExplorationConfig()
+    )
     assert config.weight_decay == 0.01
     assert config.image_size == (32 if dataset == "imagenet100" else None)
     if config.algo == "supervised":
