@@ -1,6 +1,6 @@
 """The file that ``python -m eval.audit`` writes, as studies and reports read it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -62,6 +62,7 @@ class AuditFile(msgspec.Struct, frozen=True):
     attacks: Annotated[tuple[AttackLine, ...], _LINES] = ()
     evidence: Annotated[tuple[EvidenceLine, ...], _LINES] = ()
     cost: Cost = Cost()
+    model: dict[str, Any] = {}
 
     @property
     def threat(self) -> Threat:

@@ -78,12 +78,17 @@ def attack_label(results: AttackResults) -> str:
     return " ".join(words)
 
 
+def protocol_label(results: AttackResults) -> str:
+    """Return protocol or version of an attack; a dash where it has neither."""
+    found = results.attack.get("protocol") or results.attack.get("version") or "-"
+    text = found if isinstance(found, str) else "+".join(map(str, found))
+    return text if results.in_box else f"{text}, may leave [0, 1]"
+
+
 def attack_cells(results: AttackResults) -> Sequence[str]:
     """Return protocol (or version), robust accuracy, share of shortened steps, queries per image, time."""
-    protocol = results.attack.get("protocol") or results.attack.get("version") or "-"
-    protocol = protocol if isinstance(protocol, str) else "+".join(protocol)
     return (
-        protocol if results.in_box else f"{protocol}, may leave [0, 1]",
+        protocol_label(results),
         with_interval(results.robust_accuracy, results.interval),
         percent(results.shortened if results.threat.norm == "L2" else None),
         count(float(results.queries.mean())),

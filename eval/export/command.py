@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +15,16 @@ import torch
 import tyro
 
 from agents.common.command_line import run_cli
-from agents.common.run_dir import versions
+from agents.common.run_dir import RunDir, versions
 from agents.models.classifier import Classifier
 from envs.errors import InputError
-from envs.files import read_json, write_json
+from envs.files import read_json, write_atomic, write_json
 from eval.core.formatting import count, make_table, print_table
 from eval.core.options import DataOptions
 from eval.core.targets import Samples, Target, load_target
+from eval.export.card import CARD, check_license, model_card
 from eval.export.check import Agreement, compare
+from eval.export.evaluation import find_evaluation, info_file, model_info
 from eval.export.formats import FILES, FORMATS, Format
 from eval.export.layers import describe_layers
 
@@ -42,6 +45,8 @@ class ExportCommand:
     data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=lambda: DataOptions(n=256))
     network: str | None = None
     """package.module:Callable that builds your own network, where weights alone are not enough."""
+    license: str | None = None
+    """Licence on the model card, as Hugging Face calls it: mit, apache-2.0, ... Default: the card names none."""
     force: bool = False
     """Replace an export that is there."""
 
@@ -51,10 +56,11 @@ def export_command(config: ExportCommand) -> int:
     formats = list(FORMATS.values()) if config.format == "all" else [FORMATS[config.format]]
     for kind in formats:
         kind.check_packages()
+    check_license(config.license)
     _check_out(config.out, config.force)
     target = load_target(config.target, "cpu", config.network)
     samples = config.data.load(target)
-    found = export(target, samples, config.out, formats)
+    found = export(target, samples, config.out, formats, config.license)
     table = make_table(
         f"{target.name} in {config.out}", ("format", "file"), ("bytes", "largest difference", "tolerance")
     )
@@ -75,14 +81,19 @@ def export_command(config: ExportCommand) -> int:
     return 0
 
 
-def export(target: Target, samples: Samples, out: Path, formats: Sequence[Format]) -> dict[str, Agreement]:
-    """Write the model in every format, with ``model.json``; ``out`` appears whole or not at all.
+def export(
+    target: Target, samples: Samples, out: Path, formats: Sequence[Format], license: str | None = None
+) -> dict[str, Agreement]:
+    """Write the model in every format, ``model.json`` and the model card; ``out`` appears whole or not at all.
+
+    Where attacks on the model have left results, there is a ``model_info-*.json`` per threat model for RobustBench.
 
     Args:
         target: the classifier, on the CPU.
         samples: images to compare on.
         out: the directory; one that is there is replaced.
         formats: among `eval.export.formats.FORMATS`.
+        license: identifier for the card; None leaves it out.
 
     Returns:
         How far each export is from the model, by the format's name.
@@ -107,7 +118,26 @@ def export(target: Target, samples: Samples, out: Path, formats: Sequence[Format
             "versions": versions(),
         }
         write_json(folder / _DESCRIPTION, about)
+        _write_card(folder, target, samples, about, license)
     return found
+
+
+def _write_card(
+    folder: Path, target: Target, samples: Samples, about: dict[str, Any], license: str | None
+) -> None:
+    evaluation, config = find_evaluation(target, samples), _settings(target)
+    card = model_card(target, samples, evaluation, about=about, config=config, license=license)
+    write_atomic(folder / CARD, card)
+    for threat in evaluation.threats:
+        write_json(folder / info_file(threat), model_info(target, samples, evaluation, threat, config))
+
+
+def _settings(target: Target) -> dict[str, Any]:
+    """Return what the run says of its training; empty where the model comes from elsewhere."""
+    run = RunDir(target.results_dir.parent)
+    if target.dataset is None or not run.config_path.is_file():
+        return {}
+    return run.config.get("config", {}) | {key: run.config.get(key) for key in ("algo", "network")}
 
 
 def _describe(target: Target, samples: Samples) -> dict[str, Any]:
@@ -145,7 +175,8 @@ def _check_out(out: Path, force: bool) -> None:
     names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if not names:
         return
-    known = names <= set(FILES) and _DESCRIPTION in names
+    own = {*FILES, CARD, *(name for name in names if fnmatch(name, "model_info-*.json"))}
+    known = names <= own and _DESCRIPTION in names
     if not known or read_json(out / _DESCRIPTION).get("format") != FORMAT:
         raise InputError(f"{out} is not empty and no export of labelbandit; choose another OUT")
     if not force:

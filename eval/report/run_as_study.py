@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from envs.errors import InputError
-from eval.attack.results import AttackResults, parse_results, worst_case
+from eval.attack.results import AttackResults, parse_results
 from eval.audit.audit_file import AuditFile
-from eval.core.formatting import attack_label, percent
+from eval.core.formatting import attack_label, percent, protocol_label
 from eval.core.records import FORMAT
 from eval.core.threats import Threat
+from eval.core.worst_cases import in_order, worst_cases
 from eval.report.cell_format import flatten
 from eval.report.model import Model, RunConfig, read_model
 from eval.report.opening import Gap
@@ -55,7 +55,7 @@ def read_run(folder: Folder) -> tuple[StudyRecord, Model, list[Gap]]:
         ),
     )
     results = _read_results(folder, model)
-    worst = _worst_cases(results)
+    worst = worst_cases(results)
     device = model.summary.device
     study = StudyRecord(
         format=FORMAT,
@@ -78,24 +78,7 @@ def _read_results(folder: Folder, model: Model) -> list[AttackResults]:
             result = model.attempt(parse_results, content, name)
             if result is not None:
                 found.append(result)
-    return sorted(
-        found, key=lambda result: (result.threat.norm != "Linf", result.threat.norm, result.threat.eps)
-    )
-
-
-def _worst_cases(results: Sequence[AttackResults]) -> list[tuple[AttackResults, int]]:
-    """Return the worst case per image over all attacks on the same weights, images and threat, and their number."""
-    groups: dict[Any, list[AttackResults]] = {}
-    for result in filter(lambda found: found.in_box, results):
-        images = (result.data.get("fingerprint"), tuple(result.indices.tolist()))
-        groups.setdefault((result.threat, result.model.get("sha256"), images), []).append(result)
-    cases = []
-    for group in groups.values():
-        try:
-            cases.append((worst_case(group), len(group)))
-        except (InputError, KeyError):  # without hash of the weights nothing says that they belong together
-            continue
-    return cases
+    return in_order(found)
 
 
 def _robust(result: AttackResults) -> Measured:
@@ -107,7 +90,7 @@ def _attack_table(results: Sequence[AttackResults]) -> Table:
         {
             "threat": str(result.threat),
             "attack": attack_label(result),
-            "protocol": _protocol(result),
+            "protocol": protocol_label(result),
             "robust": _robust(result),
             "shortened": result.shortened if result.threat.norm == "L2" else None,
             "queries": float(result.queries.mean()),
@@ -118,12 +101,6 @@ def _attack_table(results: Sequence[AttackResults]) -> Table:
     )
     note = "Share of images that stay correctly classified, with Wilson's 95 % interval over images."
     return Table("attacks", "Attacks", note, _ATTACKS, rows)
-
-
-def _protocol(result: AttackResults) -> str | None:
-    found = result.attack.get("protocol") or result.attack.get("version")
-    text = "+".join(map(str, found)) if isinstance(found, list) else found and str(found)
-    return text if result.in_box else f"{text}, may leave [0, 1]"
 
 
 def _worst_table(worst: Sequence[tuple[AttackResults, int]]) -> Table:

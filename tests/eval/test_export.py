@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,15 @@ from torch import nn
 
 from agents.models.classifier import load_classifier, new_classifier
 from envs.errors import InputError
+from eval.attack.results import write_results
 from eval.core.targets import load_samples, load_target
+from eval.core.threats import Threat
 from eval.export import command
 from eval.export.check import compare
+from eval.export.evaluation import Evaluation, model_info
 from eval.export.formats import FORMATS
 from eval.export.layers import LayerNetwork, describe_layers
+from eval.robustness.suite import run_battery
 
 DOCS = Path(__file__).parents[2] / "docs" / "export.md"
 WITH_ONNX = all(importlib.util.find_spec(name) for name in FORMATS["onnx"].packages)
@@ -127,6 +132,96 @@ def test_chains_of_layers_are_described_exactly(network, shape):
         assert torch.equal(LayerNetwork(layers, classifier.state_dict())(images), classifier(images))
 
 
+@pytest.fixture(scope="module")
+def attacked(digits_run, tmp_path_factory):
+    """A run with results of two attacks, of another model, and a file that is none."""
+    run = tmp_path_factory.mktemp("attacked") / "run"
+    shutil.copytree(digits_run, run)
+    target = load_target(str(run))
+    samples = load_samples(target, n=20)
+    threat = Threat("Linf", 0.1)
+    found = run_battery(target, samples, ("fgsm", "pgd"), [threat], results_dir=run / "results")
+    other = dataclasses.replace(
+        found.worst[threat], attack=found.results[threat]["pgd"].attack, model={"sha256": "0"}
+    )
+    write_results(run / "results" / "pgd-of-others.json", other)
+    (run / "results" / "notes.json").write_text("[]")
+    (run / "results" / "audit-Linf-0.1-quick.json").write_text(
+        json.dumps({"verdict": "sound", "headline": "sound", "norm": "Linf", "eps": 0.1, "n": 20,
+                    "robust_accuracy": 0.25, "model": {"sha256": target.sha256}})
+    )  # fmt: skip
+    return run, found
+
+
+def test_the_model_card_holds_the_numbers_of_the_result_files(attacked, tmp_path):
+    run, found = attacked
+    out = tmp_path / "out"
+    assert export(run, out, "--n", 16, "--license", "apache-2.0") == 0
+    card = (out / "README.md").read_text()
+    front, body = card.split("---\n", 2)[1:]
+    fields = dict(line.split(": ", 1) for line in front.splitlines())
+    fields = {key: json.loads(value) for key, value in fields.items()}  # JSON's values are YAML's
+    assert fields["license"] == "apache-2.0"
+    assert "adversarial-robustness" in fields["tags"]
+    worst = found.worst[Threat("Linf", 0.1)]
+    (result,) = fields["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"][1:]] == [worst.robust_accuracy]
+    rows = [line for line in body.splitlines() if line.startswith("| Linf 0.1")]
+    assert len(rows) == 3
+    assert f"{100 * worst.robust_accuracy:.1f} % [" in rows[-1]
+    assert "worst case per image** of 2 attacks" in rows[-1]
+    assert "- Linf 0.1, 20 images: **sound**; corrected robust accuracy 25.0 %" in body
+    assert f"torch {torch.__version__.partition('+')[0]}" in body
+    (snippet,) = re.findall(r"```python\n(.*?)```", body, re.S)
+    spaces = {}
+    exec(snippet.replace('"model.', f'"{out}/model.'), spaces)
+    images = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(spaces["model"](images), load_classifier(run)(images))
+
+
+def test_robustbench_gets_what_is_known_and_null_for_the_rest(attacked, tmp_path):
+    run, found = attacked
+    assert export(run, tmp_path / "out", "--n", 16) == 0
+    info = json.loads((tmp_path / "out" / "model_info-Linf-0.1.json").read_text())
+    threat = Threat("Linf", 0.1)
+    assert {key for key, value in info.items() if value is None} == {
+        "link", "authors", "venue", "reported", "autoattack_acc",
+    }  # fmt: skip
+    assert (info["dataset"], info["eps"], info["additional_data"]) == ("digits", "0.1", False)
+    assert info["clean_acc"] == f"{100 * found.clean_accuracy:.2f}"
+    ours = info["labelbandit"]
+    assert [row["robust_accuracy"] for row in ours["attacks"]] == sorted(
+        (item.robust_accuracy for item in found.results[threat].values()), reverse=True
+    )
+    assert ours["worst_case"][0]["ci95"] == list(found.worst[threat].interval)
+    assert ours["audits"] == [{"verdict": "sound", "robust_accuracy": 0.25, "n": 20}]
+
+
+@pytest.mark.parametrize(("version", "expected"), [("standard", "50.00"), ("plus", "50.00"), ("fast", None)])
+def test_only_robustbenchs_own_autoattack_counts_as_such(attacked, version, expected):
+    run, found = attacked
+    target = load_target(str(run))
+    samples = load_samples(target, n=20)
+    threat = Threat("Linf", 0.1)
+    success = np.arange(20) % 2 == 0
+    success |= ~found.worst[threat].clean_correct
+    result = dataclasses.replace(
+        found.worst[threat],
+        attack={"name": "autoattack", "norm": "Linf", "eps": 0.1, "version": version},
+        success=success,
+    )
+    info = model_info(target, samples, Evaluation([result], [], []), threat, {})
+    assert info["autoattack_acc"] == (expected and f"{100 * (1 - success.mean()):.2f}")
+    assert info["additional_data"] is None
+
+
+def test_a_model_without_results_has_a_card_that_says_so(exported):
+    card = (exported / "README.md").read_text()
+    assert "license" not in card
+    assert "Its robustness has not been evaluated" in card
+    assert not list(exported.glob("model_info*"))
+
+
 def test_a_network_that_branches_has_no_list_of_layers():
     assert describe_layers(new_classifier((3, 16, 16), 2, "resnet18")) is None
 
@@ -197,6 +292,10 @@ def test_force_replaces_an_export_and_nothing_else(digits_run, tmp_path, capsys)
     ("arguments", "expected"),
     [
         (("RUN", "no/where"), r"no/where: .*no is no directory; make it first"),
+        (
+            ("RUN", "out", "--license", "My own"),
+            r"--license is 'My own'; expected an identifier in lower case",
+        ),
         (("RUN", "file"), r"file is no directory; choose another OUT"),
         (("RUN", "out", "--format", "tar"), r"'tar'.*see python -m eval\.export --help"),
         (("nowhere", "out"), r"no classifier at 'nowhere'"),
