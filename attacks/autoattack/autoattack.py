@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.autoattack.versions import Stage, plan
+from attacks.autoattack.versions import Stage, stages_of
 from attacks.checks import ModelReport, check_model
 from attacks.core import entry
 from attacks.core.batching import Batches, patient_batch_size
@@ -17,11 +17,9 @@ from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import dlr, margin
 from attacks.core.model import Model, forward, frozen
-from attacks.core.random_source import check_random
 from attacks.core.result import AttackResult
 
 _FORMAT = 2
-_ORIGINAL_BATCH = 250
 _CHECKED = 32
 _SQUARE_SHARE = 0.002  # as in the published check
 
@@ -68,7 +66,6 @@ def autoattack(
     batch_size: int | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
-    random: str = "sample",
     state: State | None = None,
     on_progress: Callable[[State], None] | None = None,
 ) -> AutoAttackResult:
@@ -76,8 +73,9 @@ def autoattack(
 
     "standard" runs APGD-CE, APGD-T, FAB-T and Square with the published budgets; "plus" adds APGD-DLR and FAB and
     restarts; "rand" averages gradients over 20 passes, for models with random outputs; "fast" is our own, as strong as
-    "standard" in our measurements at Linf and L2 and nearly so at L1: one step, short APGD, a race of targets, and full
-    attacks only on samples that came close or whose gradients may be masked. Broken samples leave at once.
+    "standard" in our measurements at Linf and L2 and nearly so at L1: one step, short APGD, successive halving over
+    targets, and full attacks only on samples that came close or whose gradients may be masked. Broken samples leave at
+    once.
 
     Args:
         model: images (n, C, H, W) in [0, 1] to logits (n, K), in eval mode.
@@ -88,9 +86,7 @@ def autoattack(
         version: "standard", "plus", "rand", "fast", or a list of stages such as ["apgd-ce", "square"].
         batch_size: the most images at once; None chooses. Out of memory halves it, and the attack goes on.
         seed: seeds everything random.
-        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
-        random: "original" repeats the published implementation's draws and arithmetic, batch by batch (250 images
-            each, as there, unless ``batch_size`` says otherwise), so that results compare bit by bit.
+        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
         state: goes on from what ``on_progress`` was last called with; all other arguments as before.
         on_progress: called after every batch of every stage with the state: plain values and tensors, which
             ``torch.save`` takes and ``torch.load(..., weights_only=True)`` gives back. Of interest in it: "stages",
@@ -103,18 +99,15 @@ def autoattack(
     Raises:
         AttackError: wrong inputs, an unusable model (see `check_model`), or a state of another run.
     """
-    check_random(random)
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     gradients = isinstance(version, str) or set(version) != {"square"}
-    if batch_size is None:
-        batch_size = _ORIGINAL_BATCH if random == "original" else patient_batch_size(problem.x)
-    batches = Batches(problem.x, batch_size)
+    batches = Batches(problem.x, patient_batch_size(problem.x) if batch_size is None else batch_size)
     report = check_model(
         model, x, y, norm=norm, eps=eps, needs_gradient=gradients, images=min(_CHECKED, batches.size)
     )
-    stages = plan(version, norm, report.classes, random)
+    stages = stages_of(version, norm, report.classes)
     evaluation = _Evaluation(model, problem, stages, seed, batches, on_progress)
-    evaluation.identity |= {"version": str(version), "random": random}
+    evaluation.identity |= {"version": str(version), "random": "sample"}  # as earlier versions wrote it
     if state is not None:
         evaluation.restore(state)
     with frozen(model):
@@ -213,6 +206,8 @@ class _Evaluation:
     def restore(self, state: State) -> None:
         """Go on from ``state``; an AttackError where it belongs to another run."""
         fresh = self._state()
+        earlier = {"race": "successive-halving"}  # what earlier versions called a stage
+        state = state | {"stages": [earlier.get(name, name) for name in state.get("stages", ())]}
         for part in ("format", "stages", "identity"):
             if state.get(part) != fresh[part]:
                 raise AttackError(

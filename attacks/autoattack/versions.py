@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from attacks.autoattack.successive_halving import Race
-from attacks.blackbox.square import Square
+from attacks.autoattack.successive_halving import run_successive_halving
+from attacks.blackbox.square import run_square
 from attacks.core.batching import default_batch_size
 from attacks.core.errors import AttackError, unknown_name
 from attacks.core.inputs import Problem
@@ -16,8 +17,8 @@ from attacks.core.losses import margin
 from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
 from attacks.core.result import AttackResult, finish
-from attacks.gradient.apgd import Apgd
-from attacks.gradient.fab import Fab
+from attacks.gradient.apgd import run_apgd
+from attacks.gradient.fab import run_fab
 
 VERSIONS = ("standard", "plus", "rand", "fast")
 STAGES = ("apgd-ce", "apgd-dlr", "apgd-mifpe", "fab", "square", "apgd-t", "fab-t")
@@ -33,16 +34,19 @@ _FAB_FROM, _FAB_FROM_L1 = -0.05, -0.15
 _SQUARE_FROM = (-0.5, -0.25)
 # Where 200 queries of Square come this close to the best of the gradients, they may be masked.
 _MASKED = 0.1
+# For samples that an earlier attack has left.
+_apgd_at_once = partial(partial, run_apgd, all_restarts_at_once=True)
+_fab_at_once = partial(partial, run_fab, all_restarts_at_once=True)
 
 Attack = Callable[[Model, Problem, int], AttackResult]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack of a plan, on the samples that no earlier one broke.
+    """One attack of a version, on the samples that no earlier one broke.
 
     Attributes:
-        name: unique in the plan.
+        name: unique in the version.
         attack: called with model, problem and seed.
         wants: picks samples (n,) by the untargeted DLR loss that each stage so far has reached (n, stages), -inf where
             a stage left the sample out; None takes all.
@@ -53,7 +57,7 @@ class Stage:
     wants: Callable[[Tensor], Tensor] | None = None
 
 
-def plan(version: str | Sequence[str], norm: str, classes: int, random: str) -> tuple[Stage, ...]:
+def stages_of(version: str | Sequence[str], norm: str, classes: int) -> tuple[Stage, ...]:
     """The stages of a version, or of a list of names from `STAGES`, for a model of so many ``classes``; "clean" first.
 
     Budgets are those of the published code (Croce and Hein 2020; at L1 2021): 100 iterations, 9 targets (L1: 5), 5000
@@ -61,16 +65,12 @@ def plan(version: str | Sequence[str], norm: str, classes: int, random: str) -> 
     where the targeted (untargeted) DLR loss is undefined, cross-entropy (the margin) takes its place.
 
     Raises:
-        AttackError: an unknown version or stage, no stage at all, or original draws of "fast".
+        AttackError: an unknown version or stage, or no stage at all.
     """
     if isinstance(version, str) and version not in VERSIONS:
         raise unknown_name("version", version, VERSIONS)
     clean = Stage("clean", no_attack)
     if version == "fast":
-        if random == "original":
-            raise AttackError(
-                "version 'fast' is our own: there are no original draws of it; use random='sample'"
-            )
         return (clean, *_fast(norm, classes))
     names = _ORDER[version] if isinstance(version, str) else tuple(version)
     if not names:
@@ -78,31 +78,27 @@ def plan(version: str | Sequence[str], norm: str, classes: int, random: str) -> 
     for name in names:
         if name not in STAGES:
             raise unknown_name("stage of AutoAttack", name, STAGES)
-    attacks = _published(version, norm, classes, random)
+    attacks = _published(version, norm, classes)
     return (clean, *(Stage(name, attacks[name]) for name in names))
 
 
-def _published(version: str | Sequence[str], norm: str, classes: int, random: str) -> dict[str, Attack]:
+def _published(version: str | Sequence[str], norm: str, classes: int) -> dict[str, Attack]:
     rand = version == "rand"
-    apgd = Apgd(
+    apgd = partial(
+        run_apgd,
         restarts=5 if version == "plus" or (norm == "L1" and not rand) else 1,
         eot_samples=20 if rand else 1,
         early_stop=not rand,
-        random=random,
     )
+    targets = 5 if norm == "L1" and version == "standard" else 9
     return {
-        "apgd-ce": replace(apgd, loss="ce"),
-        "apgd-dlr": replace(apgd, loss="dlr" if classes > 2 else "margin"),
-        "apgd-mifpe": replace(apgd, loss="mifpe"),
-        "apgd-t": Apgd(
-            loss=_targeted_loss(classes),
-            num_targets=5 if norm == "L1" and version == "standard" else 9,
-            random=random,
-            together=True,
-        ),
-        "fab": Fab(restarts=5, random=random, together=True),
-        "fab-t": Fab(num_targets=9, random=random, together=True),
-        "square": Square(random=random),
+        "apgd-ce": partial(apgd, loss="ce"),
+        "apgd-dlr": partial(apgd, loss="dlr" if classes > 2 else "margin"),
+        "apgd-mifpe": partial(apgd, loss="mifpe"),
+        "apgd-t": _apgd_at_once(loss=_targeted_loss(classes), num_targets=targets),
+        "fab": _fab_at_once(restarts=5),
+        "fab-t": _fab_at_once(num_targets=9),
+        "square": run_square,
     }
 
 
@@ -112,13 +108,17 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     At L1, where how close a short ascent comes says little, all samples that are left get the published APGD, and FAB.
     """
     loss, l1 = _targeted_loss(classes), norm == "L1"
-    stages = [Stage("one-step", one_step), Stage("apgd-ce", Apgd(steps=10)), Stage("race", Race(loss=loss))]
+    stages = [
+        Stage("one-step", one_step),
+        Stage("apgd-ce", partial(run_apgd, steps=10)),
+        Stage("successive-halving", partial(run_successive_halving, loss=loss)),
+    ]
     if l1:
-        stages.append(Stage("apgd-ce-on", Apgd(restarts=5, together=True)))
-    targeted = Apgd(loss=loss, num_targets=5 if l1 else 9, together=True)
+        stages.append(Stage("apgd-ce-on", _apgd_at_once(restarts=5)))
+    targeted = _apgd_at_once(loss=loss, num_targets=5 if l1 else 9)
     stages.append(Stage("apgd-t", targeted, None if l1 else lambda scores: _best(scores) > _APGD_FROM))
-    stages.append(Stage("square", Square(queries=200)))
-    square = len(stages)  # its position in the plan, which "clean" begins
+    stages.append(Stage("square", partial(run_square, queries=200)))
+    square = len(stages)  # its position in the version, which "clean" begins
     square_on = square + 2  # behind "fab-t"
 
     def lead(scores: Tensor) -> Tensor:
@@ -135,13 +135,13 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
         return (scores[:, square_on] > _SQUARE_FROM[1]) | (lead(scores) > 0)
 
     # At L1 steps onto the boundary find what ascents leave, masked or not.
-    boundary = Fab(steps=50, num_targets=3, together=True)
+    boundary = _fab_at_once(steps=50, num_targets=3)
     stages.append(Stage("fab-t", boundary, None if l1 else lambda scores: lead(scores) > -_MASKED))
-    stages.append(Stage("square-on", Square(queries=1000), further))
-    stages.append(Stage("fab-t-on", Fab(num_targets=9, together=True), close))
+    stages.append(Stage("square-on", partial(run_square, queries=1000), further))
+    stages.append(Stage("fab-t-on", _fab_at_once(num_targets=9), close))
     if not l1:
-        stages.append(Stage("apgd-ce-on", Apgd(restarts=5, together=True), close))
-    stages.append(Stage("square-to-the-end", Square(), to_the_end))
+        stages.append(Stage("apgd-ce-on", _apgd_at_once(restarts=5), close))
+    stages.append(Stage("square-to-the-end", run_square, to_the_end))
     return tuple(stages)
 
 

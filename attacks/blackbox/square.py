@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,11 @@ from torch import Tensor
 from attacks.blackbox.square_proposals import Given, Moves, Proposals, moves_for
 from attacks.core import entry
 from attacks.core.batching import Rows, default_batch_size
-from attacks.core.inputs import Problem, at_least_one, validate_inputs
-from attacks.core.losses import margin as untargeted_margin
+from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
 from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
-from attacks.core.random_source import Source, check_random, source_for
+from attacks.core.random_source import RandomSource, SampleSource
 from attacks.core.result import AttackResult, finish, in_batches
 from attacks.core.traced_forward import traced_forward
 
@@ -36,28 +35,83 @@ _UNKNOWN, _KNOWN = _STOCK, -1
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
-@dataclass(frozen=True)
-class Square:
-    """Square attack's options; calling it attacks one batch. See `square`."""
+@entry.attack
+def square(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    queries: int = 5000,
+    restarts: int = 1,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    random_source: RandomSource | None = None,
+) -> AttackResult:
+    """Square attack: windows of random colour (Linf) or of moved mass (L2, L1) are kept where they lower the margin.
 
-    queries: int = 5000
-    restarts: int = 1
-    random: str = "sample"
+    No gradients. Windows cover 80 % of the image at first, half as much after 10, 50, 200, 500, 1000, 2000 and 4000
+    iterations. An iteration whose window changes nothing, or repeats one that the present best image has been tried
+    with, costs no query: the model's outputs are taken not to be random.
 
-    def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
-        """Attack ``problem`` in one batch."""
-        if problem.x.ndim != 4:
-            return self._on_rows(model, problem, seed)
-        max_batch = None if self.random == "original" else default_batch_size(problem.x)
-        return _Attack(self, CountedModel(model, problem, max_batch=max_batch), seed).run()
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, K).
+        x: images (N, C, H, W), floats in [0, 1].
+        y: labels (N,) int64.
+        norm: "Linf", "L2" or "L1".
+        eps: radius in units of pixels, one for all or per sample (N,).
+        queries: most forward passes per sample and restart, after the first.
+        restarts: independent searches; later ones attack the samples that are still unbroken.
+        batch_size: the most images at once; None chooses. It changes no result.
+        seed: seeds windows and colours.
+        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
+        random_source: draws windows and colours in place of ``seed``, see `attacks.core.random_source`.
 
-    def _on_rows(self, model: Model, problem: Problem, seed: int) -> AttackResult:
-        """Attack inputs of another shape than images as images of one channel, as square as their size allows."""
+    Returns:
+        The result; ``adversarial`` is the image of lowest margin, the trace's "loss" (N,) the negative margin there.
+
+    Raises:
+        AttackError: wrong inputs.
+    """
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    options: dict[str, Any] = {"queries": queries, "restarts": restarts, "random_source": random_source}
+    return in_batches(
+        lambda part: run_square(model, part, seed, **options), problem, batch_size, patient=True
+    )
+
+
+def run_square(
+    model: Model,
+    problem: Problem,
+    seed: int,
+    *,
+    queries: int = 5000,
+    restarts: int = 1,
+    random_source: RandomSource | None = None,
+) -> AttackResult:
+    """Attack one batch of validated inputs; those of another shape than images as images of one channel."""
+    if problem.x.ndim != 4:
         shape, size = problem.x.shape[1:], problem.x[0].numel()
         height = next(side for side in range(math.isqrt(size), 0, -1) if size % side == 0)
         flat = replace(problem, x=problem.x.reshape(-1, 1, height, size // height))
-        result = self(lambda images: model(images.reshape(len(images), *shape)), flat, seed)
+        on_rows: Model = lambda images: model(images.reshape(len(images), *shape))  # noqa: E731
+        result = run_square(
+            on_rows, flat, seed, queries=queries, restarts=restarts, random_source=random_source
+        )
         return replace(result, adversarial=result.adversarial.reshape_as(problem.x))
+    counted = CountedModel(model, problem, max_batch=default_batch_size(problem.x))
+    counted.scorer = traced_forward(model, problem.x, len(problem) * queries)
+    attack = _Attack(counted, random_source or SampleSource(seed, _STREAM))
+    with fast_layout(model, problem.x):
+        wrong = misclassified(counted.clean_logits(), problem.y)
+        attack.broken |= wrong
+        for restart in range(restarts):
+            rows = (~attack.broken).nonzero().squeeze(1)
+            if len(rows):
+                attack.search(rows, restart, queries)
+    return finish(counted, problem, attack.best, clean_wrong=wrong, trace={"loss": -attack.margin})
 
 
 class _Run(Rows):
@@ -65,18 +119,18 @@ class _Run(Rows):
 
     Attributes:
         row: the sample, an index into the problem (n,).
-        y: labels (n,).
+        y, ids: labels and what random numbers depend on (n,).
         moves: where windows go and what they hold, for these samples.
         best: the image of lowest margin so far (n, C, H, W).
         margin: how far the label's logit is above the others there (n,).
         iteration: how many windows were tried (n,).
-        tried: by ticket (n, tickets), the windows of one side that were asked about since ``best`` changed.
+        tried: by proposal id (n, ids), the windows of one side that were asked about since ``best`` changed.
         numbers: uniform numbers of coming iterations (n, stock, k).
         unused: where in them the next iteration's are (n,).
     """
 
     def __init__(self, problem: Problem, row: Tensor, moves: Moves) -> None:
-        self.row, self.y, self.moves = row, problem.y[row], moves
+        self.row, self.y, self.ids, self.moves = row, problem.y[row], problem.ids[row], moves
         self.best = problem.x[row]
         self.margin = torch.full_like(problem.eps[row], torch.inf)
         self.iteration = torch.full_like(row, -1)
@@ -85,24 +139,24 @@ class _Run(Rows):
 
     def forget(self) -> None:
         """Windows have another side from now on."""
-        shape = (len(self.row), self.moves.tickets())
+        shape = (len(self.row), self.moves.distinct())
         self.tried = torch.full(shape, _UNKNOWN, dtype=torch.int16, device=self.row.device)
 
-    def first_time(self, ticket: Tensor) -> Tensor:
+    def first_time(self, proposal_id: Tensor) -> Tensor:
         """Whether windows (n, K) were not asked about yet, and are the first such among the K."""
-        place = torch.arange(ticket.shape[1], dtype=torch.int16, device=ticket.device).expand_as(ticket)
-        first = self.tried.scatter_reduce_(1, ticket, place, "amin").gather(1, ticket)
-        self.tried.scatter_(1, ticket, torch.where(first == _KNOWN, _KNOWN, _UNKNOWN).to(torch.int16))
+        place = torch.arange(proposal_id.shape[1], dtype=torch.int16, device=proposal_id.device)
+        place = place.expand_as(proposal_id)
+        first = self.tried.scatter_reduce_(1, proposal_id, place, "amin").gather(1, proposal_id)
+        self.tried.scatter_(1, proposal_id, torch.where(first == _KNOWN, _KNOWN, _UNKNOWN).to(torch.int16))
         return first == place
 
-    def draw(self, source: Source, restart: int, ahead: int) -> Tensor:
+    def draw(self, source: RandomSource, restart: int, ahead: int) -> Tensor:
         """The uniform numbers of the next ``ahead`` iterations of each search, (n, ahead, k)."""
         if int(self.unused.max()) + ahead > _STOCK:
             iteration = self.iteration[:, None] + torch.arange(_STOCK, device=self.row.device)
-            each = self.row.repeat_interleave(_STOCK)
-            draws = self.moves.shared_draws + self.moves.own_draws
-            numbers = source.uniform(each, (draws,), restart, 1, iteration.flatten())
-            self.numbers, self.unused = numbers.view(*iteration.shape, draws), torch.zeros_like(self.row)
+            each = self.ids.repeat_interleave(_STOCK)
+            numbers = source.uniform(each, (self.moves.draws,), restart, 1, iteration.flatten())
+            self.numbers, self.unused = numbers.view(*iteration.shape, -1), torch.zeros_like(self.row)
         place = self.unused[:, None] + torch.arange(ahead, device=self.row.device)
         return self.numbers[torch.arange(len(place), device=place.device)[:, None], place]
 
@@ -147,11 +201,8 @@ class _Attack:
     asking. So nothing changes but the time.
     """
 
-    def __init__(self, options: Square, counted: CountedModel, seed: int) -> None:
-        self.options = options
-        self.counted = counted
-        self.problem = counted.problem
-        self.source: Source = source_for(options.random, seed, self.problem, _STREAM)
+    def __init__(self, counted: CountedModel, source: RandomSource) -> None:
+        self.counted, self.source, self.problem = counted, source, counted.problem
         self.best = self.problem.x.clone()
         self.margin = torch.full_like(self.problem.eps, torch.inf)
         self.broken = torch.zeros_like(self.problem.y, dtype=torch.bool)
@@ -159,58 +210,28 @@ class _Attack:
         self.room = max(1, _AHEAD * batch)
         self.held = _HELD * batch * self.problem.x.shape[2:].numel()
 
-    def run(self) -> AttackResult:
-        """All restarts, then the verification."""
-        if not self.source.original:
-            passes = len(self.problem) * self.options.queries
-            self.counted.scorer = traced_forward(self.counted.model, self.problem.x, passes)
-        with nullcontext() if self.source.original else fast_layout(self.counted.model, self.problem.x):
-            wrong = misclassified(self.counted.clean_logits(), self.problem.y)
-            self.broken |= wrong
-            for restart in range(self.options.restarts):
-                rows = (~self.broken).nonzero().squeeze(1)
-                if len(rows):
-                    self._search(rows, restart)
-        return finish(self.counted, self.problem, self.best, clean_wrong=wrong, trace={"loss": -self.margin})
-
-    def _search(self, rows: Tensor, restart: int) -> None:
+    def search(self, rows: Tensor, restart: int, queries: int) -> None:
         """One random search for the samples ``rows`` (n,)."""
-        moves = moves_for(self.problem[rows], self.source.original)
+        moves = moves_for(self.problem[rows])
         run = _Run(self.problem, rows, moves)
         pace = _Pace(self.problem.x[0])
-        first = Given.of(moves.first(self.source, rows, restart))
+        first = Given.of(moves.first(self.source, run.ids, restart))
         self._consider(run, first, first.changes, 1, pace)
         height, width = self.problem.x.shape[2:]
         before = 0
-        for level, (start, stop) in enumerate(_levels(self.options.queries)):
+        for level, (start, stop) in enumerate(levels(queries)):
             side = moves.side(math.sqrt(_SHARE / 2**level * height * width), min(height, width))
             if side != before:
                 run.forget()
                 before = side
             while len(run.row) and (run.iteration < stop).any():
-                asks, ahead = self._pace(pace, len(run.row), side)
-                ahead = min(ahead, stop - start)
-                proposals = self._propose(run, side, restart, ahead)
+                asks = pace.asks(len(run.row), self.room)
+                held = self.held // (len(run.row) * side**2)
+                ahead = min(max(1, min(pace.windows(asks), held, _STOCK)), stop - start)
+                proposals = run.moves.propose(run.best, side, run.draw(self.source, restart, ahead))
                 steps = torch.arange(ahead, device=rows.device)
                 self._consider(run, proposals, run.iteration[:, None] + steps < stop, asks, pace)
         self._close(run)
-
-    def _pace(self, pace: _Pace, searches: int, side: int) -> tuple[int, int]:
-        """How many windows of a search to ask about, and to propose, at once."""
-        if self.source.original:
-            return 1, 1
-        asks = pace.asks(searches, self.room)
-        held = self.held // (searches * side**2)
-        return asks, max(1, min(pace.windows(asks), held, _STOCK))
-
-    def _propose(self, run: _Run, side: int, restart: int, ahead: int) -> Proposals:
-        """The next ``ahead`` proposals of each search, all made from its present best."""
-        shared, own = run.moves.shared_draws, run.moves.own_draws
-        if self.source.original:
-            numbers = self.source.shared(run.row, (shared,)).expand(len(run.row), -1)
-            numbers = torch.cat([numbers, self.source.uniform(run.row, (own,))], 1)
-            return Given.of(run.moves.propose_original(run.best, side, numbers))
-        return run.moves.propose(run.best, side, run.draw(self.source, restart, ahead))
 
     def _consider(self, run: _Run, proposals: Proposals, valid: Tensor, asks: int, pace: _Pace) -> None:
         """Ask about the first ``asks`` of each search's ``valid`` (n, K) ``proposals`` that need it.
@@ -219,8 +240,8 @@ class _Attack:
         """
         ahead = valid.shape[1]
         fresh = valid & proposals.changes
-        if proposals.ticket is not None:
-            fresh &= run.first_time(proposals.ticket)
+        if proposals.ids is not None:
+            fresh &= run.first_time(proposals.ids)
         reached = valid if ahead <= asks else valid & (fresh.cumsum(1) <= asks)
         ask = fresh & reached
         search, place = ask.nonzero(as_tuple=True)
@@ -238,8 +259,8 @@ class _Attack:
         run.unused += tried
         kept = search[chosen]
         run.best[kept], run.margin[kept] = asked[chosen], margin[chosen]
-        if proposals.ticket is not None:
-            run.tried[search, proposals.ticket[search, place]] = _KNOWN
+        if proposals.ids is not None:
+            run.tried[search, proposals.ids[search, place]] = _KNOWN
             run.tried[kept] = _UNKNOWN
         pace.note(int(reached.sum()), len(search), len(search) - int(void.sum()), len(kept))
         if wrong[chosen].any():
@@ -254,10 +275,6 @@ class _Attack:
         if not len(search):
             return run.margin[:0], search > 0, search > 0
         logits, y, least = self.counted.logits(asked, run.row[search]), run.y[search], run.margin[search]
-        if self.source.original:
-            margin = -untargeted_margin(logits, y).to(least.dtype)
-            wrong = margin <= 0
-            return margin, wrong, (margin < least) | wrong
         own = logits.gather(1, y[:, None])
         margin = (own - logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True)).squeeze(1)
         wrong = (logits.argmax(1) != y) | margin.isnan()
@@ -271,54 +288,7 @@ class _Attack:
         self.margin[run.row[better]] = run.margin[better]
 
 
-def _levels(queries: int) -> list[tuple[int, int]]:
+def levels(queries: int) -> list[tuple[int, int]]:
     """First and one past the last iteration of each window size."""
     starts = [0, *(after + 1 for after in _HALVED_AFTER if after + 1 < queries)]
     return list(zip(starts, [*starts[1:], queries], strict=True))
-
-
-@entry.attack
-def square(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    *,
-    norm: str,
-    eps: float | Tensor,
-    queries: int = 5000,
-    restarts: int = 1,
-    batch_size: int | None = None,
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
-    random: str = "sample",
-) -> AttackResult:
-    """Square attack: windows of random colour (Linf) or of moved mass (L2, L1) are kept where they lower the margin.
-
-    No gradients. Windows cover 80 % of the image at first, half as much after 10, 50, 200, 500, 1000, 2000 and 4000
-    iterations. An iteration whose window changes nothing, or repeats one that the present best image has been tried
-    with, costs no query: the model's outputs are taken not to be random.
-
-    Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
-        queries: most forward passes per sample and restart, after the first.
-        restarts: independent searches; later ones attack the samples that are still unbroken.
-        batch_size: the most images at once; None chooses. It changes no result (but see ``random``).
-        seed: seeds windows and colours.
-        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
-        random: "original" repeats the published implementation's draws, where a batch shares its windows, and its
-            arithmetic, so that results compare bit by bit.
-
-    Returns:
-        The result; ``adversarial`` is the image of lowest margin, the trace's "loss" (N,) the negative margin there.
-
-    Raises:
-        AttackError: wrong inputs.
-    """
-    attack = Square(at_least_one("queries", queries), at_least_one("restarts", restarts), random)
-    check_random(random)
-    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
-    return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size, random == "sample")

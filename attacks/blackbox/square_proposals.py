@@ -9,17 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.blackbox.square_windows import corners, inside, overlap, pattern, places, values_at
+from attacks.blackbox.square_windows import corners, overlap, pattern, places, values_at
 from attacks.core.batching import Rows
 from attacks.core.inputs import Problem
 from attacks.core.norms import get_norm, per_sample
-from attacks.core.published import l1_correction, plain_length
-from attacks.core.random_source import Source
+from attacks.core.published import plain_length
+from attacks.core.random_source import RandomSource
 
 _TINY = 1e-12
 _MARGIN = 1e-6
 _TILES = 5
-_MOST_TICKETS = 2**20
+_MOST_IDS = 2**20
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Proposals(ABC):
 
     Attributes:
         changes: bool (n, K), whether the window changes anything.
-        ticket: int64 (n, K), equal for equal windows of an image; None where hardly any two are.
+        ids: int64 (n, K), equal for equal windows of an image; None where hardly any two are.
     """
 
     changes: Tensor
-    ticket: Tensor | None
+    ids: Tensor | None
 
     @abstractmethod
     def images(self, search: Tensor, which: Tensor) -> Tensor:
@@ -59,36 +59,29 @@ class Moves(Rows, ABC):
     """Proposals around the images ``x`` (n, C, H, W) with radii ``eps`` (n, 1, 1, 1).
 
     Attributes:
-        shared_draws, own_draws: uniform numbers that a window needs per sample; the original draws the first for the
-            whole batch at once.
+        draws: uniform numbers that a window needs per sample.
     """
 
-    shared_draws: int
-    own_draws: int
+    draws: int
 
-    def __init__(self, problem: Problem, original: bool) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.x = problem.x
         self.eps = per_sample(problem.eps, problem.x)
-        self.original = original
         self.channels = problem.x.shape[1]
 
     @abstractmethod
-    def first(self, source: Source, rows: Tensor, restart: int) -> Tensor:
-        """Images (n, C, H, W) to start from."""
+    def first(self, source: RandomSource, ids: Tensor, restart: int) -> Tensor:
+        """Images (n, C, H, W) to start from, by the numbers that ``source`` has for ``ids`` (n,)."""
 
     @abstractmethod
     def side(self, wanted: float, most: int) -> int:
         """The side of a window near ``wanted`` pixels, at most ``most``."""
 
     @abstractmethod
-    def propose_original(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
-        """New images (n, C, H, W) of ``best``, with the uniform ``numbers`` (n, k), in the published arithmetic."""
-
-    @abstractmethod
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
         """K windows for each of ``best`` (n, C, H, W), with the uniform ``numbers`` (n, K, k)."""
 
-    def tickets(self) -> int:
+    def distinct(self) -> int:
         """How many different windows of one side there are for an image; 0 where they are not told apart."""
         return 0
 
@@ -111,28 +104,20 @@ class _Coloured(Proposals):
 class LinfMoves(Moves):
     """Windows of one colour: every channel at its upper or lower bound."""
 
-    own_draws = 0
-
-    def __init__(self, problem: Problem, original: bool) -> None:
-        super().__init__(problem, original)
-        self.shared_draws = 2 + self.channels
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.draws = 2 + self.channels
         self.lower = (self.x - self.eps).clamp_(min=0)
         self.upper = (self.x + self.eps).clamp_(max=1)
 
-    def first(self, source: Source, rows: Tensor, restart: int) -> Tensor:
+    def first(self, source: RandomSource, ids: Tensor, restart: int) -> Tensor:
         """Vertical stripes, one pixel wide."""
-        stripes = _signs(source.uniform(rows, (self.channels, 1, self.x.shape[3]), restart, 0))
+        stripes = _signs(source.uniform(ids, (self.channels, 1, self.x.shape[3]), restart, 0))
         return (self.x + self.eps * stripes).clamp_(0, 1)
 
     def side(self, wanted: float, most: int) -> int:
         """See `Moves`."""
         return min(max(round(wanted), 1), most)
-
-    def propose_original(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
-        """See `Moves`."""
-        mask = inside(best, *corners(best, side, numbers), side)
-        change = 2 * self.eps * _signs(numbers[:, 2:, None, None]) * mask
-        return torch.clamp(best + change, self.lower, self.upper)
 
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
         """See `Moves`."""
@@ -142,16 +127,16 @@ class LinfMoves(Moves):
         up = numbers[..., 2:] > 0.5
         new = torch.where(up.transpose(1, 2)[..., None], upper, lower)
         changes = (new != old).any(3).any(1)
-        ticket = None
-        if self.tickets():
+        ids = None
+        if self.distinct():
             colour = up.long() << torch.arange(self.channels, device=up.device)
-            ticket = ((top * best.shape[3] + left) << self.channels) + colour.sum(2)
-        return _Coloured(changes, ticket, best, place, new)
+            ids = ((top * best.shape[3] + left) << self.channels) + colour.sum(2)
+        return _Coloured(changes, ids, best, place, new)
 
-    def tickets(self) -> int:
+    def distinct(self) -> int:
         """See `Moves`."""
         count = self.x.shape[2:].numel() << self.channels
-        return 0 if self.original or count > _MOST_TICKETS else count
+        return 0 if count > _MOST_IDS else count
 
 
 @dataclass(frozen=True)
@@ -178,15 +163,14 @@ class _Moved(Proposals):
 class MassMoves(Moves):
     """Windows of a smooth pattern that take over the mass of another window (L2 and L1)."""
 
-    shared_draws = 5
     name: ClassVar[str]
     power: ClassVar[int]
 
-    def __init__(self, problem: Problem, original: bool) -> None:
-        super().__init__(problem, original)
-        self.own_draws = self.channels
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.draws = 5 + self.channels
 
-    def first(self, source: Source, rows: Tensor, restart: int) -> Tensor:
+    def first(self, source: RandomSource, ids: Tensor, restart: int) -> Tensor:
         """Five by five tiles, each with a pattern of random sign and orientation."""
         height, width = self.x.shape[2:]
         side = max(height // _TILES, 1)
@@ -195,8 +179,8 @@ class MassMoves(Moves):
         for down in range(height // side):
             for right in range(width // side):
                 path = (restart, 0, down, right)
-                turned = source.shared(rows, (1,), *path, 0)[..., None]
-                signs = _signs(source.uniform(rows, (self.channels,), *path, 1))[..., None]
+                turned = source.uniform(ids, (1,), *path, 0)[..., None]
+                signs = _signs(source.uniform(ids, (self.channels,), *path, 1))[..., None]
                 tile = self._patterns(side, turned, signs).unflatten(2, (side, side))
                 top, left = offset + down * side, offset + right * side
                 room = delta[:, :, top : top + side, left : left + side]
@@ -206,23 +190,6 @@ class MassMoves(Moves):
     def side(self, wanted: float, most: int) -> int:
         """See `Moves`: odd, 3 at least."""
         return min(max(round(wanted), 3) | 1, most)
-
-    def propose_original(self, best: Tensor, side: int, numbers: Tensor) -> Tensor:
-        """See `Moves`."""
-        delta = best - self.x
-        target = places(best, *corners(best, side, numbers), side)[:, None]
-        source = places(best, *corners(best, side, numbers[:, 2:4]), side)[:, None]
-        planes = delta.flatten(2)
-        both = torch.zeros_like(planes[:, :1]).scatter_(2, target, 1).scatter_(2, source, 1)
-        mass = self._mass(planes * both)
-        spare = plain_length(self.name, delta)[:, None, None]
-
-        target, source = (place.expand(-1, self.channels, -1) for place in (target, source))
-        new = self._window_values(
-            planes.gather(2, target), mass, spare, side, numbers[:, 4:5, None], _signs(numbers[:, 5:, None])
-        )
-        moved = planes.scatter(2, source, 0).scatter_(2, target, new)
-        return self._inside(moved.view_as(delta))
 
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
         """See `Moves`."""
@@ -264,7 +231,7 @@ class MassMoves(Moves):
 
     @abstractmethod
     def confined(self, delta: Tensor, rows: Tensor) -> Tensor:
-        """The same for ``delta`` (m, C, H, W) around the images ``rows`` (m,), in our arithmetic."""
+        """The same for ``delta`` (m, C, H, W) around the images ``rows`` (m,)."""
 
 
 class L2Moves(MassMoves):
@@ -302,15 +269,12 @@ class L1Moves(MassMoves):
 
     def _budget(self, spent: Tensor, mass: Tensor) -> Tensor:
         # A little less than there is, so that rounding leaves nothing to project.
-        radius = self.eps if self.original else self.eps * (1 - 2 * _MARGIN)
+        radius = self.eps * (1 - 2 * _MARGIN)
         spare = (per_sample(radius.flatten(), spent) - spent).clamp_min(0)
         return (spare / self.channels + mass) * self.channels
 
     def _inside(self, delta: Tensor) -> Tensor:
-        eps = self.eps * (1 - _MARGIN)
-        if self.original:
-            return self.x + delta + l1_correction(self.x, delta, eps)
-        return get_norm("L1").confine(self.x + delta, self.x, eps.flatten())
+        return get_norm("L1").confine(self.x + delta, self.x, (self.eps * (1 - _MARGIN)).flatten())
 
     def confined(self, delta: Tensor, rows: Tensor) -> Tensor:
         """See `MassMoves`."""
@@ -321,9 +285,9 @@ class L1Moves(MassMoves):
 _MOVES: dict[str, type[Moves]] = {"Linf": LinfMoves, "L2": L2Moves, "L1": L1Moves}
 
 
-def moves_for(problem: Problem, original: bool) -> Moves:
+def moves_for(problem: Problem) -> Moves:
     """The proposals of the problem's norm."""
-    return _MOVES[problem.norm.name](problem, original)
+    return _MOVES[problem.norm.name](problem)
 
 
 def _signs(uniform: Tensor) -> Tensor:

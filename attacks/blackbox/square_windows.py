@@ -16,19 +16,6 @@ def corners(images: Tensor, side: int, uniform: Tensor) -> tuple[Tensor, Tensor]
     return ((height - side) * uniform[..., 0]).long(), ((width - side) * uniform[..., 1]).long()
 
 
-def inside(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """True inside the windows: (n, 1, H, W) for ``images`` (n, C, H, W)."""
-    rows, columns = (_bands(size, side, images.device) for size in images.shape[2:])
-    return rows[top][:, None, :, None] & columns[left][:, None, None, :]
-
-
-@lru_cache(maxsize=64)
-def _bands(size: int, side: int, device: torch.device) -> Tensor:
-    """Row p is true at ``side`` of ``size`` places from p on; bool (size, size)."""
-    ahead = torch.arange(size, device=device) - torch.arange(size, device=device)[:, None]
-    return (ahead >= 0) & (ahead < side)
-
-
 def places(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
     """Places (..., side * side) of the windows' pixels in the flattened planes of ``images``; corners (...)."""
     width = images.shape[3]

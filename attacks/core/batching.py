@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Self, TypeVar
 
@@ -101,29 +101,24 @@ class Rows:
         return other
 
 
-def restart_groups(tries: int, original: bool, together: bool) -> list[range]:
-    """Consecutive groups of 0..tries-1 to run in lock-step: the first alone and then the rest, or all ``together``.
+def restart_groups(tries: int, all_at_once: bool) -> list[range]:
+    """Consecutive groups of 0..tries-1 to run in lock-step: the first alone and then the rest, or ``all_at_once``.
 
     The first try breaks most samples, so it goes alone; the others share batches, where the first success ends all
-    tries of that sample. The ``original`` code runs one after the other. The groups do not depend on the batch size, so
-    neither does the result.
+    tries of that sample. The groups do not depend on the batch size, so neither does the result.
     """
-    if original:
-        return [range(one, one + 1) for one in range(tries)]
-    alone = 0 if together else min(1, tries)
+    alone = 0 if all_at_once else min(1, tries)
     return [group for group in (range(alone), range(alone, tries)) if group]
 
 
-def samples_at_once(problem: Problem, tries: int, original: bool) -> int:
-    """How many samples take so many ``tries`` in lock-step; the ``original`` code takes a batch as it is."""
-    if original:
-        return max(1, len(problem))
-    return max(1, patient_batch_size(problem.x) // tries)
+def split_rows(problem: Problem, rows: Tensor, tries: int) -> Iterator[Tensor]:
+    """Parts of the samples ``rows`` (n,) that take so many ``tries`` each in lock-step."""
+    yield from rows.split(max(1, patient_batch_size(problem.x) // tries)) if len(rows) else ()
 
 
-def runs_of(rows: Tensor, wave: range) -> tuple[Tensor, Tensor]:
-    """The runs of these samples ``rows`` (n,) for every try of ``wave``: sample and try of each, sample by sample."""
-    tries = torch.tensor(list(wave), device=rows.device)
+def runs_of(rows: Tensor, group: range) -> tuple[Tensor, Tensor]:
+    """The runs of these samples ``rows`` (n,) for every try of ``group``: sample and try of each, sample by sample."""
+    tries = torch.tensor(list(group), device=rows.device)
     return rows.repeat_interleave(len(tries)), tries.repeat(len(rows))
 
 

@@ -1,95 +1,50 @@
-"""Where an attack's random numbers come from: streams of each sample's own, or the original's single generator."""
+"""Where an attack's random numbers come from: by default, streams of each sample's own."""
 
-from __future__ import annotations
-
+from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from attacks.core.errors import unknown_name
-from attacks.core.inputs import Problem
-from attacks.core.rng import Draws
-
-RANDOM = ("sample", "original")
+from attacks.core.rng import draws_for
 
 
-class Source(Protocol):
-    """Random numbers for some rows of a problem.
+class RandomSource(Protocol):
+    """Random numbers for some samples; give an attack one of your own to repeat the draws of another program.
+
+    Both methods take the samples' ``ids`` (n,) int64 (an attack's ``sample_ids``), the ``shape`` of the numbers for
+    each, and a ``path``: whole numbers, or int64 tensors (n,), which name what the numbers are for. The same ids and
+    path must give the same numbers, whatever else is asked for, in whichever order. Paths are
+
+    - APGD and FAB: (try,), counted over the restarts towards each target in turn;
+    - Square: (restart, 0) for the stripes to start from at Linf; (restart, 0, row, column, 0) and (..., 1) for
+      orientation and signs of a tile to start from at L2 and L1; (restart, 1, iteration) for a window: its corner
+      (row, column), at L2 and L1 also the corner of the window whose mass it takes and its orientation, and a sign
+      per channel.
+    """
+
+    def uniform(self, ids: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
+        """Floats (n, *shape), uniform in [0, 1)."""
+
+    def normal(self, ids: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
+        """Floats (n, *shape), standard normal."""
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """Each sample draws float32 from its own stream, so neither batch size nor neighbours matter.
 
     Attributes:
-        original: reproduce the published implementation, arithmetic included.
+        seed: seeds all streams.
+        stream: keeps the draws of different attacks apart.
     """
 
-    original: bool
+    seed: int
+    stream: int
 
-    def uniform(self, rows: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
-        """float32 (n, *shape), uniform in [0, 1), for these ``rows`` (n,); ``path`` names the purpose."""
+    def uniform(self, ids: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
+        """See `RandomSource`."""
+        return draws_for(self.seed, ids).fork(self.stream).fork(*path).uniform(shape)
 
-    def normal(self, rows: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
-        """float32 (n, *shape), standard normal."""
-
-    def shared(self, rows: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
-        """Uniform (n, *shape); the original draws one (1, *shape) for the whole batch where this is called."""
-
-
-class SampleSource:
-    """Each sample draws from its own stream, so neither batch size nor neighbours matter."""
-
-    original = False
-
-    def __init__(self, draws: Draws) -> None:
-        self.draws = draws
-
-    def uniform(self, rows: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
-        """See `Source`."""
-        return self.draws[rows].fork(*path).uniform(shape)
-
-    def normal(self, rows: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
-        """See `Source`."""
-        return self.draws[rows].fork(*path).normal(shape)
-
-    shared = uniform
-
-
-class OriginalSource:
-    """The draws of the published implementation: PyTorch's CPU generator, seeded anew for every batch.
-
-    The generator is our own, so the caller's global random state is neither read nor changed.
-    """
-
-    original = True
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.device = device
-
-    def uniform(self, rows: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
-        """See `Source`; ``path`` has no meaning here, the order of calls decides."""
-        return torch.rand((len(rows), *shape), generator=self.generator).to(self.device)
-
-    def normal(self, rows: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
-        """See `Source`."""
-        return torch.randn((len(rows), *shape), generator=self.generator).to(self.device)
-
-    def shared(self, rows: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
-        """See `Source`."""
-        return torch.rand((1, *shape), generator=self.generator).to(self.device)
-
-
-def check_random(random: str) -> None:
-    """Raise an AttackError unless ``random`` is one of `RANDOM`."""
-    if random not in RANDOM:
-        raise unknown_name("random", random, RANDOM)
-
-
-def source_for(random: str, seed: int, problem: Problem, stream: int) -> Source:
-    """The source called ``random`` for ``problem``; ``stream`` keeps different attacks' draws apart.
-
-    Raises:
-        AttackError: ``random`` is not one of `RANDOM`.
-    """
-    check_random(random)
-    if random == "original":
-        return OriginalSource(seed, problem.x.device)
-    return SampleSource(problem.draws(seed).fork(stream))
+    def normal(self, ids: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:
+        """See `RandomSource`."""
+        return draws_for(self.seed, ids).fork(self.stream).fork(*path).normal(shape)

@@ -1,105 +1,37 @@
 """Auto-PGD (Croce and Hein 2020, arXiv 2003.01690): PGD with momentum and a step size that adapts itself.
 
-Broken samples leave a run at once. A run's state is its sample's alone, so those that stay are not affected.
+`run_steps` is its loop, for n runs at a time; a run is one try, that is one start towards one target, of one sample.
+Broken samples leave at once: a run's state is its sample's alone, so those that stay are not affected.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attacks.core import entry
-from attacks.core.batching import default_batch_size, ranked_targets, restart_groups, runs_of, samples_at_once
+from attacks.core.batching import (
+    Rows,
+    default_batch_size,
+    ranked_targets,
+    restart_groups,
+    runs_of,
+    split_rows,
+)
 from attacks.core.inputs import Problem, at_least_one, validate_inputs
-from attacks.core.losses import get_loss, misclassified
+from attacks.core.losses import Loss, get_loss, misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import CountedModel, Model, frozen
+from attacks.core.model import CountedModel, Model
 from attacks.core.norms import per_sample
-from attacks.core.random_source import check_random, source_for
+from attacks.core.random_source import RandomSource, SampleSource
 from attacks.core.result import AttackResult, finish, in_batches
-from attacks.gradient.apgd_runs import Found, Run, climb
 from attacks.gradient.apgd_steps import radii_schedule, steps_for
 
 _STREAM = 1
-
-
-@dataclass(frozen=True)
-class Apgd:
-    """APGD's options; calling it attacks one batch. See `apgd` and `apgd_targeted`.
-
-    ``together`` begins all tries at once, for samples that withstood another attack.
-    """
-
-    loss: str = "ce"
-    steps: int = 100
-    restarts: int = 1
-    num_targets: int = 0
-    eot_samples: int = 1
-    early_stop: bool = True
-    random: str = "sample"
-    together: bool = False
-
-    def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
-        """Attack ``problem`` in one batch; call inside `frozen`."""
-        max_batch = None if self.random == "original" else default_batch_size(problem.x)
-        return _Attack(
-            self, CountedModel(model, problem, samples=self.eot_samples, max_batch=max_batch), seed
-        ).run()
-
-
-class _Attack:
-    """One batch under attack."""
-
-    def __init__(self, options: Apgd, counted: CountedModel, seed: int) -> None:
-        self.options = options
-        self.counted = counted
-        self.problem = counted.problem
-        self.source = source_for(options.random, seed, self.problem, _STREAM)
-        self.loss = get_loss(options.loss)
-        self.leave = options.early_stop and not self.source.original
-
-    def run(self) -> AttackResult:
-        """All tries, then the verification."""
-        with nullcontext() if self.source.original else fast_layout(self.counted.model, self.problem.x):
-            clean = self.counted.clean_logits()
-            wrong = misclassified(clean, self.problem.y)
-            self.goals = ranked_targets(clean, self.problem.y, self.options.num_targets)
-            found = Found(self.problem.x)
-            found.broken |= wrong
-            tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
-            for wave in restart_groups(tries, self.source.original, self.options.together):
-                rows = (~found.broken).nonzero().squeeze(1)
-                count = samples_at_once(self.problem, len(wave), self.source.original)
-                for part in rows.split(count) if len(rows) else ():
-                    found.merge(part, self._lockstep(part, wave))
-        candidate = torch.where(per_sample(found.broken, found.best), found.adversarial, found.best)
-        trace = {"loss": found.best_loss, "zero_gradient": found.flat}
-        return finish(self.counted, self.problem, candidate, clean_wrong=wrong, trace=trace)
-
-    def _lockstep(self, rows: Tensor, wave: range) -> Found:
-        """Some tries of the samples ``rows`` (n,) together, through all stages of the radius."""
-        row, attempt = runs_of(rows, wave)
-        goal = self.goals[row, attempt // self.options.restarts] if self.options.num_targets else None
-        found = Found(self.problem.x[row])
-        slot = torch.arange(len(row), device=row.device)
-        point: Tensor | None = None
-        for factor, iterations in radii_schedule(self.problem.norm.name, self.options.steps):
-            here, original = row[slot], self.source.original
-            steps = steps_for(self.problem, here, factor, original=original)
-            ball = None if factor == 1 or original else steps_for(self.problem, here)
-            start = steps.start(self.source, here, attempt[slot]) if point is None else point
-            run = Run(self.problem, here, None if goal is None else goal[slot], steps, ball)
-            run.slot, run.point = slot, steps.enter(start, self.source, here)
-            judge = factor == 1 or ball is not None
-            climb(self.counted, run, found, self.loss, iterations, judge=judge, leave=self.leave)
-            slot = run.slot
-            if not len(slot):
-                break
-            point = found.best[slot]
-        return found
+# Iterations of a stage with larger radii after which the best point is tried in the ball itself; and its last one.
+_PEEKS = (1, 2, 4, 8, 16)
 
 
 @entry.attack
@@ -118,7 +50,7 @@ def apgd(
     batch_size: int | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
-    random: str = "sample",
+    random_source: RandomSource | None = None,
 ) -> AttackResult:
     """Auto-PGD, untargeted (Croce and Hein 2020; at L1 Croce and Hein 2021, through radii 3 eps, 2 eps and eps).
 
@@ -133,11 +65,10 @@ def apgd(
         restarts: independent starts; later ones attack the samples that are still unbroken.
         eot_samples: gradients and decisions are averaged over this many passes, for models with random outputs.
         early_stop: broken samples leave at once; False keeps their last misclassified iterate, as the original does.
-        batch_size: the most images at once; None chooses. It changes no result (but see ``random``).
+        batch_size: the most images at once; None chooses. It changes no result.
         seed: seeds the starts.
-        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
-        random: "original" repeats the published implementation's draws, batch by batch, and its arithmetic, so that
-            results compare bit by bit; it keeps broken samples, and its results depend on the batches.
+        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
+        random_source: draws the starts in place of ``seed``, see `attacks.core.random_source`.
 
     Returns:
         The result. ``adversarial`` is a misclassified point, or where there is none that of highest loss; the trace
@@ -146,10 +77,10 @@ def apgd(
     Raises:
         AttackError: wrong inputs, too few classes for the loss, or a model without gradients.
     """
-    attack = Apgd(loss, steps, restarts, 0, eot_samples, early_stop, random)
-    return _run(
-        attack, model, validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed
-    )
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    options: dict[str, Any] = {"loss": loss, "steps": steps, "restarts": restarts, "eot_samples": eot_samples}
+    options |= {"early_stop": early_stop, "random_source": random_source}
+    return in_batches(lambda part: run_apgd(model, part, seed, **options), problem, batch_size, patient=True)
 
 
 @entry.attack
@@ -169,24 +100,186 @@ def apgd_targeted(
     batch_size: int | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
-    random: str = "sample",
+    random_source: RandomSource | None = None,
 ) -> AttackResult:
     """Auto-PGD towards each of the ``num_targets`` best wrong classes in turn; any misclassification is a success.
 
     Arguments, result and errors are those of `apgd`, with the targeted losses ("dlr" needs 4 classes or more).
     """
-    attack = Apgd(
-        loss, steps, restarts, at_least_one("num_targets", num_targets), eot_samples, early_stop, random
-    )
-    return _run(
-        attack, model, validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed
-    )
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    options: dict[str, Any] = {"loss": loss, "steps": steps, "restarts": restarts, "eot_samples": eot_samples}
+    options |= {"early_stop": early_stop, "random_source": random_source}
+    options["num_targets"] = at_least_one("num_targets", num_targets)
+    return in_batches(lambda part: run_apgd(model, part, seed, **options), problem, batch_size, patient=True)
 
 
-def _run(attack: Apgd, model: Model, problem: Problem, batch_size: int | None, seed: int) -> AttackResult:
-    check_random(attack.random)
-    for name in ("steps", "restarts", "eot_samples"):
-        at_least_one(name, getattr(attack, name))
-    with frozen(model):
-        patient = attack.random == "sample"
-        return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size, patient)
+def run_apgd(
+    model: Model,
+    problem: Problem,
+    seed: int,
+    *,
+    loss: str = "ce",
+    steps: int = 100,
+    restarts: int = 1,
+    num_targets: int = 0,
+    eot_samples: int = 1,
+    early_stop: bool = True,
+    random_source: RandomSource | None = None,
+    all_restarts_at_once: bool = False,
+) -> AttackResult:
+    """Attack one batch of validated inputs, inside `attacks.core.model.frozen`; untargeted without ``num_targets``.
+
+    ``all_restarts_at_once`` is for samples that withstood another attack.
+    """
+    for name, number in (("steps", steps), ("restarts", restarts), ("eot_samples", eot_samples)):
+        at_least_one(name, number)
+    counted = CountedModel(model, problem, samples=eot_samples, max_batch=default_batch_size(problem.x))
+    source, objective = random_source or SampleSource(seed, _STREAM), get_loss(loss)
+    best = Best(problem.x)
+    with fast_layout(model, problem.x):
+        clean = counted.clean_logits()
+        wrong = misclassified(clean, problem.y)
+        best.broken |= wrong
+        targets = ranked_targets(clean, problem.y, num_targets) if num_targets else None
+        tries = restarts * (1 if targets is None else targets.shape[1])
+        for group in restart_groups(tries, all_restarts_at_once):
+            for part in split_rows(problem, (~best.broken).nonzero().squeeze(1), len(group)):
+                row, attempt = runs_of(part, group)
+                runs = Runs(problem, row, None if targets is None else targets[row, attempt // restarts])
+                found, stages = Best(problem.x[row]), radii_schedule(problem.norm.name, steps)
+                runs.best = steps_for(problem, row, stages[0][0]).start(source, problem.ids[row], attempt)
+                for factor, iterations in stages:
+                    runs.enter(problem, runs.best, factor)
+                    run_steps(counted, runs, found, objective, iterations, leave=early_stop)
+                best.merge(part, found)
+    trace = {"loss": best.loss, "zero_gradient": best.zero_gradient}
+    return finish(counted, problem, best.candidate(), clean_wrong=wrong, trace=trace)
+
+
+def run_steps(
+    counted: CountedModel, runs: Runs, found: Best, loss: Loss, iterations: int, *, leave: bool = True
+) -> None:
+    """APGD's loop: take ``runs``, which have entered a stage, ``iterations`` steps on, and fill ``found``.
+
+    Args:
+        counted: the model.
+        runs: only those that stayed to the end are left in it.
+        found: by the slot of each run.
+        loss: what they raise.
+        iterations: how many steps; the window after which step sizes are judged follows from it.
+        leave: all runs of a sample end once one of them breaks it.
+    """
+    if not len(runs.row):
+        return
+    runs.evaluate(counted, loss, runs.point)
+    runs.best, runs.best_grad, runs.best_loss = runs.point, runs.grad, runs.loss
+    runs.steps.begin(runs.point, runs.loss, iterations)
+    found.zero_gradient[runs.slot] |= (runs.grad == 0).flatten(1).all(1)
+    wait = runs.steps.window
+    for iteration in range(iterations + 1):
+        if iteration:
+            runs.evaluate(counted, loss, runs.steps.advance(runs.point, runs.grad))
+            runs.keep_best()
+            wait -= 1
+        wrong = None
+        if runs.ball is None:
+            point, wrong = runs.point, misclassified(runs.logits, runs.y)
+        elif iteration in _PEEKS or iteration == iterations:
+            point = runs.ball.nearest(runs.best)
+            wrong = misclassified(counted.logits(point, runs.row), runs.y)
+        if wrong is not None and wrong.any():
+            found.adversarial[runs.slot[wrong]] = point[wrong]
+            found.broken[runs.slot[wrong]] = True
+            if leave:
+                found.note(runs)
+                runs.keep(~torch.isin(runs.row, runs.row[wrong]))
+                if not len(runs.row):
+                    return
+        if iteration and not wait:
+            back = per_sample(runs.steps.judge(runs.best, runs.best_loss), runs.point)
+            runs.point = torch.where(back, runs.best, runs.point)
+            runs.grad = torch.where(back, runs.best_grad, runs.grad)
+            wait = runs.steps.window
+    found.note(runs)
+
+
+class Runs(Rows):
+    """n runs in progress.
+
+    Attributes:
+        row: the sample, an index into the problem (n,).
+        slot: the place of this run among all that started together (n,).
+        goal: the class to reach (n,), or None.
+        point, grad, loss, logits: where the run is and what the model says there.
+        best, best_grad, best_loss: the point of highest loss so far.
+        steps: the step rule of the stage.
+        ball: that of the ball itself, during a stage with larger radii.
+    """
+
+    best: Tensor
+    best_grad: Tensor
+    best_loss: Tensor
+
+    def __init__(self, problem: Problem, row: Tensor, goal: Tensor | None) -> None:
+        self.row = row
+        self.slot = torch.arange(len(row), device=row.device)
+        self.y = problem.y[row]
+        self.goal = goal
+
+    def enter(self, problem: Problem, point: Tensor, factor: float = 1.0, shrink: float = 1.0) -> None:
+        """Begin a stage with ``factor`` times the radii near ``point`` (n, ...); see `steps_for`."""
+        self.steps = steps_for(problem, self.row, factor, shrink=shrink)
+        self.ball = None if factor == 1 else steps_for(problem, self.row)
+        self.point = self.steps.enter(point)
+
+    def evaluate(self, counted: CountedModel, loss: Loss, point: Tensor) -> None:
+        """Move to ``point`` (n, ...) and ask the model there."""
+        self.point = point
+        found = counted.gradient(point, loss, self.row, (self.y, self.goal))
+        self.grad, self.loss, self.logits = found.grad.contiguous(), found.loss, found.logits
+
+    def keep_best(self) -> None:
+        """Keep the present point where it is the best so far."""
+        better = self.loss > self.best_loss
+        wide = per_sample(better, self.point)
+        self.best = torch.where(wide, self.point, self.best)
+        self.best_grad = torch.where(wide, self.grad, self.best_grad)
+        self.best_loss = torch.where(better, self.loss, self.best_loss)
+        self.steps.observe(self.loss)
+
+
+class Best:
+    """What each of m samples, or runs by their slot, has come to.
+
+    Attributes:
+        adversarial: a misclassified point (m, ...) where ``broken`` (m,) says so.
+        point, loss: the point of highest loss (m, ...) and its loss (m,).
+        zero_gradient: bool (m,), the gradient at a start was exactly zero.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.adversarial, self.point = x.clone(), x.clone()
+        self.loss = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.zero_gradient = torch.zeros_like(self.broken)
+
+    def note(self, runs: Runs) -> None:
+        """Note the best points of ``runs``."""
+        self.point[runs.slot], self.loss[runs.slot] = runs.best, runs.best_loss
+
+    def merge(self, rows: Tensor, runs: Best) -> None:
+        """Take over, for samples ``rows`` (n,), the first success and the highest loss of their ``runs``."""
+        tries = len(runs.broken) // len(rows)
+        first = runs.broken.view(-1, tries).int().argmax(1)
+        highest = runs.loss.view(-1, tries).argmax(1)
+        offset = torch.arange(len(rows), device=rows.device) * tries
+        self.adversarial[rows] = runs.adversarial[offset + first]
+        self.broken[rows] = runs.broken[offset + first]
+        self.zero_gradient[rows] |= runs.zero_gradient.view(-1, tries).any(1)
+        better = runs.loss[offset + highest] > self.loss[rows]
+        self.point[rows[better]] = runs.point[(offset + highest)[better]]
+        self.loss[rows[better]] = runs.loss[(offset + highest)[better]]
+
+    def candidate(self) -> Tensor:
+        """The adversarial points (m, ...), or else those of highest loss."""
+        return torch.where(per_sample(self.broken, self.point), self.adversarial, self.point)

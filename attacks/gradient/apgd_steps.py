@@ -15,8 +15,7 @@ from torch import Tensor
 from attacks.core.batching import Rows
 from attacks.core.inputs import Problem
 from attacks.core.norms import get_norm, per_sample
-from attacks.core.published import l1_correction
-from attacks.core.random_source import Source
+from attacks.core.random_source import RandomSource
 
 _TINY = 1e-12
 
@@ -34,18 +33,17 @@ class Steps(Rows, ABC):
     step: Tensor
     window: int
 
-    def __init__(self, x: Tensor, eps: Tensor, original: bool, shrink: float) -> None:
+    def __init__(self, x: Tensor, eps: Tensor, shrink: float) -> None:
         self.x = x
         self.eps = per_sample(eps, x)
-        self.original = original
         self.largest = shrink * self.first * self.eps
 
     @abstractmethod
-    def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
-        """Random points (n, ...) to start from, up to rounding inside ball and box."""
+    def start(self, source: RandomSource, ids: Tensor, attempt: Tensor) -> Tensor:
+        """Random points (n, ...) to start from, in the ball; ``attempt`` (n,) counts the tries of a sample."""
 
-    def enter(self, point: Tensor, source: Source, rows: Tensor) -> Tensor:
-        """``point`` (n, ...) of `start`, or of a stage with larger radii, made fit for this one."""
+    def enter(self, point: Tensor) -> Tensor:
+        """``point`` (n, ...) of `start`, or of a stage with larger radii, brought into this ball and box."""
         return point.clamp(0, 1)
 
     @abstractmethod
@@ -125,14 +123,14 @@ class MomentumSteps(Steps):
 class LinfSteps(MomentumSteps):
     """Sign steps inside a box."""
 
-    def __init__(self, x: Tensor, eps: Tensor, original: bool, shrink: float) -> None:
-        super().__init__(x, eps, original, shrink)
+    def __init__(self, x: Tensor, eps: Tensor, shrink: float) -> None:
+        super().__init__(x, eps, shrink)
         self.lower = (x - self.eps).clamp_(min=0)
         self.upper = (x + self.eps).clamp_(max=1)
 
-    def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
+    def start(self, source: RandomSource, ids: Tensor, attempt: Tensor) -> Tensor:
         """Uniform noise, scaled so that its largest entry reaches the ball's edge."""
-        noise = 2 * source.uniform(rows, tuple(self.x.shape[1:]), *path) - 1
+        noise = 2 * source.uniform(ids, tuple(self.x.shape[1:]), attempt) - 1
         largest = noise.abs().flatten(1).amax(1)
         return self.x + self.eps * (noise / (per_sample(largest, noise) + _TINY))
 
@@ -147,14 +145,13 @@ class LinfSteps(MomentumSteps):
 class L2Steps(MomentumSteps):
     """Steps along the gradient inside a sphere."""
 
-    def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
+    def start(self, source: RandomSource, ids: Tensor, attempt: Tensor) -> Tensor:
         """A uniform direction, on the sphere."""
-        noise = source.normal(rows, tuple(self.x.shape[1:]), *path)
-        return self.x + self.eps * _unit(noise)
+        noise = source.normal(ids, tuple(self.x.shape[1:]), attempt)
+        return self.x + self.eps * (noise / (_length(noise) + _TINY))
 
     def _direction(self, grad: Tensor) -> Tensor:
-        # The original's division shortens, then loses, steps where gradients underflow.
-        return _unit(grad) if self.original else get_norm("L2").step(grad)
+        return get_norm("L2").step(grad)
 
     def nearest(self, point: Tensor) -> Tensor:
         """See `Steps`."""
@@ -168,21 +165,16 @@ class L1Steps(Steps):
 
     first = 1.0
 
-    def start(self, source: Source, rows: Tensor, *path: int | Tensor) -> Tensor:
+    def start(self, source: RandomSource, ids: Tensor, attempt: Tensor) -> Tensor:
         """Normal noise, projected."""
-        point = self.x + source.normal(rows, tuple(self.x.shape[1:]), *path)
-        return self.nearest(point)
+        return self.nearest(self.x + source.normal(ids, tuple(self.x.shape[1:]), attempt))
 
-    def enter(self, point: Tensor, source: Source, rows: Tensor) -> Tensor:
+    def enter(self, point: Tensor) -> Tensor:
         """See `Steps`."""
-        if self.original:
-            source.normal(rows, tuple(self.x.shape[1:]))  # a start that the original draws, but never uses
         return self.nearest(point).clamp(0, 1)
 
     def nearest(self, point: Tensor) -> Tensor:
         """The nearest point (n, ...) inside ball and box."""
-        if self.original:
-            return point + l1_correction(self.x, point - self.x, self.eps)
         return get_norm("L1").confine(point, self.x, self.eps.flatten())
 
     def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
@@ -200,11 +192,7 @@ class L1Steps(Steps):
         least = size.sort(dim=1).values.gather(1, kth[:, None])
         direction = torch.where(size >= least, grad.flatten(1).sign(), 0).view_as(grad)
         count = per_sample(direction.abs().flatten(1).sum(1), grad)
-        moved = point + self.step * direction / (count + 1e-10)
-        if self.original:
-            delta = moved - self.x
-            return self.x + delta + l1_correction(self.x, delta, self.eps)
-        return self.nearest(moved)
+        return self.nearest(point + self.step * direction / (count + 1e-10))
 
     def observe(self, loss: Tensor) -> None:
         """See `Steps`; the loss does not matter here."""
@@ -223,19 +211,12 @@ class L1Steps(Steps):
 _STEPS: dict[str, type[Steps]] = {"Linf": LinfSteps, "L2": L2Steps, "L1": L1Steps}
 
 
-def steps_for(
-    problem: Problem, rows: Tensor, factor: float = 1.0, *, original: bool = False, shrink: float = 1.0
-) -> Steps:
-    """The step rule of the problem's norm for these ``rows`` (n,).
+def steps_for(problem: Problem, rows: Tensor, factor: float = 1.0, *, shrink: float = 1.0) -> Steps:
+    """The step rule of the problem's norm for the samples ``rows`` (n,), which may repeat.
 
-    Args:
-        problem: all samples.
-        rows: which of them, repeats allowed.
-        factor: of their radii.
-        original: take the published code's arithmetic.
-        shrink: of the first step size, for runs that go on from a good point.
+    ``factor`` multiplies their radii, ``shrink`` the first step size, for runs that go on from a good point.
     """
-    return _STEPS[problem.norm.name](problem.x[rows], factor * problem.eps[rows], original, shrink)
+    return _STEPS[problem.norm.name](problem.x[rows], factor * problem.eps[rows], shrink)
 
 
 def radii_schedule(norm: str, iterations: int) -> list[tuple[float, int]]:
@@ -248,10 +229,6 @@ def radii_schedule(norm: str, iterations: int) -> list[tuple[float, int]]:
 
 def _length(delta: Tensor) -> Tensor:
     return per_sample(delta.square().flatten(1).sum(1).sqrt(), delta)
-
-
-def _unit(delta: Tensor) -> Tensor:
-    return delta / (_length(delta) + _TINY)
 
 
 def _changed(point: Tensor, x: Tensor) -> Tensor:

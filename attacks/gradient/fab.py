@@ -1,34 +1,34 @@
 """Fast adaptive boundary attack (Croce and Hein 2020, arXiv 1907.02044): steps onto the linearised boundary.
 
 FAB looks for the smallest adversarial perturbation. When only the ball of radius eps matters, a sample leaves as
-soon as one inside is found; its further steps could only shrink it.
+soon as one inside is found; its further steps could only shrink it. `run_steps` is its loop, for n runs at a time; a
+run is one try, that is one start towards one target, of one sample.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attacks.core import entry, projections
-from attacks.core import published as original
+from attacks.core import entry
 from attacks.core.batching import (
     Rows,
     default_batch_size,
     ranked_targets,
     restart_groups,
     runs_of,
-    samples_at_once,
+    split_rows,
 )
-from attacks.core.inputs import Problem, at_least_one, validate_inputs
+from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import margin_targeted, misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import CountedModel, Model, frozen
+from attacks.core.model import CountedModel, Model
 from attacks.core.norms import ball_and_box, per_sample
+from attacks.core.projections import to_hyperplane
 from attacks.core.published import plain_length
-from attacks.core.random_source import check_random, source_for
+from attacks.core.random_source import RandomSource, SampleSource
 from attacks.core.result import AttackResult, finish, in_batches
 from attacks.core.traced_forward import traced_forward
 
@@ -37,32 +37,174 @@ _OVERSHOOT = 1.05  # eta
 _PULL_BACK = 0.9  # beta
 
 
-@dataclass(frozen=True)
-class Fab:
-    """FAB's options; calling it attacks one batch. See `fab` and `fab_targeted`.
+@entry.attack
+def fab(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    steps: int = 100,
+    restarts: int = 1,
+    alpha_max: float = 0.1,
+    early_stop: bool = True,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    random_source: RandomSource | None = None,
+) -> AttackResult:
+    """FAB towards the nearest linearised boundary; every step takes one backward pass per class.
 
-    ``together`` begins all tries at once, for samples that withstood another attack.
+    Args:
+        model: images (n, C, H, W) in [0, 1] to logits (n, K).
+        x: images (N, C, H, W), floats in [0, 1].
+        y: labels (N,) int64.
+        norm: "Linf", "L2" or "L1".
+        eps: radius in units of pixels, one for all or per sample (N,).
+        steps: iterations per restart.
+        restarts: the first starts at the image, later ones at random points around it.
+        alpha_max: most weight, in [0, 1], of the step from the image itself.
+        early_stop: a sample leaves once it is broken within ``eps``; False searches on for the smallest perturbation.
+        batch_size: the most images at once; None chooses. It changes no result.
+        seed: seeds the later restarts.
+        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
+        random_source: draws the later starts in place of ``seed``, see `attacks.core.random_source`.
+
+    Returns:
+        The result; its trace holds "distance" (N,) of the smallest misclassified point found, be it inside the ball or
+        not: 0 for clean errors, infinite where none was found.
+
+    Raises:
+        AttackError: wrong inputs, or a model without gradients.
     """
-
-    steps: int = 100
-    restarts: int = 1
-    num_targets: int = 0
-    alpha_max: float = 0.1
-    early_stop: bool = True
-    random: str = "sample"
-    together: bool = False
-
-    def __call__(self, model: Model, problem: Problem, seed: int) -> AttackResult:
-        """Attack ``problem`` in one batch; call inside `frozen`."""
-        max_batch = None if self.random == "original" else default_batch_size(problem.x)
-        return _Attack(self, CountedModel(model, problem, max_batch=max_batch), seed).run()
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    options: dict[str, Any] = {
+        "steps": steps,
+        "restarts": restarts,
+        "alpha_max": alpha_max,
+        "early_stop": early_stop,
+    }
+    options["random_source"] = random_source
+    return in_batches(lambda part: run_fab(model, part, seed, **options), problem, batch_size, patient=True)
 
 
-class _Run(Rows):
-    """n searches in progress, one per (sample, try).
+@entry.attack
+def fab_targeted(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str,
+    eps: float | Tensor,
+    steps: int = 100,
+    restarts: int = 1,
+    num_targets: int = 9,
+    alpha_max: float = 0.1,
+    early_stop: bool = True,
+    batch_size: int | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    random_source: RandomSource | None = None,
+) -> AttackResult:
+    """FAB towards the boundaries of the ``num_targets`` best wrong classes in turn: one backward pass per step.
+
+    Arguments, result and errors are those of `fab`.
+    """
+    problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
+    options: dict[str, Any] = {
+        "steps": steps,
+        "restarts": restarts,
+        "num_targets": num_targets,
+        "alpha_max": alpha_max,
+    }
+    options |= {"early_stop": early_stop, "random_source": random_source}
+    return in_batches(lambda part: run_fab(model, part, seed, **options), problem, batch_size, patient=True)
+
+
+def run_fab(
+    model: Model,
+    problem: Problem,
+    seed: int,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    num_targets: int = 0,
+    alpha_max: float = 0.1,
+    early_stop: bool = True,
+    random_source: RandomSource | None = None,
+    all_restarts_at_once: bool = False,
+) -> AttackResult:
+    """Attack one batch of validated inputs, inside `attacks.core.model.frozen`; untargeted without ``num_targets``.
+
+    ``all_restarts_at_once`` is for samples that withstood another attack.
+    """
+    x, source = problem.x, random_source or SampleSource(seed, _STREAM)
+    counted = CountedModel(model, problem, max_batch=default_batch_size(x))
+    counted.scorer = traced_forward(model, x, len(problem) * steps * restarts * max(1, num_targets))
+    nearest, distance = x.clone(), torch.full_like(problem.eps, torch.inf)
+    with fast_layout(model, x):
+        clean = counted.clean_logits()
+        wrong = misclassified(clean, problem.y)
+        distance[wrong] = 0
+        targets = ranked_targets(clean, problem.y, num_targets) if num_targets else None
+        tries = restarts * (1 if targets is None else targets.shape[1])
+        for group in restart_groups(tries, all_restarts_at_once):
+            left = distance > problem.eps if early_stop else ~wrong
+            for part in split_rows(problem, left.nonzero().squeeze(1), len(group)):
+                row, attempt = runs_of(part, group)
+                goal = None if targets is None else targets[row, attempt // restarts]
+                runs = Runs(problem, row, goal, _start(problem, row, source, attempt, restarts))
+                found, found_at = run_steps(counted, runs, steps, alpha_max, early_stop)
+                best, which = found_at.view(len(part), -1).min(1)
+                slot = torch.arange(len(part), device=x.device) * len(group) + which
+                closer = best < distance[part]
+                nearest[part[closer]], distance[part[closer]] = found[slot[closer]], best[closer]
+    far = distance > problem.eps
+    if far.any():
+        inside = ball_and_box(nearest, x, problem.eps, problem.norm)
+        nearest = torch.where(per_sample(far, x), inside, nearest)
+    return finish(counted, problem, nearest, clean_wrong=wrong, trace={"distance": distance})
+
+
+def run_steps(
+    counted: CountedModel, runs: Runs, steps: int, alpha_max: float, early_stop: bool
+) -> tuple[Tensor, Tensor]:
+    """FAB's loop: take all ``runs`` so many ``steps``; the nearest adversarial point of each and its distance.
+
+    A step linearises the boundary at the point, moves onto it from there and from the image, and mixes the two.
+    """
+    norm = counted.problem.norm.name
+    nearest, distance = runs.nearest.clone(), runs.distance.clone()
+    for _ in range(steps):
+        gap, slope = _boundary(counted, runs)
+        w, point, x = slope.flatten(1), runs.point.flatten(1), runs.x.flatten(1)
+        b = -gap + (slope * runs.point).flatten(1).sum(1)
+        moves = to_hyperplane(norm, torch.cat([point, x]), torch.cat([w, w]), torch.cat([b, b]))
+        ahead, home = moves.split(len(point))
+        here, there = plain_length(norm, moves).clamp_min(1e-8).split(len(point))
+        # The closer the image's own projection, the more the step leans to it.
+        alpha = (here / (here + there)).clamp(0, alpha_max)[:, None]
+        moved = (point + _OVERSHOOT * ahead) * (1 - alpha) + (x + home * _OVERSHOOT) * alpha
+        # A gap that is not finite leads nowhere: such a search stays where it is.
+        moved = torch.where(moved.isfinite(), moved, point)
+        runs.point = moved.clamp(0, 1).view_as(runs.point)
+        runs.judge(counted.logits(runs.point, runs.row), norm)
+        nearest[runs.slot], distance[runs.slot] = runs.nearest, runs.distance
+        inside = runs.distance <= runs.eps
+        if early_stop and inside.any():
+            runs.keep(~torch.isin(runs.row, runs.row[inside]))
+            if not len(runs.row):
+                break
+    return nearest, distance
+
+
+class Runs(Rows):
+    """n runs in progress.
 
     Attributes:
         row: the sample, an index into the problem (n,).
+        slot: the place of this run among all that started together (n,).
         x, y, eps: its image, label and radius.
         goal: the class whose boundary is sought (n,), or None for the nearest.
         point: where the search is (n, ...).
@@ -89,198 +231,31 @@ class _Run(Rows):
         self.point = torch.where(per_sample(wrong, delta), self.x + delta * _PULL_BACK, self.point)
 
 
-class _Attack:
-    """One batch under attack."""
-
-    def __init__(self, options: Fab, counted: CountedModel, seed: int) -> None:
-        self.options = options
-        self.counted = counted
-        self.problem = counted.problem
-        self.norm = self.problem.norm.name
-        self.source = source_for(options.random, seed, self.problem, _STREAM)
-        self.project = (original if self.source.original else projections).to_hyperplane
-        self.nearest = self.problem.x.clone()
-        self.distance = torch.full_like(self.problem.eps, torch.inf)
-
-    def run(self) -> AttackResult:
-        """All tries, then the verification."""
-        if not self.source.original:
-            tries = self.options.restarts * max(1, self.options.num_targets)
-            passes = len(self.problem) * self.options.steps * tries
-            self.counted.scorer = traced_forward(self.counted.model, self.problem.x, passes)
-        with nullcontext() if self.source.original else fast_layout(self.counted.model, self.problem.x):
-            clean = self.counted.clean_logits()
-            wrong = misclassified(clean, self.problem.y)
-            self.distance[wrong] = 0
-            self.goals = ranked_targets(clean, self.problem.y, self.options.num_targets)
-            tries = self.options.restarts * (self.goals.shape[1] if self.options.num_targets else 1)
-            for wave in restart_groups(tries, self.source.original, self.options.together):
-                rows = (self.distance > self.problem.eps).nonzero().squeeze(1)
-                if not self.options.early_stop:
-                    rows = (~wrong).nonzero().squeeze(1)
-                count = samples_at_once(self.problem, len(wave), self.source.original)
-                for part in rows.split(count) if len(rows) else ():
-                    self._lockstep(part, wave)
-        return finish(
-            self.counted, self.problem, self._inside(), clean_wrong=wrong, trace={"distance": self.distance}
-        )
-
-    def _inside(self) -> Tensor:
-        """The nearest points, those outside the ball projected into it."""
-        problem = self.problem
-        far = self.distance > problem.eps
-        if not far.any():
-            return self.nearest
-        inside = ball_and_box(self.nearest, problem.x, problem.eps, problem.norm)
-        return torch.where(per_sample(far, inside), inside, self.nearest)
-
-    def _lockstep(self, rows: Tensor, wave: range) -> None:
-        """Some tries of the samples ``rows`` (n,) together; keeps the nearest point of each sample."""
-        row, attempt = runs_of(rows, wave)
-        goal = self.goals[row, attempt // self.options.restarts] if self.options.num_targets else None
-        run = _Run(self.problem, row, goal, self._start(row, attempt))
-        nearest, distance = run.nearest.clone(), run.distance.clone()
-        for _ in range(self.options.steps):
-            self._step(run)
-            nearest[run.slot], distance[run.slot] = run.nearest, run.distance
-            inside = run.distance <= run.eps
-            if self.options.early_stop and not self.source.original and inside.any():
-                run.keep(~torch.isin(run.row, run.row[inside]))
-                if not len(run.row):
-                    break
-        best, which = distance.view(len(rows), -1).min(1)
-        slot = torch.arange(len(rows), device=rows.device) * len(wave) + which
-        closer = best < self.distance[rows]
-        self.nearest[rows[closer]] = nearest[slot[closer]]
-        self.distance[rows[closer]] = best[closer]
-
-    def _start(self, row: Tensor, attempt: Tensor) -> Tensor:
-        """The image itself; in later restarts a random point half way to the edge of the ball."""
-        x = self.problem.x[row]
-        restart = attempt % self.options.restarts
-        if not restart.any():
-            return x
-        draw = self.source.uniform if self.norm == "Linf" else self.source.normal
-        noise = draw(row, tuple(x.shape[1:]), attempt)
-        noise = 2 * noise - 1 if self.norm == "Linf" else noise
-        reach = per_sample(self.problem.eps[row], x) * noise / per_sample(plain_length(self.norm, noise), x)
-        return torch.where(per_sample(restart > 0, x), (x + reach * 0.5).clamp_(0, 1), x)
-
-    def _step(self, run: _Run) -> None:
-        """One iteration: linearise at the point, step from there and from the image, and judge the new point."""
-        gap, slope = self._boundary(run)
-        w, point, x = slope.flatten(1), run.point.flatten(1), run.x.flatten(1)
-        b = -gap + (slope * run.point).flatten(1).sum(1)
-        moves = self.project(self.norm, torch.cat([point, x]), torch.cat([w, w]), torch.cat([b, b]))
-        ahead, home = moves.split(len(point))
-        sizes = plain_length(self.norm, moves).clamp_min(1e-8)
-        here, there = sizes.split(len(point))
-        # The closer the image's own projection, the more the step leans to it.
-        alpha = (here / (here + there)).clamp(0, self.options.alpha_max)[:, None]
-        moved = (point + _OVERSHOOT * ahead) * (1 - alpha) + (x + home * _OVERSHOOT) * alpha
-        # A gap that is not finite leads nowhere: such a search stays where it is.
-        moved = torch.where(moved.isfinite(), moved, point)
-        run.point = moved.clamp(0, 1).view_as(run.point)
-        run.judge(self.counted.logits(run.point, run.row), self.norm)
-
-    def _boundary(self, run: _Run) -> tuple[Tensor, Tensor]:
-        """z_t - z_y (n,) at the points and its gradient (n, ...); t is the goal, or the nearest class."""
-        if run.goal is not None:
-            found = self.counted.gradient(run.point, margin_targeted, run.row, (run.y, run.goal))
-            return found.loss, found.grad.contiguous()
-        logits, slopes = self.counted.jacobian(run.point, run.row)
-        index = torch.arange(len(logits), device=logits.device)
-        gaps = logits - logits[index, run.y, None]
-        slopes = slopes - slopes[index, run.y, None]
-        dual = {"Linf": "L1", "L2": "L2", "L1": "Linf"}[self.norm]
-        steepness = plain_length(dual, slopes.flatten(0, 1)).view_as(gaps)
-        distance = gaps.abs() / (1e-12 + steepness)
-        distance[index, run.y] = torch.inf
-        nearest = distance.argmin(1)
-        return gaps[index, nearest], slopes[index, nearest]
+def _start(problem: Problem, row: Tensor, source: RandomSource, attempt: Tensor, restarts: int) -> Tensor:
+    """The image itself; in later restarts a random point half way to the edge of the ball."""
+    x, norm = problem.x[row], problem.norm.name
+    later = attempt % restarts > 0
+    if not later.any():
+        return x
+    draw = source.uniform if norm == "Linf" else source.normal
+    noise = draw(problem.ids[row], tuple(x.shape[1:]), attempt)
+    noise = 2 * noise - 1 if norm == "Linf" else noise
+    reach = per_sample(problem.eps[row], x) * noise / per_sample(plain_length(norm, noise), x)
+    return torch.where(per_sample(later, x), (x + reach * 0.5).clamp_(0, 1), x)
 
 
-@entry.attack
-def fab(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    *,
-    norm: str,
-    eps: float | Tensor,
-    steps: int = 100,
-    restarts: int = 1,
-    alpha_max: float = 0.1,
-    early_stop: bool = True,
-    batch_size: int | None = None,
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
-    random: str = "sample",
-) -> AttackResult:
-    """FAB towards the nearest linearised boundary; every step takes one backward pass per class.
-
-    Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
-        steps: iterations per restart.
-        restarts: the first starts at the image, later ones at random points around it.
-        alpha_max: most weight, in [0, 1], of the step from the image itself.
-        early_stop: a sample leaves once it is broken within ``eps``; False searches on for the smallest perturbation.
-        batch_size: the most images at once; None chooses. It changes no result (but see ``random``).
-        seed: seeds the later restarts.
-        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
-        random: "original" repeats the published implementation's draws and arithmetic, so that results compare bit by
-            bit; broken samples then finish their run.
-
-    Returns:
-        The result; its trace holds "distance" (N,) of the smallest misclassified point found, be it inside the ball or
-        not: 0 for clean errors, infinite where none was found.
-
-    Raises:
-        AttackError: wrong inputs, or a model without gradients.
-    """
-    attack = Fab(steps, restarts, 0, alpha_max, early_stop, random)
-    return _run(
-        attack, model, validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed
-    )
-
-
-@entry.attack
-def fab_targeted(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    *,
-    norm: str,
-    eps: float | Tensor,
-    steps: int = 100,
-    restarts: int = 1,
-    num_targets: int = 9,
-    alpha_max: float = 0.1,
-    early_stop: bool = True,
-    batch_size: int | None = None,
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
-    random: str = "sample",
-) -> AttackResult:
-    """FAB towards the boundaries of the ``num_targets`` best wrong classes in turn: one backward pass per step.
-
-    Arguments, result and errors are those of `fab`.
-    """
-    num_targets = at_least_one("num_targets", num_targets)
-    attack = Fab(steps, restarts, num_targets, alpha_max, early_stop, random)
-    return _run(
-        attack, model, validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids), batch_size, seed
-    )
-
-
-def _run(attack: Fab, model: Model, problem: Problem, batch_size: int | None, seed: int) -> AttackResult:
-    check_random(attack.random)
-    for name in ("steps", "restarts"):
-        at_least_one(name, getattr(attack, name))
-    with frozen(model):
-        patient = attack.random == "sample"
-        return in_batches(lambda batch: attack(model, batch, seed), problem, batch_size, patient)
+def _boundary(counted: CountedModel, runs: Runs) -> tuple[Tensor, Tensor]:
+    """z_t - z_y (n,) at the points and its gradient (n, ...); t is the goal, or the nearest class."""
+    if runs.goal is not None:
+        found = counted.gradient(runs.point, margin_targeted, runs.row, (runs.y, runs.goal))
+        return found.loss, found.grad.contiguous()
+    logits, slopes = counted.jacobian(runs.point, runs.row)
+    index = torch.arange(len(logits), device=logits.device)
+    gaps = logits - logits[index, runs.y, None]
+    slopes = slopes - slopes[index, runs.y, None]
+    dual = {"Linf": "L1", "L2": "L2", "L1": "Linf"}[counted.problem.norm.name]
+    steepness = plain_length(dual, slopes.flatten(0, 1)).view_as(gaps)
+    distance = gaps.abs() / (1e-12 + steepness)
+    distance[index, runs.y] = torch.inf
+    nearest = distance.argmin(1)
+    return gaps[index, nearest], slopes[index, nearest]

@@ -5,18 +5,15 @@ import json
 import resource
 import subprocess
 import sys
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from attacks.autoattack.successive_halving import Race
-from attacks.autoattack.versions import Stage, plan
-from attacks.blackbox.square import Square
-from attacks.gradient.apgd import Apgd
-from attacks.gradient.fab import Fab
+from attacks.autoattack.successive_halving import ROUNDS
+from attacks.autoattack.versions import Stage, stages_of
 
 EPS = 1 / 255
 module: Any = importlib.import_module(
@@ -33,7 +30,7 @@ def peak_memory(version: str, images: int) -> dict[str, Any]:
     command = [
         sys.executable,
         "-c",
-        f"from benchmarks import attack_memory as m; m.measure({version!r}, {images})",
+        f"from benchmarks.attacks import memory as m; m.measure({version!r}, {images})",
     ]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LIMIT)
     return json.loads(done.stdout.splitlines()[-1])
@@ -52,7 +49,7 @@ def measure(version: str, images: int) -> None:
     x = torch.rand(images, 3, 32, 32)
     with torch.no_grad():
         y = torch.cat([model(part).argmax(1) for part in x.split(250)])
-    module.plan = lambda *options: tuple(_shortened(stage) for stage in plan(*options))
+    module.stages_of = lambda *options: tuple(_shortened(stage) for stage in stages_of(*options))
     result = module.autoattack(model, x, y, norm="Linf", eps=EPS, version=version)
     figures = {
         "version": version,
@@ -66,14 +63,14 @@ def measure(version: str, images: int) -> None:
 
 def _shortened(stage: Stage) -> Stage:
     """The stage with a few iterations, on all samples that are left."""
-    attack = stage.attack
-    if isinstance(attack, Apgd | Fab):
-        attack = replace(attack, steps=2)
-    elif isinstance(attack, Square):
-        attack = replace(attack, queries=10)
-    elif isinstance(attack, Race):
-        attack = replace(attack, rungs=tuple(rung._replace(steps=2) for rung in attack.rungs))
-    return Stage(stage.name, attack)
+    options: dict[str, Any] = {"steps": 2}
+    if stage.name in ("clean", "one-step"):
+        options = {}
+    elif stage.name.startswith("square"):
+        options = {"queries": 10}
+    elif stage.name == "successive-halving":
+        options = {"rounds": tuple(one._replace(steps=2) for one in ROUNDS)}
+    return Stage(stage.name, partial(stage.attack, **options))
 
 
 def _peak() -> float:

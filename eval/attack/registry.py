@@ -22,7 +22,10 @@ from eval.core.threats import CLEVERHANS_BATCH
 Attack = Callable[..., AttackResult]
 
 # Set by the evaluation, or of no meaning on a command line (tensors and callbacks).
-_RESERVED = ("norm", "eps", "targets", "seed", "sample_ids", "batch_size", "on_step", "state", "on_progress")
+_RESERVED = "norm eps targets seed sample_ids batch_size random_source on_step state on_progress".split()
+# Attacks with the former option "random": its value "sample", now the only one, stays in the records of results, whose
+# names follow from them.
+_FORMERLY_RANDOM = ("apgd", "apgd_targeted", "autoattack", "fab", "fab_targeted", "square")
 _PLAIN = (type(None), bool, int, float, str, list, tuple)  # defaults that a command line and JSON can hold
 TARGETED = ("next", "random", "second", "least-likely")
 _TARGET_STREAM = 0x746172676574  # "target"
@@ -93,7 +96,11 @@ def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: the attack does not take one of the options, or not such a value.
     """
-    options = attack_options(name)
+    options, given = attack_options(name), dict(given)
+    if name.replace("-", "_") in _FORMERLY_RANDOM and given.pop("random", "sample") != "sample":
+        raise InputError(
+            f"{name} no longer takes random='original', which repeated published draws for tests; leave random out"
+        )
     for key, value in given.items():
         if key not in options:
             takes = ", ".join(options) or "none"
@@ -101,10 +108,16 @@ def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         _check_kind(name, key, value, options[key])
     if given.get("targeted") not in (None, *TARGETED):
         raise unknown_name("way to choose targets", str(given["targeted"]), TARGETED)
-    resolved = options | dict(given)
+    resolved = options | given
     if resolved.get("averaged_over", 0) is None:
         resolved["averaged_over"] = CLEVERHANS_BATCH
     return resolved
+
+
+def recorded_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `resolve_options` does, as results record it and their files are named after."""
+    formerly = {"random": "sample"} if name.replace("-", "_") in _FORMERLY_RANDOM else {}
+    return resolve_options(name, given) | formerly
 
 
 def _check_kind(name: str, key: str, value: Any, default: Any) -> None:

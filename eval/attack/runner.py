@@ -21,6 +21,7 @@ from envs.files import write_atomic
 from eval.attack.autosave import Progress, Report, Watch
 from eval.attack.parts import REQUIRED, Part, PartialStore, gaps, joined
 from eval.attack.registry import (
+    recorded_options,
     resolve_options,
     result_stages,
     result_warnings,
@@ -68,7 +69,7 @@ class AttackSpec:
             InputError: the attack is unknown, does not take an option, or lacks its sources.
         """
         head = {"name": self.name, "norm": self.threat.norm, "eps": self.threat.eps}
-        record = head | resolve_options(self.name, self.options)
+        record = head | recorded_options(self.name, self.options)
         if takes_sources(self.name) != bool(self.sources):
             remedy = "add --source RUN" if not self.sources else "leave --source out"
             raise InputError(

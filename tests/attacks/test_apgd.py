@@ -1,10 +1,10 @@
-"""APGD: closed forms, its schedule, independence of the batch, and the race of targets."""
+"""APGD: closed forms, its schedule, independence of the batch, and successive halving over targets."""
 
 import pytest
 import torch
 
 import attacks
-from attacks.autoattack.successive_halving import Race, Rung
+from attacks.autoattack.successive_halving import Round, run_successive_halving
 from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
 from attacks.core.model import frozen
@@ -142,7 +142,6 @@ def test_too_few_classes_for_dlr_are_told():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"random": "orginal"}, "original"),
         ({"steps": 0}, "steps"),
         ({"restarts": 0}, "restarts"),
         ({"loss": "xe"}, "ce"),
@@ -155,20 +154,21 @@ def test_wrong_options_are_told(options, message):
 
 
 @NORMS
-def test_the_race_breaks_what_a_long_targeted_attack_breaks(norm):
+def test_successive_halving_breaks_what_a_long_targeted_attack_breaks(norm):
     model, x, y = cnn_problem()
     problem = validate_inputs(x, y, norm=norm, eps=EPS[norm])
     with frozen(model):
-        race = Race()(model, problem, 0)
+        short = run_successive_halving(model, problem, 0)
     full = attacks.apgd_targeted(model, x, y, norm=norm, eps=EPS[norm])
-    assert (race.success != full.success).sum() <= 1
-    assert race.queries.sum() < full.queries.sum()
+    assert (short.success != full.success).sum() <= 1
+    assert short.queries.sum() < full.queries.sum()
 
 
-def test_a_race_of_one_rung_counts_its_steps():
+def test_successive_halving_in_one_round_counts_its_steps():
     model, x, y = linear_problem(4)
+    problem = validate_inputs(x, y, norm="Linf", eps=1e-4)
     with frozen(model):
-        race = Race("ce", (Rung(9, 7, 1.0),))(model, validate_inputs(x, y, norm="Linf", eps=1e-4), 0)
+        result = run_successive_halving(model, problem, 0, loss="ce", rounds=(Round(9, 7, 1.0),))
     # One target of two classes: the clean image, the start and seven steps.
-    assert race.queries[~race.success].unique().tolist() == [9]
+    assert result.queries[~result.success].unique().tolist() == [9]
     assert x.shape[1:] == SHAPE

@@ -32,10 +32,10 @@ def module():
 
 
 def test_windows_shrink_as_published():
-    levels = module()._levels(5000)
+    levels = module().levels(5000)
     assert [first for first, _ in levels] == [0, 11, 51, 201, 501, 1001, 2001, 4001]
     assert levels[-1] == (4001, 5000)
-    assert module()._levels(30) == [(0, 11), (11, 30)]
+    assert module().levels(30) == [(0, 11), (11, 30)]
 
 
 @NORMS
@@ -43,28 +43,14 @@ def test_windows_shrink_as_published():
 def test_proposals_are_inside_ball_and_box(norm, side):
     _, x, y = cnn_problem()
     problem = validate_inputs(x, y, norm=norm, eps=EPS[norm])
-    moves = moves_for(problem, original=False)
-    source = type("Source", (), {"uniform": staticmethod(uniform), "shared": staticmethod(uniform)})
+    moves = moves_for(problem)
+    source = type("Source", (), {"uniform": staticmethod(uniform)})
     best = moves.first(source, torch.arange(len(x)), 0)
     for step in range(4):
-        numbers = uniform(torch.arange(len(x)), (moves.shared_draws + moves.own_draws,), step)
+        numbers = uniform(torch.arange(len(x)), (moves.draws,), step)
         best = made(moves.propose(best, side, numbers[:, None]))
         assert (get_norm(norm).length(best - x) <= EPS[norm] * (1 + 1e-6)).all()
         assert ((best >= 0) & (best <= 1)).all()
-
-
-@NORMS
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [1, 3, 5, 9])
-def test_windows_are_the_published_ones(norm, channels, side):
-    x = torch.rand(40, channels, 9, 10, generator=torch.Generator().manual_seed(channels))
-    problem = validate_inputs(x, torch.zeros(40, dtype=torch.int64), norm=norm, eps=EPS[norm])
-    ours, published = (moves_for(problem, original) for original in (False, True))
-    source = type("Source", (), {"uniform": staticmethod(uniform), "shared": staticmethod(uniform)})
-    best = ours.first(source, torch.arange(40), 0)
-    numbers = uniform(best, (ours.shared_draws + ours.own_draws,), side)
-    expected = published.propose_original(best, side, numbers)
-    torch.testing.assert_close(made(ours.propose(best, side, numbers[:, None])), expected, atol=2e-5, rtol=0)
 
 
 def made(proposals):
@@ -79,9 +65,7 @@ def uniform(rows, shape, *path):
 
 def test_a_linf_window_is_one_colour_at_its_bound():
     x = torch.full((5, 1, 8, 8), 0.5)
-    moves = moves_for(
-        validate_inputs(x, torch.zeros(5, dtype=torch.int64), norm="Linf", eps=0.1), original=False
-    )
+    moves = moves_for(validate_inputs(x, torch.zeros(5, dtype=torch.int64), norm="Linf", eps=0.1))
     new = made(moves.propose(x, 3, torch.tensor([[[0.0, 0.5, 0.9]]]).expand(5, -1, -1)))
     window = torch.zeros(8, 8, dtype=torch.bool)
     window[0:3, 2:5] = True
@@ -127,7 +111,7 @@ def test_a_window_is_not_asked_about_twice_unless_the_best_image_changed(monkeyp
     model, x, y = cnn_problem(12)
     options = {"norm": "Linf", "eps": 0.06, "queries": 600}
     remembering = attacks.square(model, x, y, **options)
-    monkeypatch.setattr(importlib.import_module("attacks.blackbox.square_proposals"), "_MOST_TICKETS", 0)
+    monkeypatch.setattr(importlib.import_module("attacks.blackbox.square_proposals"), "_MOST_IDS", 0)
     forgetful = attacks.square(model, x, y, **options)
     assert torch.equal(remembering.adversarial, forgetful.adversarial)
     assert torch.equal(remembering.trace["loss"], forgetful.trace["loss"])

@@ -12,7 +12,13 @@ import attacks
 from envs.datasets import load_dataset
 from envs.errors import InputError
 from eval.attack import command, runner
-from eval.attack.registry import attack_names, attack_options, parse_option, resolve_options
+from eval.attack.registry import (
+    attack_names,
+    attack_options,
+    parse_option,
+    recorded_options,
+    resolve_options,
+)
 from eval.attack.results import read_results
 from eval.attack.runner import AttackSpec, run_attack, stored_results
 from eval.core.targets import choose_indices, load_target, samples_from
@@ -372,3 +378,11 @@ def test_options_without_a_value_are_refused():
     for text in ("queries", "=3", ""):
         with pytest.raises(InputError, match="key=value"):
             parse_option(text)
+
+
+def test_the_former_option_random_is_taken_and_recorded_as_before():
+    assert "random" not in resolve_options("apgd", {"random": "sample"})
+    assert recorded_options("fab-targeted", {})["random"] == "sample"
+    assert "random" not in recorded_options("pgd", {})
+    with pytest.raises(InputError, match="no longer takes random='original'"):
+        resolve_options("square", {"random": "original"})
