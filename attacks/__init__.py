@@ -1,4 +1,20 @@
-"""Adversarial attacks as functions; needs PyTorch alone."""
+"""Adversarial attacks as functions ``attack(model, x, y, *, norm, eps, ...)``; needs PyTorch alone.
+
+They return an `AttackResult`, whose points were verified, and share these arguments:
+
+- ``model``: any callable from images (n, C, H, W) in [0, 1] to logits (n, K), with K >= 2. A module is put into eval
+  mode meanwhile. It needs gradients but for square, spsa, nes, rays, hopskipjump and boundary.
+- ``x``: images (N, C, H, W), floats in [0, 1]. Those narrower than float32 are attacked in float32.
+- ``y``: labels (N,), integers 0..K-1.
+- ``norm``: "Linf", "L2" or "L1".
+- ``eps``: the radius of the ball in units of pixels, one for all or per sample (N,).
+- ``batch_size``: the most images at once; None chooses. Out of memory halves it. It changes no result but foolbox's.
+- ``seed``: seeds everything random.
+- ``sample_ids``: integers (N,) that each sample's random numbers depend on, whatever else is attacked; default 0..N-1.
+
+A point counts as inside the ball up to 1e-6 + 1e-5 eps, for which its length is summed in float64; while they step,
+attacks know lengths to 1e-5 of them. Wrong arguments raise an `AttackError` before the attack begins.
+"""
 
 import attacks.starting as _starting  # noqa: F401 - before what takes long
 from attacks.autoattack.autoattack import AutoAttackResult, autoattack

@@ -66,15 +66,11 @@ def deepfool(
     """DeepFool (Moosavi-Dezfooli et al. 2016) at L2 or Linf, by foolbox.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
+        model, x, y, eps, batch_size: see `attacks`.
         norm: a norm that the attack knows.
-        eps: radius in units of pixels, one for all or per sample (N,).
         steps: as in foolbox, like the other options of the attack.
         candidates: likeliest classes considered.
         overshoot: how far beyond the boundary to go.
-        batch_size: the most images at once; None chooses.
 
     Returns:
         The result; its trace holds "distance" (N,), that of the adversarial image foolbox found, however far: 0 for

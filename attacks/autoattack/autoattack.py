@@ -78,15 +78,8 @@ def autoattack(
     once.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K), in eval mode.
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
+        model, x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.
         version: "standard", "plus", "rand", "fast", or a list of stages such as ["apgd-ce", "square"].
-        batch_size: the most images at once; None chooses. Out of memory halves it, and the attack goes on.
-        seed: seeds everything random.
-        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
         state: goes on from what ``on_progress`` was last called with; all other arguments as before.
         on_progress: called after every batch of every stage with the state: plain values and tensors, which
             ``torch.save`` takes and ``torch.load(..., weights_only=True)`` gives back. Of interest in it: "stages",

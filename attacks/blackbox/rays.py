@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attacks.core import entry
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, at_least_one, validate_inputs
+from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
 from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
@@ -36,15 +36,11 @@ def rays(
     the radius known so far is kept, and the radius shrinks by bisection. Deterministic; it looks at labels alone.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K), of which the argmax is used; no gradient.
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
+        model, x, y, eps, batch_size: see `attacks`.
         norm: "Linf".
-        eps: radius in units of pixels, one for all or per sample (N,).
         queries: the most forward passes per image, the clean one included.
         tolerance: at which the bisection of a radius ends, in units of pixels.
         early_stop: a sample leaves once it is misclassified within eps; False goes on to shrink its radius.
-        batch_size: the most images at once; None chooses. It changes no result.
 
     Returns:
         The result; its trace holds "radius" (N,), the smallest Linf distance at which the sample was misclassified:
@@ -55,20 +51,14 @@ def rays(
     """
     if norm != "Linf":
         raise AttackError(f"rays searches sign vectors and knows Linf alone, got norm={norm!r}; use square")
-    at_least_one("queries", queries)
-    if not tolerance > 0:
-        raise AttackError(f"tolerance must be positive, got {tolerance}")
-
-    def attack(batch: Problem) -> AttackResult:
-        return _attack(CountedModel(model, batch), queries, tolerance, early_stop)
-
-    return in_batches(attack, validate_inputs(x, y, norm=norm, eps=eps), batch_size)
+    problem = validate_inputs(x, y, norm=norm, eps=eps)
+    return in_batches(lambda part: _attack(model, part, queries, tolerance, early_stop), problem, batch_size)
 
 
-def _attack(counted: CountedModel, queries: int, tolerance: float, early_stop: bool) -> AttackResult:
+def _attack(model: Model, problem: Problem, queries: int, tolerance: float, early_stop: bool) -> AttackResult:
     """Attack one batch: a query of every running search per round."""
-    problem = counted.problem
-    with fast_layout(counted.model, counted.problem.x):
+    counted = CountedModel(model, problem)
+    with fast_layout(model, problem.x):
         clean_wrong = misclassified(counted.clean_logits(), problem.y)
         radius = torch.where(clean_wrong, 0, torch.inf).to(problem.eps.dtype)
         best = torch.ones_like(problem.x).flatten(1)

@@ -57,16 +57,9 @@ def square(
     with, costs no query: the model's outputs are taken not to be random.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
+        model, x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.
         queries: most forward passes per sample and restart, after the first.
         restarts: independent searches; later ones attack the samples that are still unbroken.
-        batch_size: the most images at once; None chooses. It changes no result.
-        seed: seeds windows and colours.
-        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
         random_source: draws windows and colours in place of ``seed``, see `attacks.core.random_source`.
 
     Returns:

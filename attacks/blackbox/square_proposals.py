@@ -12,8 +12,7 @@ from torch import Tensor
 from attacks.blackbox.square_windows import corners, overlap, pattern, places, values_at
 from attacks.core.batching import Rows
 from attacks.core.inputs import Problem
-from attacks.core.norms import get_norm, per_sample
-from attacks.core.published import plain_length
+from attacks.core.norms import get_norm, per_sample, plain_length
 from attacks.core.random_source import RandomSource
 
 _TINY = 1e-12

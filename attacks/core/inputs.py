@@ -107,13 +107,6 @@ def towards(x: Tensor, points: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(beyond, torch.nextafter(near, x.to(dtype)), near).to(x.dtype)
 
 
-def at_least_one(name: str, value: int) -> int:
-    """``value``; an AttackError if it is not a whole number >= 1."""
-    if not isinstance(value, int) or value < 1:
-        raise AttackError(f"{name} must be a whole number >= 1, got {value!r}")
-    return value
-
-
 def _images(x: Tensor) -> tuple[Tensor, torch.dtype | None]:
     """A copy of the images, for models may write into what they are given, and the type of `Problem.grid`."""
     if not isinstance(x, Tensor) or not x.is_floating_point():

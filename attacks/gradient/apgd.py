@@ -20,7 +20,7 @@ from attacks.core.batching import (
     runs_of,
     split_rows,
 )
-from attacks.core.inputs import Problem, at_least_one, validate_inputs
+from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
 from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
@@ -55,19 +55,12 @@ def apgd(
     """Auto-PGD, untargeted (Croce and Hein 2020; at L1 Croce and Hein 2021, through radii 3 eps, 2 eps and eps).
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
+        model, x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.
         loss: what is raised: "ce", "margin", "dlr" (3 classes or more) or "mifpe".
         steps: iterations per restart.
         restarts: independent starts; later ones attack the samples that are still unbroken.
         eot_samples: gradients and decisions are averaged over this many passes, for models with random outputs.
         early_stop: broken samples leave at once; False keeps their last misclassified iterate, as the original does.
-        batch_size: the most images at once; None chooses. It changes no result.
-        seed: seeds the starts.
-        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
         random_source: draws the starts in place of ``seed``, see `attacks.core.random_source`.
 
     Returns:
@@ -109,7 +102,7 @@ def apgd_targeted(
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     options: dict[str, Any] = {"loss": loss, "steps": steps, "restarts": restarts, "eot_samples": eot_samples}
     options |= {"early_stop": early_stop, "random_source": random_source}
-    options["num_targets"] = at_least_one("num_targets", num_targets)
+    options["num_targets"] = num_targets
     return in_batches(lambda part: run_apgd(model, part, seed, **options), problem, batch_size, patient=True)
 
 
@@ -131,8 +124,6 @@ def run_apgd(
 
     ``all_restarts_at_once`` is for samples that withstood another attack.
     """
-    for name, number in (("steps", steps), ("restarts", restarts), ("eot_samples", eot_samples)):
-        at_least_one(name, number)
     counted = CountedModel(model, problem, samples=eot_samples, max_batch=default_batch_size(problem.x))
     source, objective = random_source or SampleSource(seed, _STREAM), get_loss(loss)
     best = Best(problem.x)

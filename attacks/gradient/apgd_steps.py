@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attacks.core.batching import Rows
 from attacks.core.inputs import Problem
-from attacks.core.norms import get_norm, per_sample
+from attacks.core.norms import get_norm, per_sample, plain_length
 from attacks.core.random_source import RandomSource
 
 _TINY = 1e-12
@@ -228,7 +228,7 @@ def radii_schedule(norm: str, iterations: int) -> list[tuple[float, int]]:
 
 
 def _length(delta: Tensor) -> Tensor:
-    return per_sample(delta.square().flatten(1).sum(1).sqrt(), delta)
+    return per_sample(plain_length("L2", delta), delta)
 
 
 def _changed(point: Tensor, x: Tensor) -> Tensor:

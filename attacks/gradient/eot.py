@@ -1,6 +1,6 @@
 """Models and policies whose answers are random: expectation over their randomness, and the success to expect."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,11 +45,7 @@ def eot(
     returned.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K), the same or different at each call.
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
+        model, x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.
         action: what the policy answers: a label drawn from its softmax, or the largest logit of the pass.
         exploration: chance in [0, 1] that a sampled answer is drawn uniformly instead (epsilon-greedy).
         samples: passes per gradient; 1 suffices where logits are not random.
@@ -59,9 +55,6 @@ def eot(
         loss: what is raised: "ce", "margin", "dlr" or "mifpe".
         restarts: independent starts.
         random_start: False starts at ``x``.
-        batch_size: the most images at once; None chooses.
-        seed: seeds the starts; the model's own randomness is its own.
-        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
 
     Returns:
         The result; its trace holds "expected_success" (N,), the chance of a wrong answer to ``adversarial``.
@@ -70,32 +63,12 @@ def eot(
     Raises:
         AttackError: wrong inputs, or a model without gradients.
     """
-    result = pgd(
-        model,
-        x,
-        y,
-        norm=norm,
-        eps=eps,
-        steps=steps,
-        step_size=step_size,
-        loss=loss,
-        restarts=restarts,
-        random_start=random_start,
-        keep="loss",
-        eot_samples=samples,
-        batch_size=batch_size,
-        seed=seed,
-        sample_ids=sample_ids,
-    )
-    chance = expected_success(
-        model,
-        result.adversarial,
-        y,
-        action=action,
-        exploration=exploration,
-        passes=passes,
-        batch_size=batch_size,
-    )
+    options: dict[str, Any] = {"steps": steps, "step_size": step_size, "loss": loss, "restarts": restarts}
+    options |= {"random_start": random_start, "keep": "loss", "eot_samples": samples}
+    options |= {"batch_size": batch_size, "seed": seed, "sample_ids": sample_ids}
+    result = pgd(model, x, y, norm=norm, eps=eps, **options)
+    options = {"action": action, "exploration": exploration, "passes": passes, "batch_size": batch_size}
+    chance = expected_success(model, result.adversarial, y, **options)
     result.trace["expected_success"] = chance
     return result
 

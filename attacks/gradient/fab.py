@@ -25,9 +25,8 @@ from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import margin_targeted, misclassified
 from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
-from attacks.core.norms import ball_and_box, per_sample
+from attacks.core.norms import ball_and_box, per_sample, plain_length
 from attacks.core.projections import to_hyperplane
-from attacks.core.published import plain_length
 from attacks.core.random_source import RandomSource, SampleSource
 from attacks.core.result import AttackResult, finish, in_batches
 from attacks.core.traced_forward import traced_forward
@@ -57,18 +56,11 @@ def fab(
     """FAB towards the nearest linearised boundary; every step takes one backward pass per class.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
+        model, x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.
         steps: iterations per restart.
         restarts: the first starts at the image, later ones at random points around it.
         alpha_max: most weight, in [0, 1], of the step from the image itself.
         early_stop: a sample leaves once it is broken within ``eps``; False searches on for the smallest perturbation.
-        batch_size: the most images at once; None chooses. It changes no result.
-        seed: seeds the later restarts.
-        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
         random_source: draws the later starts in place of ``seed``, see `attacks.core.random_source`.
 
     Returns:

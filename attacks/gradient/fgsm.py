@@ -27,14 +27,9 @@ def fgsm(
     largest gradient.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
+        model, x, y, norm, eps, batch_size: see `attacks`.
         loss: what is raised: "ce", "margin", "dlr" or "mifpe".
         targets: classes (N,) to move towards; success stays any misclassification.
-        batch_size: the most images at once; None chooses.
 
     Returns:
         The result; one query and one backward pass per image.

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from attacks.core import entry
-from attacks.core.inputs import at_least_one, validate_inputs
+from attacks.core.inputs import validate_inputs
 from attacks.core.model import Model
 from attacks.core.result import AttackResult
 from attacks.gradient.pgd import run_pgd
@@ -35,20 +35,13 @@ def multitargeted(
     misclassified. It finds what an untargeted loss misses where another class than the runner-up is nearer.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
+        model, x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.
         steps: gradient steps per target.
         step_size: length of a step; default as in `attacks.gradient.pgd`.
         loss: the targeted loss: "margin", "ce", "dlr" (4 classes or more) or "mifpe".
         num_targets: classes aimed at, at most all wrong ones.
         restarts: runs per target, each from its own start.
         random_start: False starts at ``x``; "odi" moves the random start to a diverse output.
-        batch_size: the most images at once; None chooses. It changes no result.
-        seed: seeds the starts.
-        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
 
     Returns:
         The result, traced as by `attacks.gradient.pgd`.
@@ -57,16 +50,15 @@ def multitargeted(
         AttackError: wrong inputs, or a model without gradients.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
-    at_least_one("restarts", restarts)
     return run_pgd(
         model,
         problem,
+        seed,
         loss=loss,
         steps=steps,
         step_size=step_size,
-        restarts=at_least_one("num_targets", num_targets) * restarts,
+        restarts=num_targets * restarts,
         random_start=random_start,
         num_targets=num_targets,
         batch_size=batch_size,
-        seed=seed,
     )

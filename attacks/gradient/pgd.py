@@ -1,8 +1,17 @@
-"""Projected gradient descent, with the step rule of the literature or exactly that of cleverhans."""
+"""Projected gradient descent: ascend the loss in small steps inside ball and [0, 1], under one of two protocols.
+
+"normalized": each sample's own gradient; steps of one length (sign at Linf, unit length at L2, largest gradients first
+at L1); a start uniform in the ball. "cleverhans", for results published with that library: the gradient of the loss
+*averaged* over the batch; L2 steps of grad / sqrt(max(1e-12, sum grad^2)), which shrink where the gradient vanishes; a
+start uniform per pixel in +-eps, then projected; and clipping to [0, 1] before the projection as well as after it.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,10 +19,10 @@ from torch import Tensor
 from attacks.core import entry
 from attacks.core.batching import Batches, Rows, ranked_targets
 from attacks.core.errors import AttackError, unknown_name
-from attacks.core.inputs import Problem, at_least_one, validate_inputs
-from attacks.core.losses import get_loss, misclassified
+from attacks.core.inputs import Problem, validate_inputs
+from attacks.core.losses import Loss, get_loss, misclassified
 from attacks.core.memory_format import fast_layout
-from attacks.core.model import CountedModel, Model, check_labels, frozen
+from attacks.core.model import CountedModel, Model, check_labels
 from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish
 from attacks.core.rng import Draws
@@ -73,81 +82,47 @@ def pgd(
     sample_ids: Tensor | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> AttackResult:
-    """Projected gradient descent (Madry et al. 2018): ascend the loss in small steps inside ball and [0, 1].
-
-    Protocol "normalized": each sample's own gradient; steps of length ``step_size`` (sign at Linf, unit length at
-    L2, largest gradients first at L1); start uniform in the ball. Protocol "cleverhans", for results published
-    with that library: the gradient of the loss *averaged* over the batch, L2 steps of
-    grad / sqrt(max(1e-12, sum grad^2)), which shrink where the gradient vanishes; a start uniform per pixel in
-    +-eps, then projected; and clipping to [0, 1] before the projection as well as after it.
+    """Projected gradient descent (Madry et al. 2018); the module's text tells its two protocols apart.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1" (the latter not under cleverhans).
-        eps: radius in units of pixels, one for all or per sample (N,).
+        model, x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`; no L1 under cleverhans.
         steps: gradient steps per restart.
-        step_size: length of a step like ``eps``; default eps * max(1/8, 2.5 / steps).
+        step_size: length of a step, for all or (N,); default eps * max(1/8, 2.5 / steps).
         loss: what is raised: "ce", "margin", "dlr" or "mifpe".
         restarts: independent starts; later ones attack the samples that are still unbroken.
-        random_start: False starts at ``x``; "odi" moves the random start to a diverse output (Tashiro et al.
-            2020).
+        random_start: False starts at ``x``; "odi" at a diverse output (Tashiro et al. 2020).
         protocol: "normalized" or "cleverhans".
-        averaged_over: batch size over which cleverhans' loss is averaged, and which its floor is counted for;
-            default N. It stays the same however the work is split and whichever samples have left.
-        box: False leaves out the clipping to [0, 1], as cleverhans does with ``clip_min=clip_max=None``. Points may
-            then lie outside, so that ``success`` says nothing about the usual threat model; not at L1.
+        averaged_over: batch size over which cleverhans averages its loss, however the work is split; default N.
+        box: False leaves out the clipping to [0, 1], as cleverhans does with ``clip_min=clip_max=None``; not at L1.
+            Points may lie outside, so that ``success`` says nothing about the usual threat model.
         labels: "predicted" moves away from the model's own clean predictions; ``y`` still judges success.
-        targets: classes (N,) to reach: a sample is done when it gets there, which the trace "hit_target" (N,) bool
-            tells; ``success`` stays any misclassification.
+        targets: classes (N,) to reach, where a sample is done; any misclassification still is a success.
         keep: "best" returns a misclassified iterate if there was one, else that of highest loss; "loss" that of
-            highest loss, right or wrong; "last" the last one, as cleverhans does. With the latter two all samples
-            take all steps, and a clean error may end up classified correctly.
-        early_stop: broken samples leave the batch (with ``keep="best"``); False goes on to raise their loss.
+            highest loss, "last" the last one, as cleverhans does. With these two all samples take all steps.
+        early_stop: broken samples leave (with ``keep="best"``); False goes on to raise their loss.
         eot_samples: gradients are averaged over this many passes, for models with random outputs.
-        batch_size: the most images at once; None chooses. It changes no result.
-        seed: seeds the starts.
-        sample_ids: integers (N,) that the random numbers of each sample depend on; default 0..N-1.
         on_step: called with a `Step` before every step.
 
     Returns:
-        The result; its trace holds "shortened" (N,), the share of the sample's steps that cleverhans' floor
-        shortens (at Linf and L1: whose gradient is exactly 0), and "loss" (N,), the loss of ``adversarial``;
-        with ``box=False`` also "left_box" (N,) bool, the point lies outside [0, 1].
+        The result, traced with "shortened" (N,), the share of a sample's steps that cleverhans' floor shortens (at
+        Linf and L1: whose gradient is 0), and "loss" (N,) of ``adversarial``; without box "left_box" (N,) bool.
 
     Raises:
         AttackError: wrong inputs, or a model without gradients.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, targets=targets, sample_ids=sample_ids)
-    _check_choices(protocol=protocol, labels=labels, keep=keep)
-    if protocol == "cleverhans" and norm == "L1":
-        raise AttackError("cleverhans has no PGD at L1; use protocol='normalized'")
-    if norm == "L1" and not box:
-        raise AttackError("box=False at L1: its steps are chosen by the room in [0, 1]; use Linf or L2")
-    return run_pgd(
-        model,
-        replace(problem, box=box),
-        loss=loss,
-        steps=steps,
-        step_size=step_size,
-        restarts=restarts,
-        random_start=random_start,
-        cleverhans=protocol == "cleverhans",
-        averaged_over=averaged_over,
-        predicted_labels=labels == "predicted",
-        keep=keep,
-        early_stop=early_stop,
-        eot_samples=eot_samples,
-        batch_size=batch_size,
-        seed=seed,
-        on_step=on_step,
-    )
+    cleverhans = _check_choices(norm, box, protocol=protocol, labels=labels, keep=keep)
+    options: dict[str, Any] = {"loss": loss, "steps": steps, "step_size": step_size, "restarts": restarts}
+    options |= {"random_start": random_start, "cleverhans": cleverhans, "averaged_over": averaged_over}
+    options |= {"predicted_labels": labels == "predicted", "keep": keep, "early_stop": early_stop}
+    options |= {"eot_samples": eot_samples, "batch_size": batch_size, "on_step": on_step}
+    return run_pgd(model, replace(problem, box=box), seed, **options)
 
 
 def run_pgd(
     model: Model,
     problem: Problem,
+    seed: int,
     *,
     loss: str,
     steps: int,
@@ -155,7 +130,6 @@ def run_pgd(
     restarts: int,
     random_start: bool | Literal["odi"],
     batch_size: int | None,
-    seed: int,
     cleverhans: bool = False,
     averaged_over: int | None = None,
     predicted_labels: bool = False,
@@ -171,81 +145,93 @@ def run_pgd(
     image, and any misclassification counts.
     """
     x, y, objective = problem.x, problem.y, get_loss(loss)
-    for name, number in (("steps", steps), ("restarts", restarts), ("eot_samples", eot_samples)):
-        at_least_one(name, number)
     length = _step_lengths(step_size, problem, steps)
-    nominal = at_least_one("averaged_over", len(problem) if averaged_over is None else averaged_over)
-    scale = nominal if cleverhans else 1
-    batches = Batches(x, batch_size)
-    leave = early_stop and keep == "best"
-
-    def advance(rows: Tensor, restart: int, goals: Tensor | None, first: int, last: int) -> None:
-        """Take steps ``first`` to ``last``; the state is written at the end alone, for memory may run out before."""
-        part, found, short = problem[rows], best.taken(rows), torch.zeros_like(problem.eps[rows])
-        along = (labels[rows], None if goals is None else goals[rows])
-        point = (
-            _start(counted, rows, random_start, cleverhans, seed, restart) if first == 0 else last_point[rows]
-        )
-        for index in range(first, last):
-            grad, value, logits = counted.gradient(point, lambda z: objective(z, *along) / scale, rows)
-            if keep != "last":
-                found.consider(point, value * scale, _reaches(part, logits, keep))
-            if on_step:
-                on_step(Step(restart, index, rows, point, grad, value * scale, logits))
-            short += _is_shortened(part, grad, 1 if cleverhans else nominal)
-            point = _step(part, point, grad, length[rows], cleverhans)
-        if last == steps:
-            logits = counted.logits(point, rows)
-            found.consider(point, objective(logits, *along), _reaches(part, logits, keep))
-        last_point[rows] = point
-        best.x[rows], best.loss[rows], best.reached[rows] = found.x, found.loss, found.reached
-        shortened[rows] += short
-        taken[rows] += last - first
-
-    with frozen(model):
-        counted = CountedModel(model, problem, samples=eot_samples)
-        last_point, shortened, taken = x.clone(), torch.zeros_like(problem.eps), torch.zeros_like(problem.eps)
-        with fast_layout(model, x):
-            rows = torch.arange(len(problem), device=x.device)
-            clean = torch.cat(batches.map(lambda part: counted.logits(x[part], part), rows))
-            check_labels(problem, clean.shape[1])
-            clean_wrong = misclassified(clean, y)
-            labels = clean.argmax(1) if predicted_labels else y
-            ranked = ranked_targets(clean, y, num_targets) if num_targets else None
-            goals = problem.targets if ranked is None else ranked[:, 0]
-            best = _Best(problem)
-            if keep != "last":
-                best.loss = objective(clean, labels, goals).to(x.dtype)
-                best.reached = _reaches(problem, clean, keep)
-            for restart in range(restarts):
-                goals = goals if ranked is None else ranked[:, restart % ranked.shape[1]]
-                rows = rows[~best.reached[rows]] if early_stop else rows
-                survivors = rows
-                for first, last in _stretches(steps) if leave else [(0, steps)]:
-                    batches.map(lambda part: advance(part, restart, goals, first, last), survivors)  # noqa: B023
-                    survivors = survivors[~best.reached[survivors]] if leave else survivors
-        trace = {"shortened": shortened / taken.clamp_min(1), "loss": best.loss}
-        undone = clean_wrong if keep == "best" else None
-        return finish(counted, problem, best.x, clean_wrong=undone, batches=batches, trace=trace)
+    counted, batches = CountedModel(model, problem, samples=eot_samples), Batches(x, batch_size)
+    leave, nominal = early_stop and keep == "best", averaged_over or len(problem)
+    with fast_layout(model, x):
+        rows = torch.arange(len(problem), device=x.device)
+        clean = torch.cat(batches.map(lambda part: counted.logits(x[part], part), rows))
+        check_labels(problem, clean.shape[1])
+        ranked = ranked_targets(clean, y, num_targets) if num_targets else None
+        goals = problem.targets if ranked is None else ranked[:, 0]
+        states = _States(problem, clean.argmax(1) if predicted_labels else y, goals, length)
+        if keep != "last":
+            states.loss = objective(clean, states.labels, goals).to(x.dtype)
+            states.reached = _reaches(problem, clean, keep)
+        for restart in range(restarts):
+            states.goals = goals if ranked is None else ranked[:, restart % ranked.shape[1]]
+            rows = rows[~states.reached[rows]] if early_stop else rows
+            start = partial(_start, counted, states, random_start, cleverhans, seed, restart)
+            take = partial(
+                _take_steps, counted, states, objective, cleverhans, nominal, keep, on_step, restart
+            )
+            batches.map(start, rows)
+            left = rows
+            for stretch in _stretches(steps) if leave else [range(steps)]:
+                batches.map(partial(take, stretch, stretch.stop == steps), left)
+                left = left[~states.reached[left]] if leave else left
+    trace = {"shortened": states.shortened / states.steps_taken.clamp_min(1), "loss": states.loss}
+    undone = misclassified(clean, y) if keep == "best" else None
+    return finish(counted, problem, states.x, clean_wrong=undone, batches=batches, trace=trace)
 
 
-class _Best(Rows):
-    """The best iterate of each sample: one that reached the goal before one that did not, then by loss."""
+class _States(Rows):
+    """Where each sample is, and its best iterate: one that reached the goal before one that did not, then by loss."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.x = problem.x.clone()
+    def __init__(self, problem: Problem, labels: Tensor, goals: Tensor | None, length: Tensor) -> None:
+        self.labels, self.goals, self.length = labels, goals, length
+        self.x, self.point = problem.x.clone(), problem.x.clone()
         self.loss = torch.full_like(problem.eps, -torch.inf)
         self.reached = torch.zeros_like(problem.y, dtype=torch.bool)
+        self.shortened, self.steps_taken = torch.zeros_like(problem.eps), torch.zeros_like(problem.eps)
 
-    def consider(self, x_adv: Tensor, loss: Tensor, reached: Tensor) -> None:
+    def consider(self, loss: Tensor, reached: Tensor) -> None:
+        """Keep the present points where they are the best so far."""
         loss = loss.to(self.loss.dtype)
         better = torch.where(reached == self.reached, loss > self.loss, reached)
-        torch.where(per_sample(better, self.x), x_adv, self.x, out=self.x)
+        torch.where(per_sample(better, self.x), self.point, self.x, out=self.x)
         self.loss = torch.where(better, loss, self.loss)
         self.reached = self.reached | reached
 
+    def write(self, rows: Tensor, part: _States) -> None:
+        """Put what became of the samples ``rows`` back."""
+        for name in ("x", "point", "loss", "reached", "shortened", "steps_taken"):
+            getattr(self, name)[rows] = getattr(part, name)
 
-def _stretches(steps: int) -> Iterator[tuple[int, int]]:
+
+def _take_steps(
+    counted: CountedModel,
+    states: _States,
+    objective: Loss,
+    cleverhans: bool,
+    averaged_over: int,
+    keep: str,
+    on_step: Callable[[Step], None] | None,
+    restart: int,
+    stretch: range,
+    to_the_end: bool,
+    rows: Tensor,
+) -> None:
+    """Take the steps of a ``stretch``; the state is written at the end alone, for memory may run out before."""
+    part, state = counted.problem[rows], states.taken(rows)
+    along = (state.labels, state.goals)
+    scale, floor = (averaged_over, 1) if cleverhans else (1, averaged_over)
+    for index in stretch:
+        grad, value, logits = counted.gradient(state.point, lambda z: objective(z, *along) / scale, rows)
+        if keep != "last":
+            state.consider(value * scale, _reaches(part, logits, keep))
+        if on_step:
+            on_step(Step(restart, index, rows, state.point, grad, value * scale, logits))
+        state.shortened += _is_shortened(part, grad, floor)
+        state.point = _step(part, state.point, grad, state.length, cleverhans)
+    if to_the_end:
+        logits = counted.logits(state.point, rows)
+        state.consider(objective(logits, *along), _reaches(part, logits, keep))
+    state.steps_taken += len(stretch)
+    states.write(rows, state)
+
+
+def _stretches(steps: int) -> Iterator[range]:
     """Groups of steps between which broken samples leave: single steps, then 25 % longer each time.
 
     Leaving between stretches, not after every step, keeps batches full and a GPU from waiting, for at most a
@@ -253,32 +239,33 @@ def _stretches(steps: int) -> Iterator[tuple[int, int]]:
     """
     first = 0
     while first < steps:
-        last = min(steps, first + 1 + first // 4)
-        yield first, last
-        first = last
+        yield range(first, min(steps, first + 1 + first // 4))
+        first += 1 + first // 4
 
 
 def _start(
     counted: CountedModel,
-    rows: Tensor,
+    states: _States,
     random_start: bool | Literal["odi"],
     cleverhans: bool,
     seed: int,
     restart: int,
-) -> Tensor:
-    """Where the samples ``rows`` (n,) start, (n, C, H, W)."""
+    rows: Tensor,
+) -> None:
+    """Put the samples ``rows`` (n,) where they start."""
     part = counted.problem[rows]
-    if not random_start:
-        return part.x
-    draws = part.draws(seed).fork(restart)
-    shape = tuple(part.x.shape[1:])
-    if cleverhans:
-        uniform = draws.uniform(shape).to(part.x.dtype)
-        delta = (2 * uniform - 1) * per_sample(part.eps, uniform)
-    else:
-        delta = part.norm.random(draws, shape, part.eps)
-    x_adv = _confine(part, part.x + delta)
-    return _diversify(counted, x_adv, rows, part, draws) if random_start == "odi" else x_adv
+    x_adv = part.x
+    if random_start:
+        draws, shape = part.draws(seed).fork(restart), tuple(part.x.shape[1:])
+        if cleverhans:
+            uniform = draws.uniform(shape).to(part.x.dtype)
+            delta = (2 * uniform - 1) * per_sample(part.eps, uniform)
+        else:
+            delta = part.norm.random(draws, shape, part.eps)
+        x_adv = _confine(part, part.x + delta)
+        if random_start == "odi":
+            x_adv = _diversify(counted, x_adv, rows, part, draws)
+    states.point[rows] = x_adv
 
 
 def _diversify(counted: CountedModel, x_adv: Tensor, rows: Tensor, part: Problem, draws: Draws) -> Tensor:
@@ -340,8 +327,14 @@ def _step_lengths(step_size: float | Tensor | None, problem: Problem, steps: int
     return lengths.expand(len(problem))
 
 
-def _check_choices(**chosen: str) -> None:
+def _check_choices(norm: str, box: bool, **chosen: str) -> bool:
+    """Return whether the protocol is cleverhans'; an AttackError for what there is not."""
     valid = {"protocol": PROTOCOLS, "labels": ("true", "predicted"), "keep": ("best", "loss", "last")}
     for kind, value in chosen.items():
         if value not in valid[kind]:
             raise unknown_name(kind, value, valid[kind])
+    if norm == "L1" and chosen["protocol"] == "cleverhans":
+        raise AttackError("cleverhans has no PGD at L1; use protocol='normalized'")
+    if norm == "L1" and not box:
+        raise AttackError("box=False at L1: its steps are chosen by the room in [0, 1]; use Linf or L2")
+    return chosen["protocol"] == "cleverhans"

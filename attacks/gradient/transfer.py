@@ -100,11 +100,8 @@ def transfer_images(
     smoothed over neighbouring pixels (Dong et al. 2019).
 
     Args:
+        x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.
         sources: models to climb on, images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W), floats in [0, 1].
-        y: labels (N,) int64.
-        norm: "Linf", "L2" or "L1".
-        eps: radius in units of pixels, one for all or per sample (N,).
         steps: gradient steps from ``x``.
         step_size: length of a step; default eps / steps.
         loss: what is raised: "ce", "margin", "dlr" or "mifpe".
@@ -113,9 +110,6 @@ def transfer_images(
         smallest: factor in (0, 1] of the smallest such image.
         kernel: side of the Gaussian that smooths the gradient, odd; 1 is TI off, 7 is usual for small images.
         targets: classes (N,) to move towards.
-        batch_size: the most images at once; None chooses. It changes no result.
-        seed: seeds the input diversity.
-        sample_ids: integers (N,) that the random numbers of each sample hang on; default 0..N-1.
 
     Raises:
         AttackError: wrong inputs, or a source without gradients.
