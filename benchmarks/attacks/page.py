@@ -54,7 +54,7 @@ _AUTOATTACK = (
 _AGREE = (
     "Standard, ours and the published, on the first test images, each with its own random numbers. Agreement is the "
     "share of images with the same fate. Aim: within .3 points, 99 % agreement. On few images one of them is more than "
-    "that. Given the published random numbers (`random='original'`) the suite finds the attacks equal bit by bit."
+    "that. Given the published random numbers, in float64, the suite finds the attacks equal step by step."
 )
 _FAST = (
     'Standard: the lower accuracy of ours and the published; aim: that of "fast" is no higher. Missed are images that '
