@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import glob
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -56,8 +57,17 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically; NaN and infinities are refused, as JSON has neither."""
-    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Write ``value`` as indented JSON, atomically; NaN and infinities become null, as JSON has neither."""
+    write_atomic(path, json.dumps(nulled(value), indent=1, allow_nan=False) + "\n")
+
+
+def nulled(value: Any) -> Any:
+    """Return plain JSON with None in place of NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: nulled(item) for key, item in value.items()}
+    return [nulled(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_json(path: str | Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from envs.errors import InputError
-from envs.files import read_json, write_atomic
+from envs.files import nulled, read_json, write_atomic
 from eval.core.stats import Interval, wilson
 from eval.core.threats import Threat
 
@@ -162,7 +162,7 @@ def _dump(content: dict[str, Any]) -> str:
     """Return JSON with one line per column: readable, and no line per sample."""
 
     def line(value: Any) -> str:
-        return json.dumps(value, allow_nan=False)
+        return json.dumps(nulled(value), allow_nan=False)
 
     def section(value: Any) -> str:
         if not isinstance(value, dict) or not value:

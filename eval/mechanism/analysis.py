@@ -1,6 +1,6 @@
 """Why a classifier resists: landscapes, gradients and entropies of one model, measured together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,10 @@ class AnalysisOptions:
     """Images of the averaged landscape."""
     average_resolution: int = 60
     """Points per axis of the averaged landscape."""
+    plane_resolution: int = 100
+    """Points per axis of the landscapes of all models on the same planes."""
+    clip_planes: bool = False
+    """Clip landscapes to [0, 1], for models without an answer outside; this bends their planes."""
     draws: int = 10
     """Random points per image for stability and linearity."""
     power_iterations: int = 10
@@ -86,23 +90,10 @@ class Analysis:
             "published_path": None if self.published is None else self.published.figures(),
             "entropy": {"clean": self.clean.figures(), "attacked": self.attacked.figures()},
             "landscape": {
-                "single": landscape_figures(self.single),
-                "average": landscape_figures(self.average),
+                "single": self.single.figures(),
+                "average": self.average.figures(),
             },
         }
-
-
-def landscape_figures(item: Landscape) -> dict[str, Any]:
-    """Return extremes of a landscape and what happens inside the radius eps of its plane."""
-    distance = (item.coordinates[:, None].square() + item.coordinates[None, :].square()).sqrt()
-    inside = distance <= item.eps
-    return {
-        "images": item.images,
-        "resolution": len(item.coordinates),
-        "cross_entropy": {"min": float(item.cross_entropy.min()), "max": float(item.cross_entropy.max())},
-        "margin": {"min": float(item.margin.min()), "max": float(item.margin.max())},
-        "correct_within_eps": float(item.correct[inside].mean()) if inside.any() else None,
-    }
 
 
 def analyse(
@@ -158,7 +149,7 @@ def analyse(
 
     def surface(rows: slice, resolution: int) -> Landscape:
         say(f"landscape of {rows.stop - rows.start} images, {resolution} x {resolution} points")
-        place = {"resolution": resolution, "sample_ids": ids[rows], **common}
+        place = {"resolution": resolution, "sample_ids": ids[rows], "clip": options.clip_planes, **common}
         return landscape(model, x[rows], y[rows], dynamic.adversarial[rows], **place)
 
     return Analysis(
@@ -175,12 +166,59 @@ def analyse(
     )
 
 
+def shared_planes(
+    targets: Sequence[Target],
+    samples: Samples,
+    analyses: Sequence[Analysis],
+    options: AnalysisOptions,
+    *,
+    seed: int = 0,
+) -> list[list[Landscape]]:
+    """Show every model the planes of all, for one image: by owner of the plane, then by model.
+
+    As in the landscapes of arXiv 2606.12251 the first direction of a plane leads to the last point of the published
+    path on its owner (of PGD, where that path was not followed), the second is random and the same in each plane but
+    for the part along the first.
+
+    Args:
+        targets: the models.
+        samples: their images.
+        analyses: of the models, in the same order.
+        options: ``image``, ``plane_resolution`` and ``clip_planes``.
+        seed: of the random direction.
+    """
+    rows = slice(options.image, options.image + 1)
+    x, y = samples.batch(rows, targets[0].device)
+    place: dict[str, Any] = {
+        "resolution": options.plane_resolution,
+        "clip": options.clip_planes,
+        "seed": seed,
+    }
+    place |= {"sample_ids": samples.indices[rows].to(x.device)}
+    return [
+        [
+            landscape(
+                target.model,
+                x,
+                y,
+                (owner.published or owner.dynamic).adversarial[rows],
+                norm=owner.threat.norm,
+                eps=owner.threat.eps,
+                **place,
+            )
+            for target in targets
+        ]
+        for owner in analyses
+    ]
+
+
 def _check(options: AnalysisOptions, n: int) -> None:
     least = {
         "--steps": (options.steps, 2),
         "--resolution": (options.resolution, 2),
         "--average-images": (options.average_images, 1),
         "--average-resolution": (options.average_resolution, 2),
+        "--plane-resolution": (options.plane_resolution, 2),
         "--draws": (options.draws, 1),
         "--power-iterations": (options.power_iterations, 1),
     }

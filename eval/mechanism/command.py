@@ -1,5 +1,6 @@
 """The command line ``python -m eval.mechanism``: why one or several models resist, side by side."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -13,13 +14,14 @@ from agents.common.command_line import run_cli
 from agents.common.run_dir import resolve_device, versions
 from envs.errors import InputError
 from envs.files import write_atomic, write_json
-from eval.core.formatting import print_table
+from eval.core.formatting import percent, print_table
 from eval.core.options import DataOptions
 from eval.core.plot_style import save_figure
 from eval.core.targets import Samples, load_target
 from eval.core.threats import Threat, default_eps, parse_eps, parse_norm
-from eval.mechanism.analysis import Analysis, AnalysisOptions, analyse
-from eval.mechanism.landscape_plots import landscape_figure
+from eval.mechanism.analysis import Analysis, AnalysisOptions, analyse, shared_planes
+from eval.mechanism.landscape import Landscape
+from eval.mechanism.landscape_plots import landscape_figure, shared_figure
 from eval.mechanism.plots import adversarial_grid, dynamic_figure, entropy_figure, static_figure
 from eval.mechanism.tables import direction_table, summary_table
 from eval.report.gallery import pack_gallery
@@ -75,9 +77,23 @@ def mechanism_command(config: MechanismCommand) -> int:
     out.mkdir(parents=True, exist_ok=True)
     print_table(summary_table(analyses))
     print_table(direction_table(analyses))
-    for path in write_mechanism(out, analyses, loaded[0][1]):
+    targets, samples = [target for target, _ in loaded], loaded[0][1]
+    planes = shared_planes(targets, samples, analyses, config.analysis, seed=config.seed)
+    for path in write_mechanism(out, analyses, samples, planes):
         print(path)
+    _warn_about_gaps(analyses)
     return 0
+
+
+def _warn_about_gaps(analyses: Sequence[Analysis]) -> None:
+    for analysis in analyses:
+        missing = 1 - min(analysis.single.answered, analysis.average.answered)
+        if missing > 0:
+            print(
+                f"warning: {analysis.name}: no finite answer on {percent(missing)} of a landscape (grey); "
+                "--clip-planes keeps its points in [0, 1]",
+                file=sys.stderr,
+            )
 
 
 def _check_same_images(samples: Sequence[Samples]) -> None:
@@ -94,8 +110,16 @@ def _teller(status: Status | None, name: str) -> Callable[[str], None]:
     return lambda text: status.update(f"{name}: {text}") if status else None
 
 
-def write_mechanism(out: Path, analyses: Sequence[Analysis], samples: Samples) -> list[Path]:
-    """Write the figures as JSON, every picture as PNG, images of the first model for reports; return the paths."""
+def write_mechanism(
+    out: Path,
+    analyses: Sequence[Analysis],
+    samples: Samples,
+    planes: Sequence[Sequence[Landscape]] | None = None,
+) -> list[Path]:
+    """Write the figures as JSON, every picture as PNG, images of the first model for reports; return the paths.
+
+    ``planes``: of `shared_planes`, where they were drawn.
+    """
     threat = analyses[0].threat
     attack = f"under PGD, {threat}"
     names = _distinct([analysis.name for analysis in analyses])
@@ -110,6 +134,8 @@ def write_mechanism(out: Path, analyses: Sequence[Analysis], samples: Samples) -
     }
     if published:
         pictures["path-published"] = dynamic_figure(published, threat, "pgd-paper")
+    if planes is not None:
+        pictures["landscape-planes"] = shared_figure(names, planes)
     for k, (name, analysis) in enumerate(named.items()):
         first = slice(0, _GRID_IMAGES)
         pictures["adversarial" if len(named) == 1 else f"adversarial-{k + 1}"] = adversarial_grid(
@@ -128,6 +154,7 @@ def write_mechanism(out: Path, analyses: Sequence[Analysis], samples: Samples) -
         "eps": threat.eps,
         "data": samples.record() | {"n": len(samples)},
         "models": [analysis.figures() for analysis in analyses],
+        "planes": [[item.figures() for item in owned] for owned in planes or ()],
         "versions": versions(),
     }
     write_json(paths[0], content)

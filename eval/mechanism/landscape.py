@@ -1,6 +1,7 @@
 """Loss landscapes: the loss on a plane through an image, spanned by an adversarial and a random direction."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,19 @@ _PLANE_STREAM = 0x706C616E65  # "plane": the random direction is no other draw o
 class Landscape:
     """Losses on a grid, rows along the random direction, columns along the adversarial one.
 
+    Images without a finite answer at a point are left out of the averages there; NaN where no image has one.
+
     Attributes:
         coordinates: (R,), positions along either axis, lengths in the threat model's norm, 0 at the image.
         cross_entropy: (R, R), natural logarithm, averaged over the images.
         margin: (R, R), largest wrong logit minus the true one, averaged over the images; above 0 is an error.
         correct: (R, R), share of the images that are classified correctly.
-        predicted: (R, R) int64, predicted class for a single image; None for an average.
+        predicted: (R, R) int64, predicted class for a single image, -1 for an answer of NaN; None for an average.
         norm: of the axes.
         eps: radius of the threat model; the axes reach from -3 to 3 of it by default.
         images: how many were averaged.
         label: true class for a single image, else None.
+        reach: where on the adversarial axis the attacked image of a single image lies, else None.
     """
 
     coordinates: Tensor
@@ -39,6 +43,32 @@ class Landscape:
     eps: float
     images: int
     label: int | None
+    reach: float | None = None
+
+    @property
+    def answered(self) -> float:
+        """Share of the points at which the loss is finite."""
+        return float(self.cross_entropy.isfinite().float().mean())
+
+    def figures(self) -> dict[str, Any]:
+        """Return extremes, what happens inside the radius eps of the plane, and the share of points with an answer."""
+        distance = (self.coordinates[:, None].square() + self.coordinates[None, :].square()).sqrt()
+        inside = distance <= self.eps
+        return {
+            "images": self.images,
+            "resolution": len(self.coordinates),
+            "cross_entropy": _extremes(self.cross_entropy),
+            "margin": _extremes(self.margin),
+            "correct_within_eps": float(self.correct[inside].mean()) if inside.any() else None,
+            "answered": self.answered,
+        }
+
+
+def _extremes(values: Tensor) -> dict[str, float | None]:
+    known = values[values.isfinite()]
+    return (
+        {"min": float(known.min()), "max": float(known.max())} if len(known) else {"min": None, "max": None}
+    )
 
 
 def plane(x: Tensor, adversarial: Tensor, norm: str, seed: int, sample_ids: Tensor | None = None) -> Tensor:
@@ -73,13 +103,12 @@ def landscape(
     eps: float,
     extent: float = 3.0,
     resolution: int = 300,
+    clip: bool = False,
     batch_size: int | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
 ) -> Landscape:
     """Evaluate the losses on each image's plane and average them over the images.
-
-    Points are not clipped to [0, 1]: clipping would bend the plane.
 
     Args:
         model: images (N, C, H, W) to logits (N, K).
@@ -90,20 +119,24 @@ def landscape(
         eps: radius of the threat model.
         extent: the axes reach from -extent * eps to extent * eps.
         resolution: points per axis, R; the model sees N * R * R images.
+        clip: clip the points to [0, 1], where images lie. This bends the plane, and is for models that answer NaN
+            outside, such as those that take logarithms or powers of pixels.
         batch_size: images at once; by default 64 on a CPU, 2048 on a GPU.
         seed: of the random direction.
-        sample_ids: (N,), what each image's random direction hangs on.
+        sample_ids: (N,), what each image's random direction depends on.
     """
     directions = plane(x, adversarial, norm, seed, sample_ids)
     line = torch.linspace(-extent * eps, extent * eps, resolution, device=x.device)
-    sums = torch.zeros(3, resolution * resolution, dtype=torch.float64, device=x.device)
+    sums = torch.zeros(4, resolution * resolution, dtype=torch.float64, device=x.device)
     size = batch_size or (_GPU_BATCH if x.is_cuda else _CPU_BATCH)
     with fast_layout(model, x):
         for i in range(len(x)):
-            losses, predicted = _one_plane(model, x[i], y[i], directions[i], line, size)
-            sums[:2] += losses
-            sums[2] += predicted == y[i]
-    ce, margin, correct = (sums / len(x)).view(3, resolution, resolution).float().cpu()
+            losses, predicted = _one_plane(model, x[i], y[i], directions[i], line, size, clip)
+            known = losses.isfinite().all(0)
+            sums[:2] += losses.where(known, 0)
+            sums[2:] += torch.stack([known, predicted == y[i]])
+    ce, margin = (sums[:2] / sums[2]).view(2, resolution, resolution).float().cpu()
+    correct = (sums[3] / len(x)).view(resolution, resolution).float().cpu()
     one = len(x) == 1
     return Landscape(
         coordinates=line.cpu(),
@@ -115,11 +148,12 @@ def landscape(
         eps=eps,
         images=len(x),
         label=int(y[0]) if one else None,
+        reach=float(get_norm(norm).length(adversarial - x)[0]) if one else None,
     )
 
 
 def _one_plane(
-    model: nn.Module, x: Tensor, y: Tensor, directions: Tensor, line: Tensor, batch_size: int
+    model: nn.Module, x: Tensor, y: Tensor, directions: Tensor, line: Tensor, batch_size: int, clip: bool
 ) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and margin (2, R * R) and predicted classes (R * R,) on one image's plane."""
     total = len(line) ** 2
@@ -128,8 +162,9 @@ def _one_plane(
         points = torch.arange(start, min(start + batch_size, total), device=x.device)
         along, across = line[points % len(line)], line[points // len(line)]
         images = torch.addcmul(x, along.view(-1, 1, 1, 1), directions[0])
-        logits = model(images.addcmul_(across.view(-1, 1, 1, 1), directions[1])).float()
+        images.addcmul_(across.view(-1, 1, 1, 1), directions[1])
+        logits = model(images.clamp_(0, 1) if clip else images).float()
         label = y.expand(len(points))
         losses.append(torch.stack([get_loss(name)(logits, label, None) for name in ("ce", "margin")]))
-        predicted.append(logits.argmax(1))
+        predicted.append(logits.argmax(1).masked_fill(logits.isnan().any(1), -1))
     return torch.cat(losses, dim=1), torch.cat(predicted)

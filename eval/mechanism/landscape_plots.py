@@ -16,6 +16,7 @@ from eval.core.threats import Threat
 from eval.mechanism.landscape import Landscape
 
 _MOST_SURFACE_POINTS = 100  # per axis: more triangles take long to draw and show nothing
+_UNKNOWN = "#d0d0d0"  # where the model gives no finite answer
 _OTHERS = (
     "#D55E00",
     "#E69F00",
@@ -60,8 +61,47 @@ def landscape_figure(landscapes: Mapping[str, Landscape], classes: Sequence[str]
     return figure
 
 
+def shared_figure(names: Sequence[str], planes: Sequence[Sequence[Landscape]]) -> Figure:
+    """Draw every model (row) on the plane of every model (pair of columns): cross-entropy, and correct or wrong.
+
+    All cross-entropies have one colour scale.
+
+    Args:
+        names: of the models.
+        planes: by owner of the plane, then by model.
+    """
+    n, (first, *_) = len(names), planes[0]
+    figure = new_figure(max(7.0 * n, 8.0), 3.5 * n + 0.6)
+    kind = f"One image on the same planes, {Threat(first.norm, first.eps)}"
+    figure.suptitle(f"{kind} (cross: the image attacked on the published path)", fontsize=12, color=INK)
+    panels = figure.subplots(n, 2 * n, squeeze=False)
+    limits = _limits([np.asarray(item.cross_entropy) for owned in planes for item in owned])
+    short = shorten(names, 26)
+    for column, (owner, owned) in enumerate(zip(short, planes, strict=True)):
+        for row, (name, item) in enumerate(zip(short, owned, strict=True)):
+            left, right = panels[row, 2 * column : 2 * column + 2]
+            title = f"{name}\non the plane of {owner}\ncross-entropy (nats)"
+            _contour(figure, left, item, "cross_entropy", limits, title)
+            _correct(right, item)
+            for axes in (left, right):
+                axes.plot(item.reach or 0, 0, "X", color=COLOURS[1], markersize=7, markeredgecolor="white")
+    return figure
+
+
+def _correct(axes: Axes, item: Landscape) -> None:
+    """Draw where the image is classified correctly."""
+    line, unknown = np.asarray(item.coordinates), ~np.asarray(item.cross_entropy.isfinite())
+    values = np.ma.masked_array(np.asarray(item.correct), mask=unknown)
+    axes.pcolormesh(line, line, values, cmap=ListedColormap([COLOURS[1], COLOURS[0]]), vmin=0, vmax=1)
+    patches = [Patch(color=COLOURS[k], label=label) for k, label in ((0, "correct"), (1, "wrong"))]
+    axes.legend(handles=patches, fontsize=6.5, loc="upper right", framealpha=0.85)
+    _frame(axes, item, "\ncorrect or wrong")
+
+
 def _limits(values: list[np.ndarray]) -> tuple[float, float]:
-    low, high = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
+    """Return the least and largest finite value of all."""
+    known = np.concatenate([v[np.isfinite(v)] for v in values])
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     return low, high if high > low else low + 1e-6
 
 
@@ -74,7 +114,7 @@ def _colours(loss: str, limits: tuple[float, float]) -> dict[str, Any]:
 def _contour(
     figure: Figure, axes: Axes, item: Landscape, loss: str, limits: tuple[float, float], title: str
 ) -> None:
-    line, values = np.asarray(item.coordinates), np.asarray(getattr(item, loss))
+    line, values = np.asarray(item.coordinates), np.ma.masked_invalid(np.asarray(getattr(item, loss)))
     levels = np.linspace(*limits, 25)
     drawn = axes.contourf(line, line, values, levels=levels, **_colours(loss, limits))
     if values.min() < 0 < values.max() and loss == "margin":
@@ -94,23 +134,28 @@ def _region(figure: Figure, axes: Axes, item: Landscape, classes: Sequence[str])
     predicted = np.asarray(item.predicted)
     present = sorted(set(predicted.ravel().tolist()), key=lambda k: (k != item.label, k))
     wrong = iter(_OTHERS * (len(present) // len(_OTHERS) + 1))
-    colours = [COLOURS[0] if k == item.label else next(wrong) for k in present]
-    place = np.zeros(max(present) + 1, dtype=int)
+    colours = [COLOURS[0] if k == item.label else _UNKNOWN if k < 0 else next(wrong) for k in present]
+    place = np.zeros(max(present) + 2, dtype=int)  # -1, no answer, is the last entry
     place[present] = range(len(present))
     norm = BoundaryNorm(np.arange(len(present) + 1) - 0.5, len(present))
     axes.pcolormesh(line, line, place[predicted], cmap=ListedColormap(colours), norm=norm)
     patches = [
-        Patch(color=shade, label=(classes[k] if classes else str(k)) + (" (true)" if k == item.label else ""))
+        Patch(color=shade, label=_class_name(k, classes) + (" (true)" if k == item.label else ""))
         for k, shade in zip(present[:8], colours, strict=False)
     ]
     axes.legend(handles=patches, fontsize=6.5, loc="upper right", framealpha=0.85)
     _frame(axes, item, "\npredicted class")
 
 
+def _class_name(k: int, classes: Sequence[str]) -> str:
+    return "no answer" if k < 0 else classes[k] if classes else str(k)
+
+
 def _frame(axes: Axes, item: Landscape, title: str) -> None:
     """Label the axes and mark the image and the radius eps."""
     tidy(axes, title, f"adversarial direction ({item.norm})", f"random direction ({item.norm})")
     axes.grid(visible=False)
+    axes.set_facecolor(_UNKNOWN)
     axes.set_aspect("equal")
     halo = [withStroke(linewidth=3, foreground="white")]  # dark on white is seen on any colour
     axes.plot(0, 0, "o", color=INK, markersize=4, path_effects=halo)

@@ -146,7 +146,7 @@ def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat, path
                 values = getattr(item.double, name).double()
                 middle = values.mean(1) if name == "clamped" else values
                 _curve(axes, middle, len(item.correct), color=colour(k), linestyle=":", banded=False)
-        if name == "gradient_norm":
+        if name == "gradient_norm" and any((item.gradient_norm > 0).any() for item in models.values()):
             axes.set_yscale("log")
         if name in ("same_sign", "correct", "clamped"):
             axes.set_ylim(-0.02, 1.02)

@@ -27,6 +27,10 @@ _PLOTS = {
         "Loss landscape, averaged over images",
         "Surface of the mean loss in the plane of the adversarial and a random direction",
     ),
+    "landscape-planes": (
+        "Every model on the same planes",
+        "Cross-entropy beside correct and wrong regions, in the planes of the published attack on each model",
+    ),
     "gradients": (
         "Input gradients",
         "Distributions of gradient norm, stability and local linearity over images",

@@ -6,13 +6,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.table import Table
 
 from agents.common.command_line import run_cli
-from agents.common.run_dir import resolve_device
+from agents.common.run_dir import resolve_device, versions
 from envs.errors import InputError
+from envs.files import write_json
 from eval.attack.autosave import Report
 from eval.attack.results import AttackResults
 from eval.attack.runner import check_batch_size
@@ -30,8 +32,11 @@ from eval.core.stats import mcnemar, wilson
 from eval.core.targets import Samples, Target, load_target
 from eval.core.threats import Threat, chosen_threat, default_threats
 from eval.mechanism.plots import SecurityCurve, security_figure
+from eval.robustness.iterations import IterationCurve, iteration_curve, iteration_figure, iteration_tables
 from eval.robustness.plots import robustness_figure
+from eval.robustness.protocols import PgdOptions
 from eval.robustness.suite import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
+from eval.robustness.targeted import TargetedOutcome, targeted_outcome, targeted_tables
 
 _CURVE_FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
@@ -49,6 +54,7 @@ class RobustnessCommand:
     eps: str | None = None
     """Radius for --norm, a number or a fraction such as 8/255. Default: by the kind of image."""
     data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    pgd: tyro.conf.OmitArgPrefixes[PgdOptions] = field(default_factory=PgdOptions)
     curve: bool = False
     """Also draw accuracy against eps under pgd-margin, at 1/8 to 2 times each radius."""
     seed: int = 0
@@ -91,11 +97,14 @@ def robustness_command(config: RobustnessCommand) -> int:
     if not config.attacks:
         raise InputError("--attacks is empty; name at least one attack")
     check_batch_size(config.batch_size)
+    config.pgd.check()
     battery(config.attacks, config.threats(1))  # wrong names and radii end here, before anything is loaded
     device = resolve_device(config.device)
     loaded = [_load(config, spec, device) for spec in config.targets]
     for target, samples in loaded:
         warn_about(target, samples, config.threats(samples.channels))
+    if config.pgd.iterations or config.pgd.target_class is not None:
+        return _ask_pgd(config, loaded)
     reports = [_run(config, target, samples) for target, samples in loaded]
     out = config.out or loaded[0][0].results_dir
     out.mkdir(parents=True, exist_ok=True)
@@ -112,6 +121,37 @@ def robustness_command(config: RobustnessCommand) -> int:
     if config.curve:
         save_figure(out / "security.png", security_figure(_curves(config, loaded), "(PGD on the margin)"))
         print(f"curve:   {out / 'security.png'}")
+    return 0
+
+
+def _ask_pgd(config: RobustnessCommand, loaded: Sequence[tuple[Target, Samples]]) -> int:
+    """Answer ``--iterations`` or ``--target-class``: tables, JSON and, of iterations, a picture."""
+    asked, out = config.pgd, config.out or loaded[0][0].results_dir
+    common: dict[str, Any] = {"seed": config.seed, "batch_size": config.batch_size}
+    curves: list[IterationCurve] = []
+    outcomes: list[TargetedOutcome] = []
+    for target, samples in loaded:
+        for threat, protocol, loss in asked.cells(config.threats(samples.channels)):
+            label = f"{target.name}: {protocol} {loss} {threat}"
+            with progress_bar(label, len(samples), config.progress) as report:
+                cell = (target, samples, threat, protocol, loss)
+                if asked.target_class is not None:
+                    found = targeted_outcome(*cell, asked.target_class, report=report, **common)
+                    outcomes.append(found)
+                    continue
+                common["folder"], common["force"] = target.results_dir / "iterations", config.force
+                curves.append(iteration_curve(*cell, asked.iterations, report=report, **common))
+    stem = "iterations" if curves else f"targeted-{asked.target_class}"
+    tables = iteration_tables(curves) if curves else targeted_tables(outcomes)
+    for table in tables:
+        print_table(table)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [*(curve.figures() for curve in curves), *(outcome.figures() for outcome in outcomes)]
+    write_json(out / f"{stem}.json", {"format": 1, "rows": rows, "versions": versions()})
+    print(f"figures: {out / stem}.json")
+    if curves:
+        save_figure(out / f"{stem}.png", iteration_figure(curves))
+        print(f"picture: {out / stem}.png")
     return 0
 
 

@@ -346,6 +346,37 @@ def test_landscape_rows_are_the_random_axis_and_columns_the_adversarial_one():
     torch.testing.assert_close(found.margin, (0.5 + found.coordinates).expand(5, 5))
 
 
+def test_points_without_an_answer_are_masked_and_clipping_keeps_points_in_the_box():
+    class Log(nn.Module):
+        def forward(self, x):
+            value = x.flatten(1)[:, 0].log()  # NaN below 0
+            return torch.stack([torch.zeros_like(value), value], dim=1)
+
+    x = torch.full((2, 1, 2, 2), 0.1)
+    adversarial = x + torch.tensor([0.1, 0, 0, 0]).view(1, 1, 2, 2)
+    x[1, 0, 0, 0] = 0.9
+    adversarial[1, 0, 0, 0] = 1.0
+    y = torch.zeros(2, dtype=torch.int64)
+    one = landscape(Log(), x[:1], y[:1], adversarial[:1], eps=0.1, resolution=7)
+    outside = (0.1 + one.coordinates < 0).expand(7, 7)
+    assert torch.equal(one.cross_entropy.isnan(), outside)
+    assert torch.equal(one.predicted == -1, outside)
+    assert not one.correct[outside].any()
+    assert one.answered == pytest.approx(float((~outside).float().mean()))
+    assert one.reach == pytest.approx(0.1)
+    known = (0.1 + one.coordinates[3:]).log()
+    assert one.figures()["margin"] == pytest.approx(
+        {"min": float(known[0]), "max": float(known[-1])}, rel=1e-5
+    )
+    both = landscape(Log(), x, y, adversarial, eps=0.1, resolution=7)
+    torch.testing.assert_close(
+        both.margin[0, 0], (0.9 + both.coordinates[0]).log()
+    )  # of the second image alone
+    clipped = landscape(Log(), x[:1], y[:1], adversarial[:1], eps=0.1, resolution=7, clip=True)
+    torch.testing.assert_close(clipped.predicted[0], (0.1 + one.coordinates > 1).long())  # log 0 is an answer, too
+    torch.testing.assert_close(clipped.margin[0, 3:], known)
+
+
 def test_average_landscape_is_the_mean_of_the_single_ones(problem):
     model, _, x, y = problem
     adversarial = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure, KVWriter, Logger
+from torch import nn
 
 from agents import ImageNetwork
 from agents.config import TrainConfig
@@ -21,11 +22,11 @@ from eval.core.stats import wilson
 from eval.core.targets import load_samples, load_target
 from eval.core.threats import Threat
 from eval.mechanism import command
-from eval.mechanism.analysis import AnalysisOptions, analyse
+from eval.mechanism.analysis import AnalysisOptions, analyse, shared_planes
 from eval.mechanism.callback import PictureCallback
 from eval.mechanism.entropy import EntropySplit
 from eval.mechanism.landscape import Landscape
-from eval.mechanism.landscape_plots import landscape_figure
+from eval.mechanism.landscape_plots import landscape_figure, shared_figure
 from eval.mechanism.path_indicators import DynamicIndicators
 from eval.mechanism.plots import (
     SecurityCurve,
@@ -138,6 +139,54 @@ def test_landscape_figure_survives_flat_surfaces(tmp_path):
     save_figure(tmp_path / "flat.png", landscape_figure({"a": item}))
 
 
+def test_landscape_figure_masks_what_has_no_answer(tmp_path):
+    line, nan = torch.linspace(-3, 3, 5), torch.full((5, 5), torch.nan)
+    half = nan.clone()
+    half[:, 2:] = torch.arange(3.0)
+    predicted = torch.where(half.isnan(), -1, 1)
+    items = [
+        Landscape(line, values, values, torch.zeros(5, 5), labels, "L2", 1.0, 1, 0)
+        for values, labels in ((half, predicted), (nan, predicted * 0 - 1))
+    ]
+    figure = landscape_figure({"half": items[0], "none": items[1]}, ["a", "b"])
+    legends = [axes.get_legend() for axes in figure.axes]
+    assert [text.get_text() for legend in legends if legend for text in legend.get_texts()] == [
+        "no answer",
+        "b",
+        "no answer",
+    ]
+    save_figure(tmp_path / "masked.png", figure)
+    assert items[1].figures()["cross_entropy"] == {"min": None, "max": None}
+
+
+def test_shared_planes_have_one_colour_scale():
+    target = load_target(MODEL)
+    samples = load_samples(target, n=4, dataset="digits")
+    options = AnalysisOptions(
+        steps=3, resolution=3, average_images=1, average_resolution=3, plane_resolution=5, double=False
+    )
+    other = dataclasses.replace(target, name="twice", model=nn.Sequential(target.model, Twice()))
+    analyses = [analyse(item, samples, Threat("L2", 0.5), options) for item in (target, other)]
+    planes = shared_planes([target, other], samples, analyses, options)
+    for owned in planes:  # the same points: twice the logits have twice the margin, and the same decisions
+        torch.testing.assert_close(owned[1].margin, 2 * owned[0].margin)
+        assert torch.equal(owned[1].correct, owned[0].correct)
+    figure = shared_figure(["one", "twice"], planes)
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert len(panels) == 8
+    losses = [axes.collections[0] for axes in panels if "cross-entropy" in axes.get_title(loc="left")]
+    assert len(losses) == 4
+    assert len({(drawn.norm.vmin, drawn.norm.vmax) for drawn in losses}) == 1
+    assert losses[0].norm.vmax == pytest.approx(
+        max(float(item.cross_entropy.max()) for owned in planes for item in owned)
+    )
+
+
+class Twice(nn.Module):
+    def forward(self, logits):
+        return 2 * logits
+
+
 def test_names_fit_legends_and_differ():
     names = ["a" * 60 + "1", "a" * 60 + "2", "short"]
     assert len(set(shorten(names))) == 3
@@ -156,6 +205,8 @@ QUICK = (
     "2",
     "--average-resolution",
     "4",
+    "--plane-resolution",
+    "5",
 )
 
 
@@ -178,7 +229,8 @@ def test_mechanism_command_writes_figures_and_pictures(tmp_path, capsys):
     assert sum(first["entropy"]["clean"]["all"]["histogram"]) == 12
     assert first["landscape"]["single"]["resolution"] == 8
     expected = {"landscape", "landscape-average", "gradients", "path", "path-published", "entropy"}
-    expected |= {"adversarial"}
+    expected |= {"adversarial", "landscape-planes"}
+    assert len(content["planes"]) == len(content["planes"][0]) == 1
     assert {path.stem for path in out.glob("*.png")} == expected
     assert len(read_gallery(Folder(out), "gallery.npz", most=99)) == 10
 

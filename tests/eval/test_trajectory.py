@@ -21,6 +21,7 @@ from eval.core.targets import load_samples
 from eval.core.threats import Threat
 from eval.trajectory.command import main
 from eval.trajectory.measure import follow, regime_name, snapshots
+from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import (
     Outcome,
     Point,
@@ -32,6 +33,7 @@ from eval.trajectory.record import (
     write_trajectories,
 )
 from eval.trajectory.tables import scalars, summary_rows
+from tests.support.nan_models import NanNear
 
 THREAT = Threat("L2", 0.5)
 ATTACKS = ("pgd-cleverhans", "fgsm")
@@ -228,3 +230,20 @@ def test_a_folder_is_named_without_its_path(run):
     targets = snapshots(run, points=1)
     samples = dataclasses.replace(load_samples(targets[3_000], n=24), name="folder:/somewhere/digits")
     assert follow(run, targets, samples, THREAT, ATTACKS).data["dataset"] == "digits"
+
+
+def test_a_snapshot_that_answers_nan_is_followed(run, tmp_path, monkeypatch):
+    targets = snapshots(run, points=1)
+    samples = load_samples(targets[3_000], n=24)
+    first = samples.batch(slice(0, 1), torch.device("cpu"))[0]
+    target = dataclasses.replace(
+        targets[3_000], model=NanNear(targets[3_000].model, first[0]), sha256="nan", results_dir=tmp_path
+    )
+    found = follow(run, {3_000: target}, samples, THREAT, ATTACKS)
+    point = found.points[0]
+    assert {point.clean[0], point.left[0]} == {"0"}
+    assert {values[0] for name, values in point.indicators.items() if not name.startswith("clamp")} == {None}
+    write_outputs(tmp_path, [found])
+    text = (tmp_path / "trajectory.json").read_text()
+    json.loads(text, parse_constant=lambda word: pytest.fail(word))
+    assert read_trajectories(tmp_path / "trajectory.json.xz") == [found]

@@ -1,0 +1,182 @@
+"""Targeted PGD towards one fixed class: how many images get there, and what is left on images of the class itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from attacks.core.batching import default_batch_size
+from attacks.core.losses import misclassified
+from attacks.gradient.pgd import pgd
+from envs.errors import InputError
+from eval.attack.autosave import Progress, Report
+from eval.core.formatting import make_table, percent, with_interval
+from eval.core.stats import Interval, wilson
+from eval.core.targets import Samples, Target
+from eval.core.threats import Threat
+from eval.robustness.protocols import pgd_options
+
+
+@dataclass(frozen=True)
+class TargetedOutcome:
+    """PGD towards class ``goal`` on one model.
+
+    Attributes:
+        model: its name.
+        threat: norm and radius; protocol, loss: of PGD.
+        goal: the class.
+        label: (n,) true labels.
+        clean: (n,) predictions of the images, -1 for an answer of NaN.
+        attacked: (n,) predictions of the attacked images.
+    """
+
+    model: str
+    threat: Threat
+    protocol: str
+    loss: str
+    goal: int
+    label: np.ndarray
+    clean: np.ndarray
+    attacked: np.ndarray
+
+    def share(self, hits: np.ndarray, among: np.ndarray) -> tuple[float, Interval] | None:
+        """Return the share of ``hits`` among some images with Wilson's interval; None where there are none."""
+        n, k = int(among.sum()), int((hits & among).sum())
+        return (k / n, wilson(k, n)) if n else None
+
+    @property
+    def shares(self) -> dict[str, tuple[float, Interval] | None]:
+        """What is reported, each with its interval.
+
+        ``attack_success_rate``: images of other classes that are classified as the goal after the attack, and
+        ``clean_rate`` before it; ``attack_success_rate_all``: of all images, those of the goal's class included, as
+        arXiv 2606.12251 counts; ``target_accuracy_clean`` and ``target_accuracy``: on images of the goal's class, which
+        the attack pushes towards their own class; ``accuracy``: on all images, after the attack.
+        """
+        own, everyone = self.label == self.goal, np.ones(len(self.label), dtype=bool)
+        return {
+            "clean_rate": self.share(self.clean == self.goal, ~own),
+            "attack_success_rate": self.share(self.attacked == self.goal, ~own),
+            "attack_success_rate_all": self.share(self.attacked == self.goal, everyone),
+            "target_accuracy_clean": self.share(self.clean == self.goal, own),
+            "target_accuracy": self.share(self.attacked == self.goal, own),
+            "accuracy": self.share(self.attacked == self.label, everyone),
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Return plain JSON: the shares, and predictions per image."""
+        shares = {
+            name: None if found is None else {"value": found[0], "ci95": list(found[1])}
+            for name, found in self.shares.items()
+        }
+        head = {"model": self.model, "norm": self.threat.norm, "eps": self.threat.eps, "goal": self.goal}
+        head |= {"protocol": self.protocol, "loss": self.loss}
+        return head | shares | {name: getattr(self, name).tolist() for name in ("label", "clean", "attacked")}
+
+
+def targeted_outcome(
+    target: Target,
+    samples: Samples,
+    threat: Threat,
+    protocol: str,
+    loss: str,
+    goal: int,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    report: Report = lambda progress: None,
+) -> TargetedOutcome:
+    """Run PGD towards class ``goal`` on all samples, images of that class included.
+
+    Args:
+        target: the classifier.
+        samples: the images.
+        threat: norm and radius.
+        protocol: one of `eval.robustness.protocols.PROTOCOLS`.
+        loss: a name of `attacks.core.losses`, in its targeted form.
+        goal: the class, 0..K-1.
+        seed: of the random starts.
+        batch_size: most images at once; no outcome depends on it.
+        report: told about the progress.
+
+    Raises:
+        InputError, AttackError: there is no such class, a wrong name, or a model that cannot be attacked.
+    """
+    n, options = len(samples), pgd_options(protocol, loss, threat)
+    size = batch_size or max(128, default_batch_size(samples.batch(slice(0, 1), target.device)[0]))
+    labels, clean, attacked = [], [], []
+    for start in range(0, n, size):
+        rows = slice(start, min(start + size, n))
+        x, y = samples.batch(rows, target.device)
+        before = _predict(target, x)
+        classes = before.shape[1]
+        if goal >= classes:
+            raise InputError(f"--target-class is {goal}; {samples.name} has the classes 0 to {classes - 1}")
+        # An attack may not aim at the label: an image of the goal's class gets another one, which its loss ignores (ce,
+        # mifpe) or which it moves away from.
+        other = torch.where(y == goal, (goal + 1) % classes, y)
+        result = pgd(
+            target.model,
+            x,
+            other,
+            norm=threat.norm,
+            eps=threat.eps,
+            targets=torch.full_like(y, goal),
+            seed=seed,
+            sample_ids=samples.indices[rows].to(x.device),
+            batch_size=batch_size,
+            **options,
+        )
+        labels.append(y)
+        clean.append(_classes(before))
+        attacked.append(_classes(_predict(target, result.adversarial)))
+        hit = torch.cat(attacked) == goal
+        report(Progress(rows.stop, n, 1 - float(hit.float().mean()), 0.0))
+    columns = (torch.cat(parts).cpu().numpy() for parts in (labels, clean, attacked))
+    return TargetedOutcome(target.name, threat, protocol, loss, goal, *columns)
+
+
+@torch.inference_mode()
+def _predict(target: Target, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([target.model(part) for part in x.split(256)])
+
+
+def _classes(logits: torch.Tensor) -> torch.Tensor:
+    predicted = logits.argmax(1)
+    return predicted.masked_fill(misclassified(logits, predicted), -1)  # NaN is no answer
+
+
+def targeted_tables(outcomes: Sequence[TargetedOutcome], name: str = "") -> list[Table]:
+    """Return a table per threat model: a row per model, protocol and loss; ``name``: of the class."""
+    headings = (
+        "as target, clean",
+        "attack success [95 %]",
+        "of all images",
+        "class, clean",
+        "class [95 %]",
+        "accuracy",
+    )
+    tables = []
+    for threat in dict.fromkeys(outcome.threat for outcome in outcomes):
+        found = [outcome for outcome in outcomes if outcome.threat == threat]
+        title = (
+            f"PGD towards class {found[0].goal} {name}".rstrip() + f", {threat}, n = {len(found[0].label)}"
+        )
+        table = make_table(title, ("model", "protocol", "loss"), headings)
+        for outcome in found:
+            plain, rate, everyone, own_clean, own, left = outcome.shares.values()
+            table.add_row(
+                outcome.model,
+                outcome.protocol,
+                outcome.loss,
+                *(percent(item[0] if item else None) for item in (plain,)),
+                "-" if rate is None else with_interval(*rate),
+                *(percent(item[0] if item else None) for item in (everyone, own_clean)),
+                "-" if own is None else with_interval(*own),
+                percent(left[0] if left else None),
+            )
+        tables.append(table)
+    return tables
