@@ -33,7 +33,8 @@ class AttackResults:
         distance: (n,) float64, length of the perturbation in the attack's norm, pixels in [0, 1].
         queries: (n,) int64, forward passes that the image took.
         broken_by: per sample: the attack that broke it, ``"clean"`` for a clean error, None for a survivor.
-        extra: further per-sample numbers by name, each of length n, such as ``shortened``.
+        extra: further per-sample numbers by name, each of length n, such as ``shortened``; NaN (null in files) where
+            undefined.
         cost: ``seconds``, ``forwards``, ``backwards``, counted over images.
         warnings: what makes the outcome doubtful, one line each.
         seed: of the attack.
@@ -140,13 +141,13 @@ def write_results(path: Path, results: AttackResults) -> None:
     """
     columns = {name: getattr(results, name).tolist() for name in _COLUMNS}
     samples = columns | {"broken_by": list(results.broken_by)}
-    samples |= {name: values.tolist() for name, values in results.extra.items()}
+    samples |= {name: nulled(values.tolist()) for name, values in results.extra.items()}
     content = {
         "format": FORMAT,
         "attack": results.attack,
         "data": results.data | {"n": results.n, "indices": results.indices.tolist()},
         "model": results.model,
-        "summary": results.summary(),
+        "summary": nulled(results.summary()),
         "cost": results.cost,
         "warnings": list(results.warnings),
         "seed": results.seed,
@@ -162,7 +163,7 @@ def _dump(content: dict[str, Any]) -> str:
     """Return JSON with one line per column: readable, and no line per sample."""
 
     def line(value: Any) -> str:
-        return json.dumps(nulled(value), allow_nan=False)
+        return json.dumps(value, allow_nan=False)
 
     def section(value: Any) -> str:
         if not isinstance(value, dict) or not value:
@@ -226,15 +227,15 @@ def _from_json(content: dict[str, Any]) -> AttackResults:
 
 
 def _column(name: str, values: list[Any], kind: str, n: int) -> np.ndarray:
-    """Return a checked column; ``kind``: b (bool), i (count), f (number >= 0), x (any number)."""
-    array = np.asarray(values)
+    """Return a checked column; ``kind``: b (bool), i (count), f (number >= 0), x (any number or null)."""
+    array = np.asarray(values) if kind != "x" else np.asarray([np.nan if v is None else v for v in values])
     if array.shape != (n,) or n < 1:
         raise ValueError(f"{name} has shape {array.shape}, expected ({n},)")
     if array.dtype.kind not in {"b": "b", "i": "i", "f": "if", "x": "if"}[kind]:
         raise ValueError(f"{name} has the wrong type of value")
     if kind == "b":
         return array
-    if not np.isfinite(array).all() or (kind != "x" and (array < 0).any()):
+    if kind != "x" and not (np.isfinite(array).all() and (array >= 0).all()):
         raise ValueError(f"{name} has a negative or infinite value")
     return array.astype(np.int64 if kind == "i" else np.float64)
 

@@ -301,8 +301,8 @@ class _Run:
 
 
 def _is_figure(name: str, values: Tensor) -> bool:
-    """Whether a trace holds one finite number per image that is not among the columns already."""
-    return name not in REQUIRED and values.ndim == 1 and bool(values.isfinite().all())
+    """Whether a trace holds one number per image that is not among the columns already."""
+    return name not in REQUIRED and values.ndim == 1
 
 
 def _assemble(

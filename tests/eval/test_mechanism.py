@@ -373,7 +373,9 @@ def test_points_without_an_answer_are_masked_and_clipping_keeps_points_in_the_bo
         both.margin[0, 0], (0.9 + both.coordinates[0]).log()
     )  # of the second image alone
     clipped = landscape(Log(), x[:1], y[:1], adversarial[:1], eps=0.1, resolution=7, clip=True)
-    torch.testing.assert_close(clipped.predicted[0], (0.1 + one.coordinates > 1).long())  # log 0 is an answer, too
+    torch.testing.assert_close(
+        clipped.predicted[0], (0.1 + one.coordinates > 1).long()
+    )  # log 0 is an answer, too
     torch.testing.assert_close(clipped.margin[0, 3:], known)
 
 

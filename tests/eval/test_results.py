@@ -81,6 +81,15 @@ def test_nan_never_reaches_a_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_undefined_for_an_image_is_null_in_the_file(tmp_path):
+    extra = {"loss": np.asarray([0.5, np.nan, np.inf])}
+    write_results(tmp_path / "r.json", make_results([0, 1, 0], extra=extra))
+    content = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    assert content["samples"]["loss"] == [0.5, None, None]
+    assert content["summary"]["mean_loss"] is None
+    np.testing.assert_array_equal(read_results(tmp_path / "r.json").extra["loss"], [0.5, np.nan, np.nan])
+
+
 def damage_length(content):
     content["samples"]["queries"].append(1)
 
