@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,13 +35,18 @@ def transfer(
 ) -> AttackResult:
     """Attack ``model`` by images made on ``sources`` with `transfer_images`, which documents the ``options``.
 
-    The attacked model is asked about the clean image alone, a single query.
+    The attacked model is asked about the clean image alone, a single query. The trace's "nonfinite_gradient" and
+    "not_attacked" (N,) are of the sources' gradients.
 
     Raises:
         AttackError: wrong inputs, or a source without gradients.
     """
-    images = transfer_images(sources, x, y, norm=norm, eps=eps, batch_size=batch_size, **options)
-    return judge(model, x, y, images, norm=norm, eps=eps, batch_size=batch_size)
+    trace: dict[str, Tensor] = {}
+    images = transfer_images(sources, x, y, norm=norm, eps=eps, batch_size=batch_size, trace=trace, **options)
+    result = judge(model, x, y, images, norm=norm, eps=eps, batch_size=batch_size)
+    result.trace["nonfinite_gradient"] = trace["nonfinite_gradient"]
+    result.trace["not_attacked"] = trace["no_gradient"] & ~result.success
+    return result
 
 
 @entry.attack
@@ -92,6 +96,7 @@ def transfer_images(
     batch_size: int | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
+    trace: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Images (N, C, H, W) that fool one or several source models, made to fool others too.
 
@@ -101,7 +106,7 @@ def transfer_images(
 
     Args:
         x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.
-        sources: models to climb on, images (n, C, H, W) in [0, 1] to logits (n, K).
+        sources: models like ``model``, whose loss is raised.
         steps: gradient steps from ``x``.
         step_size: length of a step; default eps / steps.
         loss: what is raised: "ce", "margin", "dlr" or "mifpe".
@@ -110,6 +115,8 @@ def transfer_images(
         smallest: factor in (0, 1] of the smallest such image.
         kernel: side of the Gaussian that smooths the gradient, odd; 1 is TI off, 7 is usual for small images.
         targets: classes (N,) to move towards.
+        trace: takes up "nonfinite_gradient" (N,), the share of gradients with infinite or NaN entries, and
+            "no_gradient" (N,) bool, none had anything else.
 
     Raises:
         AttackError: wrong inputs, or a source without gradients.
@@ -119,13 +126,46 @@ def transfer_images(
         raise AttackError("no source models; give at least one to make the images on")
     if kernel % 2 == 0:
         raise AttackError(f"kernel must be odd, got {kernel}")
-    climb = _Climb(get_loss(loss), steps, step_size, momentum, diversity, smallest, kernel, seed)
-    together = _Sources(sources)
+    length = problem.eps / steps if step_size is None else torch.full_like(problem.eps, step_size)
+    options: dict[str, Any] = {"steps": steps, "momentum": momentum, "loss": get_loss(loss), "kernel": kernel}
+    options |= {"diversity": diversity, "smallest": smallest}
+    together, draws = _Sources(sources), problem.draws(seed)
     with frozen(together), fast_layout(together, problem.x):
-        rows = torch.arange(len(problem), device=x.device)
-        return torch.cat(
-            Batches(problem.x, batch_size).map(lambda part: climb(together, problem[part]), rows)
+        batches, rows = Batches(problem.x, batch_size), torch.arange(len(problem), device=x.device)
+        parts = batches.map(
+            lambda part: _ascend(together, problem[part], draws[part], length[part], **options), rows
         )
+    if trace is not None:
+        trace |= {name: torch.cat([found[name] for _, found in parts]) for name in parts[0][1]}
+    return torch.cat([images for images, _ in parts])
+
+
+def _ascend(
+    sources: _Sources,
+    problem: Problem,
+    draws: Draws,
+    length: Tensor,
+    *,
+    loss: Loss,
+    steps: int,
+    momentum: float,
+    diversity: float,
+    smallest: float,
+    kernel: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loop of `transfer_images` on one batch: its images, and what to know of the gradients."""
+    counted = CountedModel(sources, problem)
+    sources.view = _as_it_is
+    check_labels(problem, forward(sources, problem.x[:1]).shape[1])
+    x_adv, gathered = problem.x, torch.zeros_like(problem.x)
+    for step in range(steps):
+        sources.view = random_view(draws.fork(step), problem.x, diversity, smallest)
+        grad = counted.gradient(x_adv, lambda logits: loss(logits, problem.y, problem.targets)).grad
+        grad = smooth(grad, kernel)
+        size = grad.flatten(1).abs().sum(1).clamp_min(torch.finfo(grad.dtype).tiny)
+        gathered = momentum * gathered + grad / per_sample(size, grad)
+        x_adv = problem.norm.confine(problem.norm.ascend(x_adv, gathered, length), problem.x, problem.eps)
+    return x_adv, counted.trace()
 
 
 def _as_it_is(images: Tensor) -> Tensor:
@@ -148,63 +188,26 @@ class _Sources(nn.Module):
         return torch.stack([model(seen) for model in self.models]).mean(0)
 
 
-@dataclass(frozen=True)
-class _Climb:
-    """The iteration of `transfer_images` on one batch."""
+def random_view(draws: Draws, x: Tensor, diversity: float, smallest: float) -> Callable[[Tensor], Tensor]:
+    """How a step looks at images like ``x`` (n, ...): each, by chance, shrunk and moved on a black ground."""
+    if not diversity or x.ndim != 4:
+        return _as_it_is
+    chance, size, right, down = draws.uniform((4,)).to(x.dtype).unbind(1)
+    scale = torch.where(chance < diversity, smallest + (1 - smallest) * size, 1)
+    # In the sampler's units, in which the image spans -1..1, a pixel at p comes from (p - move) / scale.
+    move = (1 - scale)[:, None] * (2 * torch.stack([right, down], 1) - 1)
+    shrink = torch.eye(2, dtype=x.dtype, device=x.device) / scale[:, None, None]
+    matrix = torch.cat([shrink, -(move / scale[:, None])[:, :, None]], dim=2)
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return lambda images: F.grid_sample(images, grid, align_corners=False)
 
-    loss: Loss
-    steps: int
-    step_size: float | None
-    momentum: float
-    diversity: float
-    smallest: float
-    kernel: int
-    seed: int
 
-    def __call__(self, sources: _Sources, problem: Problem) -> Tensor:
-        counted = CountedModel(sources, problem)
-        draws = problem.draws(self.seed)
-        length = (
-            problem.eps / self.steps
-            if self.step_size is None
-            else torch.full_like(problem.eps, self.step_size)
-        )
-
-        def objective(logits: Tensor) -> Tensor:
-            return self.loss(logits, problem.y, problem.targets)
-
-        sources.view = _as_it_is
-        check_labels(problem, forward(sources, problem.x[:1]).shape[1])
-        x_adv, gathered = problem.x, torch.zeros_like(problem.x)
-        for step in range(self.steps):
-            sources.view = self._view(draws.fork(step), problem.x)
-            grad = self._smooth(counted.gradient(x_adv, objective).grad)
-            size = grad.flatten(1).abs().sum(1).clamp_min(torch.finfo(grad.dtype).tiny)
-            gathered = self.momentum * gathered + grad / per_sample(size, grad)
-            x_adv = problem.norm.confine(problem.norm.ascend(x_adv, gathered, length), problem.x, problem.eps)
-        return x_adv
-
-    def _view(self, draws: Draws, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """How a step looks at its images: each, by chance, shrunk and moved on a black ground."""
-        if not self.diversity or x.ndim != 4:
-            return _as_it_is
-        chance, size, right, down = draws.uniform((4,)).to(x.dtype).unbind(1)
-        scale = torch.where(chance < self.diversity, self.smallest + (1 - self.smallest) * size, 1)
-        # In the sampler's units, in which the image spans -1..1, a pixel at p comes from (p - move) / scale.
-        move = (1 - scale)[:, None] * (2 * torch.stack([right, down], 1) - 1)
-        shrink = torch.eye(2, dtype=x.dtype, device=x.device) / scale[:, None, None]
-        matrix = torch.cat([shrink, -(move / scale[:, None])[:, :, None]], dim=2)
-        grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-        return lambda images: F.grid_sample(images, grid, align_corners=False)
-
-    def _smooth(self, grad: Tensor) -> Tensor:
-        """Convolve the gradient with a Gaussian whose edge lies at three standard deviations."""
-        if self.kernel == 1 or grad.ndim != 4:
-            return grad
-        bell = torch.exp(
-            -torch.linspace(-3, 3, self.kernel, dtype=grad.dtype, device=grad.device).square() / 2
-        )
-        bell = bell / bell.sum()
-        channels = grad.shape[1]
-        weight = (bell[:, None] * bell).expand(channels, 1, -1, -1)
-        return F.conv2d(grad, weight, padding=self.kernel // 2, groups=channels)
+def smooth(grad: Tensor, kernel: int) -> Tensor:
+    """Convolve the gradient (n, C, H, W) with a Gaussian of this side, whose edge lies at three standard deviations."""
+    if kernel == 1 or grad.ndim != 4:
+        return grad
+    bell = torch.exp(-torch.linspace(-3, 3, kernel, dtype=grad.dtype, device=grad.device).square() / 2)
+    bell = bell / bell.sum()
+    channels = grad.shape[1]
+    weight = (bell[:, None] * bell).expand(channels, 1, -1, -1)
+    return F.conv2d(grad, weight, padding=kernel // 2, groups=channels)

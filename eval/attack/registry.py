@@ -23,7 +23,7 @@ Attack = Callable[..., AttackResult]
 
 # Set by the evaluation, or of no meaning on a command line (tensors and callbacks).
 _RESERVED = {"norm", "eps", "targets", "seed", "sample_ids", "batch_size", "random_source"}
-_RESERVED |= {"on_step", "state", "on_progress"}
+_RESERVED |= {"on_step", "state", "on_progress", "trace"}
 # Attacks with the former option "random": its value "sample", now the only one, stays in the records of results, whose
 # names follow from them.
 _FORMERLY_RANDOM = ("apgd", "apgd_targeted", "autoattack", "fab", "fab_targeted", "square")

@@ -6,9 +6,8 @@ from torch import nn
 
 from attacks import judge, pgd, transfer, transfer_images
 from attacks.core.errors import AttackError
-from attacks.core.inputs import validate_inputs
 from attacks.core.rng import draws_for
-from attacks.gradient.transfer import _Climb
+from attacks.gradient.transfer import random_view, smooth
 from tests.support.attack_models import cnn_problem, linear_problem, random_cnn
 
 
@@ -22,12 +21,6 @@ def twin(model, noise, seed=0):
             noise * weight.data.std() * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
         )
     return other
-
-
-def climb(**options):
-    """The iteration with all extras off, but for these."""
-    plain = {"loss": None, "steps": 1, "step_size": None, "momentum": 0.0, "diversity": 0.0, "smallest": 0.9}
-    return _Climb(**{**plain, "kernel": 1, "seed": 0, **options})
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
@@ -84,6 +77,34 @@ def test_transfers_to_a_twin_better_than_noise():
     assert torch.equal(moved.success, target(moved.adversarial).argmax(1) != y)
 
 
+def test_the_share_of_odd_gradients_is_that_of_the_sources():
+    model, x, y = cnn_problem(10)
+    x[3:6, :, :2] = 0
+    options = {"norm": "L2", "eps": 0.3, "steps": 1, "diversity": 0.0}
+    steep = nn.Sequential(Sqrt(), model)
+    result = transfer(model, x, y, sources=[steep], **options)
+    black = torch.arange(10).ge(3) & torch.arange(10).lt(6)
+    assert torch.equal(result.trace["nonfinite_gradient"], black.double())
+    assert not result.trace["not_attacked"].any()
+    assert (result.adversarial[black] != x[black]).any()
+
+    broken = transfer(model, x, y, sources=[nn.Sequential(Nowhere(), model)], **options)
+    assert (broken.trace["nonfinite_gradient"] == 1).all()
+    assert torch.equal(broken.trace["not_attacked"], ~broken.success)
+
+
+class Sqrt(nn.Module):
+    def forward(self, x):
+        return x.sqrt()
+
+
+class Nowhere(nn.Module):
+    """The identity, whose gradient is nowhere finite."""
+
+    def forward(self, x):
+        return x + 0 * (x - x.detach()).sqrt()
+
+
 def test_targeted_images_move_towards_the_class():
     model, x, y = cnn_problem()
     targets = (y + 1) % 5
@@ -94,11 +115,9 @@ def test_targeted_images_move_towards_the_class():
 
 class TestDiversity:
     x = torch.rand(50, 1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    y = torch.zeros(50, dtype=torch.int64)
 
-    def views(self, **options):
-        draws = validate_inputs(self.x, self.y, norm="L2", eps=0.1).draws(0)
-        return climb(**options)._view(draws, self.x)
+    def views(self, diversity, smallest=0.9):
+        return random_view(draws_for(0, torch.arange(50)), self.x, diversity, smallest)
 
     def test_full_size_leaves_the_image_alone(self):
         torch.testing.assert_close(self.views(diversity=1.0, smallest=1.0)(self.x), self.x)
@@ -128,14 +147,14 @@ class TestDiversity:
 def test_smoothing_is_a_normalised_symmetric_blur():
     spike = torch.zeros(1, 2, 9, 9, dtype=torch.float64)
     spike[0, 1, 4, 4] = 1
-    blurred = climb(kernel=5)._smooth(spike)
+    blurred = smooth(spike, 5)
     assert blurred[0, 0].abs().max() == 0
     assert blurred.sum().item() == pytest.approx(1)
     torch.testing.assert_close(blurred, blurred.flip(2))
     torch.testing.assert_close(blurred, blurred.transpose(2, 3))
     assert blurred[0, 1, 4, 4] == blurred.max()
     assert blurred[0, 1, 4, 7] == 0
-    assert climb(kernel=1)._smooth(spike) is spike
+    assert smooth(spike, 1) is spike
 
 
 @pytest.mark.parametrize(
