@@ -1,3 +1,4 @@
+import os
 import time
 from types import SimpleNamespace
 
@@ -7,6 +8,14 @@ import torch
 from tensorboard.summary.writer import event_file_writer
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Without ``-n``, use up to four processes, one per core; ``-n 0`` or ``--pdb`` keep one."""
+    option = config.option
+    if getattr(option, "numprocesses", 0) is None and not option.usepdb and not option.collectonly:
+        option.numprocesses = min(len(os.sched_getaffinity(0)), 4) if hasattr(os, "sched_getaffinity") else 2
 
 
 @pytest.fixture(autouse=True, scope="session")

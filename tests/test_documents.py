@@ -1,14 +1,20 @@
 """What README and docs show works: Python blocks run, and every command line is one that the program accepts."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import tyro
+
+from agents.config import TrainConfig
+from agents.training.run import train
+from tests.support.data_files import image_tree, write_mnist
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -35,6 +41,7 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.S | re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in WHOLE if blocks(page, "python")], ids=lambda page: page.stem
 )
@@ -59,18 +66,26 @@ def test_what_pages_import_from_the_project_is_there(page):
 def command_lines():
     for page in PAGES:
         for block in blocks(page, "bash"):
+            for name, value in re.findall(r'^(\w)="(.*)"$', block, flags=re.M):
+                block = block.replace(f"${name} ", f"{value} ")
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 if "-m" in words and words[words.index("-m") + 1] in COMMANDS:
                     start = words.index("-m") + 1
+                    end = words.index("&&", start) if "&&" in words[start:] else len(words)
                     yield pytest.param(
-                        words[start], words[start + 1 :], id=f"{page.stem}: {' '.join(words[start:])}"
+                        words[start], words[start + 1 : end], id=f"{page.stem}: {' '.join(words[start:end])}"
                     )
+
+
+def door(command):
+    module = importlib.import_module(COMMANDS[command])
+    return module, module.run if command == "agents.train" else module.main
 
 
 @pytest.mark.parametrize(("command", "arguments"), [*command_lines()])
 def test_command_lines_are_accepted(command, arguments, monkeypatch, capsys):
-    module = importlib.import_module(COMMANDS[command])
+    module, main = door(command)
     seen = []
 
     def parse(main, config_class, prog, argv=None, defaults=None):
@@ -78,12 +93,91 @@ def test_command_lines_are_accepted(command, arguments, monkeypatch, capsys):
         return 0
 
     monkeypatch.setattr(module, "run_cli", parse)
-    door = module.run if command == "agents.train" else module.main
     try:
-        door(arguments)
+        main(arguments)
     except SystemExit:
         pytest.fail(f"python -m {command} {' '.join(arguments)}: {capsys.readouterr().err}")
     assert len(seen) == 1
+
+
+SMALL = {  # what makes a documented command short: of an option given twice, the last value counts
+    "agents.train": "--network mlp --batch-size 64 --eval-every 500 --no-attack --threads 1 --no-progress",
+    "attacks": "--n 6",
+    "eval.robustness": "--n 6 --attacks fgsm pgd-cleverhans",
+    "eval.mechanism": "--n 6 --steps 3 --resolution 5 --average-images 2 --average-resolution 5",
+    "eval.audit": "--n 4",
+    "eval.trajectory": "--n 6 --points 1 --attacks pgd",
+    "eval.transfer": "--n 6 --steps 3",
+    "eval.study": "--dry-run",
+    "eval.export": "--n 6",
+}
+ELSEWHERE = ("zoo:", "my_package", "--device cuda", "onnx", "--format all")  # needs what a test has not
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder in which the names that pages use are there: runs, a study's file, data sets."""
+    folder = tmp_path_factory.mktemp("documents")
+    config = TrainConfig(
+        algo="reinforce",
+        network="mlp",
+        total_images=2_000,
+        batch_size=64,
+        eval_every=500,
+        snapshots="0.1,0.2",
+    )
+    config = dataclasses.replace(config, attack=False, progress=False, threads=1)
+    places = ("RUN", "RUN2", "OTHER_RUN", "DIR", "runs/digits-ppo-small-s0", "runs/digits-reinforce-small-s0")
+    places += ("studies/digits",)
+    run = train(dataclasses.replace(config, run_dir=folder / "RUN")).path
+    for place in places[1:]:
+        shutil.copytree(run, folder / place, ignore=shutil.ignore_patterns(".*"))
+    shutil.copy(run / "policy.zip", folder / "policy.zip")
+    toml = "".join(blocks(ROOT / "docs" / "study.md", "toml")).replace("passes = 20", "passes = 0.2")
+    small = "images = 6\ngallery = 2\naudit = {mode = 'none'}\nmechanism = {images = 0}\ntransfer = {crafts = []}\n"
+    (folder / "mine.toml").write_text(small + toml)
+    write_mnist(folder / "data")
+    image_tree(folder / "cifar10jpg" / "train", {f"class{k}": 20 for k in range(10)}, size=(32, 32))
+    image_tree(folder / "cifar10jpg" / "test", {f"class{k}": 2 for k in range(10)}, size=(32, 32))
+    return folder
+
+
+def words_of(command, arguments):
+    """The documented words with a small budget, or None for a call that a test cannot make."""
+    line = " ".join(arguments)
+    if any(part in line for part in ELSEWHERE):
+        return None
+    line = re.sub(r"(\w+):\d+(,|$|\s)", r"\1:0.1\2", line)  # the phases of a schedule
+    line = (
+        re.sub(r"--passes \d+", "--passes 0.1", line).replace("[RUN ...]", "RUN2").replace("RUNS", "RUN RUN2")
+    )
+    words = re.sub(r"\bRUN RUN\b", "RUN RUN2", line).split()
+    extra = SMALL.get(command, "").split()
+    if command == "agents.train":
+        if "--resume" in words:
+            extra = []
+        elif "--passes" not in words and "--schedule" not in words:
+            extra += ["--total-images", "200"]
+        words = [word for word in words if word != "--snapshots" or "--passes" not in words]
+        words = words if "--snapshots" in words else [word for word in words if word != "12"]
+    if command == "eval.study" and "mine.toml" in words:
+        extra = []
+    if command == "eval.trajectory" and "--attacks" in words:
+        words = words[: words.index("--attacks")]
+    return words + extra
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.stem)
+def test_command_lines_run(page, workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("LABELBANDIT_DATA", str(workplace / "data"))
+    for case in command_lines():
+        command, arguments = case.values
+        words = words_of(command, arguments) if case.id.startswith(f"{page.stem}: ") else None
+        if words is not None:
+            status = door(command)[1](words)
+            assert status == 0, f"python -m {command} {' '.join(words)}: {capsys.readouterr().err[-2000:]}"
 
 
 FORMER = {

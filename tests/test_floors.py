@@ -56,6 +56,7 @@ def modules(package):
     return [path.relative_to(ROOT).as_posix() for path in paths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", FLOORS)
 def test_imports_go_downwards(package):
     ours = {*FLOORS, "tests"}
@@ -97,6 +98,7 @@ def circles(edges):
             del left[name]
 
 
+@pytest.mark.slow
 def test_no_imports_go_in_circles():
     """A package's ``__init__`` offers what its modules define, so the programs behind doors count as above it."""
     edges = {
@@ -125,6 +127,7 @@ def test_attacks_import_torch_alone():
             assert allowed or (imported in lazily and not top), f"{name} imports {imported}"
 
 
+@pytest.mark.slow
 def test_everything_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
@@ -174,6 +177,7 @@ print(result.success.sum().item(), len(labels))
 """
 
 
+@pytest.mark.slow
 def test_attacks_run_where_nothing_but_torch_is_installed():
     """The import hook stands for a machine that lacks the other packages, NumPy included."""
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True)

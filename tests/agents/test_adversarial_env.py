@@ -69,6 +69,7 @@ def actions(env, tensors):
     return zeros if tensors else zeros.numpy()
 
 
+@pytest.mark.slow
 def test_attacked_images_are_harder_and_follow_the_policy():
     env = attacked_env(64, eps=0.3, steps=5)
     model = learner(env)

@@ -224,6 +224,7 @@ def configuration(path, mode):
     return dataclasses.replace(config, lr_warmup=0.2, total_images=700)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_stopped_run_ends_like_an_uninterrupted_one(mode, tmp_path, monkeypatch):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -113,6 +113,7 @@ def test_learn_predict_save_load_continue(name, tensors, train_split, digits, tm
     assert any(not torch.equal(value, weights(model)[key]) for key, value in weights(loaded).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_algorithm_learns(name, train_split, digits):
     """Far above the 10 % of guessing after three passes at most; each alone reaches 97 % when trained in full."""

@@ -118,6 +118,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", OPTIONS)
 def test_wrong_options(line, folder, capsys):
     before = sorted(folder.rglob("*"))

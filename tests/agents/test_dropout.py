@@ -100,6 +100,7 @@ def log_probs(classifier, images, seeds):
         return classifier(images).log_softmax(1)
 
 
+@pytest.mark.slow
 def test_updates_see_the_policy_of_the_rollout():
     torch.manual_seed(0)
     classifier = new_classifier((1, 8, 8), 10, "cnn6")

@@ -192,6 +192,7 @@ def test_a_loss_on_other_logits_does_not_reuse_the_probabilities_of_the_first():
     assert torch.equal(gradient(model, LOGITS, batch), gradient(model, LOGITS, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["batch", "mixture"])
 @pytest.mark.parametrize("reward", list(REWARDS))
 def test_the_mean_of_reinforce_converges_to_the_expected_policy_gradient(mode, reward):

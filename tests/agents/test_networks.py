@@ -49,6 +49,7 @@ def registry(monkeypatch):
     return networks.NETWORKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", sorted(BUILT_IN - {"nature"}))
 def test_every_network_fits_every_image_size(network):
     for shape in ((1, 8, 8), (4, 11, 17), (3, 32, 32), (3, 224, 224)):
@@ -97,6 +98,7 @@ def test_cnn6_convolution_equals_same_padding():
     torch.testing.assert_close(body[:2](images), reference(images))
 
 
+@pytest.mark.slow
 def test_torchvision_stems_follow_the_image_size():
     with torch.device("meta"):
         small, large = (NETWORKS["resnet18"]((3, side, side)) for side in (32, 224))
@@ -201,6 +203,7 @@ def test_training_begins_with_pretrained_weights(published_weights, monkeypatch)
             check_names(dataclasses.replace(config, **wrong))
 
 
+@pytest.mark.slow
 def test_small_reads_digits():
     digits = load_digits()
     images = (torch.tensor(digits.images).float() / 16).unsqueeze(1)

@@ -38,6 +38,7 @@ def shown(dataset):
     return ImageDataset(dataset, "train", images, torch.arange(300) % 10, tuple("0123456789"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SMALL, "paper-cnn4-cifar10-rl-adv", "paper-cnn4-cifar10-sl-adv-long"])
 def test_presets_build(name):
     config = get_preset(name)

@@ -37,6 +37,7 @@ def uninterrupted(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", [0, 1, 7])
 @pytest.mark.parametrize("case", CASES)
 def test_a_stopped_run_ends_like_an_uninterrupted_one(case, boundary, uninterrupted, tmp_path, monkeypatch):
@@ -50,6 +51,7 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(case, boundary, uninterrup
     assert_same_runs(path, uninterrupted(case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["ppo", "schedule", "dqn"])
 def test_a_run_stopped_at_every_rollout_ends_like_an_uninterrupted_one(
     case, uninterrupted, tmp_path, monkeypatch
@@ -102,6 +104,7 @@ CRASHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["supervised", "schedule"])
 @pytest.mark.parametrize("moment", CRASHES)
 def test_a_crash_between_two_writes_loses_nothing(moment, case, uninterrupted, tmp_path, monkeypatch):
@@ -147,6 +150,7 @@ def child(path, case):
             train(short(path, case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_kill_9_at_random_moments(case, uninterrupted, tmp_path):
     """Every process is killed some time after it starts, the next goes on, and the last one finishes."""
@@ -166,6 +170,7 @@ def test_kill_9_at_random_moments(case, uninterrupted, tmp_path):
 COMMAND = [sys.executable, "-m", "agents.train"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_the_command_line(tmp_path):
     """One line with the command to continue, exit status 130, and that command continues."""
     path = tmp_path / "run"

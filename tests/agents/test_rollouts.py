@@ -183,6 +183,7 @@ def test_the_update_equals_stable_baselines_on_the_same_rollout(kind, options):
         assert logged[name] == pytest.approx(stock.logger.name_to_value[name], abs=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["normed", "cnn4", "cnn6"])
 @pytest.mark.parametrize("exploration", [0.0, 0.2])
 def test_the_ratio_of_the_first_update_is_one(network, exploration, normed, monkeypatch):
@@ -276,6 +277,7 @@ def tensor_bytes():
     return sum(storages.values())
 
 
+@pytest.mark.slow
 def test_a_rollout_of_50000_colour_images_takes_few_bytes(monkeypatch):
     """Stock SB3 takes 600 MB for the images alone."""
     data = random_images(100, (3, 32, 32))

@@ -49,6 +49,7 @@ def kept(path):
     return {images: file.read_bytes() for images, file in snapshot_paths(RunDir(path)).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["reinforce", "schedule", "ppo", "dqn"])
 def test_stopped_runs_keep_the_same_snapshots(case, tmp_path, monkeypatch):
     config = short(tmp_path / "whole", case, snapshots="0.2,0.35,0.36,0.6")
@@ -76,6 +77,7 @@ def test_the_last_snapshot_holds_the_last_weights(tmp_path):
         assert torch.equal(value, selected.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_snapshots_do_not_change_the_run(tmp_path):
     for name, snapshots in (("with", "3"), ("without", None)):
         train(short(tmp_path / name, "reinforce", snapshots=snapshots))

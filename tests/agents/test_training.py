@@ -21,6 +21,7 @@ def weights(path):
     return (path / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_run_directory_is_complete_and_repeatable(case, tmp_path):
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
@@ -112,6 +113,7 @@ def test_a_schedule_is_one_run(tmp_path):
     assert rates == sorted(rates, reverse=True)  # one fall over the whole run
 
 
+@pytest.mark.slow
 def test_phases_hand_on_weights_and_optimiser(tmp_path):
     """Two phases of an algorithm that draws nothing are one long phase, bit by bit."""
     options = {"total_images": None, "lr_schedule": "constant"}
@@ -151,6 +153,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["reinforce", "ppo"])
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_run_and_matter(option, case, tmp_path, baselines):
@@ -226,6 +229,7 @@ def test_the_whole_idea_end_to_end(digits_run, capsys):
     assert found["test_images"] == 359
 
 
+@pytest.mark.slow
 def test_the_closing_table(tmp_path, capsys):
     train(short(tmp_path / "run", "supervised", attack=True, total_images=2_000))
     found = summary(tmp_path / "run")
@@ -262,6 +266,7 @@ def test_names_with_markup_are_printed_as_they_are(tmp_path, capsys):
     assert "a[bold]b[/red]" in capsys.readouterr().out.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_a_training_set_smaller_than_a_batch(tmp_path):
     data = load_dataset("digits").take(list(range(60)))
     np.savez(tmp_path / "toy.npz", images=data.images.numpy(), labels=data.labels.numpy() % 3)

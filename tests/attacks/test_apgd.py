@@ -97,6 +97,7 @@ def test_l1_looks_into_the_ball_while_it_climbs_in_larger_ones():
     assert ((result.adversarial - x).flatten(1).abs().sum(1) <= 2 * EPS["L1"] * (1 + 1e-5)).all()
 
 
+@pytest.mark.slow
 @NORMS
 def test_a_sample_does_not_depend_on_its_neighbours(norm):
     model, x, y = cnn_problem(18)
@@ -153,6 +154,7 @@ def test_wrong_options_are_told(options, message):
         attacks.apgd(model, x, y, norm="Linf", eps=0.1, **options)
 
 
+@pytest.mark.slow
 @NORMS
 def test_successive_halving_breaks_what_a_long_targeted_attack_breaks(norm):
     model, x, y = cnn_problem()

@@ -99,6 +99,7 @@ def test_accuracies_fall_stage_by_stage(whole):
     assert accuracies["clean"] == pytest.approx(0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 30])
 def test_batches_do_not_matter(problem, whole, size):
     other = attacks.autoattack(*problem, **OPTIONS, batch_size=size)
@@ -128,6 +129,7 @@ def interrupted_after(count, problem, **options):
     return kept[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [QUICK, "fast"])
 def test_resuming_after_every_batch_gives_the_same(problem, version):
     model, x, y = problem
@@ -146,6 +148,7 @@ def test_resuming_after_every_batch_gives_the_same(problem, version):
         assert again.warnings == whole.warnings
 
 
+@pytest.mark.slow
 def test_a_state_is_not_changed_by_resuming(problem):
     state = interrupted_after(2, problem, **OPTIONS, batch_size=8)
     before = copy.deepcopy(state)
@@ -184,6 +187,7 @@ class Tight(nn.Module):
         return self.model(x)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch_and_goes_on(problem):
     model, x, y = problem
     tight = Tight(model, 64)
@@ -195,6 +199,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(problem):
     assert torch.equal(found.queries, expected.queries)
 
 
+@pytest.mark.slow
 def test_progress_counts_down(problem):
     seen = []
 
@@ -208,6 +213,7 @@ def test_progress_counts_down(problem):
     assert [number for number, *_ in seen] == sorted(number for number, *_ in seen)
 
 
+@pytest.mark.slow
 def test_fast_is_not_weaker_than_the_gradient_attacks_of_standard(problem):
     model, x, y = problem
     fast = attacks.autoattack(model, x, y, norm="Linf", eps=0.03, version="fast")
@@ -227,6 +233,7 @@ class Stairs(nn.Module):
         return self.model((x * 8).round() / 8 + 0 * x)
 
 
+@pytest.mark.slow
 def test_square_unmasks_zero_gradients_and_says_so():
     model = Stairs(random_cnn())
     x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

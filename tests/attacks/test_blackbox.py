@@ -40,6 +40,7 @@ class TestBudgets:
         assert result.queries[~result.success].min() >= 34
         assert result.backwards.sum() == 0
 
+    @pytest.mark.slow
     def test_more_queries_break_no_less(self, attack, norm):
         model, x, y = cnn_problem()
         eps = {"Linf": 0.05, "L2": 0.4, "L1": 2.0}[norm]
@@ -49,6 +50,7 @@ class TestBudgets:
         assert (many >= few).all()
         assert many.sum() > few.sum()
 
+    @pytest.mark.slow
     def test_comes_near_the_gradient_attack(self, attack, norm):
         model, x, y = cnn_problem()
         eps = {"Linf": 0.05, "L2": 0.4, "L1": 2.0}[norm]
@@ -96,6 +98,7 @@ class TestRays:
         assert (radius >= distance - 1e-9)[reachable].all()
         torch.testing.assert_close(radius[reachable], distance[reachable], rtol=0.01, atol=2e-4)
 
+    @pytest.mark.slow
     def test_uses_labels_alone(self):
         model, x, y = cnn_problem(15)
 
@@ -148,6 +151,7 @@ class TestMultitargeted:
         assert result.success.all()
         assert (Corner()(result.adversarial).argmax(1) == 2).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("norm", NORMS)
     def test_breaks_what_pgd_breaks(self, norm):
         model, x, y = cnn_problem()

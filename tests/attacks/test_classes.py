@@ -77,6 +77,7 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("norm", NORMS)
@@ -104,6 +105,7 @@ def test_two_classes_break_exactly_where_a_linear_model_can_be_broken(version):
     assert torch.equal(result.success, distance < eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_scale_of_the_logits_hides_nothing_from_fast(scale):
     options = {"norm": "Linf", "eps": 0.03, "version": "fast"}

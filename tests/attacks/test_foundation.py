@@ -48,6 +48,7 @@ class TestNorms:
         assert (norm.length(delta) <= eps + 1e-9).all()
         torch.testing.assert_close(norm.project(delta, eps), delta)
 
+    @pytest.mark.slow
     @given(seeds, norms)
     @settings(max_examples=30, deadline=None)
     def test_projection_is_the_nearest_point(self, seed, name):
@@ -429,6 +430,7 @@ class TestFinish:
 
 
 class TestBatches:
+    @pytest.mark.slow
     def test_out_of_memory_halves_and_goes_on(self):
         model, x, y = linear_problem(10)
         problem = validate_inputs(x, y, norm="L2", eps=0.1)
@@ -445,6 +447,7 @@ class TestBatches:
         assert sizes == [8, 4, 2, 2, 2, 2, 2]
         assert result.trace["ids"].tolist() == list(range(10))
 
+    @pytest.mark.slow
     def test_the_cpu_allocator_speaks_by_message(self):
         def work(rows):
             if len(rows) > 1:

@@ -55,6 +55,7 @@ class TestGradientsThatAreNotFinite:
         assert repaired.blind.tolist() == [False, False, False, True, False]
         assert repair(torch.ones(2, 3)) is None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", [*GRADIENT, "deepfool", "transfer"])
     @pytest.mark.parametrize(("norm", "eps"), [("L2", 0.8), ("Linf", 0.08)])
     def test_as_strong_as_on_the_same_function_shifted(self, name, norm, eps):
@@ -114,6 +115,7 @@ class TestEveryAttack:
             run(name, norm, model, x, y)
         assert torch.equal(x, kept)
 
+    @pytest.mark.slow
     def test_runs_in_eval_mode_and_leaves_the_mode(self, name, norm):
         model = nn.Sequential(
             nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
@@ -132,6 +134,7 @@ class TestEveryAttack:
 
 @pytest.mark.parametrize(("name", "norm"), QUICK)
 class TestTypes:
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("answer", [torch.float64, torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -145,6 +148,7 @@ class TestTypes:
         assert (get_norm(norm).length(change) <= radius * (1 + 1e-5) + 1e-6).all()
         assert torch.equal(model(result.adversarial).argmax(1) != model(x).argmax(1), result.success)
 
+    @pytest.mark.slow
     def test_inside_inference_mode(self, name, norm):
         x = images(3)
         model = net()
@@ -246,6 +250,7 @@ def test_fab_says_that_a_model_is_detached():
             run(name, "L2", Detached(), x, net()(x).argmax(1))
 
 
+@pytest.mark.slow
 def test_square_and_autoattack_take_vectors():
     model, x = net((64,)), images(12, (64,))
     y = model(x).argmax(1)

@@ -124,6 +124,7 @@ class Viewing(nn.Module):
         return self.head(self.features(x).view(len(x), -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
     [

@@ -342,6 +342,7 @@ def test_survivors_take_every_step_once_and_few_regroupings():
         assert seen == list(range(steps))
 
 
+@pytest.mark.slow
 def test_out_of_memory_within_a_restart_changes_no_result():
     model, x, y = cnn_problem(32)
 

@@ -86,6 +86,7 @@ def test_asking_ahead_changes_nothing(norm, monkeypatch):
     assert 2 < ahead.success.sum() < len(x)
 
 
+@pytest.mark.slow
 @NORMS
 def test_a_sample_does_not_depend_on_its_neighbours(norm):
     model, x, y = cnn_problem(12)

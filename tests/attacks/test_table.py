@@ -70,6 +70,7 @@ def test_the_table_is_complete():
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 class TestEveryAttack:
+    @pytest.mark.slow
     def test_result_holds_what_it_says(self, name, norm):
         model, x, y = cnn_problem(dtype=torch.float32)
         before = [(p.requires_grad, p.detach().clone()) for p in model.parameters()]
@@ -94,6 +95,7 @@ class TestEveryAttack:
             assert parameter.grad is None
             assert torch.equal(parameter, value)
 
+    @pytest.mark.slow
     def test_same_again_and_in_other_batches(self, name, norm):
         model, x, y = cnn_problem(24)
         if name in FOOLBOX:
@@ -115,6 +117,7 @@ class TestEveryAttack:
         )  # its passes go on for the whole batch
         torch.testing.assert_close(first.adversarial, split.adversarial, rtol=0, atol=1e-6)
 
+    @pytest.mark.slow
     def test_zero_radius_leaves_clean_errors_only(self, name, norm):
         model, x, y = cnn_problem(20, dtype=torch.float32)
         result = run(name, norm, model, x, y, eps=0.0)

@@ -23,6 +23,7 @@ def test_known_thresholds(find):
     torch.testing.assert_close(find(size, room, eps), torch.tensor([1.0, 1.0, 1.75, 0.0]))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

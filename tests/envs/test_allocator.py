@@ -38,12 +38,14 @@ def page_faults(mode: str, **environment: str) -> tuple[bool, int]:
     return tuple(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_kept_memory_is_not_cleared_by_the_system_again():
     changed, faults = page_faults("keep")
     assert changed
     assert faults < 8192  # less than one of the twenty tensors
 
 
+@pytest.mark.slow
 def test_settings_of_the_environment_win():
     changed, _ = page_faults("keep", MALLOC_ARENA_MAX="2")
     assert not changed

@@ -9,6 +9,7 @@ from envs.errors import InputError
 labels_of_any_kind = st.lists(st.integers(0, 5), min_size=1, max_size=200).map(np.array)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(labels_of_any_kind, st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
 def test_split_is_a_partition_that_keeps_every_class_on_both_sides(labels, fraction, seed):

@@ -168,6 +168,7 @@ def test_sb3s_statistics_and_evaluation_work_without_warnings() -> None:
     assert "episode" not in infos[0][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "options", "steps"),
     [

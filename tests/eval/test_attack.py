@@ -95,6 +95,7 @@ def test_one_attack_leaves_one_file_and_prints_one_row(run, tmp_path):
     assert not (tmp_path / "r" / ".partial").exists()
 
 
+@pytest.mark.slow
 def test_finished_attacks_are_reused_unless_forced(run, tmp_path, monkeypatch):
     arguments = ("--attack", "fgsm", "--n", "32")
     run(*arguments)
@@ -120,6 +121,7 @@ def test_a_damaged_result_is_named(run, tmp_path):
     assert run("--attack", "fgsm", "--n", "16", "--force")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["normalized", "cleverhans"])
 def test_an_interrupted_attack_goes_on_to_the_same_result(run, tmp_path, monkeypatch, protocol):
     arguments = (
@@ -240,6 +242,7 @@ def test_wrong_input_ends_with_one_line(run, tmp_path, arguments, expected):
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.slow
 def test_transfer_takes_its_images_from_the_sources(run, tmp_path):
     common = ("--attack", "transfer", "--norm", "L2", "--eps", "0.8", "--n", "40", "--steps", "8")
     status, out, _ = run(*common, "--source", "tests.eval.test_robustness:blurred")
@@ -286,6 +289,7 @@ def test_odd_models_are_told_before_the_attack(run, monkeypatch):
     assert "returns probabilities, not logits" in err
 
 
+@pytest.mark.slow
 def test_nan_answers_are_errors_and_are_reported(run, tmp_path, monkeypatch):
     class Half(nn.Module):
         def forward(self, x):

@@ -58,6 +58,7 @@ def sound(base):
     return run(base)
 
 
+@pytest.mark.slow
 def test_standard_training_is_fragile_but_sound(sound, base):
     assert sound.verdict is Verdict.SOUND
     assert sound.cause is None
@@ -73,6 +74,7 @@ def test_a_model_that_needs_no_repair_is_attacked_once(sound):
     assert SEEN_CE not in names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrap", "cause"),
     [
@@ -90,6 +92,7 @@ def test_masks_that_keep_decisions(wrap, cause, base, sound):
     assert report.clean_accuracy == sound.clean_accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrap", "cause"),
     [
@@ -117,11 +120,13 @@ class PerBatch(nn.Module):
         return self.model.head(features - 0.5 * features.mean(0))
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_named_and_images_attacked_one_at_a_time(base):
     report = run(PerBatch(base), count=6, budget=TINY)
     assert (report.verdict, report.cause) == (Verdict.MASKED, Cause.BATCH)
 
 
+@pytest.mark.slow
 def test_report_is_complete_and_reproducible(base):
     report = run(base, count=12, budget=TINY)
     first, second = report.to_json(), run(base, count=12, budget=TINY).to_json()
@@ -153,6 +158,7 @@ def test_too_few_correct_images_are_inconclusive(base):
     assert report.robust_accuracy <= report.clean_accuracy
 
 
+@pytest.mark.slow
 def test_a_given_surrogate_is_used(base):
     report = run(bed.DetachedStage(base), count=8, budget=TINY, surrogates={"twin": base})
     names = [outcome.name for outcome in report.attacks]
@@ -169,6 +175,7 @@ def test_wrong_inputs_are_refused(base):
         audit(base, x, y, norm="L3", eps=0.5)
 
 
+@pytest.mark.slow
 def test_model_and_generator_are_left_as_they_were(base):
     model = bed.Preprocessed(base, bed.gaussian_noise).train()
     before = [parameter.requires_grad for parameter in model.parameters()]
@@ -179,6 +186,7 @@ def test_model_and_generator_are_left_as_they_were(base):
     assert [parameter.requires_grad for parameter in model.parameters()] == before
 
 
+@pytest.mark.slow
 def test_command_line(digits_run, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("eval.audit.run.QUICK", TINY)
     arguments = [str(digits_run), "--norm", "linf", "--eps", "0.1", "--n", "12", "--device", "cpu"]
@@ -191,6 +199,7 @@ def test_command_line(digits_run, capsys, tmp_path, monkeypatch):
     assert "binarization" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -218,6 +227,7 @@ class ThroughNumPy(nn.Module):
         return self.model(torch.from_numpy(x.detach().numpy().copy()))
 
 
+@pytest.mark.slow
 def test_a_stage_outside_pytorch_is_attacked_by_differences(base):
     report = run(ThroughNumPy(base), count=8, budget=replace(TINY, difference_steps=8, directions=24))
     assert (report.verdict, report.cause) == (Verdict.MASKED, Cause.DETACHED)

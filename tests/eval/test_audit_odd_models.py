@@ -181,6 +181,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["L2", "Linf"])
 @pytest.mark.parametrize("name", ODD)
 def test_every_callable_gets_a_report(name, norm, x):
@@ -217,6 +218,7 @@ def test_batch_sizes_are_found_and_answers_stay_the_same(model, size, exact, x):
     torch.testing.assert_close(called(x[:3]), linear(x[:3]))
 
 
+@pytest.mark.slow
 def test_what_had_to_be_done_is_said(x):
     y = linear(x).argmax(1)
     report = audit(refuses_grad, x, y, norm="L2", eps=0.3, budget=TINY)

@@ -248,6 +248,7 @@ class _Dead(nn.Module):
         return x.detach() + 0 * x
 
 
+@pytest.mark.slow
 def test_stand_in_learns_the_decisions(convolutional):
     x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

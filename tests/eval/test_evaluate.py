@@ -55,6 +55,7 @@ def test_gradients_that_are_not_finite_are_told_with_every_attack():
     assert report.figures()["warnings"] == list(report.warnings)
 
 
+@pytest.mark.slow
 def test_an_image_that_no_gradient_attack_tried_is_not_robust():
     model, x, y = problem()
     model = Behind(model, lambda z: z + (z * 0 - 1).sqrt().nan_to_num(0) * 0).eval()

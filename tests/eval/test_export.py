@@ -58,6 +58,7 @@ def exported(digits_run, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_weights_and_json_rebuild_the_model_without_this_project(exported, digits_run, tmp_path):
     snippet = next(
         code for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S) if "load_file" in code
@@ -94,6 +95,7 @@ def test_the_description_says_what_goes_in_and_out(exported):
     assert entry["bytes"] == (exported / "model.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_every_format_is_the_model_for_any_number_of_images(digits_run, tmp_path, capsys):
     target = load_target(str(digits_run))
     kinds = [kind for kind in FORMATS.values() if WITH_ONNX or kind.name != "onnx"]

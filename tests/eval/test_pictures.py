@@ -116,6 +116,7 @@ def test_entropy_figure_counts_correct_and_wrong():
     assert "wrong (2)" in texts(figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["L2", "Linf"])
 def test_landscape_figure_has_every_panel_and_colours_classes(norm):
     line = torch.linspace(-3, 3, 9)
@@ -133,6 +134,7 @@ def test_landscape_figure_has_every_panel_and_colours_classes(norm):
     assert "share classified correctly" in texts(landscape_figure({"a": average}))
 
 
+@pytest.mark.slow
 def test_landscape_figure_survives_flat_surfaces(tmp_path):
     line, flat = torch.linspace(-3, 3, 5), torch.zeros(5, 5)
     item = Landscape(line, flat, flat - 3, flat + 1, flat.long(), "L2", 1.0, 1, 0)
@@ -210,6 +212,7 @@ QUICK = (
 )
 
 
+@pytest.mark.slow
 def test_mechanism_command_writes_figures_and_pictures(tmp_path, capsys):
     out = tmp_path / "m"
     arguments = [MODEL, "--dataset", "digits", "--out", str(out), *QUICK, "--no-progress"]
@@ -282,6 +285,7 @@ def train(callback, recorder):
     return model.learn(256, callback=callback)
 
 
+@pytest.mark.slow
 def test_callback_shows_pictures_and_leaves_training_alone():
     callback = PictureCallback(load_dataset("digits", "val"), every=100, images=12, steps=3)
     recorder = Recorder()
@@ -299,6 +303,7 @@ def test_callback_shows_pictures_and_leaves_training_alone():
     assert "after 256 images" in texts(pictures["adversarial"])
 
 
+@pytest.mark.slow
 def test_a_run_shows_pictures_at_intervals(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     options = {"network": "mlp", "progress": False, "attack": False, "total_images": 1024, "batch_size": 128}

@@ -160,6 +160,7 @@ def test_a_gallery_survives_packing(tmp_path):
     assert first.clean.uri == pixels((clean[0] * 255).round().byte().numpy()).uri
 
 
+@pytest.mark.slow
 def test_a_plain_run_has_a_report_of_its_own(digits_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(digits_run, run)

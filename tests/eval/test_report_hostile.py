@@ -263,6 +263,7 @@ JUNK = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_whatever_the_description_says_the_answer_is_a_page_or_one_line(data, tmp_path_factory):

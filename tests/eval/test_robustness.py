@@ -45,6 +45,7 @@ def run(tmp_path, capsys, monkeypatch):
 SMALL = ("--n", "48", "--attacks", "fgsm", "pgd-margin", "pgd-cleverhans")
 
 
+@pytest.mark.slow
 def test_one_model(run, tmp_path):
     status, out, err = run(MODEL, *SMALL)
     assert (status, err) == (0, "")
@@ -67,6 +68,7 @@ def test_one_model(run, tmp_path):
     assert (folder / "robustness.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_stored_results_are_reused_and_missing_ones_run(run, monkeypatch):
     run(MODEL, *SMALL, "--norm", "Linf")
     calls, real = [], battery_module.run_attack
@@ -84,6 +86,7 @@ def test_stored_results_are_reused_and_missing_ones_run(run, monkeypatch):
     assert len(calls) == 4
 
 
+@pytest.mark.slow
 def test_two_models_side_by_side(run, tmp_path):
     status, out, _ = run(
         MODEL, OTHER, "--out", "both", "--curve", *SMALL[:2], "--attacks", "pgd-margin", "--norm", "L2"
@@ -101,6 +104,7 @@ def test_two_models_side_by_side(run, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -70,6 +70,7 @@ def undisturbed(tmp_path, armed, **changes):
     return outcomes(whole)
 
 
+@pytest.mark.slow
 def test_a_pool_survives_a_killed_worker(tmp_path, armed):
     """The worker dies in the middle of a training; the next attempt goes on from its checkpoint."""
     expected = undisturbed(tmp_path, armed, **BOMB)
@@ -94,6 +95,7 @@ class Unlucky(Engine):
             yield job, Outcome("bad luck", self.retry) if self.failures >= 0 else execute(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failures", "retry", "finished"), [(1, True, 1), (2, True, 0), (1, False, 0)])
 def test_another_attempt_is_made_where_it_may_help(tmp_path, failures, retry, finished):
     item = study(tiny(regimes={"SL": {"algo": "supervised"}}), tmp_path)
@@ -133,6 +135,7 @@ def trained(tmp_path):
     return CellFolder.open(item.directory, item.cells[0].hash).run.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pgd", "square", "autoattack"])
 def test_shares_of_the_images_make_up_the_whole(tmp_path, trained, name):
     options = {
@@ -154,6 +157,7 @@ def test_shares_of_the_images_make_up_the_whole(tmp_path, trained, name):
         assert joined.queries.tolist() == whole.queries.tolist()
 
 
+@pytest.mark.slow
 def test_two_processes_attack_one_model(tmp_path, trained):
     """As torchrun starts them: each knows its rank, and where to meet the other."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():

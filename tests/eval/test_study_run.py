@@ -135,6 +135,7 @@ def test_transfer_matrix_counts_models(done):
     assert own.mean() < item.clean.mean()  # attacked by itself
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_reused_and_new_questions_are_asked_of_old_models(done):
     cell = done.cells[0]
     folder = CellFolder.open(done.directory, cell.hash)
@@ -149,6 +150,7 @@ def test_what_is_finished_is_reused_and_new_questions_are_asked_of_old_models(do
     assert finish(done)["finished"] == 4
 
 
+@pytest.mark.slow
 def test_indicators_and_verdicts(tmp_path):
     item = study(
         tiny(
@@ -171,6 +173,7 @@ def test_indicators_and_verdicts(tmp_path):
     assert any(sentence.startswith("Audit of EPG") for sentence in found["reading"])
 
 
+@pytest.mark.slow
 def test_a_failed_cell_does_not_stop_the_rest(tmp_path):
     item = study(
         tiny(networks=["tests.support.study_toys:broken", "mlp"], regimes={"SL": {"algo": "supervised"}}),
@@ -184,6 +187,7 @@ def test_a_failed_cell_does_not_stop_the_rest(tmp_path):
     assert "no such luck" in (tmp_path / "cells" / failed["hash"] / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys):
     file = tmp_path / "own.toml"
     file.write_text(
@@ -205,6 +209,7 @@ def test_the_command_line(tmp_path, capsys):
     assert main([str(file), "--out", str(out), "--shards", "0"]) == 2
 
 
+@pytest.mark.slow
 def test_control_c_leaves_a_study_that_goes_on(tmp_path):
     """Interrupted in a training, the study says how to go on, and ends with the weights of an undisturbed one."""
     file = tmp_path / "own.toml"
@@ -235,6 +240,7 @@ def test_cells_of_the_command_are_those_of_the_grid(done):
     assert [cell.hash for cell in cells_of(done.grid)] == [cell.hash for cell in done.cells]
 
 
+@pytest.mark.slow
 def test_robustness_is_followed_through_training(tmp_path):
     plan = {"snapshots": 2, "images": 8}
     item = study(tiny(trajectory=plan, transfer={"crafts": []}, seeds=[0, 1]), tmp_path)

@@ -33,6 +33,7 @@ def test_sign_flips_are_all_counted(values):
     assert sign_flip_test(np.array(values)) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_one_seed_is_mcnemar(pairs):
     a, b = (np.array(column) for column in zip(*pairs, strict=True))

@@ -171,6 +171,7 @@ def test_a_seed_more_is_a_mean_and_a_range(trajectory):
     assert row["range"]["clean"] == [values["clean"]] * 2
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_the_file_shows(run, trajectory, tmp_path, capsys):
     options = ["--eps", "0.5", "--n", "24", "--no-progress", "--attacks", *ATTACKS]
     assert main([str(run.path), *options, "--out", str(tmp_path / "first")]) == 0

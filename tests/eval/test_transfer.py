@@ -132,6 +132,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, samples, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_writes_table_json_and_picture(tmp_path, capsys):
     models = ["tests.eval.test_transfer:first", "tests.eval.test_transfer:second"]
     options = ["--dataset", "digits", "--n", "30", "--steps", "5", "--device", "cpu", "--out", str(tmp_path)]

@@ -50,6 +50,7 @@ def test_stages_are_named_and_add_up(evaluation):
     assert results.queries.min() >= 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_attack_goes_on_to_the_same_result(evaluation, tmp_path):
     whole = run_attack(*evaluation, SPEC, batch_size=4)
     calls = []

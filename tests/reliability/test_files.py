@@ -94,6 +94,7 @@ def test_a_temporary_file_stolen_before_it_is_locked_is_made_anew(tmp_path, monk
     assert path.read_bytes() == b"x"
 
 
+@pytest.mark.slow
 def test_two_processes_at_one_attack(tmp_path, capsys):
     """The second is refused while the first is at work; parts of the first serve the next call."""
     results = tmp_path / "r"
@@ -132,6 +133,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filled", [0, 86_000, 90_000])
 def test_a_full_disk_ends_training_with_one_line(filled, small_disk, capsys):
     """The checkpoint, or TensorBoard's file, does not fit; what was whole stays so, and more room lets it go on."""
@@ -212,6 +214,7 @@ print("unreachable")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "module"),
     [
@@ -228,6 +231,7 @@ def test_ctrl_c_while_a_program_is_imported(program, module):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_left_alone_in_libraries():
     code = INTERRUPT.format(program="pytest", module="attacks.gradient.pgd", package="attacks")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

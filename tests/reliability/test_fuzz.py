@@ -30,6 +30,7 @@ def tried(name, seed, folder):
     return outcome
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [*HERE, *RARELY])
 def test_nothing_but_clear_errors(name, tmp_path, monkeypatch):

@@ -228,6 +228,7 @@ def test_zip_bombs_in_the_archive_of_tensors(tmp_path):
     refused(tmp_path / "model.zip", "compressed records")
 
 
+@pytest.mark.slow
 def test_crowded_zips(tmp_path):
     (tmp_path / "model.zip").write_bytes(zip_bytes({str(number): b"" for number in range(40_000)}))
     refused(tmp_path / "model.zip", "over 32768 entries")
@@ -558,6 +559,7 @@ def test_fuzzed_zips(data, tmp_path):
 INNER = torch_bytes(weights())
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=st.data())
 def test_fuzzed_pickles_in_the_zip(data, tmp_path):

@@ -12,6 +12,7 @@ from benchmarks.reliability.kills import jobs, torment
 from tests.support.agent_runs import assert_same_runs, short, stopping
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["attack pgd", "attack square", "attack autoattack", "robustness"])
 def test_killed_attacks_end_like_untouched_ones(name, tmp_path):
     trials = torment(jobs()[name], 3, random.Random(name), tmp_path)
@@ -19,6 +20,7 @@ def test_killed_attacks_end_like_untouched_ones(name, tmp_path):
     assert trials.kills == 3
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_differences(tmp_path):
     """A job that forgets what it was killed in is found out."""
     job = jobs()["attack pgd"]
@@ -34,6 +36,7 @@ def test_the_comparison_sees_differences(tmp_path):
         job.compare(tmp_path / "found", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_curves_have_no_doubled_step_whatever_the_process_number(tmp_path, monkeypatch):
     """TensorBoard reads files by name: second, host, process. Resuming within the second may get a lower number."""
     numbers = iter([2, 1, 1, 1])

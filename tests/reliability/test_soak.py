@@ -7,6 +7,7 @@ from benchmarks.reliability.soak import Trace, soak_attacks, soak_training
 WARM_UP = 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["supervised", "ppo"])
 def test_training_leaves_no_files_and_threads_open(case, tmp_path):
     trace, logs = soak_training(case, 60, tmp_path, validate_every=10)
@@ -26,6 +27,7 @@ def test_runs_one_after_another_leave_nothing_open(tmp_path):
     assert len(set(trace.threads[1:])) == 1
 
 
+@pytest.mark.slow
 def test_attacks_leave_no_files_and_threads_open(digits_run):
     trace = soak_attacks(40, digits_run)
     assert len(set(trace.files[WARM_UP:])) == 1
