@@ -111,7 +111,14 @@ SMALL = {  # what makes a documented command short: of an option given twice, th
     "eval.study": "--dry-run",
     "eval.export": "--n 6",
 }
-ELSEWHERE = ("zoo:", "my_package", "--device cuda", "onnx", "--format all")  # needs what a test has not
+ELSEWHERE = (
+    "zoo:",
+    "--pretrained",
+    "my_package",
+    "--device cuda",
+    "onnx",
+    "--format all",
+)  # needs what a test has not
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +134,10 @@ def workplace(tmp_path_factory):
         snapshots="0.1,0.2",
     )
     config = dataclasses.replace(config, attack=False, progress=False, threads=1)
-    places = ("RUN", "RUN2", "OTHER_RUN", "DIR", "runs/digits-ppo-small-s0", "runs/digits-reinforce-small-s0")
+    places = ("RUN", "OTHER_RUN", "DIR", "runs/digits-ppo-small-s0", "runs/digits-reinforce-small-s0")
     places += ("studies/digits",)
     run = train(dataclasses.replace(config, run_dir=folder / "RUN")).path
+    train(dataclasses.replace(config, seed=1, run_dir=folder / "RUN2"))
     for place in places[1:]:
         shutil.copytree(run, folder / place, ignore=shutil.ignore_patterns(".*"))
     shutil.copy(run / "policy.zip", folder / "policy.zip")
@@ -151,7 +159,7 @@ def words_of(command, arguments):
     line = (
         re.sub(r"--passes \d+", "--passes 0.1", line).replace("[RUN ...]", "RUN2").replace("RUNS", "RUN RUN2")
     )
-    words = re.sub(r"\bRUN RUN\b", "RUN RUN2", line).split()
+    words = re.sub(r"\bRUN RUN\b", "RUN RUN2", line).replace("RUN2 RUN2", "RUN2").split()
     extra = SMALL.get(command, "").split()
     if command == "agents.train":
         if "--resume" in words:
