@@ -61,6 +61,7 @@ def run_apgd(norm, loss, model, x, y):
     return theirs, ours, broken
 
 
+@pytest.mark.slow
 @NORMS
 @pytest.mark.parametrize("loss", ["ce", "dlr", "t"])
 def test_apgd(problem, norm, loss, monkeypatch):
@@ -84,6 +85,7 @@ def test_apgd(problem, norm, loss, monkeypatch):
     assert not all(outcomes)
 
 
+@pytest.mark.slow
 @NORMS
 @pytest.mark.parametrize("targeted", [True, False])
 def test_fab(problem, norm, targeted):
