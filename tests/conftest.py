@@ -14,6 +14,8 @@ torch.set_num_threads(1)
 def pytest_cmdline_main(config):
     """Without ``-n``, use up to four processes, one per core; ``-n 0`` or ``--pdb`` keep one."""
     option = config.option
+    if hasattr(config, "workerinput"):
+        return  # one of those processes
     if getattr(option, "numprocesses", 0) is None and not option.usepdb and not option.collectonly:
         option.numprocesses = min(len(os.sched_getaffinity(0)), 4) if hasattr(os, "sched_getaffinity") else 2
 
