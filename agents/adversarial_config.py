@@ -10,6 +10,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.algorithms.registry import algorithm_names, find_algorithm
 from agents.common.command_line import parse_number
+from agents.common.protocols import default_eps
 from envs.errors import InputError
 
 _DEFAULT_STEPS = {"fgsm": 1, "pgd": 7, "trades": 10}
@@ -78,7 +79,7 @@ class AdversarialConfig:
 
     def full_eps(self, channels: int) -> float:
         """Return the radius, or the one that is usual for images with ``channels`` channels."""
-        return usual_radius(self.norm or "Linf", channels) if self.eps is None else self.eps
+        return default_eps(self.norm or "Linf", channels) if self.eps is None else self.eps
 
     def full_step_size(self, eps: float) -> float:
         """Return the length of a step, or its default: any point of the ball can be reached."""
@@ -183,16 +184,6 @@ class AdversarialConfig:
             )
         if self.objective == "own":
             raise InputError(f"{algorithm} has no loss before its rollout is over; use --adv-objective ce")
-
-
-def usual_radius(norm: str, channels: int) -> float:
-    """Return the radius that the field reports, for greyscale digits or for colour images.
-
-    Linf and L1 as in Croce and Hein (2020, 2021) and Tramer and Boneh (2019); L2 1.0 as in arXiv 2606.12251.
-    """
-    colour = {"Linf": 8 / 255, "L2": 1.0, "L1": 12.0}
-    grey = {"Linf": 0.1, "L2": 1.5, "L1": 10.0}
-    return (colour if channels == 3 else grey)[norm]
 
 
 def default_step_size(eps: float, steps: int) -> float:

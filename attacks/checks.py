@@ -100,7 +100,7 @@ def check_model(
     needs_gradient: bool = True,
     images: int = 64,
 ) -> ModelReport:
-    """Examine ``model`` on the first ``images`` samples, and the inputs as a whole.
+    """Examine ``model`` on ``images`` of the samples, evenly spread, and the inputs as a whole.
 
     Costs three forward passes and a backward pass on those samples.
 
@@ -129,7 +129,8 @@ def check_model(
 def _report(
     model: Model, problem: Problem, loss: str, needs_gradient: bool, images: int, training: tuple[str, ...]
 ) -> ModelReport:
-    few = problem[:images]
+    count = min(images, len(problem))
+    few = problem[torch.arange(count) * len(problem) // count]  # data may be sorted by class
     first = _first_forward(model, few)
     check_labels(problem, first.shape[1])
     nan = first.isnan().any(1)

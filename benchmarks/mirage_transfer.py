@@ -12,13 +12,13 @@ import torch
 import tyro
 from torch import Tensor
 
+from agents.common.protocols import CLEVERHANS_BATCH, default_eps
 from agents.common.run_dir import RunDir
 from attacks import pgd
 from benchmarks.mirage import FOLDER
 from envs.files import write_json
 from eval.core.options import DataOptions
 from eval.core.targets import Target
-from eval.core.threats import CLEVERHANS_BATCH, default_eps
 from eval.trajectory.measure import regime_name, snapshots
 from eval.trajectory.record import bits, share
 

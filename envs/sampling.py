@@ -1,4 +1,4 @@
-"""Which image each environment shows at each time: a pure function of seeds and time, computed in blocks."""
+"""Which image each environment shows at each time, and which are evaluated: pure functions, computed in blocks."""
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from envs.rng import hash_ints, hash_tensor, to_int64
 ORDERS = ("iid", "epoch")
 AUGMENT_STREAM = 1
 _SHUFFLE_STREAM = 2
+_SAMPLE_STREAM = 0x73616D706C65  # "sample": which images are attacked depends on neither seed nor attack
 _BLOCK = 16384  # draws at once: hashing costs some thirty small operations, whatever their number
 
 
@@ -113,3 +114,21 @@ def order_of(hashes: Tensor) -> Tensor:
 def iid_draw(seed: int, time: int, num_images: int) -> tuple[int, int]:
     """Return the image index and augmentation seed of one environment, as ``Deal`` computes them for many."""
     return hash_ints(seed, time) % num_images, hash_ints(seed, time, AUGMENT_STREAM)
+
+
+def choose_indices(total: int, n: int | None) -> Tensor:
+    """Return ``n`` of ``range(total)``, increasing: the first n of one fixed shuffle, so that choices nest.
+
+    The first n as stored would not do: image folders are sorted by class.
+    """
+    order = hash_tensor(_SAMPLE_STREAM, torch.arange(total)).argsort()
+    return order[: total if n is None else n].sort().values
+
+
+def spread(total: int, n: int) -> Tensor:
+    """Return ``n`` of ``range(total)``, or all if they are fewer, increasing and evenly spaced, on the CPU.
+
+    For a look at some of the images that :func:`choose_indices` left in the order of the data set.
+    """
+    count = min(n, total)
+    return torch.arange(count) * total // max(count, 1)

@@ -15,6 +15,7 @@ from attacks.core.losses import margin, misclassified
 from attacks.core.norms import get_norm
 from envs import ImageDataset
 from envs.errors import InputError
+from envs.sampling import spread
 
 _BATCH = 128
 
@@ -54,9 +55,8 @@ class Probe:
     """
 
     def __init__(self, dataset: ImageDataset, images: int, norm: str, eps: float, steps: int = 10) -> None:
-        count = min(images, len(dataset))
-        rows = torch.arange(count, device=dataset.device) * len(dataset) // count
-        self.images, self.labels = dataset.images[rows], dataset.labels[rows]
+        chosen = dataset.take(spread(len(dataset), images))
+        self.images, self.labels = chosen.images, chosen.labels
         self.norm, self.eps, self.steps = get_norm(norm), eps, steps
         diameter = self.norm.diameter(math.prod(dataset.shape))
         if eps > diameter:

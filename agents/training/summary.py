@@ -11,20 +11,20 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 import attacks
-from agents.adversarial_config import usual_radius
+from agents.common.protocols import CLEVERHANS_BATCH, default_eps
 from agents.common.run_dir import RunDir
 from agents.models.classifier import Classifier
 from agents.training.validation import evaluate, to_pixels
 from envs import ImageDataset
 from envs.errors import InputError
 from envs.files import read_json
+from envs.sampling import choose_indices
 
 ATTACKED_IMAGES = 1000
-CLEVERHANS_BATCH = 256  # images over which that protocol averages the loss; `eval` takes the authors' 128
 
 
 def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) -> list[dict[str, Any]]:
-    """Attack up to 1,000 test images by FGSM and PGD, at the radii usual for their kind of image.
+    """Attack up to 1,000 test images, spread as `eval` spreads them, by FGSM and PGD at the radii usual for their kind.
 
     Returns:
         One row per attack: name, norm, eps, protocol, accuracy in [0, 1], share of steps shortened by cleverhans'
@@ -32,9 +32,9 @@ def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) ->
     """
     classifier.eval()
     device = next(classifier.parameters()).device
-    images = to_pixels(test.images[:ATTACKED_IMAGES].to(device))
-    labels = test.labels[:ATTACKED_IMAGES].to(device)
-    radii = {norm: usual_radius(norm, test.shape[0]) for norm in ("Linf", "L2")}
+    test = test.take(choose_indices(len(test), ATTACKED_IMAGES))
+    images, labels = to_pixels(test.images.to(device)), test.labels.to(device)
+    radii = {norm: default_eps(norm, test.shape[0]) for norm in ("Linf", "L2")}
     plan: list[tuple[str, str, dict[str, Any]]] = [
         ("fgsm", "Linf", {}),
         ("pgd", "Linf", {"protocol": "normalized"}),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from agents.common.command_line import run_cli
+from agents.common.protocols import default_eps
 from agents.common.run_dir import resolve_device
 from attacks.autoattack.versions import STAGES, VERSIONS
 from envs.errors import unknown_name
@@ -32,7 +33,7 @@ from eval.core.formatting import (
 )
 from eval.core.options import DataOptions, progress_bar, warn_about
 from eval.core.targets import check_fit, load_target
-from eval.core.threats import Threat, default_eps, parse_eps, parse_norm
+from eval.core.threats import Threat, parse_eps, parse_norm
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import attacks
 from agents.common.command_line import parse_number
+from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.result import AttackResult
 from envs.errors import InputError, unknown_name
 from envs.rng import hash_tensor
-from eval.core.threats import CLEVERHANS_BATCH
 
 Attack = Callable[..., AttackResult]
 

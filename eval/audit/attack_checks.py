@@ -9,6 +9,7 @@ from attacks.core.losses import get_loss, misclassified
 from attacks.core.norms import get_norm
 from attacks.core.rng import draws_for
 from attacks.gradient.pgd import Step, pgd
+from envs.sampling import spread
 from eval.audit import settings
 from eval.audit.attacks import SINGLE_STEP
 from eval.audit.callables import first_line, models_own, own_errors
@@ -66,7 +67,8 @@ def single_step(record: AttackRecord) -> Finding:
 
 def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> list[Finding]:
     """Success against eps: monotone, and 100 % where every image is within reach."""
-    rows = (~record.clean_wrong).nonzero().squeeze(1)[:_MOST_IMAGES]
+    rows = (~record.clean_wrong).nonzero().squeeze(1)
+    rows = rows[spread(len(rows), _MOST_IMAGES)]
     if not len(rows):
         return []
     x, y = record.x[rows], record.y[rows]

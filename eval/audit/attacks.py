@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.blackbox.rays import rays
 from attacks.blackbox.spsa import spsa
 from attacks.blackbox.square import square
@@ -20,7 +21,6 @@ from eval.audit.record import AttackRecord, Family, logits_of
 from eval.audit.settings import Budget
 from eval.audit.straight_through import StraightThrough
 from eval.audit.wrappers import BackwardThrough, Differenced, LabelVotes, Rescaled, Smoothed
-from eval.core.threats import CLEVERHANS_BATCH
 
 PGD_CE = "PGD, cross-entropy"
 PGD_FLOORED = "PGD, cross-entropy, cleverhans"

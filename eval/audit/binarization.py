@@ -13,6 +13,7 @@ from attacks.core.model import frozen
 from attacks.core.norms import Norm, get_norm
 from attacks.core.rng import Draws, draws_for
 from attacks.gradient.pgd import pgd
+from envs.sampling import spread
 from eval.audit import settings
 from eval.audit.callables import first_line, models_own
 from eval.audit.findings import Finding
@@ -91,7 +92,8 @@ def binarization_test(
     record: AttackRecord, model: nn.Module, *, images: int, inner: int, steps: int, seed: int
 ) -> tuple[Test, Finding]:
     """Fit the readouts and attack them with the engine and loss of the audit's gradient attack."""
-    rows = (~record.clean_wrong).nonzero().squeeze(1)[:images]
+    rows = (~record.clean_wrong).nonzero().squeeze(1)
+    rows = rows[spread(len(rows), images)]
     x, measure = record.x[rows], get_norm(record.norm)
     stream = draws_for(seed, rows).fork(11)
     features = Features(model, last_layer(model, record.x))

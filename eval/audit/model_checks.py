@@ -5,17 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.batching import default_batch_size
 from attacks.core.losses import get_loss
 from attacks.core.model import frozen
 from attacks.core.norms import get_norm
 from attacks.core.rng import draws_for
 from attacks.gradient.pgd import STEP_FLOOR
+from envs.sampling import spread
 from eval.audit import settings
 from eval.audit.callables import first_line, models_own
 from eval.audit.findings import Finding
 from eval.audit.record import logits_of
-from eval.core.threats import CLEVERHANS_BATCH
 from eval.mechanism.gradients import in_double, lengths
 
 
@@ -210,14 +211,14 @@ class Outputs:
 
 def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
     """Pass ``x`` (N, C, H, W) several times, and in other batches."""
-    x = x[:_IMAGES]
+    x = x[spread(len(x), _IMAGES)]
     with torch.no_grad():
         passes = torch.stack([model(x).double() for _ in range(settings.RANDOM_PASSES)])
         finite = passes.isfinite().all(2)
         passes = passes.nan_to_num(0.0, _HUGE, -_HUGE)
         units = passes / passes.norm(dim=2, keepdim=True).clamp_min(1e-12)
-        spread = float((units - units[:1]).norm(dim=2).sum(1).max())
-        random = spread > settings.RANDOM_DIFFERENCE
+        largest = float((units - units[:1]).norm(dim=2).sum(1).max())
+        random = largest > settings.RANDOM_DIFFERENCE
         influence = None if random or len(x) < 4 else _influence(model, x, passes[0])
     off = float((passes.sum(2) - 1).abs().max())
     probabilities = bool((passes >= 0).all()) and off < settings.PROBABILITY_TOLERANCE
@@ -225,7 +226,7 @@ def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
     findings = [
         Finding(
             "outputs differ from pass to pass",
-            spread,
+            largest,
             settings.RANDOM_DIFFERENCE,
             random,
             "AutoAttack's check (Croce and Hein 2020): 5 passes, normalised logits",

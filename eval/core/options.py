@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from attacks.checks import check_model
+from envs.sampling import spread
 from eval.attack.autosave import Progress, Report
 from eval.core.formatting import percent
 from eval.core.targets import Samples, Target, load_samples
@@ -52,7 +53,7 @@ def warn_about(target: Target, samples: Samples, threats: Sequence[Threat], loss
     Raises:
         AttackError: what would make them meaningless, such as a layer in training mode or an impossible radius.
     """
-    x, y = samples.batch(slice(0, _CHECKED_IMAGES), target.device)
+    x, y = samples.batch(spread(len(samples), _CHECKED_IMAGES), target.device)
     warnings: dict[str, None] = {}
     for threat in threats:
         found = check_model(

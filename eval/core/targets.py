@@ -18,10 +18,9 @@ from agents.models.sb3_trusted import load_trusted_zip
 from attacks.core.errors import is_machine_error
 from envs.datasets import load_dataset
 from envs.errors import InputError
-from envs.rng import hash_tensor
+from envs.sampling import choose_indices
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_SAMPLE_STREAM = 0x73616D706C65  # "sample": which images are attacked depends on neither seed nor attack
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Samples:
         """Return what a result file says of the data set."""
         return {"dataset": self.name, "split": self.split, "fingerprint": self.fingerprint}
 
-    def batch(self, rows: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: slice | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return images float32 in [0, 1] (n, C, H, W) and labels (n,) of some of the samples."""
         chosen = self.indices[rows].to(self.images.device)
         images = self.images[chosen].to(device)
@@ -251,15 +250,6 @@ def samples_from(images: Tensor, labels: Tensor, name: str = "images") -> Sample
     for tensor in (images, labels):
         digest.update(_bytes(tensor))
     return Samples(images, labels, torch.arange(len(images)), name, "test", digest.hexdigest())
-
-
-def choose_indices(total: int, n: int | None) -> Tensor:
-    """Return ``n`` of ``range(total)``, increasing: the first n of one fixed shuffle, so that choices nest.
-
-    The first n as stored would not do: image folders are sorted by class.
-    """
-    order = hash_tensor(_SAMPLE_STREAM, torch.arange(total)).argsort()
-    return order[: total if n is None else n].sort().values
 
 
 def check_fit(target: Target, samples: Samples) -> None:

@@ -4,13 +4,11 @@ import math
 from dataclasses import dataclass
 
 from agents.common.command_line import parse_number
+from agents.common.protocols import default_eps
 from attacks.core.norms import NORMS
 from envs.errors import InputError, unknown_name
 
 _SPELLINGS = {"linf": "Linf", "inf": "Linf", "l2": "L2", "2": "L2", "l1": "L1", "1": "L1"}
-# Images over which the cleverhans protocol averages its loss where nobody says otherwise, as Zou et al. 2026 do in
-# Python (64 in their shell script). Part of the question: no number of images or size of batches changes the answer.
-CLEVERHANS_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -25,20 +23,14 @@ class Threat:
 
 
 # Radii that the literature reports: Linf 0.1 and L2 1.5 for digits and MNIST-like greyscale images; for
-# colour, Linf 8/255 and L2 0.5 (RobustBench) and L2 1.0, the radius of Zou et al. 2026 (arXiv 2606.12251).
+# colour, Linf 8/255, L2 1.0, the radius of Zou et al. 2026 (arXiv 2606.12251), and L2 0.5 (RobustBench).
 GREY_THREATS = (Threat("Linf", 0.1), Threat("L2", 1.5))
-COLOUR_THREATS = (Threat("Linf", 8 / 255), Threat("L2", 0.5), Threat("L2", 1.0))
-_LEAD_EPS = {1: {"Linf": 0.1, "L2": 1.5, "L1": 10.0}, 3: {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}}
+COLOUR_THREATS = (Threat("Linf", 8 / 255), Threat("L2", 1.0), Threat("L2", 0.5))
 
 
 def default_threats(channels: int) -> tuple[Threat, ...]:
     """Return the threat models reported by default for images with this many channels."""
     return COLOUR_THREATS if channels == 3 else GREY_THREATS
-
-
-def default_eps(norm: str, channels: int) -> float:
-    """Return the radius used when a norm is named without one."""
-    return _LEAD_EPS[3 if channels == 3 else 1][norm]
 
 
 def parse_norm(text: str) -> str:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from attacks.core.losses import LOSSES
 from envs.errors import InputError, unknown_name
+from envs.sampling import spread
 from eval.core.targets import Samples, Target
 from eval.core.threats import Threat
 from eval.mechanism.entropy import EntropySplit, entropy_split
@@ -147,8 +149,8 @@ def analyse(
         say("the published path")
         published = dynamic_indicators(model, x, y, protocol="cleverhans", box=False, **path)
 
-    def surface(rows: slice, resolution: int) -> Landscape:
-        say(f"landscape of {rows.stop - rows.start} images, {resolution} x {resolution} points")
+    def surface(rows: Tensor, resolution: int) -> Landscape:
+        say(f"landscape of {len(rows)} images, {resolution} x {resolution} points")
         place = {"resolution": resolution, "sample_ids": ids[rows], "clip": options.clip_planes, **common}
         return landscape(model, x[rows], y[rows], dynamic.adversarial[rows], **place)
 
@@ -160,8 +162,8 @@ def analyse(
         dynamic=dynamic,
         clean=entropy_split(model, x, y),
         attacked=entropy_split(model, dynamic.adversarial, y),
-        single=surface(slice(options.image, options.image + 1), options.resolution),
-        average=surface(slice(0, min(options.average_images, len(x))), options.average_resolution),
+        single=surface(torch.tensor([options.image]), options.resolution),
+        average=surface(spread(len(x), options.average_images), options.average_resolution),
         published=published,
     )
 

@@ -6,13 +6,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
 
 from agents.common.precision import tf32
+from agents.common.protocols import default_eps
 from agents.models.classifier import extract_classifier
 from attacks.gradient.pgd import pgd
 from envs.datasets import ImageDataset
 from envs.errors import InputError
+from envs.sampling import choose_indices, spread
 from eval.core.stats import wilson
-from eval.core.targets import choose_indices
-from eval.core.threats import Threat, default_threats
+from eval.core.threats import Threat
 from eval.mechanism.path_indicators import DynamicIndicators, dynamic_indicators
 from eval.mechanism.plots import SecurityCurve, adversarial_grid, dynamic_figure, security_figure
 
@@ -28,7 +29,7 @@ class PictureCallback(BaseCallback):
     Args:
         dataset: images to attack, the validation data say.
         every: environment steps (images) between pictures.
-        threat: norm and radius of PGD; by default the last usual one (L2) for such images.
+        threat: norm and radius of PGD; by default L2 at the usual radius of such images.
         images: how many are attacked.
         steps: of PGD.
 
@@ -56,7 +57,7 @@ class PictureCallback(BaseCallback):
             )
         self.dataset = dataset.take(choose_indices(len(dataset), images))
         self.every, self.steps = every, steps
-        self.threat = threat or default_threats(dataset.shape[0])[-1]
+        self.threat = threat or Threat("L2", default_eps("L2", dataset.shape[0]))
         self._next = every
 
     def _on_training_start(self) -> None:
@@ -119,7 +120,7 @@ class PictureCallback(BaseCallback):
     def _grid(
         self, classifier: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, found: DynamicIndicators
     ) -> Picture:
-        first = slice(0, _GRID_IMAGES)
+        first = spread(len(x), _GRID_IMAGES)
         with torch.inference_mode():
             clean, attacked = (classifier(images[first]).cpu() for images in (x, found.adversarial))
         return adversarial_grid(

@@ -11,14 +11,16 @@ from rich.console import Console
 from rich.status import Status
 
 from agents.common.command_line import run_cli
+from agents.common.protocols import default_eps
 from agents.common.run_dir import resolve_device, versions
 from envs.errors import InputError
 from envs.files import write_atomic, write_json
+from envs.sampling import spread
 from eval.core.formatting import percent, print_table
 from eval.core.options import DataOptions
 from eval.core.plot_style import save_figure
 from eval.core.targets import Samples, load_target
-from eval.core.threats import Threat, default_eps, parse_eps, parse_norm
+from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.mechanism.analysis import Analysis, AnalysisOptions, analyse, shared_planes
 from eval.mechanism.landscape import Landscape
 from eval.mechanism.landscape_plots import landscape_figure, shared_figure
@@ -137,7 +139,7 @@ def write_mechanism(
     if planes is not None:
         pictures["landscape-planes"] = shared_figure(names, planes)
     for k, (name, analysis) in enumerate(named.items()):
-        first = slice(0, _GRID_IMAGES)
+        first = spread(len(analysis.x), _GRID_IMAGES)
         pictures["adversarial" if len(named) == 1 else f"adversarial-{k + 1}"] = adversarial_grid(
             analysis.x[first].cpu(),
             analysis.dynamic.adversarial[first].cpu(),
@@ -161,7 +163,7 @@ def write_mechanism(
     for path, figure in zip(paths[1:], pictures.values(), strict=True):
         save_figure(path, figure)
     gallery = out / "gallery.npz"
-    shown, first = analyses[0], slice(0, _GRID_IMAGES)
+    shown, first = analyses[0], spread(len(analyses[0].x), _GRID_IMAGES)
     write_atomic(
         gallery,
         pack_gallery(

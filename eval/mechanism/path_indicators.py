@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import misclassified
 from attacks.gradient.pgd import Step, pgd
-from eval.core.threats import CLEVERHANS_BATCH
 from eval.mechanism.directions import DirectionRecorder, Directions, band
 from eval.mechanism.gradients import in_double, input_gradient
 

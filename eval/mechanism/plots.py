@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.gradient.pgd import STEP_FLOOR
 from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, shorten, tidy
 from eval.core.stats import Interval
-from eval.core.threats import CLEVERHANS_BATCH, Threat
+from eval.core.threats import Threat
 from eval.mechanism.entropy import EntropySplit
 from eval.mechanism.path_indicators import DynamicIndicators
 from eval.mechanism.static_indicators import StaticIndicators

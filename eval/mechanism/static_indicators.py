@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import get_loss, margin
 from attacks.core.memory_format import fast_layout
 from attacks.core.norms import get_norm
 from attacks.core.rng import Draws, draws_for
 from attacks.gradient.pgd import STEP_FLOOR
 from eval.core.stats import bootstrap
-from eval.core.threats import CLEVERHANS_BATCH
 from eval.mechanism.gradients import InputGradient, cosines, in_double, input_gradient, lengths, units
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attacks.checks import check_model
 from envs.errors import InputError, unknown_name
 from envs.files import write_json
+from envs.sampling import spread
 from eval.attack.autosave import Report
 from eval.attack.registry import attack_function, attack_names
 from eval.attack.results import AttackResults, worst_case
@@ -227,7 +228,7 @@ def evaluate(
     target = Target(name, classifier, model_sha256(classifier), Path())
     samples = samples_from(images, labels)
     report = run_battery(target, samples, names, threats, seed=seed, batch_size=batch_size)
-    x, y = samples.batch(slice(0, _CHECKED_IMAGES), target.device)
+    x, y = samples.batch(spread(len(samples), _CHECKED_IMAGES), target.device)
     checks = (
         check_model(classifier, x, y, norm=threat.norm, eps=threat.eps, needs_gradient=False)
         for threat in report.worst

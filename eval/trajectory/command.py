@@ -7,13 +7,14 @@ from pathlib import Path
 import tyro
 
 from agents.common.command_line import run_cli
+from agents.common.protocols import default_eps
 from agents.common.run_dir import RunDir, resolve_device
 from envs.errors import InputError
 from eval.attack.autosave import Report
 from eval.attack.runner import check_batch_size
 from eval.core.formatting import print_table
 from eval.core.options import DataOptions, progress_bar
-from eval.core.threats import Threat, chosen_threat, default_eps
+from eval.core.threats import Threat, chosen_threat
 from eval.robustness.suite import battery
 from eval.trajectory.measure import ATTACKS, follow, snapshots
 from eval.trajectory.outputs import alike, write_outputs

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.common.protocols import CLEVERHANS_BATCH
 from agents.common.run_dir import RunDir, versions
 from agents.models.classifier import load_classifier
 from agents.training.snapshots import snapshot_paths
@@ -15,7 +16,7 @@ from envs.errors import InputError
 from envs.files import read_json, write_json
 from eval.attack.results import AttackResults, configuration_hash
 from eval.core.targets import Samples, Target, model_sha256
-from eval.core.threats import CLEVERHANS_BATCH, Threat
+from eval.core.threats import Threat
 from eval.mechanism.entropy import entropy_bits
 from eval.mechanism.gradients import input_gradient, lengths
 from eval.mechanism.path_indicators import dynamic_indicators

@@ -9,6 +9,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from agents.common.command_line import run_cli
+from agents.common.protocols import default_eps
 from agents.common.run_dir import resolve_device
 from envs.errors import InputError, unknown_name
 from eval.attack.runner import check_batch_size
@@ -16,7 +17,7 @@ from eval.core.formatting import make_table, print_table, with_interval
 from eval.core.options import DataOptions, warn_about
 from eval.core.plot_style import INK, new_figure, save_figure, shorten
 from eval.core.targets import Target, check_fit, load_target
-from eval.core.threats import Threat, default_eps, parse_eps, parse_norm
+from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.transfer.craft import CRAFTS, defined
 from eval.transfer.matrix import Matrix, fill
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 import attacks
+from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import misclassified
-from eval.core.threats import CLEVERHANS_BATCH, Threat
+from eval.core.threats import Threat
 
 # "paper": the protocol of Zou et al. 2026 (arXiv 2606.12251), which attacks the true labels, kept in [0, 1]; "strong":
 # steps of full length on the MIFPE loss, which no saturated softmax weakens.

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import tyro
 
-from agents.adversarial_config import AdversarialConfig, usual_radius
+from agents.adversarial_config import AdversarialConfig
 from agents.algorithms.registry import find_algorithm
+from agents.common.protocols import default_eps
 from agents.config import TrainConfig
 from agents.train import run
 from agents.training.run import train
@@ -109,9 +110,9 @@ def test_a_mistake_on_the_command_line_ends_with_status_2(capsys):
     assert capsys.readouterr().err.startswith("error: trades needs the logits of clean images")
 
 
-def test_usual_radii():
-    assert usual_radius("Linf", 3) == pytest.approx(8 / 255)
-    assert (usual_radius("L2", 3), usual_radius("Linf", 1), usual_radius("L2", 1)) == (1.0, 0.1, 1.5)
+def test_default_radii():
+    assert default_eps("Linf", 3) == pytest.approx(8 / 255)
+    assert (default_eps("L2", 3), default_eps("Linf", 1), default_eps("L2", 1)) == (1.0, 0.1, 1.5)
 
 
 def test_passes_set_the_length():

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import agents.training.selection
-from agents.adversarial_config import AdversarialConfig, usual_radius
+from agents.adversarial_config import AdversarialConfig
+from agents.common.protocols import default_eps
 from agents.config import TrainConfig
 from agents.training.factory import build_probe
 from agents.training.resolve import resolve
@@ -86,7 +87,7 @@ def test_a_run_is_probed_where_robustness_matters():
     probe = probe_of(adversarial=AdversarialConfig("pgd", eps=0.2, norm="L2"))
     assert (len(probe.labels), probe.norm.name, probe.eps, probe.steps) == (256, "L2", 0.2, 10)
     probe = probe_of(select="robust", probe_images=7)
-    assert (len(probe.labels), probe.norm.name, probe.eps) == (7, "Linf", usual_radius("Linf", 1))
+    assert (len(probe.labels), probe.norm.name, probe.eps) == (7, "Linf", default_eps("Linf", 1))
     with pytest.raises(InputError, match="--adv-eps is 50; expected at most 4, the L2 diameter"):
         Probe(data, 5, "L2", 50)
 

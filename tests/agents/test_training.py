@@ -1,15 +1,19 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import attacks
 from agents import load_classifier
 from agents.common.run_dir import RunDir
 from agents.config import ExplorationConfig, TrainConfig
+from agents.models.classifier import new_classifier
 from agents.training.run import resume, train
 from agents.training.schedule import LearningRate
+from agents.training.summary import first_attacks
 from envs import load_dataset
 from envs.errors import InputError
 from tests.support.agent_runs import CASES, assert_same_runs, metrics, scalars, short, stopping, summary
@@ -308,3 +312,22 @@ def test_the_run_directory_type(digits_run, tmp_path):
         RunDir.open(tmp_path)
     with run.lock(), pytest.raises(InputError, match="another process"), RunDir.open(digits_run).lock():
         pass
+
+
+def test_the_closing_table_attacks_images_of_every_class_of_sorted_data(tmp_path, monkeypatch):
+    """Folders are stored class by class; the first images would be of one or two of them."""
+    data = load_dataset("digits", "test")
+    test = data.take(data.labels.argsort())
+    monkeypatch.setattr("agents.training.summary.ATTACKED_IMAGES", 50)
+    seen = []
+
+    def fgsm(classifier, images, labels, **options):
+        seen.append(labels)
+        return attacks.fgsm(classifier, images, labels, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.training.summary.attacks", SimpleNamespace(fgsm=fgsm, pgd=attacks.pgd))
+        rows = first_attacks(new_classifier((1, 8, 8), 10, "mlp").eval(), test, progress=False)
+    assert [row["images"] for row in rows] == [50] * 4
+    assert len(seen[0].unique()) == 10
+    assert test.labels[:50].max() == 1

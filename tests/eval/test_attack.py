@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import attacks
+from agents.common.protocols import CLEVERHANS_BATCH
 from envs.datasets import load_dataset
 from envs.errors import InputError
+from envs.sampling import choose_indices, spread
 from eval.attack import command, runner
 from eval.attack.registry import (
     attack_names,
@@ -21,8 +23,8 @@ from eval.attack.registry import (
 )
 from eval.attack.results import read_results
 from eval.attack.runner import AttackSpec, run_attack, stored_results
-from eval.core.targets import choose_indices, load_target, samples_from
-from eval.core.threats import CLEVERHANS_BATCH, Threat
+from eval.core.targets import load_target, samples_from
+from eval.core.threats import Threat
 
 MODEL = "tests.eval.test_attack:nearest_mean"
 
@@ -347,6 +349,9 @@ def test_smaller_choices_are_part_of_larger_ones():
     assert set(small) < set(large)
     assert small == sorted(small)
     assert choose_indices(20, 50).tolist() == list(range(20))
+    assert spread(10, 4).tolist() == [0, 2, 5, 7]
+    assert spread(3, 4).tolist() == [0, 1, 2]
+    assert spread(0, 4).tolist() == []
     thirds = np.histogram(large, bins=3, range=(0, 1000))[0]
     assert thirds.min() > 70  # spread over the split, which may be sorted by class
 

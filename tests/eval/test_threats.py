@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.common.protocols import default_eps
 from attacks.core.norms import NORMS
 from envs.errors import InputError
-from eval.core.threats import Threat, default_eps, default_threats, format_eps, parse_eps, parse_norm
+from eval.core.threats import Threat, default_threats, format_eps, parse_eps, parse_norm
 
 
 @given(st.integers(1, 255))
@@ -56,4 +57,4 @@ def test_defaults_lead_with_the_default_radius(channels):
 
 
 def test_threats_read_well():
-    assert [str(threat) for threat in default_threats(3)] == ["Linf 8/255", "L2 0.5", "L2 1"]
+    assert [str(threat) for threat in default_threats(3)] == ["Linf 8/255", "L2 1", "L2 0.5"]
