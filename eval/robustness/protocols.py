@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import LOSSES
 from envs.errors import InputError, unknown_name
-from eval.core.threats import CLEVERHANS_BATCH, Threat
+from eval.core.threats import Threat
 from eval.robustness.suite import PRESETS, scaled
 
 PROTOCOLS = ("pgd", "pgd-cleverhans", "pgd-paper", "pgd-paper-250")

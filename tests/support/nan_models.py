@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from envs.datasets import load_dataset
-from eval.core.targets import choose_indices
+from envs.sampling import choose_indices
 from tests.eval.test_attack import nearest_mean
 
 N = 60
