@@ -1,5 +1,6 @@
 """Arguments that the environment classes have in common."""
 
+import operator
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -35,6 +36,17 @@ def resolve_dataset(
     if data is None:
         data = _loaded[key] = load_dataset(dataset, split, data_root=data_root, image_size=image_size)
     return data
+
+
+def check_count(name: str, value: int) -> int:
+    """Return a whole number, at least 1, else raise InputError; NumPy's and 0-d tensors count."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InputError(f"{name} is {value!r}; expected a whole number, at least 1")
+    return number
 
 
 def check_render_mode(render_mode: str | None) -> str | None:

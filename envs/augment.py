@@ -90,6 +90,21 @@ PRESETS = {
 }
 
 
+def as_augmentation(augmentation: Augmentation | str | None) -> Augmentation:
+    """Return the augmentation that is given itself, as text, or as None, which is no augmentation.
+
+    Raises:
+        InputError: it is none of these, or unknown.
+    """
+    if isinstance(augmentation, str):
+        return Augmentation.parse(augmentation)
+    if augmentation is not None and not isinstance(augmentation, Augmentation):
+        raise InputError(
+            f"augmentation is {augmentation!r}; expected an Augmentation, text such as 'hflip,crop:4', or None"
+        )
+    return augmentation or Augmentation()
+
+
 def augment(images: Tensor, seeds: Tensor, augmentation: Augmentation) -> Tensor:
     """Return the images, each flipped and shifted as its seed says.
 

@@ -33,7 +33,8 @@ class ImageVecEnv(TaskAttributes, VecEnv):
     Args:
         task: the environments; ``.task`` afterwards.
         tensors: return tensors on the task's device in place of NumPy arrays, and take actions as tensors
-            there, unchecked; stock SB3 algorithms need NumPy.
+            there, unchecked; stock SB3 algorithms need NumPy. Actions in NumPy are answered in NumPy even so, as
+            SB3's ``evaluate_policy`` wants it.
         monitor: report finished episodes as ``Monitor`` does, ``{"episode": {"r", "l", "t"}}``, for SB3's
             mean reward. Costs a dictionary per episode.
         seed: the seed of the first ``reset``, as ``seed()`` would set.
@@ -69,13 +70,15 @@ class ImageVecEnv(TaskAttributes, VecEnv):
         self.task.reset(seeds or None)
         self._reset_seeds()
         self._reset_options()
+        self._as_tensors = self.tensors
         self._begin_episodes()
         self._answer = None
         return self._output(self.task.observe())
 
     def step_async(self, actions: Any) -> None:
         """Take the answers, integers (n,) in [0, K), for ``step_wait``."""
-        if not self.tensors:
+        self._as_tensors = self.tensors and isinstance(actions, Tensor)
+        if not self._as_tensors:
             check_actions(actions, self.num_envs, self.task.num_actions)
         self._actions = torch.as_tensor(actions, device=self.task.device)
 
@@ -140,14 +143,14 @@ class ImageVecEnv(TaskAttributes, VecEnv):
         return [wrapped] * len(self._index_list(indices))
 
     def _output(self, values: Tensor) -> Any:
-        return values if self.tensors else values.cpu().numpy()
+        return values if self._as_tensors else values.cpu().numpy()
 
     def _begin_episodes(self) -> None:
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
 
     def _infos(self, rewards: Tensor, terminated: Tensor, answer: Answer) -> list[dict[str, Any]]:
-        with_observations = self.task.length > 1 and not self.tensors
+        with_observations = self.task.length > 1 and not self._as_tensors
         if not (self.monitor or with_observations):
             return self._no_infos
         if self.monitor:

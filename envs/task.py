@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.augment import Augmentation, augment
+from envs.arguments import check_count
+from envs.augment import Augmentation, as_augmentation, augment
 from envs.errors import InputError, unknown_name
 from envs.rewards import noisy_labels, reward_matrix
 from envs.rng import to_int64
@@ -71,7 +72,7 @@ class ImageTask:
         self.shard = _check_shard(shard)
         if order not in ORDERS:
             raise unknown_name("order", order, ORDERS)
-        self.augmentation = _check_augmentation(augmentation)
+        self.augmentation = as_augmentation(augmentation)
         self.images = self.dataset.images
         self.device = self.images.device
         self.num_actions = self.dataset.num_classes
@@ -110,7 +111,7 @@ class ImageTask:
                 some environments of a task that deals in ``"epoch"`` order, or a mask before the first reset.
         """
         seeds = self._seeds(seed)
-        if self._deal is None:
+        if not self.begun:
             if mask is not None:
                 raise InputError("there is nothing to reset in part; call reset() without a mask first")
             drawn = secrets.randbits(62)
@@ -139,6 +140,11 @@ class ImageTask:
         self._shown = self._labels = None
         if ended is not None:
             self._played.masked_fill_(ended, 0)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was a reset, and so an image is shown."""
+        return self._deal is not None
 
     @property
     def indices(self) -> Tensor:
@@ -315,27 +321,6 @@ class ImageTask:
                 f"{len(seeds)} seeds for {self.num_envs} environments; give one each, or one integer"
             )
         return seeds
-
-
-def check_count(name: str, value: int) -> int:
-    """Return a whole number, at least 1, else raise InputError; NumPy's and 0-d tensors count."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InputError(f"{name} is {value!r}; expected a whole number, at least 1")
-    return number
-
-
-def _check_augmentation(augmentation: Augmentation | str | None) -> Augmentation:
-    if isinstance(augmentation, str):
-        return Augmentation.parse(augmentation)
-    if augmentation is not None and not isinstance(augmentation, Augmentation):
-        raise InputError(
-            f"augmentation is {augmentation!r}; expected an Augmentation, text such as 'hflip,crop:4', or None"
-        )
-    return augmentation or Augmentation()
 
 
 def _check_shard(shard: tuple[int, int]) -> tuple[int, int]:

@@ -13,13 +13,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.arguments import check_actions, check_render_mode, resolve_dataset
+from envs.arguments import check_actions, check_count, check_render_mode, resolve_dataset
 from envs.attributes import TaskAttributes
 from envs.augment import Augmentation
 from envs.datasets import ImageDataset
 from envs.errors import InputError, unknown_name
 from envs.render import Answer, render_answers
-from envs.task import ImageTask, check_count
+from envs.task import ImageTask
 
 OUTPUTS = ("numpy", "torch")
 

@@ -1,14 +1,18 @@
 """What the project's algorithms add to Stable-Baselines3's: running means, whole-run progress, exact continuation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from torch import Tensor, nn
 
+from agents.algorithms.host_arrays import host_arrays
 from agents.algorithms.running_means import RunningMeans
 from envs.errors import InputError
+from envs.task import ImageTask
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_current_progress_remaining")
 
@@ -28,11 +32,63 @@ class ImageAlgorithm(BaseAlgorithm):
     _last_episode_starts: Any
 
     def _setup_model(self) -> None:
+        self._refuse_wrappers()
         super()._setup_model()  # type: ignore[safe-super]
         self.statistics = RunningMeans(self.device)
+        if self._last_obs is not None:  # loaded, to go on without a reset
+            self._go_on()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "statistics", "_last_obs", "_last_episode_starts"]
+        return [*super()._excluded_save_params(), "statistics"]
+
+    def save(
+        self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> None:
+        """Save as SB3 does; observations are stored as arrays, whatever device they are on."""
+        kept = self._last_obs, self._last_episode_starts
+        self._last_obs, self._last_episode_starts = (
+            value.cpu().numpy() if isinstance(value, Tensor) else value for value in kept
+        )
+        try:
+            super().save(path, exclude, include)
+        finally:
+            self._last_obs, self._last_episode_starts = kept
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """Take another environment; without a reset, learning goes on from what it shows at present."""
+        super().set_env(env, force_reset)
+        self._refuse_wrappers()
+        if self._last_obs is not None:
+            self._go_on()
+
+    def _refuse_wrappers(self) -> None:
+        """Refuse SB3's wrappers around an environment of tensors, which they cannot add up."""
+        env = self.env
+        while isinstance(env, VecEnvWrapper) and getattr(env, "tensors", False):
+            if type(env).__module__.startswith("stable_baselines3."):
+                raise InputError(
+                    f"{type(env).__name__} needs arrays; use sb3_env(..., monitor=True) in place of VecMonitor, or "
+                    "sb3_env(..., tensors=False) under Stable-Baselines3's wrappers"
+                )
+            env = env.venv
+
+    def _go_on(self) -> None:
+        """Bring the observations to the environment's form: what it shows, where that can be known."""
+        if not getattr(self.env, "tensors", False):
+            return
+        task = image_task(self.env)
+        if task is not None and task.begun and not self._shows_attacked:
+            self._last_obs = self.present_observations()
+        self._last_obs, self._last_episode_starts = (
+            torch.as_tensor(value, device=self.device)
+            for value in (self._last_obs, self._last_episode_starts)
+        )
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return actions as an array, as SB3 does; observations may also be a tensor."""
+        if isinstance(observation, Tensor):
+            observation = observation.cpu().numpy()
+        return super().predict(observation, *args, **kwargs)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, self.progress_total or total_timesteps)
@@ -41,9 +97,38 @@ class ImageAlgorithm(BaseAlgorithm):
 
     def dump_logs(self, *args: Any) -> None:
         """Write SB3's log line with the running means in it; what a caller of ``learn`` sees."""
-        for name, value in self.statistics.flush().items():
-            self.logger.record(f"train/{name}", value)
+        for name, value in self.log_record().items():
+            self.logger.record(name, value)
         super().dump_logs(*args)  # type: ignore[misc]
+
+    def log_record(self) -> dict[str, float]:
+        """Return the means since the last call by TensorBoard tag, SB3's ``rollout/`` tags among them."""
+        images = self.statistics.count("reward") * self.n_envs
+        means = self.statistics.flush()
+        finished = means.pop("finished", 1.0)  # share of answers that end an episode, uncounted where all do
+        reward = means.pop("finished_reward", means.get("reward", 0.0))
+        length = means.pop("finished_length", 1.0)
+        record = {f"train/{name}": value for name, value in means.items()}
+        if images and finished:
+            self._episode_num += round(finished * images)
+            record |= {"rollout/ep_rew_mean": reward / finished, "rollout/ep_len_mean": length / finished}
+        return record
+
+    def _report(self, callback: BaseCallback, scope: dict[str, Any], step: dict[str, Any]) -> bool:
+        """Count a step of every environment and show it to the callback; return False if that asks to stop.
+
+        Args:
+            callback: that of ``learn``.
+            scope: the caller's local variables, which SB3 shows to callbacks.
+            step: ``actions``, ``rewards``, ``dones``, ``new_obs`` and ``infos``, which callbacks find as arrays.
+        """
+        self.num_timesteps += self.n_envs
+        if getattr(image_task(scope["env"]), "length", 0) != 1:
+            self.statistics.add_episodes(step["rewards"], step["dones"])
+        if any(step["infos"]):
+            self._update_info_buffer(step["infos"], step["dones"])
+        callback.update_locals(scope | host_arrays(**step))
+        return callback.on_step()
 
     def _check_env_kind(self, env: Any, tensors: bool) -> None:
         """Refuse an environment that does not go with the buffer made at set-up."""
@@ -114,3 +199,9 @@ def optimizer_step(
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_(max=1.0))
     optimizer.step()
     return norm
+
+
+def image_task(env: Any) -> ImageTask | None:
+    """Return the image task behind ``env``, or None where there is none."""
+    task = getattr(env, "task", None)
+    return task if isinstance(task, ImageTask) else None

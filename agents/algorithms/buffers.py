@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import BaseBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
 from torch import Tensor
 
 from agents.models.layers import sample_seeds
+from envs.errors import InputError
 from envs.task import ImageTask
 
 _LEARNT_FROM = ("values", "log_probs", "advantages", "returns")
@@ -128,7 +129,7 @@ class UnusedRolloutBuffer(RolloutBuffer):
         """Allocate nothing."""
 
 
-class ImageReplayBuffer(BaseBuffer):
+class ImageReplayBuffer(ReplayBuffer):
     """Replay memory of an image task, kept as indices and augmentation seeds on the device.
 
     Args:
@@ -150,9 +151,9 @@ class ImageReplayBuffer(BaseBuffer):
         n_envs: int = 1,
         **_: Any,
     ) -> None:
-        super().__init__(
-            max(buffer_size // n_envs, 1), observation_space, action_space, device, n_envs=n_envs
-        )
+        size = max(buffer_size // n_envs, 1)
+        super(ReplayBuffer, self).__init__(size, observation_space, action_space, device, n_envs=n_envs)
+        self.handle_timeout_termination = self.optimize_memory_usage = False  # what SB3 asks of its own
         shape = (self.buffer_size, n_envs)
         names = ("indices", "augment_seeds", "next_indices", "next_augment_seeds", "actions")
         self.storage = {name: torch.zeros(shape, dtype=torch.int64, device=self.device) for name in names}
@@ -184,8 +185,31 @@ class ImageReplayBuffer(BaseBuffer):
             rewards=batch["rewards"][:, None],
         )
 
-    def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> ReplayBufferSamples:
-        raise NotImplementedError("an image replay buffer is read through sample()")
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "task"}
+
+    def attach(self, device: torch.device, task: ImageTask | None) -> None:
+        """Go on, after being saved, on ``device`` with the images of ``task``.
+
+        Raises:
+            InputError: the memory was filled by another number of environments, or from a larger data set.
+        """
+        self.device = device
+        self.storage = {name: value.to(device) for name, value in self.storage.items()}
+        if task is None:
+            return
+        if self.n_envs != task.num_envs:
+            raise InputError(
+                f"the replay memory is of {self.n_envs} environments, not {task.num_envs}; "
+                f"set num_envs={self.n_envs}"
+            )
+        last = int(torch.maximum(self.storage["indices"], self.storage["next_indices"]).max())
+        if last >= len(task.dataset):
+            raise InputError(
+                f"the replay memory shows image {last}, and the data set has {len(task.dataset)}; load it with "
+                "the data set it was filled from"
+            )
+        self.task = task
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that :meth:`load_state_dict` needs."""

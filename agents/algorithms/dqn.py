@@ -11,7 +11,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
 from torch import Tensor
 
-from agents.algorithms.base import ImageAlgorithm, optimizer_step
+from agents.algorithms.base import ImageAlgorithm, image_task, optimizer_step
 from agents.algorithms.buffers import ImageReplayBuffer
 from agents.algorithms.registry import AlgorithmSpec, register_algorithm
 from agents.algorithms.setups import Setup
@@ -24,7 +24,7 @@ class DQN(ImageAlgorithm, dqn.DQN):
     With a NumPy environment everything is SB3's own. Exploration is epsilon-greedy, image by image.
     """
 
-    replay_buffer: ReplayBuffer | ImageReplayBuffer | None  # type: ignore[assignment]
+    _rollouts = 0
 
     def _setup_model(self) -> None:
         if self.replay_buffer_class is None and getattr(self.env, "tensors", False):
@@ -55,21 +55,23 @@ class DQN(ImageAlgorithm, dqn.DQN):
         self.policy.set_training_mode(False)
         replay_buffer.task = env.task
         callback.on_rollout_start()
-        for step in range(train_freq.frequency):
-            self._collect_step(env, replay_buffer)
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return RolloutReturn((step + 1) * env.num_envs, 0, continue_training=False)
+        for number in range(1, train_freq.frequency + 1):
+            step = self._collect_step(env, replay_buffer)
+            if not self._report(callback, locals(), step):
+                return RolloutReturn(number * env.num_envs, 0, continue_training=False)
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             self._on_step()
         callback.on_rollout_end()
+        self._rollouts += 1
+        if log_interval is not None and self._rollouts % log_interval == 0:
+            self.dump_logs()
         return RolloutReturn(train_freq.frequency * env.num_envs, 0, continue_training=True)
 
-    def _collect_step(self, env: Any, buffer: ImageReplayBuffer) -> None:
+    def _collect_step(self, env: Any, buffer: ImageReplayBuffer) -> dict[str, Any]:
         task = env.task
         indices, augment_seeds, labels = task.indices, task.augment_seeds, task.labels
         actions = self._explore(env.num_envs)
-        self._last_obs, rewards, dones, _ = env.step(actions)
+        self._last_obs, rewards, dones, infos = env.step(actions)
         buffer.add_step(
             indices=indices,
             augment_seeds=augment_seeds,
@@ -79,8 +81,14 @@ class DQN(ImageAlgorithm, dqn.DQN):
             rewards=rewards,
             dones=dones.float(),
         )
-        self.num_timesteps += env.num_envs
         self.statistics.add(reward=rewards, accuracy=actions == labels)
+        return {
+            "actions": actions,
+            "rewards": rewards,
+            "dones": dones,
+            "new_obs": self._last_obs,
+            "infos": infos,
+        }
 
     @torch.no_grad()
     def _explore(self, num_envs: int) -> Tensor:
@@ -115,6 +123,16 @@ class DQN(ImageAlgorithm, dqn.DQN):
                 best = self.q_net_target(batch.next_observations).amax(1, keepdim=True)
                 target = target + (1 - batch.dones) * self.gamma * best
         return F.smooth_l1_loss(self.q_net(batch.observations).gather(1, batch.actions), target)
+
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """Load what ``save_replay_buffer`` wrote; an index memory goes with the data set of the environment.
+
+        Raises:
+            InputError: the memory is of another number of environments, or of a larger data set.
+        """
+        super().load_replay_buffer(path, truncate_last_traj)
+        if isinstance(self.replay_buffer, ImageReplayBuffer):
+            self.replay_buffer.attach(self.device, image_task(self.env))
 
     def training_state(self) -> dict[str, Any]:
         """Return all that :meth:`load_training_state` needs, the replay memory included."""

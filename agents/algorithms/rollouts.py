@@ -52,22 +52,22 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
             refresh_batchnorm(self.policy.features_extractor, [self.policy.pixels(self._last_obs)])
             self.policy.set_training_mode(True)
             for _ in range(n_rollout_steps):
-                dones = self._collect_step(env, rollout_buffer)
-                callback.update_locals(locals())
-                if not callback.on_step():
+                step = self._collect_step(env, rollout_buffer)
+                if not self._report(callback, locals(), step):
                     return False
-            values = self._last_values(env, dones)
+            dones = step["dones"]
+            values = self._last_values(env)
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
         callback.on_rollout_end()
         return True
 
-    def _collect_step(self, env: Any, buffer: ImageRolloutBuffer) -> Tensor:
+    def _collect_step(self, env: Any, buffer: ImageRolloutBuffer) -> dict[str, Any]:
         seeds = torch.randint(2**62, (env.num_envs,), device=self.device)
         indices, augment_seeds, labels = env.task.indices, env.task.augment_seeds, env.task.labels
         shown = self._last_obs
         with sample_seeds(seeds):
             actions, values, log_probs = self.policy(shown)
-        observations, rewards, dones, _ = env.step(actions)
+        observations, rewards, dones, infos = env.step(actions)
         buffer.add_step(
             shown,
             indices=indices,
@@ -81,10 +81,15 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         )
         self.statistics.add(reward=rewards, accuracy=actions == labels)
         self._last_obs, self._last_episode_starts = observations, dones
-        self.num_timesteps += env.num_envs
-        return dones
+        return {
+            "actions": actions,
+            "rewards": rewards,
+            "dones": dones,
+            "new_obs": observations,
+            "infos": infos,
+        }
 
-    def _last_values(self, env: Any, dones: Tensor) -> Tensor:
+    def _last_values(self, env: Any) -> Tensor:
         """Return the bootstrap values ``(envs,)``; in a bandit every step is terminal and they are not computed."""
         if env.task.length == 1:
             return torch.zeros(env.num_envs, device=self.device)

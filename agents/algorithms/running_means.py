@@ -21,6 +21,7 @@ class RunningMeans:
         self.device = device
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._running: Tensor | None = None
         self._steps: list[int] = []
         self._watched = torch.zeros(_WATCHED, device=device)
         self._slots = self._watched.unbind()
@@ -35,6 +36,20 @@ class RunningMeans:
             else:
                 self._sums[name] = value.detach().to(torch.float32, copy=True)
                 self._counts[name] = 1
+
+    def add_episodes(self, rewards: Tensor, dones: Tensor) -> None:
+        """Add a step of n environments; ``finished``, ``finished_reward`` and ``finished_length`` are of episodes.
+
+        Args:
+            rewards: ``(n,)``.
+            dones: ``(n,)``, whether the step ended its episode.
+        """
+        if self._running is None:
+            self._running = torch.zeros(2, len(rewards), device=self.device)
+        self._running += torch.stack([rewards.float(), torch.ones_like(rewards, dtype=torch.float32)])
+        finished = self._running * dones
+        self.add(finished=dones.float(), finished_reward=finished[0], finished_length=finished[1])
+        self._running -= finished
 
     def watch(self, step: int, value: Tensor) -> None:
         """Note ``step`` if the scalar is NaN or infinite and no earlier step was noted."""
@@ -56,6 +71,10 @@ class RunningMeans:
         step = float(self._first_bad)
         return None if step == torch.inf else int(step)
 
+    def count(self, name: str) -> int:
+        """Return how often the name was added since the last :meth:`flush`."""
+        return self._counts.get(name, 0)
+
     def flush(self) -> dict[str, float]:
         """Return the means since the last call and start anew; waits for the device."""
         means = {name: float(total.mean()) / self._counts[name] for name, total in self._sums.items()}
@@ -67,9 +86,12 @@ class RunningMeans:
         return {
             "sums": {name: total.clone() for name, total in self._sums.items()},
             "counts": dict(self._counts),
+            "running": None if self._running is None else self._running.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self._sums = {name: value.to(self.device, copy=True) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])
+        running = state.get("running")  # of episodes that are not over; earlier versions kept none
+        self._running = None if running is None else running.to(self.device, copy=True)

@@ -13,19 +13,17 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents.algorithms import losses
 from agents.algorithms.adversarial import AdversarialTraining, crafting
-from agents.algorithms.base import ImageAlgorithm, optimizer_step
+from agents.algorithms.base import ImageAlgorithm, image_task, optimizer_step
 from agents.algorithms.buffers import UnusedRolloutBuffer
 from agents.algorithms.registry import AlgorithmSpec, register_family
 from agents.algorithms.setups import Setup
 from agents.models import action_distribution as distribution
 from agents.models.policy import ImagePolicy
 from envs.errors import InputError
-from envs.task import ImageTask
 
 ENTROPY_EVERY = 8  # updates; logging it costs a softmax
 
@@ -146,19 +144,18 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         steps: list[Batch] = []
         ended: list[Tensor] = []
         for _ in range(n_rollout_steps):
-            step, dones = self._act(env)
-            steps.append(step)
-            ended.append(dones)
-            callback.update_locals(locals())
-            if not callback.on_step():
+            batch, step = self._act(env)
+            steps.append(batch)
+            ended.append(step["dones"])
+            if not self._report(callback, locals(), step):
                 return False
         self._discount(steps, ended)
         self._batch = steps[0] if len(steps) == 1 else _concatenate(steps)
         callback.on_rollout_end()
         return True
 
-    def _act(self, env: Any) -> tuple[Batch, Tensor]:
-        """Answer every environment once; return what happened, returns holding the rewards, and ``dones (n,)``."""
+    def _act(self, env: Any) -> tuple[Batch, dict[str, Any]]:
+        """Answer every environment once; return what to learn from, returns holding the rewards, and what happened."""
         observations = self._last_obs
         if not isinstance(observations, Tensor):
             observations = obs_as_tensor(observations, self.device)  # type: ignore[arg-type]
@@ -174,14 +171,18 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         tensors = getattr(env, "tensors", False)
         self._last_obs, rewards, dones, infos = env.step(actions if tensors else actions.cpu().numpy())
         self._last_episode_starts = dones
-        if not tensors:
-            self._update_info_buffer(infos, dones)
         rewards, dones = (torch.as_tensor(value, device=self.device) for value in (rewards, dones))
-        self.num_timesteps += env.num_envs
         self.statistics.add(reward=rewards)
         if labels is not None:
             self.statistics.add(accuracy=actions == labels)
-        return Batch(pixels, logits, actions, rewards.float(), labels, action_rewards), dones
+        step = {
+            "actions": actions,
+            "rewards": rewards,
+            "dones": dones,
+            "new_obs": self._last_obs,
+            "infos": infos,
+        }
+        return Batch(pixels, logits, actions, rewards.float(), labels, action_rewards), step
 
     def answer(self, pixels: Tensor, labels: Tensor, action_rewards: Tensor) -> Batch:
         """Answer images outside of the environment; each is a bandit of its own, so returns are its rewards."""
@@ -277,12 +278,6 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         self._n_updates += 1
         self.statistics.add(loss=loss, grad_norm=norm)
         self.statistics.watch(self.num_timesteps, norm)
-
-
-def image_task(env: VecEnv) -> ImageTask | None:
-    """Return the image task behind ``env``, or None where there is none."""
-    task = getattr(env, "task", None)
-    return task if isinstance(task, ImageTask) else None
 
 
 def _known(labels: Tensor | None, action_rewards: Tensor | None) -> tuple[Tensor, Tensor]:

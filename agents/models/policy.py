@@ -102,7 +102,7 @@ class ImagePolicy(ActorCriticPolicy):
         parameters = super()._get_constructor_parameters()
         for name in ("net_arch", "ortho_init", "features_extractor_class", "activation_fn", "use_expln"):
             parameters.pop(name, None)
-        for name in ("log_std_init", "squash_output", "full_std"):
+        for name in ("log_std_init", "squash_output", "full_std", "normalize_images"):
             parameters.pop(name, None)
         extractor = parameters.pop("features_extractor_kwargs")
         return (

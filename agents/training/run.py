@@ -264,7 +264,7 @@ def _close(
     model.policy.load_state_dict(callback.selection.weights or {})
     model.policy.set_training_mode(False)
     buffer = io.BytesIO()
-    model.save(buffer)
+    model.save(buffer, exclude=["_last_obs", "_last_episode_starts"])
     write_atomic(run.policy_path, buffer.getvalue())
     record = {
         "dataset": config.dataset,
