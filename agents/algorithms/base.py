@@ -28,6 +28,7 @@ class ImageAlgorithm(BaseAlgorithm):
     statistics: RunningMeans
     progress_total: int | None = None
     env: Any
+    _counts_episodes = True  # for SB3's ``time/episodes``; other algorithms do so themselves
     _last_obs: Any  # arrays, or tensors on the device
     _last_episode_starts: Any
 
@@ -110,7 +111,7 @@ class ImageAlgorithm(BaseAlgorithm):
         length = means.pop("finished_length", 1.0)
         record = {f"train/{name}": value for name, value in means.items()}
         if images and finished:
-            self._episode_num += round(finished * images)
+            self._episode_num += round(finished * images) if self._counts_episodes else 0
             record |= {"rollout/ep_rew_mean": reward / finished, "rollout/ep_len_mean": length / finished}
         return record
 

@@ -63,6 +63,8 @@ class ReportingEnv(VecEnvWrapper):
             torch.as_tensor(value).to(statistics.device) for value in (result[1], self._right)
         )
         statistics.add(reward=reward, accuracy=accuracy)
+        if self.venv.task.length > 1:  # type: ignore[attr-defined]
+            statistics.add_episodes(reward, torch.as_tensor(result[2]).to(statistics.device))
         return result
 
 
@@ -98,6 +100,7 @@ class StockAlgorithm(ImageAlgorithm):
 
     action_space: Any
     replay_buffer: Any = None
+    _counts_episodes = False
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "replay_buffer_class", "replay_buffer_kwargs"]

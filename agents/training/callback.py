@@ -157,10 +157,12 @@ class TrainingCallback(BaseCallback):
     def _log(self, step: int, validate: bool) -> None:
         refuse_divergence(self.run, self.model)
         logger = self.model.logger
-        record = {f"train/{name}": value for name, value in self.model.statistics.flush().items()}
+        record = self.model.log_record()
         record["train/learning_rate"] = float(self.model.policy.optimizer.param_groups[0]["lr"])
         record["time/images_per_second"] = self._rate(step)
-        record["time/phase"] = float(self.phase)
+        record["time/fps"] = step / max(self.seconds(), 1e-9)
+        if self.config.schedule is not None:
+            record["time/phase"] = float(self.phase)
         if validate:
             record |= self.validator(self.model.policy, step)
             if not math.isfinite(record["val/loss"]):
