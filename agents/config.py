@@ -140,7 +140,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the network with torch.compile: a minute once, faster steps after."""
     deterministic: bool = False
-    """Deterministic CUDA kernels; the CPU is deterministic anyway."""
+    """Deterministic CUDA kernels, with a warning where there is none; the CPU is deterministic anyway."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's; 1 for images of up to 16x16 pixels, where threads wait more than they work."""
 

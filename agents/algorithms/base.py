@@ -1,5 +1,6 @@
 """What the project's algorithms add to Stable-Baselines3's: running means, whole-run progress, exact continuation."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class ImageAlgorithm(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         self._refuse_wrappers()
+        self._join_device()
         super()._setup_model()  # type: ignore[safe-super]
         self.statistics = RunningMeans(self.device)
         if self._last_obs is not None:  # loaded, to go on without a reset
@@ -59,8 +61,31 @@ class ImageAlgorithm(BaseAlgorithm):
         """Take another environment; without a reset, learning goes on from what it shows at present."""
         super().set_env(env, force_reset)
         self._refuse_wrappers()
+        self._join_device(fixed=True)
         if self._last_obs is not None:
             self._go_on()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed as SB3 does, without the slow cuDNN settings that it leaves behind for the whole process."""
+        cudnn = torch.backends.cudnn
+        before = cudnn.deterministic, cudnn.benchmark
+        super().set_random_seed(seed)
+        cudnn.deterministic, cudnn.benchmark = before
+
+    def _join_device(self, fixed: bool = False) -> None:
+        """Work where the environment's tensors are: SB3's device "auto" is a GPU, whatever the environment is on."""
+        task = image_task(self.env) if getattr(self.env, "tensors", False) else None
+        if task is None or torch.empty(0, device=self.device).device == task.device:
+            return
+        remedy = f"make them with sb3_env(..., device={str(self.device)!r})"
+        if fixed or self.device.type == "cpu":
+            raise InputError(
+                f"the environments are on {task.device} and the model is on {self.device}; {remedy}"
+            )
+        warnings.warn(
+            f"the model joins its environments on {task.device}; for {self.device}, {remedy}", stacklevel=4
+        )
+        self.device = task.device
 
     def _refuse_wrappers(self) -> None:
         """Refuse SB3's wrappers around an environment of tensors, which they cannot add up."""

@@ -168,7 +168,10 @@ def _torch_settings(settings: ResolvedConfig) -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(settings.threads)
-    torch.use_deterministic_algorithms(settings.options.deterministic)
+    deterministic_cudnn = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = settings.options.deterministic
+    # Some backward passes have no deterministic kernel on a GPU (adaptive pooling): PyTorch warns of them.
+    torch.use_deterministic_algorithms(settings.options.deterministic, warn_only=True)
     if settings.options.deterministic:  # PyTorch refuses to multiply matrices on a GPU without it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
@@ -176,6 +179,7 @@ def _torch_settings(settings: ResolvedConfig) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.deterministic = deterministic_cudnn
 
 
 def _learn(

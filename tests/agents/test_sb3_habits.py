@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common import callbacks as sb3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecMonitor
@@ -240,3 +241,33 @@ def test_an_array_on_the_host_is_read_once_and_acts_like_one():
     assert array[array > 0].mean() == np.asarray(array)[np.asarray(array) > 0].mean()
     assert bool(HostArray(torch.tensor([True])).any())
     assert np.concatenate([array, array]).shape == (6,)
+
+
+@KINDS
+def test_a_model_joins_its_environments_or_says_how(name, monkeypatch):
+    """SB3's device "auto" is a GPU on a machine with one; here another device stands for it."""
+    kind, own = ALGORITHMS[name]
+    policy = "CnnPolicy" if name == "dqn" else ImagePolicy
+    kwargs = DQN_NETWORK if name == "dqn" else {"network": "mlp"}
+    with pytest.warns(UserWarning, match=r"joins its environments on cpu; for meta, .*device='meta'"):
+        model = kind(policy, environment(), device="meta", policy_kwargs=kwargs, **own)
+    assert {parameter.device.type for parameter in model.policy.parameters()} == {"cpu"}
+    model.learn(16)
+    elsewhere = environment()
+    monkeypatch.setattr(elsewhere.task, "device", torch.device("meta"))
+    with pytest.raises(InputError, match="the environments are on meta and the model is on cpu"):
+        new(name, elsewhere)
+    with pytest.raises(InputError, match="the environments are on meta and the model is on cpu"):
+        model.set_env(elsewhere)
+
+
+@KINDS
+def test_seeding_leaves_cudnn_as_it_was(name, monkeypatch):
+    def seed(self, value):
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+    monkeypatch.setattr(BaseAlgorithm, "set_random_seed", seed)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    new(name)
+    assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.deterministic
