@@ -11,6 +11,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from agents.algorithms.registry import algorithm_names, find_algorithm
 from agents.common.command_line import parse_number
 from agents.common.protocols import default_eps
+from agents.common.plain_numbers import PlainNumbers
 from envs.errors import InputError
 
 _DEFAULT_STEPS = {"fgsm": 1, "pgd": 7, "trades": 10}
@@ -25,7 +26,7 @@ _LONGEST_STEP = 1.25  # in radii; for a single step from a random start (Wong et
 
 
 @dataclass(frozen=True)
-class AdversarialConfig:
+class AdversarialConfig(PlainNumbers):
     """Train on attacked images. Every option is None where the method's default applies."""
 
     method: Annotated[Literal["none", "fgsm", "pgd", "trades"], arg(name="adversarial")] = "none"

@@ -13,13 +13,14 @@ import tyro
 
 from agents.adversarial_config import AdversarialConfig
 from agents.algorithms.registry import algorithm_names, find_algorithm
+from agents.common.plain_numbers import PlainNumbers
 from envs.errors import InputError, unknown_name
 
 SMALL_NETWORKS = ("small", "mlp")
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(PlainNumbers):
     """Settings of ``--algo ppo`` (Schulman et al. 2017) and, where they apply, ``a2c`` (Mnih et al. 2016)."""
 
     rollout: int = 1024
@@ -43,7 +44,7 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
-class ExplorationConfig:
+class ExplorationConfig(PlainNumbers):
     """How actions leave the policy (epsilon-greedy on the whole batch: arXiv 2606.12251)."""
 
     eps: float | None = None
@@ -55,7 +56,7 @@ class ExplorationConfig:
 
 
 @dataclass(frozen=True)
-class DQNConfig:
+class DQNConfig(PlainNumbers):
     """Settings of ``--algo dqn`` (Mnih et al. 2015)."""
 
     buffer_size: int = 50_000
@@ -69,7 +70,7 @@ class DQNConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(PlainNumbers):
     """Train an image classifier as a policy, then attack it and print the table."""
 
     algo: str = "ppo"

@@ -40,6 +40,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         if not 0 <= self.translate <= 1:
             raise InputError(f"translate is {self.translate}; expected a fraction of the size, such as 0.1")
+        for name in ("translate", "crop_padding"):  # tensors of a single number are kept as numbers
+            value = getattr(self, name)
+            object.__setattr__(self, name, value.item() if isinstance(value, Tensor) else value)
         if self.crop_padding < 0 or self.crop_padding != int(self.crop_padding):
             raise InputError(
                 f"crop_padding is {self.crop_padding}; expected a whole number of pixels, such as 0 or 4"

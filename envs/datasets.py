@@ -1,6 +1,7 @@
 """Data sets by name: uint8 images and int64 labels on one device, moved there once."""
 
 import math
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -198,8 +199,7 @@ def _load(
     device: str | torch.device,
 ) -> list[ImageDataset]:
     target = check_device(device)
-    if image_size is not None and (type(image_size) is not int or not 1 <= image_size <= _MAX_SIDE):
-        raise InputError(f"image size {image_size!r}; expected a whole number of pixels, 1 to {_MAX_SIDE}")
+    image_size = None if image_size is None else _side(image_size)
     root = Path(data_root).expanduser().absolute() if data_root else default_root()
     if root.exists() and not root.is_dir():
         raise InputError(
@@ -216,6 +216,16 @@ def _load(
         data.__dict__["fingerprint"] = fingerprint  # known to the cache: saves hashing the images again
         datasets.append(data.to(target))
     return datasets
+
+
+def _side(image_size: int) -> int:
+    try:
+        side = operator.index(image_size)
+    except TypeError:
+        side = 0
+    if not 1 <= side <= _MAX_SIDE:
+        raise InputError(f"image size {image_size!r}; expected a whole number of pixels, 1 to {_MAX_SIDE}")
+    return side
 
 
 def _find(name: str, root: Path, image_size: int | None) -> Source:

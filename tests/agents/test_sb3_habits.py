@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents import A2C, DQN, PPO, ExpectedPolicyGradient, ImageNetwork, ImagePolicy, Reinforce, Supervised
 from agents.algorithms.host_arrays import HostArray
+from agents.config import PPOConfig, TrainConfig
 from envs import sb3_env
 from envs.errors import InputError
 from tests.support.env_toys import random_images
@@ -271,3 +272,26 @@ def test_seeding_leaves_cudnn_as_it_was(name, monkeypatch):
     new(name)
     assert torch.backends.cudnn.benchmark
     assert not torch.backends.cudnn.deterministic
+
+
+NUMBERS = pytest.mark.parametrize("number", [np.int64, torch.tensor], ids=["numpy", "tensor"])
+
+
+@KINDS
+@NUMBERS
+def test_numbers_of_numpy_and_torch_count_as_pythons(name, number):
+    kind, own = ALGORITHMS[name]
+    policy = "CnnPolicy" if name == "dqn" else ImagePolicy
+    kwargs = DQN_NETWORK if name == "dqn" else {"network": "mlp"}
+    env = sb3_env(DATA, number(4), tensors=True, seed=number(0), length=number(1))
+    options = {option: number(value) for option, value in own.items()}
+    model = kind(policy, env, seed=number(0), device="cpu", policy_kwargs=kwargs, **options).learn(number(16))
+    expected = new(name).learn(16).policy.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.policy.state_dict().items())
+
+
+@NUMBERS
+def test_options_of_numpy_and_torch_are_kept_as_pythons(number):
+    given = TrainConfig(seed=number(3), batch_size=number(8), ppo=PPOConfig(epochs=number(2)))
+    assert given == TrainConfig(seed=3, batch_size=8, ppo=PPOConfig(epochs=2))
+    assert TrainConfig.from_dict(given.to_dict()) == given

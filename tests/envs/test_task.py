@@ -1,12 +1,13 @@
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import ImageTask, InputError
+from envs import Augmentation, ImageTask, InputError, load_dataset
 from envs.rewards import noisy_labels, reward_matrix
 from envs.sampling import iid_draw
 from tests.support.env_toys import grey_levels, random_images
@@ -259,3 +260,23 @@ def test_label_noise_needs_two_classes() -> None:
 
 def test_the_signed_reward_matrix() -> None:
     assert reward_matrix("signed", 2).tolist() == [[1, -1], [-1, 1]]
+
+
+@pytest.mark.parametrize("number", [np.int64, torch.tensor], ids=["numpy", "tensor"])
+def test_numbers_of_numpy_and_torch_count_as_pythons(number: Any) -> None:
+    options = {"length": 3, "augmentation": Augmentation(crop_padding=2), "shard": (1, 2)}
+    given = {
+        "length": number(3),
+        "augmentation": Augmentation(crop_padding=number(2)),
+        "shard": (number(1), number(2)),
+    }
+    tasks = ImageTask(DATA, 4, **options), ImageTask(DATA, number(4), **given)
+    tasks[0].reset(7)
+    tasks[1].reset(number(7))
+    assert same(play(tasks[0], 5), play(tasks[1], 5))
+    tasks[1].reset(torch.arange(4) if number is torch.tensor else np.arange(4))
+    assert load_dataset("digits", "val", image_size=number(9)).shape == (1, 9, 9)
+    scalar = gym.make("envs:ImageEpisode-v0", dataset=DATA, length=number(3)).unwrapped
+    assert np.array_equal(scalar.reset(seed=number(5))[0], scalar.reset(seed=5)[0])
+    vector = gym.make_vec("envs:ImageEpisode-v0", 2, vectorization_mode="vector_entry_point", dataset=DATA)
+    assert np.array_equal(vector.reset(seed=number(5))[0], vector.reset(seed=5)[0])
