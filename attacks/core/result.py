@@ -50,6 +50,15 @@ class AttackResult:
             broken = broken | self.trace["not_attacked"]
         return 1 - broken.double().mean().item()
 
+    def _repr_html_(self) -> str:
+        """Return a small table for notebooks."""
+        figures = {"images": f"{len(self)}", "robust accuracy": f"{100 * self.robust_accuracy:.1f} %"}
+        if len(self):
+            figures["queries per image"] = f"{self.queries.double().mean().item():.1f}"
+            figures["backward passes per image"] = f"{self.backwards.double().mean().item():.1f}"
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in figures.items())
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
     def distance(self, x: Tensor, norm: str) -> Tensor:
         """The size (N,) of each perturbation of the clean images ``x``."""
         return get_norm(norm).length(self.adversarial.double() - x.double()).to(x.dtype)

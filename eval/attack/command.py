@@ -12,6 +12,7 @@ from agents.common.protocols import default_eps
 from agents.common.run_dir import resolve_device
 from attacks.autoattack.versions import STAGES, VERSIONS
 from envs.errors import unknown_name
+from eval.attack.labels import ATTACK_HEADINGS, attack_cells, attack_label, blame_line
 from eval.attack.registry import attack_function, parse_option, parse_value, resolve_options
 from eval.attack.results import AttackResults
 from eval.attack.runner import (
@@ -22,15 +23,7 @@ from eval.attack.runner import (
     run_attack,
     stored_results,
 )
-from eval.core.formatting import (
-    ATTACK_HEADINGS,
-    attack_cells,
-    attack_label,
-    blame_line,
-    make_table,
-    percent,
-    print_table,
-)
+from eval.core.formatting import make_table, percent, print_table
 from eval.core.options import DataOptions, progress_bar, warn_about
 from eval.core.targets import check_fit, load_target
 from eval.core.threats import Threat, parse_eps, parse_norm

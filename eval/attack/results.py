@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.errors import InputError
 from envs.files import nulled, read_json, write_atomic
+from eval.core.formatting import count, html_tables, make_table, percent, with_interval
 from eval.core.stats import Interval, wilson
 from eval.core.threats import Threat
 
@@ -105,6 +106,19 @@ class AttackResults:
         """Mean share of steps that the floor of the cleverhans protocol shortened; None if not traced."""
         shares = self.extra.get("shortened")
         return None if shares is None else float(shares.mean())
+
+    def _repr_html_(self) -> str:
+        """Return a small table for notebooks."""
+        title = f"{self.model['name']} on {self.data.get('dataset')} ({self.data.get('split')}, n = {self.n})"
+        headings = ("clean", "robust [95 %]", "steps shortened", "queries/image", "warnings")
+        table = make_table(title, ("attack", "threat"), headings)
+        robust, queries = (
+            with_interval(self.robust_accuracy, self.interval),
+            count(float(self.queries.mean())),
+        )
+        shares = (percent(self.clean_accuracy), robust, percent(self.shortened), queries)
+        table.add_row(self.attack["name"], str(self.threat), *shares, "; ".join(self.warnings) or "-")
+        return html_tables([table])
 
     def summary(self) -> dict[str, Any]:
         """Return the figures a table needs, as plain JSON values."""

@@ -20,7 +20,7 @@ from eval.audit.findings import Verdict
 from eval.audit.report import AuditReport
 from eval.audit.run import audit
 from eval.core.formatting import print_table, with_interval
-from eval.core.options import DataOptions
+from eval.core.options import DataOptions, is_live
 from eval.core.targets import Samples, Target, load_target
 from eval.core.threats import Threat, chosen_threat, default_threats
 
@@ -164,7 +164,7 @@ def _record(config: AuditCommand, target: Target, samples: Samples, report: Audi
 def _status(label: str, shown: bool) -> Iterator[Any]:
     """Show what is being done on standard error, where that is a terminal; yields what to tell."""
     console = Console(stderr=True)
-    if not (shown and console.is_terminal):
+    if not (shown and is_live(console)):
         yield lambda text: None
         return
     with console.status(label) as status:

@@ -10,7 +10,7 @@ from torch import Tensor
 from eval.audit.attacks import PGD_CE
 from eval.audit.findings import Cause, Finding, Verdict
 from eval.audit.record import Outcome
-from eval.core.formatting import duration, make_table, percent, with_interval
+from eval.core.formatting import duration, html_tables, make_table, percent, with_interval
 from eval.core.stats import Interval, wilson
 from eval.core.threats import Threat
 
@@ -95,6 +95,10 @@ class AuditReport:
             "samples": {"robust": self.robust.tolist(), "broken_by": list(self.broken_by)},
             "cost": self.cost,
         }
+
+    def _repr_html_(self) -> str:
+        """Return the tables for notebooks, under the verdict."""
+        return html_tables(self.tables(self.headline))
 
     def tables(self, name: str = "") -> list[Table]:
         """Return the tables of attacks and of evidence."""

@@ -1,11 +1,11 @@
 """How figures are written in tables: percentages with intervals, shares, counts and times."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from html import escape
 
 from rich.console import Console
 from rich.table import Table
 
-from eval.attack.results import AttackResults
 from eval.core.stats import Interval
 
 
@@ -55,54 +55,15 @@ def print_table(table: Table, console: Console | None = None) -> None:
     console.print(table)
 
 
-def attack_label(results: AttackResults) -> str:
-    """Return what a table calls an attack: its name, its length, and the options that make it another attack."""
-    options = results.attack
-    words = [options["name"].replace("_", "-")]
-    if "steps" in options and options["steps"] is not None:
-        words[0] += f"-{options['steps']}"
-    if options.get("loss", "ce") != "ce":
-        words.append(options["loss"])
-    if options.get("labels") == "predicted":
-        words.append("own labels")
-    if options.get("keep") == "last":
-        words.append("last iterate")
-    if not results.in_box:
-        words.append("unclipped")
-    if options.get("restarts", 1) not in (1, None):
-        words.append(f"x{options['restarts']}")
-    if options.get("sources"):
-        words.append("from " + ", ".join(source["name"] for source in options["sources"]))
-    if options.get("targeted"):
-        words.append(f"targeted: {options['targeted']}")
-    return " ".join(words)
+def html_tables(tables: Iterable[Table]) -> str:
+    """Return tables of plain text as HTML for notebooks, everything escaped."""
+    return "".join(_html(table) for table in tables)
 
 
-def protocol_label(results: AttackResults) -> str:
-    """Return protocol or version of an attack; a dash where it has neither."""
-    found = results.attack.get("protocol") or results.attack.get("version") or "-"
-    text = found if isinstance(found, str) else "+".join(map(str, found))
-    return text if results.in_box else f"{text}, may leave [0, 1]"
-
-
-def attack_cells(results: AttackResults) -> Sequence[str]:
-    """Return protocol (or version), robust accuracy, share of shortened steps, queries per image, time."""
-    return (
-        protocol_label(results),
-        with_interval(results.robust_accuracy, results.interval),
-        percent(results.shortened if results.threat.norm == "L2" else None),
-        count(float(results.queries.mean())),
-        duration(results.cost.get("seconds", 0.0)),
-    )
-
-
-def blame_line(results: AttackResults) -> str | None:
-    """Return how many images each stage of the attack was the first to break; None if it has no stages."""
-    names = [name for name in results.broken_by if name is not None]
-    if set(names) <= {"clean", results.attack["name"]}:
-        return None
-    tally = {name: names.count(name) for name in dict.fromkeys(sorted(names))}
-    return "broken by: " + ", ".join(f"{name} {number}" for name, number in tally.items())
-
-
-ATTACK_HEADINGS = ("robust [95 %]", "steps shortened", "queries/image", "time")
+def _html(table: Table) -> str:
+    heads = "".join(f"<th>{escape(str(column.header))}</th>" for column in table.columns)
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in cells)
+    title = escape(str(table.title or ""))
+    return f"<table><caption>{title}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"

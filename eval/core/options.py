@@ -64,6 +64,11 @@ def warn_about(target: Target, samples: Samples, threats: Sequence[Threat], loss
         print(f"warning: {target.name}: {line}", file=sys.stderr)
 
 
+def is_live(console: Console) -> bool:
+    """Return whether something that changes can be shown: in a terminal or a notebook (which rich counts as none)."""
+    return console.is_terminal or console.is_jupyter
+
+
 @contextmanager
 def progress_bar(label: str, total: int, shown: bool) -> Iterator[Report]:
     """Show a bar with images done, share still robust, images/s and time left; yields what to report to."""
@@ -76,9 +81,7 @@ def progress_bar(label: str, total: int, shown: bool) -> Iterator[Report]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    if not (
-        shown and console.is_terminal
-    ):  # Rich before 15 prints an empty line even where a bar is disabled
+    if not (shown and is_live(console)):  # Rich before 15 prints an empty line even where a bar is disabled
         yield lambda progress: None
         return
     with Bar(*columns, console=console, transient=True) as bar:

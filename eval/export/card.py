@@ -9,8 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from envs.errors import InputError
+from eval.attack.labels import attack_label, protocol_label
 from eval.attack.results import AttackResults
-from eval.core.formatting import attack_label, percent, protocol_label, with_interval
+from eval.core.formatting import percent, with_interval
 from eval.core.targets import Samples, Target
 from eval.export.evaluation import Evaluation
 

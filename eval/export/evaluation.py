@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from envs.errors import InputError
+from eval.attack.labels import attack_label, protocol_label
 from eval.attack.results import AttackResults, read_results
 from eval.audit.audit_file import AuditFile
-from eval.core.formatting import attack_label, protocol_label
 from eval.core.records import read_record
 from eval.core.targets import Samples, Target
 from eval.core.threats import Threat, format_eps

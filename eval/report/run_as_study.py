@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from eval.attack.labels import attack_label, protocol_label
 from eval.attack.results import AttackResults, parse_results
 from eval.audit.audit_file import AuditFile
-from eval.core.formatting import attack_label, percent, protocol_label
+from eval.core.formatting import percent
 from eval.core.records import FORMAT
 from eval.core.threats import Threat
 from eval.core.worst_cases import in_order, worst_cases

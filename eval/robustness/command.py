@@ -18,14 +18,7 @@ from envs.files import write_json
 from eval.attack.autosave import Report
 from eval.attack.results import AttackResults
 from eval.attack.runner import check_batch_size
-from eval.core.formatting import (
-    ATTACK_HEADINGS,
-    attack_cells,
-    make_table,
-    percent,
-    print_table,
-    with_interval,
-)
+from eval.core.formatting import make_table, percent, print_table, with_interval
 from eval.core.options import DataOptions, progress_bar, warn_about
 from eval.core.plot_style import save_figure
 from eval.core.stats import mcnemar, wilson
@@ -108,11 +101,7 @@ def robustness_command(config: RobustnessCommand) -> int:
     reports = [_run(config, target, samples) for target, samples in loaded]
     out = config.out or loaded[0][0].results_dir
     out.mkdir(parents=True, exist_ok=True)
-    for table in report_tables(reports):
-        print_table(table)
-    for report in reports:
-        for line in report.warnings:
-            print(f"warning: {report.name}: {line}", file=sys.stderr)
+    print_reports(reports)
     for line in comparisons(reports):
         print(line)
     write_reports(out / "robustness.json", reports)
@@ -184,24 +173,22 @@ def _run(
     )
 
 
+def print_reports(reports: Sequence[RobustnessReport]) -> None:
+    """Print the tables and, on standard error, every warning of a model or of one attack on it."""
+    for table in report_tables(reports):
+        print_table(table)
+    for report in reports:
+        for line in report.warnings:
+            print(f"warning: {report.name}: {line}", file=sys.stderr)
+
+
 def report_tables(reports: Sequence[RobustnessReport]) -> list[Table]:
     """Return one table per threat model: attacks and worst case as rows; costs for one model, columns for several."""
     threats = list(dict.fromkeys(threat for report in reports for threat in report.results))
-    make = _single_table if len(reports) == 1 else _side_by_side
-    return [make(reports, threat) for threat in threats]
-
-
-def _single_table(reports: Sequence[RobustnessReport], threat: Threat) -> Table:
-    (report,) = reports
-    title = f"{report.name}: {threat}, clean {percent(report.clean_accuracy)}, n = {report.n}"
-    table = make_table(title, ("attack", "protocol"), ATTACK_HEADINGS)
-    for name, result in report.results[threat].items():
-        table.add_row(name, *attack_cells(result))
-    worst = report.worst[threat]
-    _, accuracy, _, queries, seconds = attack_cells(worst)
-    table.add_section()
-    table.add_row("worst case per image", "-", accuracy, "-", queries, seconds, style="bold")
-    return table
+    return [
+        reports[0].table(threat) if len(reports) == 1 else _side_by_side(reports, threat)
+        for threat in threats
+    ]
 
 
 def _side_by_side(reports: Sequence[RobustnessReport], threat: Threat) -> Table:

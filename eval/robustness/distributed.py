@@ -19,10 +19,9 @@ import tyro
 from agents.common.command_line import run_cli
 from agents.common.run_dir import resolve_device
 from eval.attack.runner import attack_rows, check_batch_size, result_path, stored_results
-from eval.core.formatting import print_table
 from eval.core.targets import Samples, Target, load_samples, load_target
 from eval.core.threats import Threat, chosen_threat, default_threats
-from eval.robustness.command import report_tables
+from eval.robustness.command import print_reports
 from eval.robustness.suite import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
 
 _PATIENCE = timedelta(hours=24)  # the slowest share may take long
@@ -109,8 +108,7 @@ def distributed_command(config: DistributedCommand) -> int:
         )
         report = evaluate_shared(config, rank, target, samples)
     if report is not None:
-        for table in report_tables([report]):
-            print_table(table)
+        print_reports([report])
     return 0
 
 

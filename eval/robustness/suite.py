@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
 from torch import Tensor, nn
 
 from attacks.checks import check_model
@@ -13,9 +14,11 @@ from envs.errors import InputError, unknown_name
 from envs.files import write_json
 from envs.sampling import spread
 from eval.attack.autosave import Report
+from eval.attack.labels import ATTACK_HEADINGS, attack_cells
 from eval.attack.registry import attack_function, attack_names
 from eval.attack.results import AttackResults, worst_case
 from eval.attack.runner import AttackSpec, result_path, run_attack, stored_results
+from eval.core.formatting import html_tables, make_table, percent
 from eval.core.targets import Samples, Target, model_sha256, samples_from
 from eval.core.threats import Threat, default_threats
 
@@ -80,6 +83,26 @@ class RobustnessReport:
     def n(self) -> int:
         """Number of images."""
         return next(iter(self.worst.values())).n
+
+    def table(self, threat: Threat) -> Table:
+        """Return attacks and worst case under one threat model as rows, with protocols and costs."""
+        title = f"{self.name}: {threat}, clean {percent(self.clean_accuracy)}, n = {self.n}"
+        table = make_table(title, ("attack", "protocol"), ATTACK_HEADINGS)
+        for name, result in self.results[threat].items():
+            table.add_row(name, *attack_cells(result))
+        _, accuracy, _, queries, seconds = attack_cells(self.worst[threat])
+        table.add_section()
+        table.add_row("worst case per image", "-", accuracy, "-", queries, seconds, style="bold")
+        return table
+
+    def _repr_html_(self) -> str:
+        """Return the tables and warnings for notebooks."""
+        tables = [self.table(threat) for threat in self.results]
+        if self.warnings:
+            tables.append(make_table("", ("warnings",), ()))
+            for line in self.warnings:
+                tables[-1].add_row(line)
+        return html_tables(tables)
 
     def figures(self) -> dict[str, Any]:
         """Return everything a table or a study needs, as plain JSON."""

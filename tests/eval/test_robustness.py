@@ -11,8 +11,8 @@ from torch import nn
 
 from envs.datasets import load_dataset
 from envs.errors import InputError
+from eval.attack.labels import attack_label
 from eval.attack.results import read_results
-from eval.core.formatting import attack_label
 from eval.core.targets import Target, samples_from
 from eval.core.threats import Threat
 from eval.robustness import command

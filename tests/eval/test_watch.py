@@ -8,9 +8,9 @@ import attacks
 from attacks.autoattack.autoattack import autoattack
 from eval.attack import autosave as watch
 from eval.attack.autosave import Watch
+from eval.attack.labels import blame_line
 from eval.attack.parts import PartialStore
 from eval.attack.runner import AttackSpec, run_attack
-from eval.core.formatting import blame_line
 from eval.core.targets import load_samples, load_target
 from eval.core.threats import Threat
 from tests.eval.test_attack import MODEL

@@ -1,0 +1,58 @@
+"""What tables call an attack and say of its results."""
+
+from collections.abc import Sequence
+
+from eval.attack.results import AttackResults
+from eval.core.formatting import count, duration, percent, with_interval
+
+ATTACK_HEADINGS = ("robust [95 %]", "steps shortened", "queries/image", "time")
+
+
+def attack_label(results: AttackResults) -> str:
+    """Return what a table calls an attack: its name, its length, and the options that make it another attack."""
+    options = results.attack
+    words = [options["name"].replace("_", "-")]
+    if "steps" in options and options["steps"] is not None:
+        words[0] += f"-{options['steps']}"
+    if options.get("loss", "ce") != "ce":
+        words.append(options["loss"])
+    if options.get("labels") == "predicted":
+        words.append("own labels")
+    if options.get("keep") == "last":
+        words.append("last iterate")
+    if not results.in_box:
+        words.append("unclipped")
+    if options.get("restarts", 1) not in (1, None):
+        words.append(f"x{options['restarts']}")
+    if options.get("sources"):
+        words.append("from " + ", ".join(source["name"] for source in options["sources"]))
+    if options.get("targeted"):
+        words.append(f"targeted: {options['targeted']}")
+    return " ".join(words)
+
+
+def protocol_label(results: AttackResults) -> str:
+    """Return protocol or version of an attack; a dash where it has neither."""
+    found = results.attack.get("protocol") or results.attack.get("version") or "-"
+    text = found if isinstance(found, str) else "+".join(map(str, found))
+    return text if results.in_box else f"{text}, may leave [0, 1]"
+
+
+def attack_cells(results: AttackResults) -> Sequence[str]:
+    """Return protocol (or version), robust accuracy, share of shortened steps, queries per image, time."""
+    return (
+        protocol_label(results),
+        with_interval(results.robust_accuracy, results.interval),
+        percent(results.shortened if results.threat.norm == "L2" else None),
+        count(float(results.queries.mean())),
+        duration(results.cost.get("seconds", 0.0)),
+    )
+
+
+def blame_line(results: AttackResults) -> str | None:
+    """Return how many images each stage of the attack was the first to break; None if it has no stages."""
+    names = [name for name in results.broken_by if name is not None]
+    if set(names) <= {"clean", results.attack["name"]}:
+        return None
+    tally = {name: names.count(name) for name in dict.fromkeys(sorted(names))}
+    return "broken by: " + ", ".join(f"{name} {number}" for name, number in tally.items())
