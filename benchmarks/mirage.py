@@ -64,7 +64,7 @@ def _course(members: Sequence[Trajectory]) -> list[str]:
         row = [count(points[0].images), percent(_mean(points, "clean"))]
         row += [percent(_mean(points, name)) for name in attacks]
         row += [
-            with_interval(left, wilson(round(left * n), n)),
+            with_interval(left, wilson(left * n, n)),
             percent(_mean(points, "shortened/pgd-cleverhans")),
         ]
         for name, form in _INDICATORS.items():

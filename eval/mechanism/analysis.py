@@ -126,22 +126,11 @@ def analyse(
     ids = samples.indices.to(device)
     common: dict[str, Any] = {"norm": threat.norm, "eps": threat.eps, "seed": seed}
     say("gradients at the images")
-    static = static_indicators(
-        model,
-        x,
-        y,
-        loss=options.loss,
-        draws=options.draws,
-        power_iterations=options.power_iterations,
-        sample_ids=ids,
-        **common,
+    about = {name: getattr(options, name) for name in ("loss", "draws", "power_iterations")}
+    static = static_indicators(model, x, y, sample_ids=ids, **about, **common)
+    path = (
+        common | {name: getattr(options, name) for name in ("steps", "loss", "double")} | {"sample_ids": ids}
     )
-    path: dict[str, Any] = common | {
-        "steps": options.steps,
-        "loss": options.loss,
-        "double": options.double,
-        "sample_ids": ids,
-    }
     say("the path of PGD")
     dynamic = dynamic_indicators(model, x, y, protocol=options.protocol, **path)
     published = None

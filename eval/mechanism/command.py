@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.status import Status
+from torch import Tensor
 
 from agents.common.command_line import run_cli
 from agents.common.protocols import default_eps
@@ -116,65 +118,59 @@ def write_mechanism(
     out: Path,
     analyses: Sequence[Analysis],
     samples: Samples,
-    planes: Sequence[Sequence[Landscape]] | None = None,
+    planes: Sequence[Sequence[Landscape]] = (),
 ) -> list[Path]:
     """Write the figures as JSON, every picture as PNG, images of the first model for reports; return the paths.
 
     ``planes``: of `shared_planes`, where they were drawn.
     """
     threat = analyses[0].threat
-    attack = f"under PGD, {threat}"
-    names = _distinct([analysis.name for analysis in analyses])
-    named = dict(zip(names, analyses, strict=True))
-    published = {name: analysis.published for name, analysis in named.items() if analysis.published}
-    pictures = {
-        "landscape": landscape_figure({k: a.single for k, a in named.items()}, samples.classes),
-        "landscape-average": landscape_figure({k: a.average for k, a in named.items()}, samples.classes),
-        "gradients": static_figure({k: a.static for k, a in named.items()}),
-        "path": dynamic_figure({k: a.dynamic for k, a in named.items()}, threat),
-        "entropy": entropy_figure({k: (a.clean, a.attacked) for k, a in named.items()}, attack),
-    }
-    if published:
-        pictures["path-published"] = dynamic_figure(published, threat, "pgd-paper")
-    if planes is not None:
-        pictures["landscape-planes"] = shared_figure(names, planes)
-    for k, (name, analysis) in enumerate(named.items()):
-        first = spread(len(analysis.x), _GRID_IMAGES)
-        pictures["adversarial" if len(named) == 1 else f"adversarial-{k + 1}"] = adversarial_grid(
-            analysis.x[first].cpu(),
-            analysis.dynamic.adversarial[first].cpu(),
-            analysis.clean.labels[first],
-            analysis.clean.logits[first],
-            analysis.attacked.logits[first],
-            samples.classes,
-            f"{name} {attack}",
-        )
-    paths = [out / "mechanism.json", *(out / f"{stem}.png" for stem in pictures)]
     content = {
         "format": 1,
         "norm": threat.norm,
         "eps": threat.eps,
         "data": samples.record() | {"n": len(samples)},
         "models": [analysis.figures() for analysis in analyses],
-        "planes": [[item.figures() for item in owned] for owned in planes or ()],
+        "planes": [[item.figures() for item in owned] for owned in planes],
         "versions": versions(),
     }
-    write_json(paths[0], content)
-    for path, figure in zip(paths[1:], pictures.values(), strict=True):
-        save_figure(path, figure)
-    gallery = out / "gallery.npz"
-    shown, first = analyses[0], spread(len(analyses[0].x), _GRID_IMAGES)
-    write_atomic(
-        gallery,
-        pack_gallery(
-            shown.x[first],
-            shown.dynamic.adversarial[first],
-            shown.clean.labels[first],
-            shown.clean.logits[first],
-            shown.attacked.logits[first],
-        ),
-    )
-    return [*paths, gallery]
+    write_json(out / "mechanism.json", content)
+    pictures = _pictures(analyses, samples.classes, planes)
+    for stem, figure in pictures.items():
+        save_figure(out / f"{stem}.png", figure)
+    write_atomic(out / "gallery.npz", pack_gallery(*_examples(analyses[0])))
+    return [out / "mechanism.json", *(out / f"{stem}.png" for stem in pictures), out / "gallery.npz"]
+
+
+def _pictures(
+    analyses: Sequence[Analysis], classes: Sequence[str], planes: Sequence[Sequence[Landscape]]
+) -> dict[str, Figure]:
+    threat = analyses[0].threat
+    attack = f"under PGD, {threat}"
+    named = dict(zip(_distinct([analysis.name for analysis in analyses]), analyses, strict=True))
+    published = {name: analysis.published for name, analysis in named.items() if analysis.published}
+    pictures = {
+        "landscape": landscape_figure({k: a.single for k, a in named.items()}, classes),
+        "landscape-average": landscape_figure({k: a.average for k, a in named.items()}, classes),
+        "gradients": static_figure({k: a.static for k, a in named.items()}),
+        "path": dynamic_figure({k: a.dynamic for k, a in named.items()}, threat),
+        "entropy": entropy_figure({k: (a.clean, a.attacked) for k, a in named.items()}, attack),
+    }
+    if published:
+        pictures["path-published"] = dynamic_figure(published, threat, "pgd-paper")
+    if planes:
+        pictures["landscape-planes"] = shared_figure(list(named), planes)
+    for k, (name, analysis) in enumerate(named.items()):
+        stem = "adversarial" if len(named) == 1 else f"adversarial-{k + 1}"
+        pictures[stem] = adversarial_grid(*_examples(analysis), classes, f"{name} {attack}")
+    return pictures
+
+
+def _examples(analysis: Analysis) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return some images, spread over all, the attacked ones, labels, and the logits of both."""
+    rows = spread(len(analysis.x), _GRID_IMAGES)
+    images = (analysis.x[rows].cpu(), analysis.dynamic.adversarial[rows].cpu())
+    return *images, analysis.clean.labels[rows], analysis.clean.logits[rows], analysis.attacked.logits[rows]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

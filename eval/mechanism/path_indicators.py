@@ -76,12 +76,11 @@ def dynamic_indicators(
         box: False leaves out the clipping to [0, 1]; with ``protocol="cleverhans"`` this is the published path.
         double: also take float64 gradients at every point of the path.
         random_start: start uniformly in the ball instead of at the image.
-        batch_size: images at once; no indicator depends on it.
-        seed: of the random start.
+        batch_size: images at once; no indicator depends on it. seed: of the random start.
         sample_ids: (N,), what each image's start depends on.
     """
-    recorder = _Recorder(model, x, y, steps, averaged_over, loss, double)
-    recorder.scale = averaged_over if protocol == "cleverhans" else 1
+    scale = averaged_over if protocol == "cleverhans" else 1
+    recorder = _Recorder(model, x, y, steps, averaged_over, loss, double, scale)
     result = pgd(
         model,
         x,
@@ -108,9 +107,17 @@ class _Recorder:
     """Collects what PGD shows before each of its steps."""
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, steps: int, averaged_over: int, loss: str, double: bool
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        steps: int,
+        averaged_over: int,
+        loss: str,
+        double: bool,
+        scale: int,
     ) -> None:
-        self.y, self.loss, self.scale = y, loss, 1
+        self.y, self.loss, self.scale = y, loss, scale
         self.single = DirectionRecorder(steps, x, averaged_over, x.dtype)
         self.double = DirectionRecorder(steps, x, averaged_over, torch.float64) if double else None
         self.model = in_double(model) if double else model

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-from attacks.core.batching import default_batch_size
 from attacks.core.losses import misclassified
 from attacks.gradient.pgd import Step, pgd
 from envs.errors import InputError
@@ -23,7 +22,7 @@ from eval.core.plot_style import INK, colour, legend_below, new_figure, tidy
 from eval.core.stats import Interval, wilson
 from eval.core.targets import Samples, Target
 from eval.core.threats import Threat
-from eval.robustness.protocols import pgd_options
+from eval.robustness.protocols import chunks, pgd_options
 
 FORMAT = 1
 _LINES = ("-", "--", "-.", ":")
@@ -121,20 +120,11 @@ def iteration_curve(
     path = folder and folder / f"{stem}-{configuration_hash(what, place, target.sha256, seed)}.json"
     if path is not None and path.is_file() and not force:
         return _read(path)
-    n, size = (
-        len(samples),
-        batch_size or max(128, default_batch_size(samples.batch(slice(0, 1), target.device)[0])),
-    )
-    parts: list[Tensor] = []
-    for start in range(0, n, size):
-        rows = slice(start, min(start + size, n))
-        found = _Pass(target, samples, rows, asked, attack["keep"])
-        done = sum(part.shape[1] for part in parts)
-        found.watch = lambda index, done=done, rows=rows: report(  # type: ignore[misc]
-            Progress(done, n, _robust(parts), 0.0, f"images {rows.start + 1}-{rows.stop}, step {index}")
-        )
+    n, parts = len(samples), []
+    for rows in chunks(target, samples, batch_size):
+        found = _Pass(target, samples, rows, asked, attack["keep"], report)
         parts.append(found.run(threat, attack, seed, batch_size))
-        report(Progress(rows.stop, n, _robust(parts), 0.0))
+        report(Progress(rows.stop, n, float(parts[-1][-1].float().mean()), 0.0))
     robust = torch.cat(parts, dim=1).numpy()
     bits = ["".join("01"[int(value)] for value in row) for row in robust]
     curve = IterationCurve(
@@ -146,27 +136,24 @@ def iteration_curve(
     return curve
 
 
-def _robust(parts: Sequence[Tensor]) -> float:
-    return float(torch.cat([part[-1] for part in parts]).float().mean()) if parts else 1.0
-
-
 class _Pass:
     """One run of PGD over some of the samples, and what it shows after the steps that were asked for."""
 
     def __init__(
-        self, target: Target, samples: Samples, rows: slice, asked: Sequence[int], keep: str
+        self, target: Target, samples: Samples, rows: slice, asked: Sequence[int], keep: str, report: Report
     ) -> None:
         self.model, self.asked, self.best = target.model, asked, keep == "best"
         self.x, self.y = samples.batch(rows, target.device)
         self.ids = samples.indices[rows].to(self.x.device)
         self.right = torch.ones(len(asked), len(self.x), dtype=torch.bool, device=self.x.device)
-        self.watch = lambda index: None
+        self.report, self.done, self.total = report, rows.start, len(samples)
 
     def __call__(self, step: Step) -> None:
         wrong = misclassified(step.logits, self.y[step.rows])
         self._note(step.index, step.rows, wrong)
         if step.index % 10 == 0:
-            self.watch(step.index)
+            share = float(self.right[-1].float().mean())
+            self.report(Progress(self.done, self.total, share, 0.0, f"step {step.index}"))
 
     def _note(self, index: int, rows: Tensor, wrong: Tensor) -> None:
         """Take the iterate after ``index`` steps: of the best one, a misclassified iterate stays so ever after."""

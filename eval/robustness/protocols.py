@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents.common.protocols import CLEVERHANS_BATCH
+from attacks.core.batching import default_batch_size
 from attacks.core.losses import LOSSES
 from envs.errors import InputError, unknown_name
+from eval.core.targets import Samples, Target
 from eval.core.threats import Threat
 from eval.robustness.suite import PRESETS, scaled
 
@@ -47,6 +49,13 @@ class PgdOptions:
             for protocol in dict.fromkeys(self.protocols):
                 if threat.norm != "L1" or protocol == "pgd":
                     yield from ((threat, protocol, loss) for loss in dict.fromkeys(self.losses))
+
+
+def chunks(target: Target, samples: Samples, batch_size: int | None) -> Iterator[slice]:
+    """Yield the rows to attack at once; no outcome depends on the division."""
+    size = batch_size or max(128, default_batch_size(samples.batch(slice(0, 1), target.device)[0]))
+    for start in range(0, len(samples), size):
+        yield slice(start, min(start + size, len(samples)))
 
 
 def pgd_options(protocol: str, loss: str, threat: Threat, steps: int | None = None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from attacks.core.batching import default_batch_size
 from attacks.core.losses import misclassified
 from attacks.gradient.pgd import pgd
 from envs.errors import InputError
@@ -17,7 +16,7 @@ from eval.core.formatting import make_table, percent, with_interval
 from eval.core.stats import Interval, wilson
 from eval.core.targets import Samples, Target
 from eval.core.threats import Threat
-from eval.robustness.protocols import pgd_options
+from eval.robustness.protocols import chunks, pgd_options
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,9 @@ def targeted_outcome(
     Raises:
         InputError, AttackError: there is no such class, a wrong name, or a model that cannot be attacked.
     """
-    n, options = len(samples), pgd_options(protocol, loss, threat)
-    size = batch_size or max(128, default_batch_size(samples.batch(slice(0, 1), target.device)[0]))
+    options = pgd_options(protocol, loss, threat)
     labels, clean, attacked = [], [], []
-    for start in range(0, n, size):
-        rows = slice(start, min(start + size, n))
+    for rows in chunks(target, samples, batch_size):
         x, y = samples.batch(rows, target.device)
         before = _predict(target, x)
         classes = before.shape[1]
@@ -134,7 +131,7 @@ def targeted_outcome(
         clean.append(_classes(before))
         attacked.append(_classes(_predict(target, result.adversarial)))
         hit = torch.cat(attacked) == goal
-        report(Progress(rows.stop, n, 1 - float(hit.float().mean()), 0.0))
+        report(Progress(rows.stop, len(samples), 1 - float(hit.float().mean()), 0.0))
     columns = (torch.cat(parts).cpu().numpy() for parts in (labels, clean, attacked))
     return TargetedOutcome(target.name, threat, protocol, loss, goal, *columns)
 

@@ -70,7 +70,7 @@ def _panel(axes: Axes, regime: str, members: Sequence[Trajectory]) -> None:
         if len(curves) > 1:
             axes.plot(images, curves.T, color=shade, linestyle=style, linewidth=0.6, alpha=0.6)
         if style != ":":
-            low, high = zip(*(wilson(round(value * n), n) for value in mean), strict=True)
+            low, high = zip(*(wilson(value * n, n) for value in mean), strict=True)
             axes.fill_between(images, low, high, color=shade, alpha=0.15, linewidth=0)
     gap: dict[str, Any] = {
         "facecolor": "none",

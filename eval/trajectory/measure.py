@@ -112,6 +112,10 @@ def follow(
         outcomes = {name: _outcome(result) for name, result in found.items()}
         measured = _stored_indicators(target, samples, threat, seed, force)
         points.append(Point(images, target.sha256, clean, outcomes, measured))
+    return _trajectory(run, samples, threat, points)
+
+
+def _trajectory(run: RunDir, samples: Samples, threat: Threat, points: list[Point]) -> Trajectory:
     stored = run.config["config"]
     config = {key: value for key, value in stored.items() if key not in _PLACES and value is not None}
     return Trajectory(

@@ -82,7 +82,7 @@ def summary_table(trajectories: Sequence[Trajectory]) -> Table:
     for row in summary_rows(trajectories):
         means = row["mean"]
         shown = [percent(means.get(name)) for name in ("clean", *attacks)]
-        shown.append(with_interval(means["left"], wilson(round(means["left"] * n), n)))
+        shown.append(with_interval(means["left"], wilson(means["left"] * n, n)))
         seen = "-".join(count(images) for images in sorted(set(row["images"])))
         shortened = percent(means.get("shortened/pgd-cleverhans"))
         table.add_row(row["regime"], str(len(row["seeds"])), seen, *shown, shortened)
