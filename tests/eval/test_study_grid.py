@@ -52,7 +52,7 @@ def test_named_studies_differ_as_they_say():
         return {cell.regime: cell.config for cell in cells_of(preset(name)) if cell.seed == 0}
 
     rates = configs("exploration")
-    found = {name: config.exploration_of("reinforce")[0] for name, config in rates.items() if "eps" in name}
+    found = {name: config.exploration.eps for name, config in rates.items() if "eps" in name}
     assert list(found.values()) == [0.0, 0.05, 0.1, 0.2, 0.35, 0.5]
     assert [config.ppo.ent_coef for name, config in rates.items() if "entropy" in name] == [0.001, 0.01, 0.1]
     regimes = configs("regimes")

@@ -67,7 +67,7 @@ def test_the_directory_is_what_readers_expect(done):
         run = done.directory / cell["run"]
         assert load_classifier(run).num_classes == 10
     ids = [table["id"] for table in found["tables"]]
-    assert ids == ["clean", "pgd", "autoattack", "transfer", "tests", "cost"]
+    assert ids == ["clean", "pgd", "autoattack", "transfer", "tests", "cost", "equal_accuracy"]
     for table in found["tables"]:
         keys = {column["key"] for column in table["columns"]}
         assert table["rows"]

@@ -17,6 +17,7 @@ from eval.core.records import read_record
 from eval.core.threats import Threat
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
+from eval.study.results.learning_curve import Validation, read_curve
 from eval.study.results.record import Status
 from eval.study.run.measure import threat_slug
 from eval.study.run.stages import steps_of
@@ -73,6 +74,7 @@ class CellResult:
         trajectory: what `eval.trajectory` found at the snapshots, or None.
         audits: by threat model.
         seconds: by step.
+        curve: the validations of the training.
     """
 
     cell: Cell
@@ -83,6 +85,7 @@ class CellResult:
     trajectory: Trajectory | None = None
     audits: dict[Threat, AuditFile] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    curve: tuple[Validation, ...] = ()
 
     @cached_property
     def worst(self) -> dict[Threat, AttackResults]:
@@ -159,4 +162,15 @@ def _read_cell(grid: Grid, cell: Cell, folder: CellFolder) -> CellResult:
     seconds = {name: float(step.get("seconds") or 0.0) for name, step in folder.steps.items()}
     if not attacks:
         raise InputError(f"{folder.record_path} names no attack; delete it and run the study again")
-    return CellResult(cell, folder.steps["train"], attacks, transfer, mechanism, trajectory, audits, seconds)
+    train = folder.steps["train"] | _images(folder)
+    curve = read_curve(folder.run.metrics_path)
+    return CellResult(cell, train, attacks, transfer, mechanism, trajectory, audits, seconds, curve)
+
+
+def _images(folder: CellFolder) -> dict[str, Any]:
+    """Return shape and number of classes of the images that the run was trained on; {} where the run is gone."""
+    try:
+        dataset = folder.run.config["dataset"]
+        return {"shape": dataset["shape"], "classes": dataset["num_classes"]}
+    except (InputError, KeyError, TypeError):
+        return {}

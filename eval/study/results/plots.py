@@ -39,7 +39,8 @@ def all_pictures(overview: Overview) -> Iterator[Picture]:
             yield found
 
 
-def _name(kind: str, group: Group) -> str:
+def slug(kind: str, group: Group) -> str:
+    """Return a name for the file of a plot."""
     return re.sub(r"[^\w.+-]+", "-", f"{kind}-{group[0]}-{group[1]}")
 
 
@@ -77,7 +78,7 @@ def attacks_picture(overview: Overview, group: Group) -> Picture:
     figure.suptitle(f"{title}\n(mean over seeds, 95 % over images)", fontsize=10, color=INK)
     legend_below(figure, panels[0])
     alt = f"Robust accuracy of {len(regimes)} regimes under {len(names)} attacks; the table PGD has the numbers."
-    return Picture(_name("attacks", group), title, alt, figure)
+    return Picture(slug("attacks", group), title, alt, figure)
 
 
 def tradeoff_picture(overview: Overview, group: Group) -> Picture:
@@ -96,7 +97,7 @@ def tradeoff_picture(overview: Overview, group: Group) -> Picture:
     figure.suptitle(f"{title}\n(small: seeds, large: mean)", fontsize=10, color=INK)
     legend_below(figure, panels[0])
     alt = "Clean accuracy against worst-case accuracy, one point per training; the tables have the numbers."
-    return Picture(_name("tradeoff", group), title, alt, figure)
+    return Picture(slug("tradeoff", group), title, alt, figure)
 
 
 def transfer_picture(overview: Overview, group: Group) -> Picture | None:
@@ -117,7 +118,7 @@ def transfer_picture(overview: Overview, group: Group) -> Picture | None:
     title = f"Transfer, source x target: {', '.join(group)}"
     figure.suptitle(f"{title}\n(accuracy in %; diagonal: white box)", fontsize=10, color=INK)
     alt = "Accuracy of each regime (columns) on images made on each regime (rows); the transfer table has the numbers."
-    return Picture(_name("transfer", group), title, alt, figure)
+    return Picture(slug("transfer", group), title, alt, figure)
 
 
 def trajectory_picture(overview: Overview, group: Group) -> Picture | None:
@@ -128,7 +129,7 @@ def trajectory_picture(overview: Overview, group: Group) -> Picture | None:
         return None
     title = f"Robustness through training: {', '.join(group)}"
     alt = "Clean, reported and remaining accuracy over images seen in training; the table has the numbers."
-    return Picture(_name("trajectory", group), title, alt, trajectory_figure(followed))
+    return Picture(slug("trajectory", group), title, alt, trajectory_figure(followed))
 
 
 def _heat(

@@ -21,6 +21,8 @@ from eval.study.plan.config import Grid
 from eval.study.results.accuracy_tables import all_tables
 from eval.study.results.cell_results import read_cells, status_of
 from eval.study.results.claims import all_sentences
+from eval.study.results.equal_accuracy import equal_accuracy_table, learning_picture
+from eval.study.results.front import front_picture, front_table
 from eval.study.results.overview import Overview
 from eval.study.results.plots import all_pictures
 from eval.study.results.record import STUDY_FILE, CellRecord, PlotRecord, StudyRecord
@@ -56,7 +58,9 @@ def write_study(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Tabl
     tables: list[Table] = []
     plots: list[PlotRecord] = []
     if overview.cells:
-        tables = [_write_table(table, directory) for table in all_tables(overview)]
+        further = (make(overview) for make in (front_table, equal_accuracy_table))
+        made = [*all_tables(overview), *(table for table in further if table is not None)]
+        tables = [_write_table(table, directory) for table in made]
         plots = _write_plots(overview, directory)
     content = msgspec.structs.replace(
         _record(grid, cells, directory),
@@ -135,7 +139,10 @@ def _write_table(table: Table, directory: Path) -> Table:
 def _write_plots(overview: Overview, directory: Path) -> list[PlotRecord]:
     (directory / "figures").mkdir(exist_ok=True)
     written = []
-    for picture in all_pictures(overview):
+    further = (
+        make(overview, group) for group in overview.groups for make in (front_picture, learning_picture)
+    )
+    for picture in (*all_pictures(overview), *(picture for picture in further if picture is not None)):
         file = f"figures/{picture.id}.png"
         save_figure(directory / file, picture.figure)
         written.append(PlotRecord(picture.id, picture.title, file, picture.alt))

@@ -7,17 +7,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from agents.algorithms.registry import find_algorithm
 from agents.common.run_dir import resolve_device
-from agents.config import TrainConfig
 from agents.models.classifier import new_classifier
 from agents.models.image_network import resolve_network
-from agents.training.schedule import phase_ends
 from envs.datasets import load_splits
 from envs.errors import InputError
 from eval.attack.registry import resolve_options
 from eval.core.formatting import count, duration, make_table, print_table
 from eval.study.plan.cells import Cell
+from eval.study.plan.training_cost import BACKWARD, training_passes
 from eval.study.results.cell_results import status_of
 from eval.study.run.scheduler import Study
 from eval.study.run.stages import specs
@@ -28,7 +26,6 @@ _PASSES = {"fast": 1_500.0, "standard": 12_000.0, "plus": 40_000.0, "rand": 20_0
 _TRAJECTORY_PASSES = 3_000.0  # of its attacks and of the path, for an image that survives most of them
 _AUDIT_PASSES = {"none": 0.0, "quick": 9_000.0, "full": 90_000.0}
 _PROBE_IMAGES = 64
-_BACKWARD = 3.0  # forward and backward together, in forwards
 
 
 @dataclass(frozen=True)
@@ -108,28 +105,13 @@ def estimate(study: Study, cell: Cell, train_images: int | None, seconds_each: f
     grid = study.grid
     passes = sum(_attack_passes(spec.name, spec.options) for _, spec in specs(grid)) * grid.images
     crafted = len(grid.transfer.crafts) * len(grid.threats) * grid.images
-    passes += grid.transfer.steps * _BACKWARD * crafted
-    passes += (grid.mechanism.steps + 60) * _BACKWARD * grid.mechanism.images
+    passes += grid.transfer.steps * BACKWARD * crafted
+    passes += (grid.mechanism.steps + 60) * BACKWARD * grid.mechanism.images
     passes += grid.trajectory.snapshots * _TRAJECTORY_PASSES * grid.trajectory.images
     if cell.seed in grid.seeds[: grid.audit.seeds]:
         passes += _AUDIT_PASSES[grid.audit.mode] * grid.audit.images * len(grid.threats)
-    training = None if train_images is None else _training_passes(cell.config, train_images)
+    training = None if train_images is None else training_passes(cell.config, train_images)
     return Estimate(training, passes, seconds_each)
-
-
-def _training_passes(config: TrainConfig, train_images: int) -> float:
-    """Return the forward passes of a training: 3 an image, PPO 1 + 3 per epoch, and those of adversarial training."""
-    total, begin = 0.0, 0
-    for (name, _), end in zip(config.phases(), phase_ends(config, train_images), strict=True):
-        images, begin = end - begin, end
-        each: float = find_algorithm(name).forward_passes(config)
-        adversarial = config.adversarial
-        if adversarial.method != "none":
-            extra = adversarial.full_steps() + (0 if adversarial.rule == "replace" else 1)
-            late = min(1.0, (adversarial.start or 0.0) * train_images / images)
-            each += (1 - late) * extra * _BACKWARD
-        total += images * each
-    return total
 
 
 def _attack_passes(name: str, options: dict[str, Any]) -> float:
@@ -140,4 +122,4 @@ def _attack_passes(name: str, options: dict[str, Any]) -> float:
     if isinstance(resolved.get("queries"), int):
         return float(resolved["queries"])
     steps = resolved.get("steps")
-    return _BACKWARD * float(steps if isinstance(steps, int) else 100) * float(resolved.get("restarts") or 1)
+    return BACKWARD * float(steps if isinstance(steps, int) else 100) * float(resolved.get("restarts") or 1)

@@ -1,0 +1,143 @@
+"""What regimes cost until their validation accuracy reaches a common level: images, seconds, FLOPs."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from agents.config import TrainConfig
+from agents.models.classifier import new_classifier
+from envs.errors import InputError
+from eval.core.plot_style import INK, colour, legend_below, new_figure, tidy
+from eval.core.stats import mean_interval
+from eval.study.plan.training_cost import training_passes
+from eval.study.results.cell_results import CellResult
+from eval.study.results.learning_curve import Validation, reached
+from eval.study.results.overview import Group, Overview
+from eval.study.results.plots import Picture, slug
+from eval.study.results.table import Column, Measured, Table, Value
+
+NOTE = (
+    "The level is the lowest of all trainings' best validation accuracies, per data set and network; what it took to "
+    "reach it first. Seconds: of training, without validation. FLOPs: of one forward pass on the network, times the "
+    "passes of training (forward and backward count as three). Brackets: Student's 95 % t-interval over seeds."
+)
+
+
+def common_level(found: Sequence[CellResult]) -> float | None:
+    """Return the highest validation accuracy that every training reached; None where a curve is missing."""
+    best = [max((point.accuracy for point in item.curve), default=None) for item in found]
+    known = [value for value in best if value is not None]
+    return min(known) if known and len(known) == len(best) else None
+
+
+@lru_cache(maxsize=64)
+def forward_flops(network: str, shape: tuple[int, int, int], classes: int) -> int | None:
+    """Return the floating-point operations of one forward pass of one image, a multiply-add being two.
+
+    None for a network that is not built in or cannot be built without memory.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model = new_classifier(shape, classes, network).eval()
+            before = counter.get_total_flops()  # building a network passes one image already
+            model(torch.zeros(1, *shape))
+    except (InputError, RuntimeError, NotImplementedError):
+        return None
+    return counter.get_total_flops() - before
+
+
+def training_flops(config: TrainConfig, train: dict[str, Any], images: int) -> float | None:
+    """Return the operations of a training up to ``images``; None where the network or the data's size is unknown.
+
+    Args:
+        config: of the training.
+        train: its ``shape``, ``classes`` and ``images`` in all.
+        images: trained on.
+    """
+    each = (
+        forward_flops(config.network, tuple(train["shape"]), train["classes"]) if "shape" in train else None
+    )
+    if each is None:
+        return None
+    passes = [length for _, length in config.phases() if length]
+    if not passes and config.adversarial.start:
+        return None
+    size = round(train["images"] / sum(passes)) if passes else images
+    return each * training_passes(config, size, images)
+
+
+def equal_accuracy_table(overview: Overview) -> Table | None:
+    """Return the cost of every regime until the common level; None where no group has learning curves."""
+    rows: list[dict[str, Value]] = []
+    for group in overview.groups:
+        regimes = overview.regimes(group)
+        level = common_level([item for found in regimes.values() for item in found])
+        if level is None:
+            continue
+        baseline: float | None = None
+        for regime, found in regimes.items():
+            points = [point for item in found if (point := reached(item.curve, level)) is not None]
+            flops = [
+                training_flops(item.cell.config, item.train, point.images)
+                for item, point in zip(found, points, strict=True)
+            ]
+            images = [float(point.images) for point in points]
+            baseline = baseline or sum(images) / len(images)
+            rows.append(
+                overview.place(group)
+                | {"regime": regime, "level": level, "seeds": len(found)}
+                | {"images": _over_seeds(images), "seconds": _over_seeds([point.seconds for point in points])}
+                | {
+                    "flops": None
+                    if None in flops
+                    else _over_seeds([value for value in flops if value is not None])
+                }
+                | {"ratio": sum(images) / len(images) / baseline}
+            )
+    if not rows:
+        return None
+    first = overview.grid.regimes[0].name
+    columns = overview.columns(
+        Column("regime", "regime"),
+        Column("level", "validation accuracy", "percent"),
+        Column("images", "images", "integer"),
+        Column("ratio", f"times those of {first}", "number"),
+        Column("seconds", "seconds", "number"),
+        Column("flops", "FLOPs", "number"),
+        Column("seeds", "seeds", "integer"),
+    )
+    return Table("equal_accuracy", "Cost to equal accuracy", NOTE, columns, tuple(rows))
+
+
+def _over_seeds(values: Sequence[float]) -> Measured:
+    found = mean_interval(values)
+    if found.interval is None:
+        return Measured(found.mean, n=1)
+    return Measured(found.mean, max(0.0, found.interval.low), found.interval.high, found.n)
+
+
+def learning_picture(overview: Overview, group: Group) -> Picture | None:
+    """Draw validation accuracy over images, a line per training, and the common level."""
+    regimes = overview.regimes(group)
+    level = common_level([item for found in regimes.values() for item in found])
+    if level is None:
+        return None
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    tidy(axes, "", "images seen", "validation accuracy")
+    for k, (regime, found) in enumerate(regimes.items()):
+        for item in found:
+            images, _, accuracy = zip(*(Validation(*point) for point in item.curve), strict=True)
+            axes.plot(
+                images, accuracy, color=colour(k), linewidth=1, label=regime if item is found[0] else None
+            )
+    axes.axhline(level, color=INK, linewidth=0.8, linestyle="--")
+    axes.set_xscale("log")
+    title = f"Validation accuracy over training: {', '.join(group)}"
+    figure.suptitle(f"{title}\n(dashed: the common level)", fontsize=10, color=INK)
+    legend_below(figure, axes)
+    alt = "Validation accuracy over images, a line per training; the table of cost to equal accuracy has the numbers."
+    return Picture(slug("learning", group), title, alt, figure)

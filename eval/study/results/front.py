@@ -1,0 +1,137 @@
+"""The clean-robust front over the strength of adversarial training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, tidy
+from eval.core.threats import Threat
+from eval.study.results.accuracy_tables import INTERVALS
+from eval.study.results.cell_results import CellResult
+from eval.study.results.overview import Group, Overview, clean, entries, pair, survives
+from eval.study.results.plots import Picture, slug
+from eval.study.results.statistics import Rate, rate_of
+from eval.study.results.table import Column, Table, Value
+
+
+@dataclass(frozen=True)
+class Strength:
+    """A regime of a family: regimes that differ in radius or weight of their attacks alone.
+
+    Attributes:
+        family: algorithm and method, such as ``supervised, pgd``.
+        radius: of the training's attacks, 0 without any, -1 for the default.
+        weight: of their term in the loss; 0 without any.
+        regime: its name in the study.
+        found: its results.
+    """
+
+    family: str
+    radius: float
+    weight: float
+    regime: str
+    found: Sequence[CellResult]
+
+
+def families(overview: Overview, group: Group) -> dict[str, list[Strength]]:
+    """Return the families of a group with two or more strengths, the plain regime first, then by growing strength."""
+    plain: dict[str, Strength] = {}
+    attacked: dict[str, list[Strength]] = {}
+    for regime, found in overview.regimes(group).items():
+        config = found[0].cell.config
+        algorithm, adversarial = config.schedule or config.algo, config.adversarial
+        if adversarial.method == "none":
+            plain.setdefault(algorithm, Strength(algorithm, 0.0, 0.0, regime, found))
+            continue
+        weight = 0.0 if adversarial.rule == "replace" else adversarial.full_weight()
+        radius = -1.0 if adversarial.eps is None else adversarial.eps
+        family = f"{algorithm}, {adversarial.method}"
+        attacked.setdefault(family, []).append(Strength(family, radius, weight, regime, found))
+    return {
+        family: [
+            *([plain[algorithm]] if (algorithm := family.rpartition(", ")[0]) in plain else []),
+            *sorted(members, key=lambda item: (item.radius, item.weight)),
+        ]
+        for family, members in attacked.items()
+        if len({(item.radius, item.weight) for item in members}) > 1
+    }
+
+
+def points(members: Sequence[Strength], threat: Threat) -> list[tuple[Strength, Rate, Rate]]:
+    """Return the strengths with their clean and worst-case accuracy, those that have both."""
+    found = [(item, rate_of(item.found, clean), rate_of(item.found, survives(threat))) for item in members]
+    return [(item, own, worst) for item, own, worst in found if own is not None and worst is not None]
+
+
+def undominated(places: Sequence[tuple[float, float]]) -> list[bool]:
+    """Return whether no other (clean, worst-case) accuracy is at least as high in both and higher in one."""
+    return [not any(a >= x and b >= y and (a, b) != (x, y) for a, b in places) for x, y in places]
+
+
+def front_table(overview: Overview) -> Table | None:
+    """Return clean and worst-case accuracy by strength; None where no family has several."""
+    rows: list[dict[str, Value]] = []
+    for group in overview.groups:
+        for threat in overview.grid.threats:
+            shown = [
+                item for members in families(overview, group).values() for item in points(members, threat)
+            ]
+            best = undominated([(own.mean, worst.mean) for _, own, worst in shown])
+            for (item, own, worst), kept in zip(shown, best, strict=True):
+                row = overview.place(group) | {
+                    "threat": str(threat),
+                    "family": item.family,
+                    "regime": item.regime,
+                }
+                row |= {"radius": item.radius if item.radius >= 0 else "default", "weight": item.weight}
+                rows.append(
+                    row | entries("clean", own) | entries("worst", worst) | {"front": "yes" if kept else "no"}
+                )
+    if not rows:
+        return None
+    columns = overview.columns(
+        Column("threat", "threat"),
+        Column("family", "family"),
+        Column("regime", "regime"),
+        Column("radius", "training radius", "number"),
+        Column("weight", "weight", "number"),
+        *pair("clean", "clean"),
+        *pair("worst", "worst case of all attacks"),
+        Column("front", "on the front"),
+    )
+    note = "On the front: no other regime of this table is at least as good in both means and better in one. "
+    return Table("front", "Clean-robust front", note + INTERVALS, columns, tuple(rows))
+
+
+def front_picture(overview: Overview, group: Group) -> Picture | None:
+    """Draw worst-case over clean accuracy, a line per family by growing strength, a panel per threat model."""
+    found, threats = families(overview, group), overview.grid.threats
+    if not found:
+        return None
+    figure = new_figure(5.2 * len(threats) + 0.4, 4.8)
+    panels = figure.subplots(1, len(threats), squeeze=False)[0]
+    for axes, threat in zip(panels, threats, strict=True):
+        tidy(axes, str(threat), "clean accuracy", "worst case of all attacks")
+        for k, (family, members) in enumerate(found.items()):
+            shown = points(members, threat)
+            (x, x_bars), (y, y_bars) = (_bars([rates[axis] for rates in shown]) for axis in (1, 2))
+            axes.errorbar(
+                x, y, xerr=x_bars, yerr=y_bars, fmt=f"{marker(k)}-", color=colour(k), markersize=5, linewidth=1,
+                elinewidth=0.5, label=family,
+            )  # fmt: skip
+            for (item, _, _), place in zip(shown, zip(x, y, strict=True), strict=True):
+                axes.annotate(item.regime, place, (3, 3), textcoords="offset points", fontsize=6, color=INK)
+    title = f"Clean-robust front over training strength: {', '.join(group)}"
+    note = "means over seeds; bars: 95 % over seeds, with one seed over images"
+    figure.suptitle(f"{title}\n({note})", fontsize=10, color=INK)
+    legend_below(figure, panels[0])
+    alt = "Worst-case over clean accuracy by strength of adversarial training; the table of the front has the numbers."
+    return Picture(slug("front", group), title, alt, figure)
+
+
+def _bars(rates: Sequence[Any]) -> tuple[list[float], list[list[float]]]:
+    """Return means, and the lengths of the bars below and above them."""
+    means = [rate.mean for rate in rates]
+    bounds = [rate.seeds or rate.images for rate in rates]
+    below = [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]
+    return means, [below, [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]]
