@@ -7,13 +7,14 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from agents.common.precision import uses_tf32
+from benchmarks.packages import version_of
 from envs.files import read_json, write_atomic, write_json
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -98,7 +99,8 @@ def describe_machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "tf32": uses_tf32() if torch.cuda.is_available() else None,
+        "versions": {package: version_of(package) for package in PACKAGES},
     }
 
 
@@ -106,11 +108,21 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     """Return the machine in one line of Markdown."""
     packages = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    if machine.get("tf32") is not None:
+        gpu += f", TF32 {'on' if machine['tf32'] else 'off'}"
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} threads, "
         f"load {machine['load']}{gpu}; "
         f"Python {machine['python']}, {packages}."
     )
+
+
+def kept(path: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the measurement in the JSON file ``path``, made and written now unless it is there."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, measure())
+    return read_json(path)
 
 
 def write_results(name: str, payload: Mapping[str, Any], markdown: str) -> tuple[Path, Path]:

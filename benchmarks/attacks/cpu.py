@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version as package_version
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -24,10 +23,10 @@ from attacks.core.losses import misclassified
 from benchmarks.attacks.memory import peak_memory
 from benchmarks.attacks.models import Setting, classifier_of, test_images
 from benchmarks.attacks.page import page
-from benchmarks.attacks.peers import load_peer, pgd_peer, published_autoattack
-from benchmarks.common import describe_machine, write_results
+from benchmarks.attacks.peers import load_peers, pgd_peer, published_autoattack
+from benchmarks.common import describe_machine, kept, write_results
+from benchmarks.packages import version_of
 from envs.errors import InputError
-from envs.files import read_json, write_json
 
 STEPS = 100
 TURNS = 5
@@ -79,8 +78,7 @@ def main(
     torch.set_num_threads(1)
     console = Console(stderr=True)
     if measure:
-        for name in (*peers, "pyautoattack"):
-            load_peer(name)
+        load_peers((*peers, "pyautoattack"))
     store = Store(runs, measure, console)
     for setting in settings(datasets or (("digits", "mnist") if data_root else ("digits",))):
         model = classifier_of(setting, runs, data_root, console)
@@ -93,7 +91,7 @@ def main(
         name = f"memory {version} {memory_images}"
         store.add("memory", name, partial(peak_memory, version, memory_images))
     machine = describe_machine()
-    machine["versions"] |= {name: package_version(name) for name in (*peers, "pyautoattack")}
+    machine["versions"] |= {name: version_of(name) for name in (*peers, "pyautoattack")}
     payload = {"machine": machine, **store.found}
     text = page(payload)
     print(text)
@@ -234,9 +232,7 @@ class Store:
             if not self.measure:
                 return
             self.console.print(f"measuring {name}")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, run())
-        self.found[kind].append(read_json(path))
+        self.found[kind].append(kept(path, run))
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
 """Our attacks beside the published ones on one GPU: time, robust accuracy, and how busy the GPU was.
 
-``python -m benchmarks.attacks_gpu --dataset folder:DIR`` trains cnn6 plainly and by PGD, attacks the first 1,000 test
+``python -m benchmarks.attacks.gpu --dataset folder:DIR`` trains cnn6 plainly and by PGD, attacks the first 1,000 test
 images of each, and writes ``docs/results/attacks-gpu.{json,md}``. DIR holds CIFAR-10 as an ImageFolder tree;
-``--dataset cifar10`` downloads it. Trainings are kept under ``runs/attacks-gpu`` and reused. On a machine without a GPU
-the same code runs on the CPU, slowly.
+``--dataset cifar10`` downloads it. Trainings and rows are kept under ``runs/attacks-gpu``; a call that was cut
+short is given again. Without ``--tf32`` all attacks compute in float32, as this project evaluates. On a machine without
+a GPU the same code runs on the CPU, slowly.
 """
 
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version as package_version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,13 +24,15 @@ from torch import Tensor, nn
 
 import attacks
 from agents.adversarial_config import AdversarialConfig
+from agents.common.precision import use_tf32
 from agents.config import TrainConfig
 from attacks.core.losses import misclassified
 from benchmarks.attacks.cpu import STEPS, logits_of
 from benchmarks.attacks.models import test_images, trained
 from benchmarks.attacks.page import GOALS, against_goal, table
-from benchmarks.attacks.peers import load_peer, pgd_peer, published_autoattack
-from benchmarks.common import describe_machine, machine_line, timed, write_results
+from benchmarks.attacks.peers import load_peers, pgd_peer, published_autoattack
+from benchmarks.common import describe_machine, kept, machine_line, timed, write_results
+from benchmarks.packages import version_of
 from envs.errors import InputError
 
 HEADINGS = ("classifier", "attack", "contestant", "seconds", "GPU busy", "ratio", "goal", "robust accuracy")
@@ -46,6 +49,7 @@ def main(
     norm: str = "Linf",
     peers: tuple[str, ...] = PEERS,
     runs: Path = Path("runs/attacks-gpu"),
+    tf32: bool = False,
     write: bool = True,
 ) -> None:
     """Train what is not trained yet, attack, and print and write the page.
@@ -59,29 +63,20 @@ def main(
         eps: radius, in units of pixels.
         norm: of AutoAttack, Linf, L2 or L1; PGD is Linf.
         peers: of PGD: torchattacks, foolbox, adv-lib.
-        runs: where trainings are kept.
+        runs: where trainings and rows are kept.
+        tf32: let the GPU round products of float32 to TF32 in all attacks, as PyTorch does by default.
         write: write the results.
     """
-    for name in (*peers, "pyautoattack"):
-        load_peer(name)
+    load_peers((*peers, "pyautoattack"))
+    use_tf32(tf32)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     console = Console(stderr=True)
     x, y = (part.to(device) for part in test_images(dataset, n, data_root))
     rows = []
     for adversarial in (False, True):
+        config = training(dataset, data_root, network, passes, eps, adversarial)
         kind = "adversarial" if adversarial else "fragile"
-        ball = AdversarialConfig("pgd", eps=eps, norm="Linf", steps=7) if adversarial else AdversarialConfig()
-        config = TrainConfig(
-            algo="supervised",
-            dataset=dataset,
-            data_root=data_root,
-            network=network,
-            passes=passes,
-            adversarial=ball,
-            attack=False,
-            device=device.type,
-            run_dir=runs / f"{network}-{kind}",
-        )
+        config = replace(config, run_dir=runs / f"{network}-{kind}", device=device.type)
         model = trained(config, console).to(device)
         attacks.pgd(model, x, y, norm="Linf", eps=eps, steps=3)
         for attack, contestants in (
@@ -90,15 +85,32 @@ def main(
         ):
             for name, run in contestants.items():
                 console.print(f"{kind}: {attack}, {name}")
-                rows.append(
-                    {"classifier": kind, "attack": attack, "contestant": name, **measure(model, y, run)}
-                )
+                what = {"classifier": kind, "attack": attack, "contestant": name}
+                at = f"{attack}-{norm}" if attack == "autoattack" else attack
+                file = f"{network}-{kind}-{at}-{name}-{n}-{eps:.4g}{'-tf32' * tf32}-{device.type}.json"
+                rows.append(what | kept(runs / "rows" / file, partial(measure, model, y, run)))
     machine = describe_machine()
-    machine["versions"] |= {name: package_version(name) for name in (*peers, "pyautoattack")}
+    machine["versions"] |= {name: version_of(name) for name in (*peers, "pyautoattack")}
     text = page(rows, machine, f"{network} on {dataset}, {n:,} test images, {norm} {eps:.4g}")
     print(text)
     if write:
         write_results("attacks-gpu", {"machine": machine, "rows": rows}, text)
+
+
+def training(
+    dataset: str, data_root: Path | None, network: str, passes: float, eps: float, adversarial: bool
+) -> TrainConfig:
+    """Return the training of a classifier to attack: plain, or by PGD-7 in the ball."""
+    ball = AdversarialConfig("pgd", eps=eps, norm="Linf", steps=7) if adversarial else AdversarialConfig()
+    return TrainConfig(
+        algo="supervised",
+        dataset=dataset,
+        data_root=data_root,
+        network=network,
+        passes=passes,
+        adversarial=ball,
+        attack=False,
+    )
 
 
 def pgd_contestants(
@@ -159,7 +171,7 @@ def page(rows: list[dict[str, Any]], machine: dict[str, Any], what: str) -> str:
     lines = [
         "# Attacks on one GPU",
         "",
-        f"`python -m benchmarks.attacks_gpu`: {what}. PGD takes 100 steps. Wall-clock seconds, the device waited for, "
+        f"`python -m benchmarks.attacks.gpu`: {what}. PGD takes 100 steps. Wall-clock seconds, the device waited for, "
         "one turn each after a short attack for warming up; busy is the mean of nvidia-smi's samples. A ratio is the "
         "other's time by ours; its goal stands behind it. Robust accuracy is verified on the images that an attack "
         "returned.",

@@ -1,6 +1,5 @@
 """The classifiers that the attacks' benchmark attacks, trained by this project and kept: fragile and robust ones."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 from agents.adversarial_config import AdversarialConfig
 from agents.config import TrainConfig
 from agents.models.classifier import load_classifier
-from agents.training.run import train
 from agents.training.validation import to_pixels
+from benchmarks import trainings
 from envs import load_dataset
 
 NETWORK = "small"
@@ -67,14 +66,9 @@ def classifier_of(setting: Setting, runs: Path, data_root: Path | None, console:
 
 
 def trained(config: TrainConfig, console: Console) -> nn.Module:
-    """Return the classifier of a training, which runs now unless it is in ``config.run_dir``."""
-    path = config.run_dir
-    assert path is not None
-    if not (path / "summary.json").is_file():
-        console.print(f"training {path.name}")
-        shutil.rmtree(path, ignore_errors=True)  # a training that was cut short
-        train(config)
-    return load_classifier(path)
+    """Return the classifier of a training, which runs now, or goes on, unless it is done."""
+    console.print(f"training {config.run_dir}, unless it is done")
+    return load_classifier(trainings.trained(config))
 
 
 def test_images(dataset: str, n: int, data_root: Path | None) -> tuple[Tensor, Tensor]:

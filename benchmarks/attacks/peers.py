@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 
 import torch
@@ -38,6 +38,22 @@ def load_peer(name: str) -> ModuleType:
         raise InputError(
             f"the benchmark needs {name} ({error}); pip install {distribution}, or leave {name} out of --peers"
         ) from error
+
+
+def load_peers(names: Iterable[str]) -> None:
+    """Import all peers, so that what is missing is said before anything is measured.
+
+    Raises:
+        InputError: some are not installed; the message says of each how to install it.
+    """
+    lacking = []
+    for name in names:
+        try:
+            load_peer(name)
+        except InputError as error:
+            lacking.append(str(error))
+    if lacking:
+        raise InputError("\n".join(lacking))
 
 
 def pgd_peer(

@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,8 @@ from agents.models.image_network import ImageNetwork
 from agents.training.factory import build_algorithm, build_env
 from agents.training.resolve import resolve
 from agents.training.validation import evaluate, to_pixels
-from benchmarks.common import RESULTS, describe_machine, machine_line, write_results
+from benchmarks.common import RESULTS, describe_machine, kept, machine_line, write_results
 from envs import ImageDataset, Splits, load_splits, sb3_env
-from envs.files import read_json, write_json
 from eval.mechanism.static_indicators import static_indicators
 
 ALGORITHMS = ("supervised", "reinforce", "epg", "ppo", "a2c", "dqn")
@@ -95,7 +95,6 @@ def main(
     torch.set_num_threads(threads)
     splits = load_splits(dataset, data_root=data_root)
     folder = cache or Path(tempfile.gettempdir()) / "labelbandit-accuracy"
-    folder.mkdir(parents=True, exist_ok=True)
     kinds = [(path, name, 1.0) for name in ALGORITHMS for path in ("fast", "slow")]
     kinds += [kind for name, share in BUDGETS if (kind := ("fast", name, share)) not in kinds]
     runs = []
@@ -104,18 +103,9 @@ def main(
         settings = [path, name, seed, length, dataset, BATCH, LEARNING_RATE, NETWORK, GRADIENT_IMAGES]
         key = json.dumps([*settings, splits.train.fingerprint])
         file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        if not file.exists():
-            write_json(file, train_one(path, name, seed, length, splits))
-        runs.append(
-            {
-                "path": path,
-                "algorithm": name,
-                "seed": seed,
-                "images": length,
-                "share": share,
-                **read_json(file),
-            }
-        )
+        found = kept(file, partial(train_one, path, name, seed, length, splits))
+        what = {"path": path, "algorithm": name, "seed": seed, "images": length, "share": share}
+        runs.append(what | found)
     machine = describe_machine()
     whole = [run for run in runs if run["share"] == 1]
     rows, budgets = compare(whole), compare_budgets(runs)

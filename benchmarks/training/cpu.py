@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -73,16 +74,24 @@ def main(workloads: tuple[str, ...] = (), repeats: int = 7, regimes: bool = True
         if emulated:
             load = replace(load, precisions=("fp32",))
         rows += measure(load, device, repeats)
+        if write:  # every row as it is measured
+            write_page(rows, [], device)
     console.print(table(rows))
     costs = regime_cost.measure(synthetic((1, 28, 28), 4096, device), repeats=repeats) if regimes else []
     if costs:
         console.print(regime_cost.table(costs))
     if write:
-        machine = describe_machine()
-        suffix = "-gpu" if device.type == "cuda" else ""
-        payload = {"machine": machine, "rows": rows, "regimes": costs}
-        data, text = write_results(f"training{suffix}", payload, markdown(rows, costs, machine))
-        console.print(f"written: {data} and {text}")
+        console.print("written: {} and {}".format(*write_page(rows, costs, device)))
+
+
+def write_page(
+    rows: list[dict[str, Any]], costs: list[dict[str, Any]], device: torch.device
+) -> tuple[Path, Path]:
+    """Write what was measured so far; return the paths of the data and the page."""
+    machine = describe_machine()
+    payload = {"machine": machine, "rows": rows, "regimes": costs}
+    name = "training-gpu" if device.type == "cuda" else "training"
+    return write_results(name, payload, markdown(rows, costs, machine))
 
 
 def synthetic(shape: tuple[int, int, int], size: int, device: torch.device) -> ImageDataset:

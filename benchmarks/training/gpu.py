@@ -1,10 +1,12 @@
 """REINFORCE with cnn6 on one GPU: images per second, host synchronisations per step, and the curve.
 
-``python -m benchmarks.gpu --dataset folder:DIR`` writes ``docs/results/gpu.{json,md}``. DIR holds CIFAR-10 as an
-ImageFolder tree; ``--dataset cifar10`` downloads it. On a machine without a GPU it runs the same code, slowly.
+``python -m benchmarks.training.gpu --dataset folder:DIR`` writes ``docs/results/gpu.{json,md}``. DIR holds CIFAR-10 as
+an ImageFolder tree; ``--dataset cifar10`` downloads it. Rows are kept under ``runs/gpu`` as they are measured; a
+call that was cut short is given again. On a machine without a GPU it runs the same code, slowly.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from agents import Reinforce, extract_classifier
+from agents.common.precision import use_tf32
 from agents.models.policy import ImagePolicy
 from agents.training.validation import evaluate
-from benchmarks.common import describe_machine, machine_line, write_results
+from benchmarks.common import describe_machine, kept, machine_line, write_results
 from benchmarks.training.peers import image_policy_kwargs
 from envs import Splits, load_splits, sb3_env
 
@@ -33,6 +36,7 @@ def main(
     epochs: int = 4,
     precision: str = "bf16",
     compile: bool = False,
+    runs: Path = Path("runs/gpu"),
     write: bool = True,
 ) -> None:
     """Measure, and print and write a table.
@@ -45,13 +49,17 @@ def main(
         epochs: passes over the training images, each timed; the first warms up and is left out of the rate.
         precision: fp32 or bf16.
         compile: compile the network.
+        runs: where rows are kept.
         write: write the results.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    use_tf32(True)  # as training does
     torch.backends.cudnn.benchmark = True
     splits = Splits(*(part.to(device) for part in load_splits(dataset, data_root=data_root)))
-    rows = [measure(splits, network, batch, epochs, precision, compile) for batch in batches]
+    rows = []
+    for batch in batches:
+        name = f"{network}-{splits.train.name}-{precision}{'-compiled' * compile}-{batch}-{epochs}-{device.type}.json"
+        rows.append(kept(runs / name, partial(measure, splits, network, batch, epochs, precision, compile)))
     table = Table(
         "batch", "images/s", "waits a step", "test accuracy", title=f"{network}, {precision}, reinforce"
     )
@@ -112,7 +120,7 @@ def page(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     lines = [
         "# One GPU",
         "",
-        f"`python -m benchmarks.gpu`; goal on an H200: {GOAL:,} images/s at batch 256, all included.",
+        f"`python -m benchmarks.training.gpu`; goal on an H200: {GOAL:,} images/s at batch 256, all included.",
         "",
         machine_line(machine),
         "",

@@ -6,7 +6,6 @@ that another process is training is left to it, so the command may run several t
 """
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ import attacks
 from agents.adversarial_config import AdversarialConfig
 from agents.config import TrainConfig
 from agents.models.classifier import load_classifier
-from agents.training.run import train
 from agents.training.validation import to_pixels
+from benchmarks import trainings
 from benchmarks.common import describe_machine, machine_line, write_results
 from envs import ImageDataset, load_dataset
 from envs.errors import InputError
@@ -160,10 +159,8 @@ def trained(cell: Cell, runs: Path, data_root: Path | None, console: Console) ->
     path = runs / cell.folder
     while not (path / "summary.json").is_file():
         console.print(f"training {cell.folder}")
-        if path.exists() and not _busy(path):
-            shutil.rmtree(path)  # a training that was cut short
         try:
-            train(cell.config(path, data_root))
+            trainings.trained(cell.config(path, data_root))
         except InputError:
             if not path.exists():
                 raise
@@ -290,17 +287,6 @@ def markdown(rows: list[dict[str, Any]], found: list[dict[str, Any]], machine: d
         machine_line(machine),
     ]
     return "\n".join(lines)
-
-
-def _busy(path: Path) -> bool:
-    """Return whether another process holds the run directory."""
-    from agents.common.run_dir import RunDir
-
-    try:
-        with RunDir(path).lock():
-            return False
-    except InputError:
-        return True
 
 
 if __name__ == "__main__":

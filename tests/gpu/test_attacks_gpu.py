@@ -75,7 +75,8 @@ def test_autoattack(problem, version, norm):
     def run(model, x, y):
         return attacks.autoattack(model, x, y, norm=norm, eps=NORMS[norm], version=version)
 
-    expected, found = on_both((model, x[:4], y[:4]), run)
+    images = 1 if version in ("rand", ["square"]) else 4  # these take many passes
+    expected, found = on_both((model, x[:images], y[:images]), run)
     check_same(expected, found)
     assert found.accuracies() == expected.accuracies()
 
