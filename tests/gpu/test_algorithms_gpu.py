@@ -7,6 +7,7 @@ from agents import Reinforce
 from agents.adversarial_config import AdversarialConfig
 from agents.config import DQNConfig, ExplorationConfig, PPOConfig, TrainConfig
 from agents.training.factory import build_algorithm, build_env
+from agents.training.resolve import resolve
 from envs import load_dataset
 from tests.support.pretend_cuda import DeviceError, PretendCuda
 
@@ -23,8 +24,8 @@ def learn(device, images=192, algo="reinforce", **options):
     config = TrainConfig(algo=algo, **options)
     torch.manual_seed(0)
     data = load_dataset("digits").to(device)
-    env = build_env(config, data)
-    model = build_algorithm(algo, config, env, data)
+    settings = resolve(config, data)
+    model = build_algorithm(settings, build_env(settings, data), data)
     model.learn(images, log_interval=None)
     return model
 
