@@ -1,4 +1,4 @@
-"""Intervals and paired tests for accuracies: what a table needs to say how sure it is."""
+"""Confidence intervals and paired tests for accuracies; scipy's where it has them."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from envs.errors import InputError
+
+
+_RESAMPLES_AT_ONCE = 100  # bounds the memory for many values
 
 
 class Interval(NamedTuple):
@@ -45,7 +48,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     Wilson (1927): the proportions p whose score test |p_hat - p| <= z sqrt(p (1 - p) / n) does not reject.
 
     Args:
-        successes: count, 0 <= successes <= n; a mean of counts over trainings need not be whole.
+        successes: count, 0 <= successes <= n; a mean of counts over trainings need not be whole, as scipy's must.
         n: number of trials, at least 1.
         confidence: coverage, in (0, 1).
 
@@ -82,7 +85,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInte
     from scipy.stats import t  # half a second to import, and needed only here
 
     half = float(t.ppf(0.5 + confidence / 2, array.size - 1) * array.std(ddof=1) / math.sqrt(array.size))
-    return MeanInterval(mean, Interval(mean - half, mean + half), int(array.size))
+    return MeanInterval(mean, Interval(mean - half, mean + half), array.size)
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> PairedTest:
@@ -136,7 +139,15 @@ def bootstrap(
         raise InputError("cannot bootstrap: expected a vector of at least one finite number")
     if array.size == 1:
         return MeanInterval(float(array[0]), None, 1)
-    rng = np.random.default_rng(seed)
-    means = [array[rng.integers(array.size, size=array.size)].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return MeanInterval(float(array.mean()), Interval(float(low), float(high)), int(array.size))
+    from scipy.stats import bootstrap as scipy_bootstrap
+
+    found = scipy_bootstrap(
+        (array,),
+        np.mean,
+        n_resamples=resamples,
+        batch=_RESAMPLES_AT_ONCE,
+        confidence_level=confidence,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return MeanInterval(float(array.mean()), Interval(float(found.low), float(found.high)), array.size)

@@ -96,3 +96,10 @@ def test_bootstrap_agrees_with_the_normal_interval():
     assert bootstrap(values) == bootstrap(values)
     assert bootstrap(values, seed=1) != bootstrap(values)
     assert bootstrap([3.0]) == (3.0, None, 1)
+
+
+def test_bootstrap_by_hand():
+    # of two values, a resample's mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4
+    assert bootstrap([0.0, 1.0]).interval == (0.0, 1.0)
+    assert bootstrap([0.0, 1.0], confidence=0.4).interval == (0.5, 0.5)
+    assert bootstrap([2.0] * 5).interval == (2.0, 2.0)
