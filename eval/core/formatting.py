@@ -1,4 +1,4 @@
-"""How figures are written in tables: percentages with intervals, shares, counts and times."""
+"""How numbers are written in tables: percentages with intervals, shares, counts and times."""
 
 from collections.abc import Iterable
 from html import escape
@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 def count(number: float) -> str:
-    """Return a count in at most four figures: ``950``, ``12.3k``, ``4.56M``."""
+    """Return a count in at most four digits: ``950``, ``12.3k``, ``4.56M``."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
         if number >= size:
             return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"

@@ -48,7 +48,7 @@ class DataOptions:
 
 
 def warn_about(target: Target, samples: Samples, threats: Sequence[Threat], loss: str = "ce") -> None:
-    """Examine the model on a few images before it is attacked, and print what threatens the attack's figures.
+    """Examine the model on a few images before it is attacked, and print what makes the attack's results doubtful.
 
     Raises:
         AttackError: what would make them meaningless, such as a layer in training mode or an impossible radius.

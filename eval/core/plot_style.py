@@ -1,4 +1,4 @@
-"""The look that all pictures share, and how they are saved."""
+"""The common style of all plots, and how they are saved."""
 
 import io
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from envs.files import write_atomic
 
-# Okabe and Ito (2008): told apart under every common form of colour blindness; yellow is left out (weak on white).
+# Okabe and Ito (2008): distinguishable under every common form of colour blindness; yellow is left out (weak on white).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#333333"

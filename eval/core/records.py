@@ -1,4 +1,4 @@
-"""Reading JSON of known form: msgspec decodes and checks it, and whatever is wrong becomes one line."""
+"""Reading and writing JSON with msgspec: types and ranges are checked, and any fault is a one-line error."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar

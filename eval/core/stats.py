@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike
 
 from envs.errors import InputError
 
-
 _RESAMPLES_AT_ONCE = 100  # bounds the memory for many values
 
 

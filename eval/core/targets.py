@@ -1,4 +1,4 @@
-"""What an attack is aimed at: a run directory, a Stable-Baselines3 zip, or a classifier by import path."""
+"""The model under attack: from a run directory, a Stable-Baselines3 zip, or an import path; and its images."""
 
 import hashlib
 import importlib

@@ -1,4 +1,4 @@
-"""Threat models: a norm and a radius, how people write them, and the default of each kind of image."""
+"""Threat models: a norm and a radius, their notation, and the defaults for grey and colour images."""
 
 import math
 from dataclasses import dataclass

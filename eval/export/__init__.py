@@ -1,1 +1,1 @@
-"""A classifier in formats that other programs read, each loaded again and compared before it counts."""
+"""Export of a classifier to formats that other programs read; every file is loaded and compared with the model."""

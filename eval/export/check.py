@@ -1,4 +1,4 @@
-"""Is an export the model? Logits of both on the same real images, at several batch sizes."""
+"""Comparison of an export with its model: logits on the same real images, at several batch sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

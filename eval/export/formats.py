@@ -1,4 +1,4 @@
-"""The formats: how each is written, and how it is loaded again without anything of the model in memory."""
+"""The export formats: how each is written, and how it is loaded without the original model."""
 
 import importlib.util
 import io

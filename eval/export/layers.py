@@ -1,4 +1,4 @@
-"""A network as a list of PyTorch's own layers, so that JSON and weights alone rebuild it."""
+"""A network described as a list of PyTorch layers, which JSON and weights alone rebuild."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from agents.models.classifier import Classifier
 from agents.models.layers import ConsistentDropout
 from envs.errors import InputError
 
-# What a layer of each kind must be told to be built again; only these kinds are described, and rebuilt.
+# The arguments that rebuild a layer of each kind; only these kinds are described, and rebuilt.
 _ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: (
         "in_channels",

@@ -145,7 +145,7 @@ def plain(value: Any, depth: int = 0) -> str:
 
 
 def flatten(value: dict[str, Any]) -> dict[str, str]:
-    """Return nested settings as ``outer.inner`` to text, as many as a page can show; lists stay one entry."""
+    """Return nested settings as ``outer.inner`` to text, as many as a page can show; lists are one entry."""
     flat: dict[str, str] = {}
     waiting = [("", value, 0)]
     while waiting and len(flat) < _MOST_SETTINGS:

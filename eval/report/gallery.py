@@ -1,4 +1,4 @@
-"""Adversarial images of one model as an ``.npz``: written for reports, and read without unpickling anything."""
+"""Adversarial images of one model as an ``.npz`` file, read without unpickling."""
 
 import io
 import math

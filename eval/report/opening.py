@@ -1,4 +1,4 @@
-"""What the page opens with: what the paper's protocol reports against what is left, and three sentences."""
+"""The opening of the page: the accuracy that the paper's protocol reports, and what is left of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -9,34 +9,23 @@ from eval.core.stats import mean_interval
 from eval.report.cell_format import WORST_FIRST, measured
 from eval.report.model import Model
 from eval.study.results.record import CellRecord
-from eval.study.results.table import Column, Measured, Table, Value
+from eval.study.results.table import Column, Measured, Table, Value, columns
 
-_GROUP = (Column("dataset", "data set"), Column("network", "network"), Column("regime", "regime"))
+_GROUP = columns(dataset="data set", network="network", regime="regime")
 _VERDICT = (
-    Column("threat", "threat"),
-    Column("verdict", "verdict", "verdict"),
-    Column("clean", "clean", "percent"),
-    Column("claimed", "PGD claims", "percent"),
-    Column("robust", "robust, worst case", "percent"),
-    Column("alarms", "alarms", "number"),
-    Column("seeds", "seeds", "integer"),
+    *columns(threat="threat"),
+    *columns("verdict", verdict="verdict"),
+    *columns("percent", clean="clean", claimed="PGD claims", robust="robust, worst case"),
+    *columns("number", alarms="alarms"),
+    *columns("integer", seeds="seeds"),
 )
 _COST = (
-    Column("seeds", "seeds", "integer"),
-    Column("images", "training images", "integer"),
-    Column("training", "training, s", "number"),
-    Column("attacks", "attacks, s", "number"),
-    Column("audits", "audits, s", "number"),
-    Column("passes", "image passes", "integer"),
-    Column("device", "device"),
+    *columns("integer", seeds="seeds", images="training images"),
+    *columns("number", training="training, s", attacks="attacks, s", audits="audits, s"),
+    *columns("integer", passes="image passes"),
+    *columns(device="device"),
 )
-_CELLS = (
-    *_GROUP,
-    Column("seed", "seed"),
-    Column("threats", "threats"),
-    Column("status", "status"),
-    Column("hash", "hash"),
-)
+_CELLS = (*_GROUP, *columns(seed="seed", threats="threats", status="status", hash="hash"))
 _OWN_SETTINGS = {"run_dir", "resume", "progress", "seed"}  # differ without meaning
 _MOST_DIFFERENCES = 30
 
@@ -185,8 +174,8 @@ def differing_settings(models: Sequence[Model]) -> Table | None:
     keys = [key for key in keys if key not in common and key not in _OWN_SETTINGS][:_MOST_DIFFERENCES]
     if not keys:
         return None
-    columns = _GROUP + tuple(Column(f"setting {key}", key) for key in keys)
+    shown = _GROUP + tuple(Column(f"setting {key}", key) for key in keys)
     rows = tuple(
         _place(model.cell) | {f"setting {key}": model.settings.get(key) for key in keys} for model in first
     )
-    return Table("settings", "Settings in which the regimes differ", "Of the first seed each.", columns, rows)
+    return Table("settings", "Settings in which the regimes differ", "Of the first seed each.", shown, rows)

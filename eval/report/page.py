@@ -1,4 +1,4 @@
-"""From a study to the page: one HTML file that needs nothing else and lets nothing else in."""
+"""Rendering the page: one self-contained HTML file whose content security policy blocks all requests."""
 
 import base64
 import functools

@@ -1,4 +1,4 @@
-"""One run directory as a study of one cell: its attacks as tables, and sentences that say what they mean."""
+"""A single run as a study of one cell: its attacks as tables, and conclusions in sentences."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,24 +15,18 @@ from eval.report.model import Model, RunConfig, read_model
 from eval.report.opening import Gap
 from eval.report.safe_folder import Folder
 from eval.study.results.record import CellRecord, StudyRecord
-from eval.study.results.table import Column, Measured, Table, Value
+from eval.study.results.table import Measured, Table, Value, columns
 
 _ATTACKS = (
-    Column("threat", "threat"),
-    Column("attack", "attack"),
-    Column("protocol", "protocol"),
-    Column("robust", "robust", "percent"),
-    Column("shortened", "steps shortened", "percent"),
-    Column("queries", "queries / image", "number"),
-    Column("seconds", "seconds", "number"),
-    Column("n", "images", "integer"),
+    *columns(threat="threat", attack="attack", protocol="protocol"),
+    *columns("percent", robust="robust", shortened="steps shortened"),
+    *columns("number", queries="queries / image", seconds="seconds"),
+    *columns("integer", n="images"),
 )
 _WORST = (
-    Column("threat", "threat"),
-    Column("clean", "clean", "percent"),
-    Column("robust", "robust, worst case", "percent"),
-    Column("attacks", "attacks", "integer"),
-    Column("n", "images", "integer"),
+    *columns(threat="threat"),
+    *columns("percent", clean="clean", robust="robust, worst case"),
+    *columns("integer", attacks="attacks", n="images"),
 )
 
 
@@ -100,7 +94,7 @@ def _attack_table(results: Sequence[AttackResults]) -> Table:
         }
         for result in results
     )
-    note = "Share of images that stay correctly classified, with Wilson's 95 % interval over images."
+    note = "Share of images that are still classified correctly, with Wilson's 95 % interval over images."
     return Table("attacks", "Attacks", note, _ATTACKS, rows)
 
 

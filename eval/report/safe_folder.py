@@ -1,4 +1,4 @@
-"""Reading files of a directory that somebody else may have written: nothing outside it, nothing too large."""
+"""Safe reading of untrusted directories: no file outside the directory, no links, nothing too large."""
 
 import os
 import stat

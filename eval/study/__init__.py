@@ -1,1 +1,1 @@
-"""The parts of a study: grid, cells, engines, tables, figures and reading."""
+"""The parts of a study: grid, cells, engines, tables, plots and claims."""

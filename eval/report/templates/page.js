@@ -50,7 +50,7 @@
     box.addEventListener("scroll", () => showEdge(box), { passive: true });
   }
 
-  // Tables: a click on a heading sorts, a second one turns the order round; empty cells stay last.
+  // Tables: a click on a heading sorts, a second click reverses the order; empty cells are always last.
   const key = (row, column) => row.cells[column].dataset.sort;
   const compare = (a, b) => {
     const difference = Number(a) - Number(b);

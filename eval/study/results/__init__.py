@@ -1,1 +1,1 @@
-"""What a study reports: tables, figures, claims."""
+"""What a study reports: tables, plots, claims."""

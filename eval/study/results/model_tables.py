@@ -1,4 +1,4 @@
-"""The tables of what models are like: transfer between them, mechanism indicators, audit verdicts."""
+"""The tables of models: transfer between them, mechanism indicators, trajectories, audit verdicts."""
 
 from collections.abc import Sequence
 from statistics import mean
@@ -11,7 +11,7 @@ from eval.study.results.cell_results import CellResult
 from eval.study.results.overview import Group, Overview
 from eval.study.results.published import SOURCE, paper_transfer
 from eval.study.results.statistics import Outcomes, Rate, rate
-from eval.study.results.table import Column, Measured, Table, Value
+from eval.study.results.table import Column, Measured, Table, Value, columns
 from eval.trajectory.figure import claimed
 from eval.trajectory.tables import scalars
 
@@ -43,7 +43,7 @@ def _rate(rows: Sequence[Any]) -> Rate | None:
 
 
 def transfer_table(overview: Overview) -> Table | None:
-    """The full matrix: on whose images which regime stays right."""
+    """The full source x target matrix: accuracy of every regime on the images made on every other."""
     rows: list[dict[str, Value]] = []
     names = [regime.name for regime in overview.grid.regimes]
     for group in overview.groups:
@@ -142,29 +142,26 @@ def trajectory_table(overview: Overview) -> Table | None:
                     "left": lambda point: point.left,
                 }.items()
             }
-            figures = [scalars(point) for point in points]
+            numbers = [scalars(point) for point in points]
             row: dict[str, Value] = place | {"images": points[0].images}
             row |= {name: None if share is None else share.entry() for name, share in shares.items()}
             for name in ("shortened/pgd-cleverhans", "gradient_norm", "margin"):
-                row[name] = mean(values[name] for values in figures) if name in figures[0] else None
+                row[name] = mean(values[name] for values in numbers) if name in numbers[0] else None
             rows.append(row)
     if not rows:
         return None
-    columns = [
-        Column("regime", "regime"),
-        Column("images", "images seen", "integer"),
-        Column("clean", "clean", "percent"),
-        Column("claimed", "reported: the paper's protocol", "percent"),
-        Column("left", "left: worst case", "percent"),
+    shown = overview.columns(
+        *columns(regime="regime"),
+        *columns("integer", images="images seen"),
+        *columns("percent", clean="clean", claimed="reported: the paper's protocol", left="left: worst case"),
         Column("shortened/pgd-cleverhans", "steps shortened", "percent"),
-        Column("gradient_norm", "input-gradient norm", "number"),
-        Column("margin", "logit margin", "number"),
-    ]
+        *columns("number", gradient_norm="input-gradient norm", margin="logit margin"),
+    )
     note = (
         "Weights as they were after so many images, not the selected ones; means over seeds. Left: worst case per "
         "image over all attacks inside [0, 1]. Brackets: Wilson's 95 % interval over images."
     )
-    return Table("trajectory", "Robustness through training", note, overview.columns(*columns), tuple(rows))
+    return Table("trajectory", "Robustness through training", note, shown, tuple(rows))
 
 
 def audit_table(overview: Overview) -> Table | None:
@@ -181,15 +178,13 @@ def audit_table(overview: Overview) -> Table | None:
             )
     if not rows:
         return None
-    columns = overview.columns(
-        Column("threat", "threat"),
-        Column("regime", "regime"),
-        Column("seed", "seed", "integer"),
-        Column("verdict", "verdict", "verdict"),
-        Column("claimed", "PGD on cross-entropy claims", "percent"),
-        Column("robust", "corrected robust accuracy", "percent"),
+    shown = overview.columns(
+        *columns(threat="threat", regime="regime"),
+        *columns("integer", seed="seed"),
+        *columns("verdict", verdict="verdict"),
+        *columns("percent", claimed="PGD on cross-entropy claims", robust="corrected robust accuracy"),
     )
     note = f"The {overview.grid.audit.mode} audit; surrogates are the other regimes' models of the same seed."
     return Table(
-        "audit", "Audit verdicts", note, columns, tuple(sorted(rows, key=lambda row: str(row["threat"])))
+        "audit", "Audit verdicts", note, shown, tuple(sorted(rows, key=lambda row: str(row["threat"])))
     )

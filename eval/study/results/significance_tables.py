@@ -1,4 +1,4 @@
-"""The tables that compare and count: paired tests between regimes, and cost."""
+"""The tables of paired tests between regimes and of cost."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -8,7 +8,7 @@ from eval.attack.results import AttackResults
 from eval.study.results.cell_results import CellResult
 from eval.study.results.overview import Overview, clean, is_cleverhans, outcome, survives
 from eval.study.results.statistics import Measure, compare, holm
-from eval.study.results.table import Column, Table
+from eval.study.results.table import Table, columns
 
 
 def tests_table(overview: Overview) -> Table | None:
@@ -33,25 +33,19 @@ def tests_table(overview: Overview) -> Table | None:
         return None
     for row, adjusted in zip(rows, holm([row["p_images"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
-    columns = overview.columns(
-        Column("measure", "accuracy"),
-        Column("threat", "threat"),
-        Column("first", "first"),
-        Column("second", "second"),
-        Column("difference", "difference", "percent"),
-        Column("only_first", "only first right", "integer"),
-        Column("only_second", "only second right", "integer"),
-        Column("p_images", "p over images", "number"),
-        Column("p_holm", "p, Holm", "number"),
-        Column("p_seeds", "p over seeds", "number"),
-        Column("seeds", "seeds", "integer"),
+    shown = overview.columns(
+        *columns(measure="accuracy", threat="threat", first="first", second="second"),
+        *columns("percent", difference="difference"),
+        *columns("integer", only_first="only first right", only_second="only second right"),
+        *columns("number", p_images="p over images", p_holm="p, Holm", p_seeds="p over seeds"),
+        *columns("integer", seeds="seeds"),
     )
     note = (
         "Over images: exact sign-flip test of the per-image differences summed over seeds (with one seed, McNemar's "
         "exact test), which says something of these trainings alone; Holm: adjusted for all rows of this table. Over "
         "seeds: paired t-test of the accuracies, which says something of other trainings."
     )
-    return Table("tests", "Paired tests between regimes", note, columns, tuple(rows))
+    return Table("tests", "Paired tests between regimes", note, shown, tuple(rows))
 
 
 def cost_table(overview: Overview) -> Table:
@@ -70,17 +64,16 @@ def cost_table(overview: Overview) -> Table:
             | {"audit": _mean_or_none([item.seconds["audit"] for item in found if "audit" in item.seconds])}
             | {"device": ", ".join(sorted({str(item.train["device"]) for item in found}))}
         )
-    columns = overview.columns(
-        Column("regime", "regime"),
-        Column("images", "training images", "integer"),
-        Column("train", "training, s", "number"),
-        Column("attacks", "attacks, s", "number"),
-        Column("passes", "passes in attacks", "integer"),
-        Column("audit", "audit, s", "number"),
-        Column("device", "device"),
+    shown = overview.columns(
+        *columns(regime="regime"),
+        *columns("integer", images="training images"),
+        *columns("number", train="training, s", attacks="attacks, s"),
+        *columns("integer", passes="passes in attacks"),
+        *columns("number", audit="audit, s"),
+        *columns(device="device"),
     )
     note = "Means per model. Training images: shown, repetitions counted; passes: of one image, forward and backward."
-    return Table("cost", "Cost", note, columns, tuple(rows))
+    return Table("cost", "Cost", note, shown, tuple(rows))
 
 
 def _results(item: CellResult) -> Iterator[AttackResults]:

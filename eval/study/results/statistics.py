@@ -157,7 +157,7 @@ def paired_t_test(differences: NDArray[np.float64]) -> float | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's (1979) adjusted p-values: the chance of any false alarm among all of them stays below."""
+    """Return Holm's (1979) adjusted p-values: below a level, the chance of any false alarm is below it."""
     order = np.argsort(p_values)
     adjusted, running = [1.0] * len(p_values), 0.0
     for rank, place in enumerate(order):

@@ -50,6 +50,11 @@ class Column(msgspec.Struct, frozen=True):
     kind: Kind = "text"
 
 
+def columns(kind: Kind = "text", /, **labels: str) -> tuple[Column, ...]:
+    """Return several columns of one kind, ``key="heading"`` each."""
+    return tuple(Column(key, label, kind) for key, label in labels.items())
+
+
 class Table(msgspec.Struct, frozen=True):
     """A table with a note on what a reader must know; ``files`` are relative paths by kind, where it is written."""
 
