@@ -5,17 +5,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from attacks.blackbox.square import square
 from attacks.core.losses import get_loss, misclassified
 from attacks.core.norms import get_norm
 from attacks.core.rng import draws_for
 from attacks.gradient.pgd import Step, pgd
 from envs.sampling import spread
 from eval.audit import settings
-from eval.audit.attacks import SINGLE_STEP
+from eval.audit.attacks import SINGLE_STEP, SQUARE
 from eval.audit.callables import first_line, models_own, own_errors
 from eval.audit.findings import Finding
 from eval.audit.record import AttackRecord, Family, logits_of
 from eval.audit.settings import Budget
+from eval.audit.wrappers import Differenced
 
 _PINTOR = "Pintor et al. 2022"
 _CARLINI = "Carlini et al. 2019"
@@ -23,20 +25,31 @@ _FACTORS = (0.5, 1.0, 2.0, 4.0)
 _MOST_IMAGES = 64
 
 
-def longer_runs(record: AttackRecord, view: nn.Module, budget: Budget) -> Finding:
-    """Twice the steps and more restarts on the survivors: how many points of accuracy fall."""
-    before = record.accuracy
-    record.run(
-        "PGD, margin, twice the steps and restarts",
-        Family.GRADIENT,
-        pgd,
-        view,
-        steps=2 * budget.steps,
-        restarts=budget.restarts,
-        loss="margin",
-        seed=record.seed + 1,
-    )
-    lost = before - record.accuracy
+def longer_runs(record: AttackRecord, view: nn.Module, climbed: list[nn.Module], budget: Budget) -> Finding:
+    """Twice the steps and more restarts on the survivors, repeated while it gains: accuracy lost by the last time.
+
+    Args:
+        record: the record.
+        view: the model, for Square, where that broke what gradients did not.
+        climbed: the model's views whose gradients are followed.
+        budget: of the audit.
+    """
+    lost = 0.0
+    for turn in range(budget.rounds):
+        before, seed = record.accuracy, record.seed + 1 + turn
+        for which, model in enumerate(climbed):
+            name = "PGD, margin, twice the steps and restarts" + (f", turn {turn + 1}" if turn else "")
+            name, family = (f"{name}, surrogate", Family.TRANSFER) if which else (name, Family.GRADIENT)
+            steps = budget.difference_steps if isinstance(model, Differenced) else budget.steps
+            options = {"steps": 2 * steps, "restarts": budget.restarts, "loss": "margin", "seed": seed}
+            record.run(name, family, pgd, model, **options)
+        useful = next((outcome.first for outcome in record.outcomes if outcome.name == SQUARE), 0)
+        if useful:
+            name = f"{SQUARE}, again" + (f", turn {turn + 1}" if turn else "")
+            record.run(name, Family.FREE, square, view, queries=2 * budget.square_queries, seed=seed)
+        lost = before - record.accuracy
+        if lost <= settings.CONVERGED_POINTS:
+            break
     return Finding(
         "accuracy lost to twice the steps, and restarts",
         lost,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,11 @@ from attacks.gradient.apgd import apgd, apgd_targeted
 from attacks.gradient.fgsm import fgsm
 from attacks.gradient.pgd import pgd
 from eval.audit.callables import own_errors
-from eval.audit.distilled_surrogate import distil
+from eval.audit.distilled_surrogate import Surrogate
 from eval.audit.record import AttackRecord, Family, logits_of
 from eval.audit.settings import Budget
 from eval.audit.straight_through import StraightThrough
-from eval.audit.wrappers import BackwardThrough, Differenced, LabelVotes, Rescaled, Smoothed
+from eval.audit.wrappers import BackwardThrough, Differenced, LabelVotes, Negated, Rescaled, Smoothed
 
 PGD_CE = "PGD, cross-entropy"
 PGD_FLOORED = "PGD, cross-entropy, cleverhans"
@@ -34,26 +35,26 @@ IMMUNE = (PGD_MARGIN, "PGD, DLR", "PGD, MIFPE", "PGD, rescaled cross-entropy")
 SMOOTHING = (1 / 255, 0.05)
 _SMOOTHING_DRAWS = 8
 _VOTES = 15
+SQUARE = "Square"
+_AGREEMENT = 0.9  # share of the surrogate's own adversarial images that the model sees as it does (ours)
 _TYPICAL_GAP = 5.0  # of the two largest logits, to which the rescaled ones are brought
 
 
-def standard_attacks(record: AttackRecord, raw: nn.Module, budget: Budget) -> None:
-    """Attack the model as it is, as most papers do: no repair, all images."""
+def claimed(record: AttackRecord, raw: nn.Module, budget: Budget) -> None:
+    """Attack the model as it is by what most papers report."""
     rows = torch.arange(len(record.x), device=record.x.device)
-    record.run(SINGLE_STEP, Family.STANDARD, fgsm, raw, rows)
     record.run(PGD_CE, Family.STANDARD, pgd, raw, rows, steps=budget.steps)
+
+
+def standard_attacks(record: AttackRecord, raw: nn.Module, budget: Budget) -> None:
+    """Attack the model as it is by other usual attacks: no repair, all images."""
+    rows = torch.arange(len(record.x), device=record.x.device)
+    run = partial(record.run, family=Family.STANDARD, model=raw, rows=rows)
+    run(SINGLE_STEP, attack=fgsm)
     if record.norm != "L1":
-        record.run(
-            PGD_FLOORED,
-            Family.STANDARD,
-            pgd,
-            raw,
-            rows,
-            steps=budget.steps,
-            protocol="cleverhans",
-            averaged_over=CLEVERHANS_BATCH,
-        )
-    record.run(APGD_CE, Family.STANDARD, apgd, raw, rows, steps=budget.steps)
+        options = {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH}
+        run(PGD_FLOORED, attack=pgd, steps=budget.steps, **options)
+    run(APGD_CE, attack=apgd, steps=budget.steps)
 
 
 def gradient_attacks(record: AttackRecord, raw: nn.Module, view: nn.Module, budget: Budget) -> None:
@@ -89,7 +90,7 @@ def _logit_gap(view: nn.Module, x: Tensor) -> float:
 
 
 def repaired_attacks(
-    record: AttackRecord, view: nn.Module, through: nn.Module | None, budget: Budget
+    record: AttackRecord, view: nn.Module, through: nn.Module | None, budget: Budget, misleading: bool
 ) -> None:
     """Attack survivors by gradients of another origin.
 
@@ -98,16 +99,19 @@ def repaired_attacks(
         view: the model.
         through: the view with straight-through gradients, where that changes anything.
         budget: what to spend.
+        misleading: gradients do not describe the function, so that turned round they may.
     """
+    run = partial(record.run, family=Family.REPAIRED, attack=pgd)
     if through is not None:
         for loss in ("margin", "mifpe"):
-            name = f"straight-through PGD, {loss}"
-            record.run(name, Family.REPAIRED, pgd, through, steps=budget.steps, loss=loss, restarts=2)
+            run(f"straight-through PGD, {loss}", model=through, steps=budget.steps, loss=loss, restarts=2)
         targeted(record, through, budget, Family.REPAIRED, "straight-through APGD, targeted DLR")
+    if misleading:
+        run("PGD, gradient turned round", model=Negated(view), steps=budget.steps, loss="margin", restarts=2)
     for sigma in SMOOTHING:
         smoothed = Smoothed(view, sigma, _SMOOTHING_DRAWS)
         name = f"smoothed-gradient PGD, noise {sigma:.3f}"
-        record.run(name, Family.REPAIRED, pgd, smoothed, steps=budget.steps // 2, loss="margin")
+        run(name, model=smoothed, steps=budget.steps // 2, loss="margin")
 
 
 def straight_through_changes(raw: nn.Module, x: Tensor) -> tuple[bool, str]:
@@ -125,13 +129,17 @@ def straight_through_changes(raw: nn.Module, x: Tensor) -> tuple[bool, str]:
     return bool(view.replaced), ", ".join(sorted(view.replaced))
 
 
-def free_attacks(record: AttackRecord, view: nn.Module, budget: Budget, gradients_missing: bool) -> None:
-    """Attack survivors without gradients: random points, Square, SPSA, labels alone, finite differences."""
+def free_attacks(record: AttackRecord, view: nn.Module, budget: Budget) -> None:
+    """Attack survivors without gradients: random points, Square, SPSA, labels alone."""
     random_points(record, budget.random_points)
-    record.run("Square", Family.FREE, square, view, queries=budget.square_queries)
+    record.run(SQUARE, Family.FREE, square, view, queries=budget.square_queries)
     record.run("SPSA", Family.FREE, spsa, view, queries=budget.spsa_queries)
     label_attack(record, view, budget.label_queries)
-    directions = budget.directions if gradients_missing else budget.directions // 4
+
+
+def difference_attacks(record: AttackRecord, view: nn.Module, budget: Budget, misleading: bool) -> None:
+    """Attack survivors along finite differences; more of them where gradients cannot be trusted."""
+    directions = budget.directions if misleading else budget.directions // 4
     for radius in SMOOTHING:
         differenced = Differenced(view, radius, directions)
         name = f"finite-difference PGD, radius {radius:.3f}"
@@ -167,59 +175,64 @@ def random_points(record: AttackRecord, count: int) -> None:
     record.add(f"{count} random points", Family.FREE, rows, best, found, time.perf_counter() - start)
 
 
-def transfer_attacks(
+def given_surrogates(
     record: AttackRecord, view: nn.Module, surrogates: Mapping[str, nn.Module], budget: Budget
 ) -> None:
-    """Attack survivors by the gradients of other models: those given, and one distilled here.
-
-    Every iterate is shown to the audited model, so a path that crosses its errors counts. A surrogate that breaks
-    images is distilled again, with what it found.
-    """
+    """Attack survivors by the gradients of given models; every iterate is shown to the audited one."""
     for name, surrogate in surrogates.items():
         crossed = BackwardThrough(view, surrogate)
         for loss in ("ce", "margin"):
-            record.run(
-                f"transfer from {name}, {loss}", Family.TRANSFER, pgd, crossed, steps=budget.steps, loss=loss
-            )
-    for turn in ("surrogate", "second surrogate"):
-        before = len(record.survivors)
-        if not before:
-            return
-        surrogate = distil(
-            view, record.x, record.points, record.norm, record.eps, budget.distillation_steps, record.seed
+            title = f"transfer from {name}, {loss}"
+            record.run(title, Family.TRANSFER, pgd, crossed, steps=budget.steps, loss=loss)
+
+
+def distilled_attacks(
+    record: AttackRecord, view: nn.Module, budget: Budget, misleading: bool
+) -> list[nn.Module]:
+    """Attack survivors by the gradients of a surrogate distilled here; return the view of it that broke anything.
+
+    Every iterate is shown to the audited model, so a path that crosses its errors counts. The surrogate learns what
+    the model says where it was itself attacked, and attacks again, while it gains or, where gradients are
+    ``misleading``, does not agree yet; then differences are taken along its gradient as well.
+    """
+    if not len(record.survivors):
+        return []
+    x, y = record.x, record.y
+    surrogate = Surrogate(view, x, y, record.points[record.broken], record.norm, record.eps, record.seed)
+    crossed, start = BackwardThrough(view, surrogate.network), len(record.survivors)
+    for turn in range(budget.distillation_rounds):
+        before = record.survivors
+        surrogate.learn(budget.distillation_steps)
+        name = f"transfer from distilled surrogate, turn {turn + 1}"
+        record.run(
+            name,
+            Family.TRANSFER,
+            pgd,
+            crossed,
+            steps=budget.steps,
+            loss="margin",
+            restarts=2,
+            seed=record.seed + turn,
         )
-        crossed, name = BackwardThrough(view, surrogate), f"transfer from distilled {turn}"
-        record.run(name, Family.TRANSFER, pgd, crossed, steps=budget.steps, loss="margin", restarts=2)
-        if len(record.survivors) == before:
-            return
+        rows = record.survivors
+        if not len(rows):
+            break
+        agrees = surrogate.agreement(rows, turn) > _AGREEMENT
+        if len(rows) == len(before) and (agrees or not misleading):
+            break
+    if misleading and len(record.survivors):
+        guided = Differenced(view, SMOOTHING[0], budget.directions // 4, surrogate.network)
+        name = "finite-difference PGD, along the surrogate's gradient"
+        record.run(name, Family.FREE, pgd, guided, steps=budget.steps, loss="margin")
+    return [crossed] if len(record.survivors) < start else []
 
 
 def second_try(record: AttackRecord, view: nn.Module, budget: Budget, rows: Tensor) -> None:
     """Give the gradient attacks a longer try at images that only others broke: did they fail, or just stop early?"""
     steps = 3 * budget.steps
-    record.run(
-        "PGD, margin, longer",
-        Family.GRADIENT,
-        pgd,
-        view,
-        rows,
-        steps=steps,
-        loss="margin",
-        restarts=3,
-        seed=1,
-    )
-    record.run(
-        "PGD, MIFPE, longer", Family.GRADIENT, pgd, view, rows, steps=steps, loss="mifpe", restarts=3, seed=1
-    )
+    run = partial(record.run, family=Family.GRADIENT, model=view, rows=rows, steps=steps, seed=1)
+    run("PGD, margin, longer", attack=pgd, loss="margin", restarts=3)
+    run("PGD, MIFPE, longer", attack=pgd, loss="mifpe", restarts=3)
     classes = logits_of(view, record.x[:2]).shape[1]
-    record.run(
-        "APGD, targeted, longer",
-        Family.GRADIENT,
-        apgd_targeted,
-        view,
-        rows,
-        steps=steps,
-        num_targets=min(budget.targets, classes - 1),
-        loss="dlr" if classes >= 4 else "margin",
-        seed=1,
-    )
+    targets, loss = min(budget.targets, classes - 1), "dlr" if classes >= 4 else "margin"
+    run("APGD, targeted, longer", attack=apgd_targeted, num_targets=targets, loss=loss)

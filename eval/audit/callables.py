@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from attacks.core.batching import default_batch_size
 from attacks.core.errors import AttackError, is_machine_error
+from eval.audit.clock import OutOfTime
 from eval.audit.findings import Finding
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 100, 128, 256, 512)
 
 
 def models_own(error: Exception) -> bool:
-    """Whether the model is to blame, not the machine: device errors and exhausted memory are never swallowed."""
-    return not is_machine_error(error) and "same device" not in str(error).lower()
+    """Whether the model is to blame, not machine or clock: device errors and exhausted memory are never swallowed."""
+    others = isinstance(error, OutOfTime) or is_machine_error(error)
+    return not others and "same device" not in str(error).lower()
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+# Checks that the verdict and the report look for by name.
+STILL_FALLING = "accuracy lost in the last quarter of the passes"
+LEFT_OUT = "parts left out for want of time"
+
 
 class Verdict(StrEnum):
     """What the audit says of one model under one threat model."""
@@ -19,6 +23,8 @@ class Cause(StrEnum):
     BATCH = "batch-dependent output"
     PROBABILITIES = "probabilities instead of logits"
     DETACHED = "missing gradient (a detached or non-differentiable stage)"
+    NONFINITE = "infinite or NaN gradients"
+    WRONG = "wrong gradient (a backward pass that is not the function's own)"
     QUANTISED = "piecewise constant output (a quantised stage, zero gradient)"
     SATURATED = "saturated logits (vanishing loss gradient)"
     SHATTERED = "shattered gradients (gradients that do not describe the function)"

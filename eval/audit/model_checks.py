@@ -10,6 +10,7 @@ from attacks.core.batching import default_batch_size
 from attacks.core.losses import get_loss
 from attacks.core.model import frozen
 from attacks.core.norms import get_norm
+from attacks.core.repair import repair
 from attacks.core.rng import draws_for
 from attacks.gradient.pgd import STEP_FLOOR
 from envs.sampling import spread
@@ -17,7 +18,7 @@ from eval.audit import settings
 from eval.audit.callables import first_line, models_own
 from eval.audit.findings import Finding
 from eval.audit.record import logits_of
-from eval.mechanism.gradients import in_double, lengths
+from eval.mechanism.gradients import cosines, in_double, lengths
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class GradientChecks:
         vanished: share of correctly classified images whose cross-entropy gradient is zero or under the floor
             of the cleverhans protocol.
         saturated: share of the images whose logits differ by more than float32 can tell from a sure thing.
+        nonfinite: share of the images whose gradient of the margin has infinite or NaN entries.
+        correlation: of the margin's changes with what the gradient says, median over images; -1 is a gradient turned
+            round.
+        rough: how far changes over one distance and over half of it disagree, as a share; about 0 is smooth.
+        steady: cosine between gradients half a grey level apart, median over images; ripples turn them.
     """
 
     zero: float
@@ -38,6 +44,26 @@ class GradientChecks:
     unexplained: float
     vanished: float
     saturated: float
+    nonfinite: float = 0.0
+    correlation: float = 1.0
+    rough: float = 0.0
+    steady: float = 1.0
+
+    @property
+    def missing(self) -> bool:
+        """Most images have no gradient that attacks could follow."""
+        return max(self.zero, self.nonfinite) > settings.ZERO_SHARE
+
+    @property
+    def misleading(self) -> bool:
+        """There is none, or it does not describe the function."""
+        return self.missing or self.wrong or self.unexplained > settings.UNEXPLAINED
+
+    @property
+    def wrong(self) -> bool:
+        """It is another function's: margin and gradient are smooth, and do not fit."""
+        smooth = self.rough < settings.ROUGHER * self.unexplained and self.steady > settings.STEADY
+        return self.unexplained > settings.WRONG and smooth
 
 
 def input_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor:
@@ -76,15 +102,18 @@ def check_gradients(
     radius = x.new_full((len(x),), eps)
     start = (x + get_norm(norm).random(stream.fork(0), x.shape[1:], radius)).clamp(0, 1)
     findings: list[Finding] = []
-    shares = {}
+    shares, odd = {}, torch.zeros_like(y, dtype=torch.bool)
     for place, points in (("the images", x), ("random points", start)):
         for loss in ("margin", "ce"):
-            norms = lengths(input_gradients(model, points, y, loss))
-            shares[place, loss] = _vanishing(norms, loss, place, findings)
+            grad = input_gradients(model, points, y, loss)
+            odd |= ~grad.flatten(1).isfinite().all(1)
+            shares[place, loss] = _vanishing(lengths(_finite(grad)), loss, place, findings)
     findings.append(_in_float64(raw, x, y))
+    nonfinite = float(odd.double().mean())
     zero = max(shares["the images", "margin"], shares["random points", "margin"])
     constant = _constant(model, x, stream.fork(1).normal((8, *x.shape[1:])))
-    unexplained = _unexplained(model, x, y, stream.fork(2).normal((8, *x.shape[1:])))
+    fidelity = _fidelity(model, x, y, stream.fork(2).normal((8, *x.shape[1:])))
+    unexplained = None if fidelity is None else fidelity[0]
     top = logits_of(model, x).topk(2, dim=1).values
     saturated = float((top[:, 0] - top[:, 1] > settings.SATURATED_GAP).double().mean())
     findings += [
@@ -101,6 +130,16 @@ def check_gradients(
             settings.UNEXPLAINED,
             unexplained is not None and unexplained > settings.UNEXPLAINED,
             "ours: gradient against central differences over half a grey level",
+            ""
+            if fidelity is None
+            else f"correlation {fidelity[1]:.2f}; halving the distance changes {fidelity[2]:.0%}",
+        ),
+        Finding(
+            "gradients with infinite or NaN entries",
+            nonfinite,
+            settings.NONFINITE_SHARE,
+            nonfinite > settings.NONFINITE_SHARE,
+            "ours: a root or logarithm at black pixels, or a broken backward pass",
         ),
         Finding(
             "logits too far apart for float32's cross-entropy",
@@ -110,10 +149,20 @@ def check_gradients(
             "IEEE 754: 1 - p rounds to 1 beyond a gap of log(2^24)",
         ),
     ]
-    vanished = shares["the images", "ce"]
     return GradientChecks(
-        zero, constant, 0.0 if unexplained is None else unexplained, vanished, saturated
+        zero,
+        constant,
+        unexplained or 0.0,
+        shares["the images", "ce"],
+        saturated,
+        nonfinite,
+        *(fidelity or ())[1:],
     ), findings
+
+
+def _finite(grad: Tensor) -> Tensor:
+    repaired = repair(grad)
+    return grad if repaired is None else repaired.grad
 
 
 def _vanishing(norms: Tensor, loss: str, place: str, findings: list[Finding]) -> float:
@@ -174,20 +223,39 @@ def _constant(model: nn.Module, x: Tensor, directions: Tensor) -> float:
     return float(torch.stack([(logits == here).all(1) for logits in moved]).double().mean())
 
 
-def _unexplained(model: nn.Module, x: Tensor, y: Tensor, directions: Tensor) -> float | None:
-    """Median over images of sum (actual - predicted)^2 / sum actual^2; None where nothing changes."""
-    grad = input_gradients(model, x, y, "margin")
-    error, change = torch.zeros(len(x)), torch.zeros(len(x))
+def _fidelity(
+    model: nn.Module, x: Tensor, y: Tensor, directions: Tensor
+) -> tuple[float, float, float] | None:
+    """How well the gradient describes the margin nearby; None where nothing changes.
+
+    Medians over images of sum (actual - predicted)^2 / sum actual^2, of the correlation of the two, of
+    sum (actual - 2 * actual over half the distance)^2 / sum actual^2, and of the cosine of gradients nearby.
+    """
+    grad = _finite(input_gradients(model, x, y, "margin"))
+    error, change, both, expected, rough = torch.zeros(5, len(x))
     measure = get_loss("margin")
-    for direction in directions.unbind(1):
-        move = settings.FIDELITY_RADIUS * direction
+
+    def difference(move: Tensor) -> tuple[Tensor, Tensor]:
         after, before = (x + move).clamp(0, 1), (x - move).clamp(0, 1)
         actual = measure(logits_of(model, after), y, None) - measure(logits_of(model, before), y, None)
-        predicted = (grad * (after - before)).flatten(1).sum(1)
-        error += (actual - predicted).square().float().cpu()
-        change += actual.square().float().cpu()
+        return actual.float().cpu(), (grad * (after - before)).flatten(1).sum(1).float().cpu()
+
+    for direction in directions.unbind(1):
+        actual, predicted = difference(settings.FIDELITY_RADIUS * direction)
+        half, _ = difference(settings.FIDELITY_RADIUS / 2 * direction)
+        error += (actual - predicted).square()
+        change += actual.square()
+        both += actual * predicted
+        expected += predicted.square()
+        rough += (actual - 2 * half).square()
     moving = (change > 0) & (error / change).isfinite()
-    return float((error / change)[moving].median()) if moving.any() else None
+    if not moving.any():
+        return None
+    correlation = both / (change * expected).sqrt().clamp_min(1e-30)
+    near = (x + settings.FIDELITY_RADIUS * directions[:, 0]).clamp(0, 1)
+    steady = cosines(_finite(input_gradients(model, near, y, "margin")), grad).nan_to_num().float().cpu()
+    shares = (error / change, correlation, rough / change, steady)
+    return tuple(float(share[moving].median()) for share in shares)
 
 
 _IMAGES = 64
@@ -201,12 +269,14 @@ class Outputs:
     Attributes:
         random: they differ from pass to pass.
         batch_dependent: an image's output depends on its neighbours.
-        probabilities: rows lie in [0, 1] and sum to 1.
+        probabilities: rows lie in [0, 1], whether they sum to 1 or not.
+        normalised: no row of probabilities fails to sum to 1.
     """
 
     random: bool
     batch_dependent: bool
     probabilities: bool
+    normalised: bool = True
 
 
 def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
@@ -221,7 +291,9 @@ def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
         random = largest > settings.RANDOM_DIFFERENCE
         influence = None if random or len(x) < 4 else _influence(model, x, passes[0])
     off = float((passes.sum(2) - 1).abs().max())
-    probabilities = bool((passes >= 0).all()) and off < settings.PROBABILITY_TOLERANCE
+    within = (passes >= 0) & (passes <= 1 + settings.PROBABILITY_TOLERANCE)
+    probabilities = bool(within.all() and (passes > 0).any(2).all())
+    normalised = not probabilities or off < settings.PROBABILITY_TOLERANCE
     batch_dependent = influence is not None and influence > settings.BATCH_DIFFERENCE
     findings = [
         Finding(
@@ -240,11 +312,11 @@ def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
             "not measurable on random outputs" if random else "",
         ),
         Finding(
-            "outputs are probabilities: how far from summing to 1",
+            "outputs lie in [0, 1]: how far from summing to 1",
             off,
             settings.PROBABILITY_TOLERANCE,
             probabilities,
-            "AutoAttack's check (Croce and Hein 2020)",
+            "AutoAttack's check (Croce and Hein 2020); ours: one-against-all sigmoids as well",
         ),
         Finding(
             "answers that are not finite",
@@ -254,7 +326,7 @@ def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
             "ours: NaN counts as an error of the model's, infinite outputs leave losses undefined",
         ),
     ]
-    return Outputs(random, batch_dependent, probabilities), findings
+    return Outputs(random, batch_dependent, probabilities, normalised), findings
 
 
 def _influence(model: nn.Module, x: Tensor, together: Tensor) -> float:

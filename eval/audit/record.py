@@ -15,6 +15,7 @@ from attacks.core.losses import misclassified
 from attacks.core.model import forward
 from attacks.core.result import AttackResult
 from eval.audit.callables import first_line, models_own
+from eval.audit.wrappers import Counted
 
 Attack = Callable[..., AttackResult]
 
@@ -51,6 +52,8 @@ class Outcome:
         seconds: it took.
         error: why it could not run.
         trace: what the attack traced, for the ``tried`` images.
+        first: how many images it was the first to break.
+        passes: images that the model had been asked about, by all attacks so far, when it ended.
     """
 
     name: str
@@ -61,6 +64,8 @@ class Outcome:
     seconds: float
     error: str = ""
     trace: dict[str, Tensor] | None = None
+    first: int = 0
+    passes: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -74,14 +79,25 @@ class AttackRecord:
     Attributes:
         judge: images (m, C, H, W) to logits whose largest is the model's decision.
         votes: passes whose majority decides; 1 for a deterministic model.
+        counter: the model at the bottom of all views, which counts passes and ends them when time is over.
         clean_wrong: (n,) bool.
         broken_by: per image the first attack that broke it, "clean" for a clean error, None for a survivor.
         points: (n, C, H, W), the adversarial image found, or the clean one.
     """
 
     def __init__(
-        self, judge: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, *, votes: int = 1, seed: int = 0
+        self,
+        judge: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        norm: str,
+        eps: float,
+        *,
+        votes: int = 1,
+        seed: int = 0,
+        counter: Counted | None = None,
     ) -> None:
+        self.counter = counter or Counted(judge)
         self.judge, self.votes, self.seed = judge, votes, seed
         self.x, self.y, self.norm, self.eps = x, y, norm, eps
         self.clean_wrong = self.wrong(x, y)
@@ -163,18 +179,26 @@ class AttackRecord:
         trace: dict[str, Tensor] | None = None,
     ) -> Outcome:
         """Judge ``points`` of the images ``rows`` and note what they broke."""
-        wrong = self.wrong(points, self.y[rows]) if len(rows) else self.broken[:0]
+        with self.counter.clock.stopping(False):  # what was found is judged, late or not
+            wrong = self.wrong(points, self.y[rows]) if len(rows) else self.broken[:0]
         tried = torch.zeros_like(self.broken).index_fill(0, rows, True)
         broken = self.clean_wrong.index_put((rows,), self.clean_wrong[rows] | wrong)
         said = self.clean_wrong.index_put((rows,), claimed)
         for row, point in zip(rows[wrong].tolist(), points[wrong], strict=True):
             if not self.broken[row]:
                 self.broken_by[row], self.points[row] = name, point
+        first = int((broken & ~self.broken).sum())
         self.broken = self.broken | broken
         accuracy = 1 - float(said.double().mean())
-        outcome = Outcome(name, family, tried, broken, accuracy, seconds, error, trace)
+        passes = self.counter.forwards
+        outcome = Outcome(name, family, tried, broken, accuracy, seconds, error, trace, first, passes)
         self.outcomes.append(outcome)
         return outcome
+
+    def late_gain(self, share: float) -> float:
+        """Accuracy lost to attacks that ended after ``share`` of all passes of the model."""
+        mark = share * self.counter.forwards
+        return sum(outcome.first for outcome in self.outcomes if outcome.passes > mark) / len(self.x)
 
     def outcome(self, name: str) -> Outcome | None:
         """Return the outcome of the attack called ``name``, or None where it was not run."""

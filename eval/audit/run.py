@@ -1,8 +1,8 @@
 """The run of an audit: probes, attacks, checks, and what they add up to."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +10,30 @@ from torch import Tensor, nn
 from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
 from eval.audit import attacks as audit_attacks
-from eval.audit import settings
 from eval.audit.attack_checks import attack_indicators, growing_radius, longer_runs, single_step
 from eval.audit.binarization import binarization_test
 from eval.audit.callables import AnyCallable, callable_findings
-from eval.audit.findings import Finding
-from eval.audit.model_checks import GradientChecks, Outputs, check_gradients, check_outputs, input_gradients
+from eval.audit.clock import Clock, OutOfTime
+from eval.audit.findings import LEFT_OUT, Finding
+from eval.audit.model_checks import GradientChecks, check_gradients
 from eval.audit.record import AttackRecord, logits_of
 from eval.audit.report import AuditReport
 from eval.audit.settings import FULL, QUICK, Budget
-from eval.audit.straight_through import StraightThrough
-from eval.audit.verdict import Gaps, could_not_run, judge, measure_gaps, only_others
-from eval.audit.wrappers import Averaged, Counted, Differenced, LogProbabilities, SameType, WithCompanions
+from eval.audit.verdict import could_not_run, judge, last_quarter, measure_gaps, only_others
+from eval.audit.views import Views
+from eval.audit.wrappers import SameType
+from eval.core.formatting import duration
 
-_COMPANIONS = 15
+# Where a quick audit of an honest convolutional network is when a step begins, as a share of its time.
+_BEGINS = {
+    "standard attacks": 0.06,
+    "gradient attacks": 0.12,
+    "repaired gradients": 0.35,
+    "transfer": 0.5,
+    "gradient-free attacks": 0.65,
+    "longer attacks": 0.85,
+    "sanity checks": 0.9,
+}
 
 
 def audit(
@@ -37,6 +47,7 @@ def audit(
     surrogates: Mapping[str, nn.Module] | None = None,
     seed: int = 0,
     budget: Budget | None = None,
+    minutes: float | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> AuditReport:
     """Try to show that the model's resistance is an artefact, and say what was found.
@@ -55,32 +66,29 @@ def audit(
             adversarially trained one.
         seed: of every random draw.
         budget: sizes of attacks and checks, in place of those that ``quick`` chooses.
-        say: told what is being done.
+        minutes: after which attacks and checks stop; what was left out is in the evidence, and forbids "sound".
+            The first probes and PGD on the cross-entropy are made in any case.
+        say: told what is being done, with a rough estimate of the time left.
 
     Returns:
         The verdict with its cause, the corrected robust accuracy, the evidence and the cost.
 
     Raises:
-        AttackError: wrong images, labels, norm or radius, or outputs that are not logits (N, K).
+        AttackError: wrong images, labels, norm, radius or minutes, or outputs that are not logits (N, K).
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps)  # checked before the model sees anything
-    start = time.perf_counter()
-    budget = budget or (QUICK if quick else FULL)
+    if minutes is not None and not minutes > 0:
+        raise AttackError(f"minutes must be above 0, got {minutes}; leave them out for a complete audit")
+    clock = Clock(minutes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        called = AnyCallable(model, problem.x)
         run = _Audit(
-            AnyCallable(model, problem.x),
-            problem.x,
-            problem.y,
-            norm,
-            float(eps),
-            surrogates or {},
-            seed,
-            budget,
-            say,
+            called, problem.x, problem.y, norm, float(eps), seed, budget or (QUICK if quick else FULL), clock
         )
-        report = run.run()
-    return replace(report, quick=quick, cost=report.cost | {"seconds": time.perf_counter() - start})
+        run.findings += callable_findings(called)
+        report = run.run(surrogates or {}, say)
+    return replace(report, quick=quick, cost=report.cost | {"seconds": clock.elapsed})
 
 
 class _Audit:
@@ -93,137 +101,137 @@ class _Audit:
         y: Tensor,
         norm: str,
         eps: float,
-        surrogates: Mapping[str, nn.Module],
         seed: int,
         budget: Budget,
-        say: Callable[[str], None],
+        clock: Clock,
     ) -> None:
-        self.called = Counted(called)
-        self.raw = SameType(self.called)
-        self.x, self.y, self.norm, self.eps = x, y, norm, eps
-        self.surrogates, self.seed, self.say = surrogates, seed, say
-        logits = logits_of(self.raw, x)
+        logits = logits_of(SameType(called), x)
         if int(y.max()) >= logits.shape[1]:
             raise AttackError(
                 f"label {int(y.max())} is out of range for a model of {logits.shape[1]} classes; "
                 "check that images and model belong together"
             )
-        self.outputs, self.findings = check_outputs(self.called, x)
-        self.findings += callable_findings(called)
-        costly = self.outputs.random or self.outputs.batch_dependent
-        self.budget = budget.thrifty() if costly else budget
-        repaired = costly or self.outputs.probabilities
-        self.view = self._view(self.called, self.outputs) if repaired else self.raw
-        votes = self.budget.votes if self.outputs.random else 1
-        self.record = AttackRecord(
-            self._one_pass(self.called, self.outputs), x, y, norm, eps, votes=votes, seed=seed
+        self.views = views = Views(called, x, budget, clock)
+        self.raw, self.view, self.budget, self.findings = (
+            views.raw,
+            views.attacked,
+            views.budget,
+            views.findings,
         )
+        self.clock, self.left_out = clock, list[str]()
+        votes = self.budget.votes if views.outputs.random else 1
+        self.record = AttackRecord(views.judge, x, y, norm, eps, votes=votes, seed=seed, counter=views.called)
 
-    def _one_pass(self, model: nn.Module, outputs: Outputs) -> nn.Module:
-        """The model as it decides: each image in its own batch, logits for outputs."""
-        if outputs.batch_dependent:
-            model = WithCompanions(model, self.x[:_COMPANIONS], self.called)
-        return SameType(LogProbabilities(model) if outputs.probabilities else model)
-
-    def _view(self, model: nn.Module, outputs: Outputs) -> nn.Module:
-        """The model as attacks should see it."""
-        model = self._one_pass(model, outputs)
-        return Averaged(model, self.budget.passes) if outputs.random else model
-
-    def run(self) -> AuditReport:
+    def run(self, surrogates: Mapping[str, nn.Module], say: Callable[[str], None]) -> AuditReport:
         """Go through all of it."""
+        record, budget, view, views = self.record, self.budget, self.view, self.views
+        say("gradients")
         gradients = self._probe_gradients()
-        through, missing = self._attack(gradients)
-        gaps = self._check(through, missing)
-        self.findings += could_not_run(self.record)
-        judgement = judge(self.record, self.outputs, gradients, gaps, self.findings)
+        audit_attacks.claimed(record, self.raw, budget)
+        through = views.straight_through()
+        missing = gradients is not None and gradients.missing
+        wrong = gradients is not None and gradients.misleading
+        best = views.with_gradient(through, record.y) if missing else view
+        crossed: list[nn.Module] = []
+        step = partial(self._step, say)
+        step("standard attacks", self._standard)
+        step("gradient attacks", lambda: audit_attacks.gradient_attacks(record, self.raw, view, budget))
+        turned = wrong and not missing
+        step(
+            "repaired gradients",
+            lambda: audit_attacks.repaired_attacks(record, view, through, budget, turned),
+        )
+        step("transfer", lambda: self._transfer(surrogates, wrong, crossed))
+        step("gradient-free attacks", lambda: self._free(wrong))
+        step("longer attacks", lambda: self._longer(best, wrong, crossed))
+        step("sanity checks", lambda: self._check(best))
+        gaps, found = measure_gaps(record, views.squashed)
+        self.findings += [*found, last_quarter(record), *could_not_run(record), self._time()]
+        judgement = judge(record, views.outputs, gradients, gaps, self.findings)
         return AuditReport(
             verdict=judgement.verdict,
             cause=judgement.cause,
             reason=judgement.reason,
-            norm=self.norm,
-            eps=self.eps,
-            clean_accuracy=1 - float(self.record.clean_wrong.double().mean()),
-            robust_accuracy=self.record.accuracy,
-            robust=~self.record.broken,
-            broken_by=tuple(self.record.broken_by),
-            attacks=tuple(self.record.outcomes),
+            norm=record.norm,
+            eps=record.eps,
+            clean_accuracy=1 - float(record.clean_wrong.double().mean()),
+            robust_accuracy=record.accuracy,
+            robust=~record.broken,
+            broken_by=tuple(record.broken_by),
+            attacks=tuple(record.outcomes),
             evidence=tuple(self.findings),
-            cost={"forwards": self.called.forwards, "backwards": self.called.backwards},
+            cost={"forwards": views.called.forwards, "backwards": views.called.backwards},
         )
 
+    def _step(self, say: Callable[[str], None], name: str, work: Callable[[], None]) -> None:
+        """Do ``work`` while there is time, and note what was left out."""
+        begins = _BEGINS[name]
+        say(
+            f"{name}, about {duration(max(0.0, min(self.clock.elapsed * (1 / begins - 1), self.clock.left)))} left"
+        )
+        try:
+            with self.clock.stopping():
+                self.clock.check()
+                work()
+        except OutOfTime:
+            self.left_out.append(name)
+
+    def _time(self) -> Finding:
+        note = "stopped in or before: " + ", ".join(self.left_out) if self.left_out else ""
+        source = "ours: a verdict without them is weaker"
+        return Finding(LEFT_OUT, float(len(self.left_out)), 0.0, bool(note), source, note, decisive=True)
+
     def _probe_gradients(self) -> GradientChecks | None:
-        if self.outputs.random:
-            return None
-        self.say("gradients")
-        right = (~self.record.clean_wrong).nonzero().squeeze(1)
-        if not len(right):
+        record = self.record
+        right = (~record.clean_wrong).nonzero().squeeze(1)
+        if self.views.outputs.random or not len(right):
             return None
         gradients, found = check_gradients(
-            SameType(self.called.model),
+            self.views.called.model,
             self.view,
-            self.x[right],
-            self.y[right],
-            self.norm,
-            self.eps,
-            self.seed,
+            record.x[right],
+            record.y[right],
+            record.norm,
+            record.eps,
+            record.seed,
         )
         self.findings += found
         return gradients
 
-    def _attack(self, gradients: GradientChecks | None) -> tuple[nn.Module | None, bool]:
-        record, budget = self.record, self.budget
-        self.say("standard attacks")
-        audit_attacks.standard_attacks(record, self.raw, budget)
-        self.findings += attack_indicators(record, self.raw, budget.steps)
-        self.say("gradient attacks")
-        audit_attacks.gradient_attacks(record, self.raw, self.view, budget)
-        changed, operations = audit_attacks.straight_through_changes(self.raw, self.x)
-        through = self._view(StraightThrough(self.called), self.outputs) if changed else None
-        self.findings.append(
-            Finding(
-                "flat operations between image and logits",
-                float(changed),
-                source="Athalye et al. 2018: attacked straight through; informs only",
-                note=operations,
-            )
-        )
-        missing = gradients is not None and gradients.zero > settings.ZERO_SHARE
-        self.say("repaired gradients")
-        audit_attacks.repaired_attacks(record, self.view, through, budget)
-        self.say("gradient-free attacks")
-        audit_attacks.free_attacks(record, self.view, budget, missing)
-        self.say("transfer")
-        audit_attacks.transfer_attacks(record, self.view, self.surrogates, budget)
-        lost = only_others(record).nonzero().squeeze(1)
-        if len(lost) and not missing:
-            self.say("a second, longer try of the gradient attacks")
-            audit_attacks.second_try(record, self.view, budget, lost)
-        return through, missing
+    def _standard(self) -> None:
+        audit_attacks.standard_attacks(self.record, self.raw, self.budget)
+        self.findings += attack_indicators(self.record, self.raw, self.budget.steps)
 
-    def _with_gradient(self, through: nn.Module | None) -> nn.Module:
-        """A view that attacks can climb, for a model without gradients: straight through, else by differences."""
-        if through is not None and bool(input_gradients(through, self.x[:8], self.y[:8], "margin").any()):
-            return through
-        return Differenced(self.view, audit_attacks.SMOOTHING[-1], self.budget.directions)
+    def _transfer(self, surrogates: Mapping[str, nn.Module], wrong: bool, crossed: list[nn.Module]) -> None:
+        audit_attacks.given_surrogates(self.record, self.view, surrogates, self.budget)
+        if wrong:
+            audit_attacks.difference_attacks(self.record, self.view, self.budget, wrong)
+        crossed += audit_attacks.distilled_attacks(self.record, self.view, self.budget, wrong)
 
-    def _check(self, through: nn.Module | None, missing: bool) -> Gaps:
-        self.say("sanity checks")
-        record, budget = self.record, self.budget
-        best = self._with_gradient(through) if missing else self.view
-        self.findings += [longer_runs(record, best, budget), single_step(record)]
+    def _free(self, wrong: bool) -> None:
+        audit_attacks.free_attacks(self.record, self.view, self.budget)
+        if not wrong:
+            audit_attacks.difference_attacks(self.record, self.view, self.budget, wrong)
+
+    def _longer(self, best: nn.Module, wrong: bool, crossed: list[nn.Module]) -> None:
+        lost = only_others(self.record).nonzero().squeeze(1)
+        if len(lost) and not wrong:
+            audit_attacks.second_try(self.record, self.view, self.budget, lost)
+        self.findings += [
+            longer_runs(self.record, self.view, [best, *crossed], self.budget),
+            single_step(self.record),
+        ]
+
+    def _check(self, best: nn.Module) -> None:
+        record, budget, outputs = self.record, self.budget, self.views.outputs
         self.findings += growing_radius(record, best, budget)
-        self.say("binarization test")
-        if not (self.outputs.random or self.outputs.batch_dependent):
+        if not (outputs.random or outputs.batch_dependent):
             _, found = binarization_test(
                 record,
                 self.raw,
                 images=budget.binarization_images,
                 inner=budget.inner_points,
                 steps=budget.steps,
-                seed=self.seed,
+                seed=record.seed,
             )
             self.findings.append(found)
-        gaps, found_gaps = measure_gaps(record)
-        self.findings += found_gaps
-        return gaps

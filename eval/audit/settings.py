@@ -23,6 +23,17 @@ ZERO_SHARE = 0.5
 CONSTANT_RADIUS = 1e-5
 CONSTANT_SHARE = 0.5
 
+# Ours: a network has finite gradients; images with others count against it from 5 % on.
+NONFINITE_SHARE = 0.05
+
+# Ours: gradients opposed to what the margin does have a correlation under this. Where the function is smooth, so that
+# changes over the radius and over half of it agree four times better than with the gradient, that gradient is wrong
+# once it leaves a fifth unexplained and is itself steady nearby; networks leave under a thousandth.
+OPPOSED = -0.5
+WRONG = 0.2
+ROUGHER = 0.25
+STEADY = 0.5
+
 # Ours: share of the margin's changes over a radius of half a grey level per pixel that the gradient leaves
 # unexplained, median over images. Locally linear networks stay under 0.1; a missing gradient gives 1.
 FIDELITY_RADIUS = 0.5 / 255
@@ -37,6 +48,7 @@ OVERSTATED = 0.10
 
 # Ours: where the gradients provably do not describe the function, this gap to the worst case is one too many.
 VISIBLE = 0.02
+VISIBLE_CLAIM = 0.05  # of PGD on the cross-entropy alone
 
 # Croce and Hein 2020 flag .2 points by which Square beats the gradient attacks, Carlini et al. 2019 any image;
 # ours: 2 points and at least 2 images, after the gradient attacks had a second, longer try at those images.
@@ -45,6 +57,9 @@ BLACK_BOX_IMAGES = 2
 
 # Carlini et al. 2019: more steps or restarts change nothing; ours: at most 2 points.
 CONVERGED_POINTS = 0.02
+
+# Ours: as much may be lost in the last quarter of the passes; more means that the accuracy is still falling.
+LAST_QUARTER = 0.75
 
 # Carlini et al. 2019: unbounded attacks reach 100 %; ours: at least 99 %, for images that are black and white.
 UNBOUNDED_SUCCESS = 0.99
@@ -83,7 +98,9 @@ class Budget:
         random_points: uniform draws from the ball, per image.
         passes: over which random outputs are averaged in attacks.
         votes: passes whose majority is a random model's decision.
-        distillation_steps: of training the surrogate.
+        distillation_steps: of training the surrogate, each time.
+        distillation_rounds: times that it learns, and is attacked.
+        rounds: of the longer attacks, while they still gain.
         binarization_images: on which the binarization test is made.
         inner_points: per image in that test.
     """
@@ -100,6 +117,8 @@ class Budget:
     passes: int = 8
     votes: int = 15
     distillation_steps: int = 250
+    distillation_rounds: int = 4
+    rounds: int = 3
     binarization_images: int = 16
     inner_points: int = 199
 
@@ -115,6 +134,7 @@ class Budget:
             label_queries=self.label_queries // 4,
             directions=self.directions // 4,
             random_points=self.random_points // 4,
+            distillation_rounds=2,
         )
 
 
@@ -132,6 +152,8 @@ FULL = Budget(
     passes=20,
     votes=51,
     distillation_steps=2000,
+    distillation_rounds=8,
+    rounds=5,
     binarization_images=512,
     inner_points=999,
 )

@@ -1,27 +1,34 @@
-"""Straight-through gradients for any model: PyTorch's flat operations get the slope that they were made to lose.
+"""PyTorch's operations run differently: flat ones pass gradients on, and those that squash outputs are left out.
 
 Bengio et al. 2013; as an attack on obfuscated gradients, Athalye et al. 2018 (BPDA with the identity).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from eval.audit.wrappers import Wrapper
 
+_RAPID = 100.0  # mean size of the arguments of sine and cosine from which they are a ripple without direction
+_SATURATED = 10.0  # inputs of sigmoid and tanh beyond which their slope is under 5e-5
+
 
 class StraightThrough(Wrapper):
-    """The model run so that rounding, signs, comparisons and detached values pass gradients on.
+    """The model run so that flat operations and custom backward passes pass gradients on.
 
-    Values stay those of the model up to rounding. Operations in place, and those inside compiled code, are not
-    seen.
+    Rounding, signs, comparisons, bounds and detached values get the slope of the identity, rapid sines none; a
+    `torch.autograd.Function` is differentiated through its forward pass, whatever its backward pass says, and hooks
+    on gradients are not set. Values stay those of the model. Operations in place, and those inside compiled code,
+    are not seen.
 
     Attributes:
-        replaced: how often each flat operation was met in the last pass.
+        replaced: how often each of them was met in the last pass.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,10 +39,48 @@ class StraightThrough(Wrapper):
         """Return the model's logits (N, K)."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             return self.model(x)
-        with _Mode() as mode:
+        mode = _Mode()
+        with _forward_alone(mode.replaced), mode:
             logits = self.model(x)
         self.replaced = mode.replaced
         return logits
+
+
+class Unsquashed(Wrapper):
+    """The model without the functions that squash its outputs at the end: softmax, sigmoid, bounds, logarithms.
+
+    All of them leave the order of the outputs as it is, so decisions stay, and no saturation is left. Only
+    operations on outputs (n, ``classes``) are left out.
+
+    Attributes:
+        replaced: how often each was met in the last pass.
+    """
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__(model)
+        self.classes = classes
+        self.replaced: Counter[str] = Counter()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs (N, K) before they are squashed."""
+        with _Outputs((len(x), self.classes)) as mode:
+            logits = self.model(x)
+        self.replaced = mode.replaced
+        return logits
+
+
+class _Outputs(TorchFunctionMode):
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.replaced: Counter[str] = Counter()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        source = args[0] if args else (kwargs or {}).get("input")
+        if function in _SQUASHING and isinstance(source, Tensor) and source.shape == self.shape:
+            self.replaced[_SQUASHING[function]] += 1
+            return source
+        return function(*args, **(kwargs or {}))
 
 
 class _Mode(TorchFunctionMode):
@@ -43,9 +88,7 @@ class _Mode(TorchFunctionMode):
         super().__init__()
         self.replaced: Counter[str] = Counter()
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function in _SWITCHES:
             return None if args and args[0] is False else function(*args, **kwargs)
@@ -56,11 +99,27 @@ class _Mode(TorchFunctionMode):
             return self._cast(function, source, args, kwargs)
         if not source.requires_grad or function not in _FLAT:
             return function(*args, **kwargs)
+        return self._replace(function, source, args, kwargs)
+
+    def _replace(self, function: Any, source: Tensor, args: Any, kwargs: Any) -> Any:
         name, soft = _FLAT[function]
-        self.replaced[name] += 1
+        if name == "hook":
+            self.replaced[name] += 1
+            return _NoHook()
         if name == "detach":
+            self.replaced[name] += 1
             return source
         hard = function(*args, **kwargs)
+        if name == "bounds" and (hard.shape != source.shape or torch.equal(hard, source)):
+            return hard
+        if name == "ripple":
+            if float(source.detach().abs().double().mean()) < _RAPID:
+                return hard
+            self.replaced[name] += 1
+            return hard.detach()
+        if name == "saturation" and float((source.detach().abs() > _SATURATED).double().mean()) < 0.5:
+            return hard
+        self.replaced[name] += 1
         if name == "comparison":
             setattr(hard, _SLOPE, soft(*args))
             return hard
@@ -73,16 +132,55 @@ class _Mode(TorchFunctionMode):
         return hard
 
 
+class _NoHook:
+    """What stands for the handle of a hook that was not set."""
+
+    def remove(self) -> None:
+        """Nothing is there to be removed."""
+
+
+class _Context:
+    """What a custom function's forward pass is given in place of its context: takes everything, does nothing."""
+
+    needs_input_grad = (True,) * 64
+    saved_tensors: tuple[Tensor, ...] = ()
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+@contextmanager
+def _forward_alone(replaced: Counter[str]) -> Iterator[None]:
+    """Custom autograd functions are differentiated through their forward pass within the block."""
+    original = Function.__dict__["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__.startswith("torch."):
+            return original.__get__(None, cls)(*args, **kwargs)
+        replaced["custom backward pass"] += 1
+        own_context = cls.setup_context is not Function.setup_context
+        return cls.forward(*args, **kwargs) if own_context else cls.forward(_Context(), *args, **kwargs)
+
+    Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        Function.apply = original
+
+
 _SLOPE = "_straight_through"
 
 
 def _straight(hard: Tensor, soft: Tensor) -> Tensor:
-    return soft + (hard - soft).detach()
+    return hard.detach() + (soft - soft.detach())  # the sum is ``hard`` to the last bit
 
 
 def _functions(*names: str) -> Iterable[Callable[..., Any]]:
     for name in names:
-        for home in (torch, Tensor):
+        for home in (torch, Tensor, nn.functional):
             if hasattr(home, name):
                 yield getattr(home, name)
 
@@ -105,12 +203,22 @@ def _below(x: Tensor, other: Any, *rest: Any) -> Tensor:
 
 _SWITCHES = (torch._C._set_grad_enabled,)
 _CASTS = frozenset(_functions("float", "double", "half", "bfloat16", "to", "type", "type_as"))
+_BOUNDS = ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6")
 _FLAT: dict[Callable[..., Any], tuple[str, Callable[..., Tensor]]] = {
     **dict.fromkeys(_functions("round", "floor", "ceil", "trunc", "fix"), ("rounding", _same)),
     **dict.fromkeys(_functions("sign", "sgn"), ("sign", _clipped)),
     **dict.fromkeys(_functions("detach"), ("detach", _same)),
+    **dict.fromkeys(_functions("register_hook"), ("hook", _same)),
+    **dict.fromkeys(_functions(*_BOUNDS), ("bounds", _same)),
+    **dict.fromkeys(_functions("sin", "cos"), ("ripple", _same)),
+    **dict.fromkeys(_functions("sigmoid", "tanh"), ("saturation", _same)),
     **dict.fromkeys(
         _functions("gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"), ("comparison", _above)
     ),
     **dict.fromkeys(_functions("lt", "le", "less", "less_equal", "__lt__", "__le__"), ("comparison", _below)),
+}
+_SQUASHING = {
+    function: name
+    for name in ("softmax", "log_softmax", "sigmoid", "logsigmoid", "tanh", "log", "exp", *_BOUNDS)
+    for function in _functions(name)
 }

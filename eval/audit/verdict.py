@@ -6,7 +6,7 @@ from torch import Tensor
 
 from eval.audit import settings
 from eval.audit.attacks import APGD_CE, IMMUNE, PGD_CE, PGD_FLOORED, SEEN_CE
-from eval.audit.findings import Cause, Finding, Verdict
+from eval.audit.findings import LEFT_OUT, STILL_FALLING, Cause, Finding, Verdict
 from eval.audit.model_checks import GradientChecks, Outputs
 from eval.audit.record import AttackRecord, Family
 
@@ -30,7 +30,9 @@ class Gaps:
         free: images that only gradient-free, repaired or transferred attacks break.
         free_count: the number of these images.
         standard: accuracy that the best standard attack leaves beyond the worst case of all.
+        claimed: accuracy that PGD on the cross-entropy leaves beyond it.
         best_free: the attack that broke most of those images.
+        squashed: functions that squash the outputs, where attacks left them out.
     """
 
     loss: float
@@ -39,6 +41,13 @@ class Gaps:
     free_count: int
     standard: float
     best_free: str
+    squashed: str = ""
+    claimed: float = 0.0
+
+    @property
+    def visible(self) -> bool:
+        """More than one would grant attacks whose gradients do not describe the function."""
+        return self.standard > settings.VISIBLE or self.claimed > settings.VISIBLE_CLAIM
 
 
 def only_others(record: AttackRecord) -> Tensor:
@@ -47,7 +56,7 @@ def only_others(record: AttackRecord) -> Tensor:
     return record.broken_in(Family.REPAIRED, Family.FREE, Family.TRANSFER) & ~own
 
 
-def measure_gaps(record: AttackRecord) -> tuple[Gaps, list[Finding]]:
+def measure_gaps(record: AttackRecord, squashed: str = "") -> tuple[Gaps, list[Finding]]:
     """Compare the attacks of a record, once all have run."""
     accuracy = {outcome.name: outcome.accuracy for outcome in record.outcomes if not outcome.error}
     clean = 1 - float(record.clean_wrong.double().mean())
@@ -59,9 +68,24 @@ def measure_gaps(record: AttackRecord) -> tuple[Gaps, list[Finding]]:
     free = float(others.double().mean())
     standard = min((accuracy[name] for name in (PGD_CE, APGD_CE) if name in accuracy), default=clean)
     gaps = Gaps(
-        plain - immune, floor, free, int(others.sum()), standard - record.accuracy, _best(record, others)
+        loss=plain - immune,
+        floor=floor,
+        free=free,
+        free_count=int(others.sum()),
+        standard=standard - record.accuracy,
+        best_free=_best(record, others),
+        squashed=squashed,
+        claimed=accuracy.get(PGD_CE, clean) - record.accuracy,
     )
     return gaps, _as_findings(gaps, immune)
+
+
+def last_quarter(record: AttackRecord) -> Finding:
+    """How much the last quarter of the budget, in passes of the model, still found."""
+    gain = record.late_gain(settings.LAST_QUARTER)
+    falling = gain > settings.CONVERGED_POINTS and gain * len(record.x) >= settings.BLACK_BOX_IMAGES
+    source = "Carlini et al. 2019: more changes nothing; limit ours"
+    return Finding(STILL_FALLING, gain, settings.CONVERGED_POINTS, falling, source, decisive=True)
 
 
 def could_not_run(record: AttackRecord) -> list[Finding]:
@@ -139,18 +163,29 @@ def judge(
         gaps: between attacks.
         findings: all of the evidence, for the alarms of the sanity checks.
     """
+    failed = [_said(finding) for finding in findings if finding.alarm and finding.decisive]
     cause, reason = _cause(outputs, gradients, gaps)
     if cause is not None:
-        return Judgement(Verdict.MASKED, cause, reason)
+        limits = [
+            _said(finding)
+            for finding in findings
+            if finding.alarm and finding.check in (STILL_FALLING, LEFT_OUT)
+        ]
+        return Judgement(Verdict.MASKED, cause, "; ".join([reason, *limits]))
     correct = int((~record.clean_wrong).sum())
     if correct < settings.LEAST_CORRECT:
         return _inconclusive(f"only {correct} images are classified correctly; give more images")
-    failed = [finding.check for finding in findings if finding.alarm and finding.decisive]
     if failed:
         return _inconclusive("; ".join(failed))
     if gaps.standard > settings.OVERSTATED:
         return _inconclusive("standard attacks fall far behind the worst case, and no mechanism was found")
     return Judgement(Verdict.SOUND, None, "gradient attacks do what they should, and nothing beats them")
+
+
+def _said(finding: Finding) -> str:
+    if finding.check == STILL_FALLING:
+        return f"still falling: the last quarter of the passes took {100 * (finding.value or 0):.1f} points"
+    return f"{finding.check}: {finding.note}" if finding.check == LEFT_OUT else finding.check
 
 
 def _inconclusive(reason: str) -> Judgement:
@@ -162,19 +197,33 @@ def _cause(outputs: Outputs, gradients: GradientChecks | None, gaps: Gaps) -> tu
         return Cause.RANDOM, "the same image gets different outputs; attacks must average over them"
     if outputs.batch_dependent:
         return Cause.BATCH, "an image's output depends on its neighbours; attack images one at a time"
-    if outputs.probabilities:
+    flat = gradients is not None and gradients.zero > settings.ZERO_SHARE
+    constant = gradients is not None and flat and gradients.constant > settings.CONSTANT_SHARE
+    if outputs.probabilities and not constant:
         return Cause.PROBABILITIES, "the outputs are probabilities; attack their logarithm"
     if gradients is None:
         return None, ""
-    if gradients.zero > settings.ZERO_SHARE:
-        if gradients.constant > settings.CONSTANT_SHARE:
-            return Cause.QUANTISED, "close images get equal logits, and gradients are zero"
+    if gradients.nonfinite > settings.NONFINITE_SHARE:
+        return (
+            Cause.NONFINITE,
+            f"{gradients.nonfinite:.0%} of the images have gradients with infinite or NaN entries",
+        )
+    if constant:
+        return Cause.QUANTISED, "close images get equal logits, and gradients are zero"
+    if flat:
         return Cause.DETACHED, "the output changes with the image, but no gradient says so"
+    unexplained = gradients.unexplained > settings.UNEXPLAINED and gaps.visible
+    if unexplained and gradients.correlation < settings.OPPOSED:
+        return Cause.WRONG, "gradients point away from where the loss rises: they have been turned round"
+    if gradients.wrong and gaps.visible:
+        return Cause.WRONG, "the function is smooth, and its gradients are those of another one"
+    if gaps.squashed and gaps.standard > settings.OVERSTATED:
+        return Cause.SATURATED, f"outputs are squashed by {gaps.squashed}, where the loss has no slope"
     if gaps.loss > settings.OVERSTATED:
         return Cause.SATURATED, "the cross-entropy's gradients die where other losses find adversarial images"
     if gaps.floor > settings.OVERSTATED:
         return Cause.SATURATED, "gradients fall under the step floor of cleverhans, whose attack hardly moves"
-    if gradients.unexplained > settings.UNEXPLAINED and gaps.standard > settings.VISIBLE:
+    if unexplained:
         return Cause.SHATTERED, "gradients do not describe the function, and attacks that follow them lose"
     if beaten(gaps):
         return Cause.UNEXPLAINED, f"{gaps.best_free} breaks images that no gradient attack does"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.audit.callables import models_own
+from eval.audit.clock import Clock
 
 _TOGETHER = 16  # images whose batches are passed at once
 
@@ -19,10 +20,11 @@ class Wrapper(nn.Module):
 
 
 class Counted(Wrapper):
-    """Counts images passed forward, and those of them passed with gradients."""
+    """Counts images passed forward, and those of them passed with gradients; ends passes when time is over."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, clock: Clock | None = None) -> None:
         super().__init__(model)
+        self.clock = clock or Clock()
         self.forwards = 0
         self.backwards = 0
 
@@ -33,6 +35,7 @@ class Counted(Wrapper):
 
     def count(self, images: int, x: Tensor) -> None:
         """Count ``images`` passes of images like ``x``."""
+        self.clock.check()
         self.forwards += images
         self.backwards += images if x.requires_grad and torch.is_grad_enabled() else 0
 
@@ -49,12 +52,30 @@ class SameType(Wrapper):
 
 
 class LogProbabilities(Wrapper):
-    """Logits of a model that returns probabilities: their logarithm, which leaves every decision as it is."""
+    """Logits of a model that returns probabilities: their logarithm, which leaves every decision as it is.
+
+    Rows that do not sum to 1, such as one-against-all sigmoids, become log p - log(1 - p), flat at neither end.
+    """
+
+    def __init__(self, model: nn.Module, normalised: bool = True) -> None:
+        super().__init__(model)
+        self.normalised = normalised
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return log p (N, K)."""
+        """Return log p or log(p / (1 - p)), (N, K)."""
         p = self.model(x)
-        return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+        limits = torch.finfo(p.dtype)
+        logs = p.clamp_min(limits.tiny).log()
+        return logs if self.normalised else logs - (1 - p).clamp_min(limits.eps / 2).log()
+
+
+class Negated(Wrapper):
+    """The model with its gradient turned round."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's logits (N, K)."""
+        logits = self.model(x)
+        return logits.detach() + (logits.detach() - logits)
 
 
 class Rescaled(Wrapper):
@@ -183,13 +204,17 @@ class BackwardThrough(Wrapper):
 class Differenced(Wrapper):
     """The model's logits with a gradient from finite differences along random orthogonal directions.
 
-    With as many directions as pixels it is exact for a linear function; with fewer it is an unbiased estimate of the
-    slope smoothed over ``radius`` (Spall 1992; Ilyas et al. 2018). It needs no gradient of the model.
+    With as many directions as pixels it is exact for a linear function; with fewer it is the slope's projection on
+    them, smoothed over ``radius`` (Spall 1992; Ilyas et al. 2018). It needs no gradient of the model. The gradient of
+    a ``guide`` is one direction more, each image's own (Cheng et al. 2019, prior-guided).
     """
 
-    def __init__(self, model: nn.Module, radius: float, directions: int) -> None:
+    def __init__(
+        self, model: nn.Module, radius: float, directions: int, guide: nn.Module | None = None
+    ) -> None:
         super().__init__(model)
         self.radius, self.directions = radius, directions
+        self._guide = (guide,)  # not a child: attacks need not freeze it
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the model's logits (N, K)."""
@@ -203,11 +228,11 @@ class Differenced(Wrapper):
         """Return the estimated gradient of (weights * logits).sum() with respect to ``x``."""
         pixels = x[0].numel()
         count = min(self.directions, pixels)
-        basis = torch.linalg.qr(torch.randn(pixels, count, device=x.device)).Q.T
-        basis = basis.to(x.dtype) * (pixels**0.5)  # one unit a pixel, on average
+        basis = torch.linalg.qr(torch.randn(pixels, count, device=x.device)).Q.T.to(x.dtype)
         grad = torch.zeros_like(x).flatten(1)
-        for direction in basis:
-            move = self.radius * direction.view_as(x[0])
+        for direction in (*basis[:, None], *self._prior(x, weights)):
+            direction = direction * (pixels**0.5)  # one unit a pixel, on average
+            move = self.radius * direction.view(-1, *x.shape[1:])
             after, before = (x + move).clamp(0, 1), (x - move).clamp(0, 1)
             change = (weights * (self.model(after).float() - self.model(before).float())).sum(1)
             moved = (after - before).flatten(1)  # a pixel at its bound moves to one side only
@@ -215,7 +240,17 @@ class Differenced(Wrapper):
                 moved == 0, 0, direction.square() / moved.where(moved != 0, torch.ones_like(moved))
             )
             grad += change[:, None].to(x.dtype) * share
-        return (grad / count).view_as(x)
+        return (grad / pixels).view_as(x)
+
+    def _prior(self, x: Tensor, weights: Tensor) -> list[Tensor]:
+        """The guide's gradients of the same function, as unit vectors (n, pixels)."""
+        (guide,) = self._guide
+        if guide is None:
+            return []
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (grad,) = torch.autograd.grad((weights * guide(leaf)).sum(), leaf)
+        return [nn.functional.normalize(grad.flatten(1), eps=1e-30)]
 
 
 class _Difference(torch.autograd.Function):

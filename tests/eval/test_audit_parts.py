@@ -7,12 +7,12 @@ from torch import nn
 from attacks.gradient.pgd import pgd
 from eval.audit.attack_checks import incomplete
 from eval.audit.binarization import binarization_test
-from eval.audit.distilled_surrogate import distil
+from eval.audit.distilled_surrogate import Surrogate
 from eval.audit.findings import Cause, Finding, Verdict
 from eval.audit.model_checks import GradientChecks, Outputs, check_gradients, check_outputs
 from eval.audit.record import AttackRecord, Family
 from eval.audit.straight_through import StraightThrough
-from eval.audit.verdict import Gaps, judge
+from eval.audit.verdict import Gaps, judge, last_quarter
 from eval.audit.wrappers import (
     Averaged,
     BackwardThrough,
@@ -137,16 +137,15 @@ def test_companions_make_an_image_independent_of_the_others(x, together):
         (Linear(lambda x: x + 0.1 * torch.randn_like(x)), Outputs(True, False, False)),
         (Linear(centred), Outputs(False, True, False)),
         (nn.Sequential(Linear(), nn.Softmax(1)), Outputs(False, False, True)),
+        (nn.Sequential(Linear(), nn.Sigmoid()), Outputs(False, False, True, normalised=False)),
     ],
-    ids=["logits", "random", "batch", "softmax"],
+    ids=["logits", "random", "batch", "softmax", "sigmoids"],
 )
 def test_outputs_are_told_apart(model, expected, x):
     found, findings = check_outputs(model, x)
     assert found == expected
-    assert [finding.alarm for finding in findings] == [
-        *vars(expected).values(),
-        False,
-    ]  # the last: infinite outputs
+    alarms = [finding.alarm for finding in findings]  # the last: infinite outputs
+    assert alarms == [expected.random, expected.batch_dependent, expected.probabilities, False]
 
 
 @pytest.mark.parametrize(
@@ -253,13 +252,15 @@ def test_stand_in_learns_the_decisions(convolutional):
     x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = convolutional(x)
-        surrogate = distil(convolutional, x, x[:0], "L2", 0.5, steps=150, seed=0)
-        same = (surrogate(x).argmax(1) == logits.argmax(1)).float().mean()
+        surrogate = Surrogate(convolutional, x, logits.argmax(1), x[:0], "L2", 0.5, seed=0)
+        surrogate.learn(150)
+        same = (surrogate.network(x).argmax(1) == logits.argmax(1)).float().mean()
     assert same > 0.8
 
 
 NO_GAPS = Gaps(loss=0, floor=0, free=0, free_count=0, standard=0, best_free="")
 HONEST = GradientChecks(zero=0, constant=0, unexplained=0.01, vanished=0, saturated=0)
+INFINITE = GradientChecks(zero=0, constant=0, unexplained=0.01, vanished=0, saturated=0, nonfinite=1)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,19 @@ HONEST = GradientChecks(zero=0, constant=0, unexplained=0.01, vanished=0, satura
         ((0, 0, 0), {"zero": 1, "constant": 0}, {}, Verdict.MASKED, Cause.DETACHED),
         ((0, 0, 0), {}, {"loss": 0.2}, Verdict.MASKED, Cause.SATURATED),
         ((0, 0, 0), {}, {"floor": 0.2}, Verdict.MASKED, Cause.SATURATED),
-        ((0, 0, 0), {"unexplained": 0.9}, {"standard": 0.2}, Verdict.MASKED, Cause.SHATTERED),
+        ((0, 0, 0), {"unexplained": 0.9, "rough": 0.9}, {"standard": 0.2}, Verdict.MASKED, Cause.SHATTERED),
+        ((0, 0, 0), {"unexplained": 0.9, "rough": 0.9}, {}, Verdict.SOUND, None),
+        ((0, 0, 0), {"unexplained": 0.4, "rough": 0.01}, {"standard": 0.2}, Verdict.MASKED, Cause.WRONG),
+        (
+            (0, 0, 0),
+            {"unexplained": 4.0, "rough": 3.0, "correlation": -1},
+            {"standard": 0.2},
+            Verdict.MASKED,
+            Cause.WRONG,
+        ),
+        ((0, 0, 0), {"nonfinite": 0.2}, {}, Verdict.MASKED, Cause.NONFINITE),
+        ((0, 0, 1), {"zero": 1, "constant": 1}, {}, Verdict.MASKED, Cause.QUANTISED),
+        ((0, 0, 0), {}, {"standard": 0.2, "squashed": "clamp"}, Verdict.MASKED, Cause.SATURATED),
         ((0, 0, 0), {}, {"free": 0.1, "free_count": 5}, Verdict.MASKED, Cause.UNEXPLAINED),
         ((0, 0, 0), {}, {"free": 0.1, "free_count": 1}, Verdict.SOUND, None),
         ((0, 0, 0), {}, {"loss": 0.06}, Verdict.SOUND, None),
@@ -291,6 +304,27 @@ def test_rules(outputs, gradients, gaps, verdict, cause):
         [],
     )
     assert (found.verdict, found.cause) == (verdict, cause)
+
+
+def test_what_still_falls_is_no_number():
+    record = AttackRecord(Linear(), torch.rand(20, 1, 2, 2), torch.zeros(20, dtype=torch.int64), "L2", 0.1)
+    record.clean_wrong = record.broken = torch.zeros(20, dtype=torch.bool)
+    record.judge = lambda x: torch.tensor([[0.0, 1.0]]).expand(
+        len(x), 2
+    )  # whatever is shown is misclassified
+    for count, forwards in ((4, 100), (2, 1000)):
+        record.counter.forwards = forwards
+        rows = record.survivors[:count]
+        record.add("attack", Family.FREE, rows, record.x[rows], torch.ones(count, dtype=torch.bool), 0.0)
+    assert record.late_gain(0.75) == pytest.approx(2 / 20)
+    found = last_quarter(record)
+    assert found.alarm
+    outputs = Outputs(False, False, False)
+    sound, masked = (judge(record, outputs, checks, NO_GAPS, [found]) for checks in (HONEST, INFINITE))
+    assert sound.verdict is Verdict.INCONCLUSIVE
+    assert sound.reason.startswith("still falling")
+    assert (masked.verdict, masked.cause) == (Verdict.MASKED, Cause.NONFINITE)
+    assert "still falling" in masked.reason
 
 
 def test_failed_sanity_checks_forbid_soundness():
