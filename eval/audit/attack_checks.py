@@ -50,14 +50,8 @@ def longer_runs(record: AttackRecord, view: nn.Module, climbed: list[nn.Module],
         lost = before - record.accuracy
         if lost <= settings.CONVERGED_POINTS:
             break
-    return Finding(
-        "accuracy lost to twice the steps, and restarts",
-        lost,
-        settings.CONVERGED_POINTS,
-        lost > settings.CONVERGED_POINTS,
-        f"{_CARLINI}: more changes nothing",
-        decisive=True,
-    )
+    check, source = "accuracy lost to twice the steps, and restarts", f"{_CARLINI}: more changes nothing"
+    return Finding.above(check, lost, settings.CONVERGED_POINTS, source, decisive=True)
 
 
 def single_step(record: AttackRecord) -> Finding:
@@ -68,13 +62,9 @@ def single_step(record: AttackRecord) -> Finding:
         if outcome is not one and outcome.family in (Family.STANDARD, Family.GRADIENT, Family.REPAIRED):
             many |= outcome.broken
     share = None if one is None or one.error else float((one.broken & ~many).double().mean())
-    return Finding(
-        "images broken by a single step alone",
-        share,
-        0.0,
-        bool(share),
-        f"{_CARLINI}: iterative attacks never lose to a single step",
-        "" if one is None else one.error,
+    check, note = "images broken by a single step alone", "" if one is None else one.error
+    return Finding.above(
+        check, share, 0.0, f"{_CARLINI}: iterative attacks never lose to a single step", note
     )
 
 
@@ -95,11 +85,10 @@ def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> lis
     drop = max(earlier - later for earlier, later in pairwise(rates))
     curve = ", ".join(f"{rate:.2f} at {radius:.3g}" for radius, rate in zip(radii, rates, strict=True))
     return [
-        Finding(
+        Finding.above(
             "largest drop of success as eps grows",
             max(drop, 0.0),
             settings.CONVERGED_POINTS,
-            drop > settings.CONVERGED_POINTS,
             f"{_CARLINI}: success grows with eps",
             curve,
         ),
@@ -186,8 +175,7 @@ def attack_indicators(record: AttackRecord, raw: nn.Module, steps: int, loss: st
 
 def _indicator(check: str, holds: Tensor, number: int) -> Finding:
     share = float(holds.double().mean())
-    alarm = share > settings.PINTOR_SHARE
-    return Finding(check, share, settings.PINTOR_SHARE, alarm, f"{_PINTOR}, indicator {number}")
+    return Finding.above(check, share, settings.PINTOR_SHARE, f"{_PINTOR}, indicator {number}")
 
 
 def unstable(model: nn.Module, record: AttackRecord) -> Tensor:

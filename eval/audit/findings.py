@@ -52,3 +52,17 @@ class Finding:
     source: str = ""
     note: str = ""
     decisive: bool = False
+
+    @classmethod
+    def above(
+        cls,
+        check: str,
+        value: float | None,
+        limit: float,
+        source: str,
+        note: str = "",
+        *,
+        decisive: bool = False,
+    ) -> "Finding":
+        """A figure that is on the wrong side above its limit."""
+        return cls(check, value, limit, value is not None and value > limit, source, note, decisive)

@@ -20,6 +20,9 @@ from eval.audit.findings import Finding
 from eval.audit.record import logits_of
 from eval.mechanism.gradients import cosines, in_double, lengths
 
+_NONFINITE = "ours: a root or logarithm at black pixels, or a broken backward pass"
+_SATURATED = "IEEE 754: 1 - p rounds to 1 beyond a gap of log(2^24)"
+
 
 @dataclass(frozen=True)
 class GradientChecks:
@@ -116,6 +119,11 @@ def check_gradients(
     unexplained = None if fidelity is None else fidelity[0]
     top = logits_of(model, x).topk(2, dim=1).values
     saturated = float((top[:, 0] - top[:, 1] > settings.SATURATED_GAP).double().mean())
+    note = (
+        ""
+        if fidelity is None
+        else f"correlation {fidelity[1]:.2f}; halving the distance changes {fidelity[2]:.0%}"
+    )
     findings += [
         Finding(
             "equal logits at points 1e-5 per pixel apart",
@@ -124,40 +132,22 @@ def check_gradients(
             constant > settings.CONSTANT_SHARE and zero > settings.ZERO_SHARE,
             "ours: a quantised stage makes the output piecewise constant",
         ),
-        Finding(
+        Finding.above(
             "change of the margin that the gradient does not explain",
             unexplained,
             settings.UNEXPLAINED,
-            unexplained is not None and unexplained > settings.UNEXPLAINED,
             "ours: gradient against central differences over half a grey level",
-            ""
-            if fidelity is None
-            else f"correlation {fidelity[1]:.2f}; halving the distance changes {fidelity[2]:.0%}",
+            note,
         ),
-        Finding(
-            "gradients with infinite or NaN entries",
-            nonfinite,
-            settings.NONFINITE_SHARE,
-            nonfinite > settings.NONFINITE_SHARE,
-            "ours: a root or logarithm at black pixels, or a broken backward pass",
+        Finding.above(
+            "gradients with infinite or NaN entries", nonfinite, settings.NONFINITE_SHARE, _NONFINITE
         ),
-        Finding(
-            "logits too far apart for float32's cross-entropy",
-            saturated,
-            settings.ZERO_SHARE,
-            saturated > settings.ZERO_SHARE,
-            "IEEE 754: 1 - p rounds to 1 beyond a gap of log(2^24)",
+        Finding.above(
+            "logits too far apart for float32's cross-entropy", saturated, settings.ZERO_SHARE, _SATURATED
         ),
     ]
-    return GradientChecks(
-        zero,
-        constant,
-        unexplained or 0.0,
-        shares["the images", "ce"],
-        saturated,
-        nonfinite,
-        *(fidelity or ())[1:],
-    ), findings
+    vanished, more = shares["the images", "ce"], (fidelity or ())[1:]
+    return GradientChecks(zero, constant, unexplained or 0.0, vanished, saturated, nonfinite, *more), findings
 
 
 def _finite(grad: Tensor) -> Tensor:
@@ -170,26 +160,14 @@ def _vanishing(norms: Tensor, loss: str, place: str, findings: list[Finding]) ->
     zero = float((norms == 0).double().mean())
     source = "Athalye et al. 2018: vanishing gradients; Carlini et al. 2019"
     findings.append(
-        Finding(
-            f"zero gradients of the {loss}, {place}",
-            zero,
-            settings.ZERO_SHARE,
-            zero > settings.ZERO_SHARE,
-            source,
-        )
+        Finding.above(f"zero gradients of the {loss}, {place}", zero, settings.ZERO_SHARE, source)
     )
     if loss != "ce":
         return zero
     floored = float((norms / CLEVERHANS_BATCH < STEP_FLOOR).double().mean())
-    findings.append(
-        Finding(
-            f"cross-entropy gradients under the step floor, {place}",
-            floored,
-            settings.ZERO_SHARE,
-            floored > settings.ZERO_SHARE,
-            f"cleverhans' L2 step: |grad| / batch under 1e-6, batch of {CLEVERHANS_BATCH}",
-        )
-    )
+    source = f"cleverhans' L2 step: |grad| / batch under 1e-6, batch of {CLEVERHANS_BATCH}"
+    check = f"cross-entropy gradients under the step floor, {place}"
+    findings.append(Finding.above(check, floored, settings.ZERO_SHARE, source))
     return floored
 
 
@@ -296,18 +274,16 @@ def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
     normalised = not probabilities or off < settings.PROBABILITY_TOLERANCE
     batch_dependent = influence is not None and influence > settings.BATCH_DIFFERENCE
     findings = [
-        Finding(
+        Finding.above(
             "outputs differ from pass to pass",
             largest,
             settings.RANDOM_DIFFERENCE,
-            random,
             "AutoAttack's check (Croce and Hein 2020): 5 passes, normalised logits",
         ),
-        Finding(
+        Finding.above(
             "outputs depend on the other images of the batch",
             influence,
             settings.BATCH_DIFFERENCE,
-            batch_dependent,
             "ours: relative change of the logits in another batch",
             "not measurable on random outputs" if random else "",
         ),
@@ -318,11 +294,10 @@ def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:
             probabilities,
             "AutoAttack's check (Croce and Hein 2020); ours: one-against-all sigmoids as well",
         ),
-        Finding(
+        Finding.above(
             "answers that are not finite",
             1 - float(finite.double().mean()),
             0.0,
-            not bool(finite.all()),
             "ours: NaN counts as an error of the model's, infinite outputs leave losses undefined",
         ),
     ]

@@ -110,18 +110,16 @@ def _best(record: AttackRecord, others: Tensor) -> str:
 def _as_findings(gaps: Gaps, immune: float) -> list[Finding]:
     limit = settings.OVERSTATED
     return [
-        Finding(
+        Finding.above(
             "accuracy that the cross-entropy leaves beyond margin, DLR, MIFPE and rescaled logits",
             gaps.loss,
             limit,
-            gaps.loss > limit,
             "Yu and Xu 2023 (MIFPE); limit ours, over the 6 points that separate PGD from AutoAttack",
         ),
-        Finding(
+        Finding.above(
             "accuracy that the step floor of cleverhans leaves beyond unit steps",
             gaps.floor,
             limit,
-            gaps.floor > limit,
             "step rule of cleverhans; limit ours, as above",
         ),
         Finding(
@@ -132,11 +130,10 @@ def _as_findings(gaps: Gaps, immune: float) -> list[Finding]:
             "Carlini et al. 2019: none; AutoAttack flags .2 points; ours 2 points, after a longer second try",
             gaps.best_free,
         ),
-        Finding(
+        Finding.above(
             "accuracy that PGD and APGD on the cross-entropy leave beyond the worst case of all",
             gaps.standard,
             limit,
-            gaps.standard > limit,
             "limit ours, as above",
         ),
     ]
