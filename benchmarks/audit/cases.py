@@ -209,7 +209,7 @@ def _softened(model: nn.Module, flat: type[nn.Module], soft: nn.Module) -> nn.Mo
     twin.load_state_dict(model.state_dict())
     for i, layer in enumerate(model.features):  # type: ignore[union-attr, arg-type]
         if isinstance(layer, flat):
-            twin.features[i] = soft  # type: ignore[index, operator]
+            twin.features[i] = soft  # type: ignore[index, operator, assignment]
     return twin.eval()
 
 

@@ -41,8 +41,8 @@ def longer_runs(record: AttackRecord, view: nn.Module, climbed: list[nn.Module],
             name = "PGD, margin, twice the steps and restarts" + (f", turn {turn + 1}" if turn else "")
             name, family = (f"{name}, surrogate", Family.TRANSFER) if which else (name, Family.GRADIENT)
             steps = budget.difference_steps if isinstance(model, Differenced) else budget.steps
-            options = {"steps": 2 * steps, "restarts": budget.restarts, "loss": "margin", "seed": seed}
-            record.run(name, family, pgd, model, **options)
+            turns = budget.restarts
+            record.run(name, family, pgd, model, steps=2 * steps, restarts=turns, loss="margin", seed=seed)
         useful = next((outcome.first for outcome in record.outcomes if outcome.name == SQUARE), 0)
         if useful:
             name = f"{SQUARE}, again" + (f", turn {turn + 1}" if turn else "")

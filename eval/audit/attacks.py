@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def standard_attacks(record: AttackRecord, raw: nn.Module, budget: Budget) -> No
     run = partial(record.run, family=Family.STANDARD, model=raw, rows=rows)
     run(SINGLE_STEP, attack=fgsm)
     if record.norm != "L1":
-        options = {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH}
+        options: dict[str, Any] = {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH}
         run(PGD_FLOORED, attack=pgd, steps=budget.steps, **options)
     run(APGD_CE, attack=apgd, steps=budget.steps)
 
