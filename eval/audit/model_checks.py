@@ -201,9 +201,7 @@ def _constant(model: nn.Module, x: Tensor, directions: Tensor) -> float:
     return float(torch.stack([(logits == here).all(1) for logits in moved]).double().mean())
 
 
-def _fidelity(
-    model: nn.Module, x: Tensor, y: Tensor, directions: Tensor
-) -> tuple[float, float, float] | None:
+def _fidelity(model: nn.Module, x: Tensor, y: Tensor, directions: Tensor) -> tuple[float, ...] | None:
     """How well the gradient describes the margin nearby; None where nothing changes.
 
     Medians over images of sum (actual - predicted)^2 / sum actual^2, of the correlation of the two, of
