@@ -10,8 +10,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.algorithms.registry import algorithm_names, find_algorithm
 from agents.common.command_line import parse_number
-from agents.common.protocols import default_eps
 from agents.common.plain_numbers import PlainNumbers
+from agents.common.protocols import default_eps
 from envs.errors import InputError
 
 _DEFAULT_STEPS = {"fgsm": 1, "pgd": 7, "trades": 10}
