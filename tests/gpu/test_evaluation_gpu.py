@@ -1,0 +1,93 @@
+"""Everything that evaluates, on a pretended GPU: a whole study, and each command; numbers are the CPU's."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from agents.training.run import train
+from eval import audit
+from eval.audit.settings import Budget
+from eval.export import command as export
+from eval.mechanism import command as mechanism
+from eval.robustness import command as robustness
+from eval.study.plan.presets import preset
+from eval.study.results.writer import locked, write_study
+from eval.study.run.engines import InProcess
+from eval.study.run.scheduler import carry_out
+from eval.transfer import command as transfer
+from tests.support.agent_runs import short
+from tests.support.pretend_cuda import PretendCuda
+from tests.support.study_toys import shrunk, study, tiny
+
+pytestmark = pytest.mark.slow
+
+BUDGET = Budget(
+    steps=4,
+    restarts=1,
+    targets=2,
+    square_queries=6,
+    spsa_queries=34 * 2,
+    label_queries=20,
+    difference_steps=2,
+    directions=8,
+    random_points=3,
+    passes=2,
+    votes=3,
+    distillation_steps=4,
+    binarization_images=2,
+    inner_points=19,
+)
+COMMANDS = {
+    "robustness": (robustness, ["--attacks", "fgsm", "square", "--norm", "L2", "--eps", "0.5", "--n", "8"]),
+    "mechanism": (mechanism, ["--norm", "L2", "--eps", "0.5", "--n", "8"]),
+    "audit": (audit, ["--norm", "L2", "--eps", "0.5", "--n", "8"]),
+    "transfer": (transfer, ["--norm", "L2", "--eps", "0.5", "--n", "8", "--steps", "5"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_audit(monkeypatch):
+    monkeypatch.setattr("eval.audit.run.QUICK", BUDGET)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "everything"])
+def test_dry_run_of_a_study(name, gpu, tmp_path):
+    """The regimes of `eval.study cifar10`; and attacks, transfer, mechanism and audit."""
+    everything = tiny(mechanism={"images": 4}, audit={"mode": "quick", "images": 6}, images=8)
+    grid = everything if name == "everything" else shrunk(preset(name), tmp_path)
+    item = study(grid, tmp_path / "study")
+    item = replace(item, place=replace(item.place, device="cuda"))
+    with locked(item.directory):
+        counts = carry_out(item, InProcess(0), lambda line: None)
+        write_study(item.grid, item.cells, item.directory)
+    assert counts == {"finished": len(item.grid.regimes), "failed": 0, "missing": 0}
+    devices = {
+        json.loads(path.read_text()).get("device") for path in item.directory.glob("cells/*/run/summary.json")
+    }
+    assert devices <= {"Pretend GPU, TF32 off"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_prints_on_the_gpu_what_it_prints_on_the_cpu(name, digits_run, tmp_path, capsys):
+    module, options = COMMANDS[name]
+    targets = [str(digits_run)]
+    if name == "transfer":
+        targets += [str(train(short(tmp_path / "other", "supervised")).path)]
+    capsys.readouterr()
+    shown = {}
+    for device in ("cpu", "cuda"):
+        line = [*targets, *options, "--device", device, "--out", str(tmp_path / device)]
+        if device == "cuda":
+            with PretendCuda():
+                status = module.main(line)
+        else:
+            status = module.main(line)
+        output, error = capsys.readouterr()
+        assert status == 0, error
+        shown[device] = [word for word in output.split() if word.endswith("%")]
+    assert shown["cuda"] == shown["cpu"]
+
+
+def test_export(digits_run, gpu, tmp_path):
+    assert export.main([str(digits_run), str(tmp_path / "export")]) == 0
