@@ -9,7 +9,7 @@ from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.algorithms.registry import algorithm_names, find_algorithm
-from agents.common.command_line import parse_number
+from agents.common.command_line import parse_number, with_stated_defaults
 from agents.common.plain_numbers import PlainNumbers
 from agents.common.protocols import default_eps
 from envs.errors import InputError
@@ -25,6 +25,7 @@ _NUMBER = PrimitiveConstructorSpec[float](
 _LONGEST_STEP = 1.25  # in radii; for a single step from a random start (Wong et al. 2020)
 
 
+@with_stated_defaults
 @dataclass(frozen=True)
 class AdversarialConfig(PlainNumbers):
     """Train on attacked images. Every option is None where the method's default applies."""

@@ -1,6 +1,7 @@
 """The frame around every command line: typed options in, one line of error out."""
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import os
@@ -8,7 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -21,6 +22,18 @@ from envs.errors import InputError
 USAGE_ERROR = 2
 INTERRUPTED = 130
 _LONGEST = 1200  # letters of a message
+
+
+_Options = TypeVar("_Options")
+
+
+def with_stated_defaults(options: type[_Options]) -> type[_Options]:
+    """Decorate a dataclass of options whose texts say what None stands for: help leaves "(default: None)" out."""
+    for item in dataclasses.fields(options):  # type: ignore[arg-type]
+        if item.default is None:
+            hint = Annotated[item.type, tyro.conf.arg(help_behavior_hint="")]  # type: ignore[name-defined]
+            options.__annotations__[item.name] = hint
+    return options
 
 
 def parse_number(text: str) -> float:

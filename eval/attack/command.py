@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from agents.common.command_line import run_cli
+from agents.common.command_line import run_cli, with_stated_defaults
 from agents.common.protocols import default_eps
 from agents.common.run_dir import resolve_device
 from attacks.autoattack.versions import STAGES, VERSIONS
@@ -29,6 +29,7 @@ from eval.core.targets import check_fit, load_target
 from eval.core.threats import Threat, parse_eps, parse_norm
 
 
+@with_stated_defaults
 @dataclass(frozen=True)
 class AttackOptions:
     """Options of the attack; one that it does not take is an error. Default: the attack's own."""
@@ -87,6 +88,7 @@ def parse_version(text: str) -> str | list[str]:
     return stages
 
 
+@with_stated_defaults
 @dataclass(frozen=True)
 class AttackCommand:
     """Attack a classifier and keep the outcome per image."""

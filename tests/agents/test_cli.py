@@ -11,6 +11,7 @@ import pytest
 
 from agents.common.command_line import parse_number, run_cli
 from agents.common.run_dir import RunDir
+from agents.models.architectures import BUILT_IN
 from agents.train import run
 from tests.support.agent_runs import QUICK, error_of, metrics, state, stopping
 
@@ -171,10 +172,15 @@ def test_debug_shows_the_traceback(capsys):
     assert error.splitlines()[-1].startswith("error: unknown algorithm 'pppo'")
 
 
-def test_help_lists_every_option(capsys):
+def test_help_lists_every_option_network_and_algorithm(capsys):
     assert run(["--help"]) == 0
     output, error = capsys.readouterr()
     assert error == ""
+    text = " ".join(re.split(r"[│\s]+", output))
+    assert "default: None" not in text  # the texts say what None stands for
+    assert "(default: digits)" in text
+    for name in (*BUILT_IN, "ppo", "a2c", "dqn", "reinforce", "epg", "supervised"):
+        assert re.search(rf"\b{name}\b", text), name
     for option in ("--algo", "--dataset", "--run-dir", "--resume", "--ppo.clip-range", "--exploration.eps"):
         assert option in output
 
