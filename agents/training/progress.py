@@ -1,4 +1,4 @@
-"""The progress bar of a training run: one line, at any width."""
+"""The progress bar of a training run: one line, from 60 columns on."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 _SECONDS = 0.2  # between two updates
-_WIDE = 90  # columns of a terminal from which everything fits on one line
+_WIDE = 120  # columns of a terminal from which everything fits on one line
 
 
 class _Rate(ProgressColumn):

@@ -62,7 +62,7 @@ OPTIONS = {
     "--learning-rate nan": r"--learning-rate is nan; expected a number above 0",
     "--learning-rate inf": r"--learning-rate is inf; expected a number above 0",
     "--lr-end 2": r"--lr-end is 2\.0; expected a number from 0 to 1",
-    "--lr-schedule step": r"'step'.*'constant', 'linear', 'cosine'",
+    "--lr-schedule step": r"'step'.*'constant', 'linear', 'linear-floor', 'cosine'",
     "--weight-decay -1": r"--weight-decay is -1\.0; expected 0 or more",
     "--max-grad-norm -1": r"--max-grad-norm is -1\.0; expected 0 or more",
     "--label-noise 1.5": r"--label-noise is 1\.5; expected",
