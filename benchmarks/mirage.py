@@ -28,6 +28,7 @@ FOLDER = RESULTS / "trajectory"
 PICTURE = RESULTS.parent / "images" / "mirage.png"
 _NAMES = {"mnist": "MNIST", "cifar10jpg": "CIFAR-10 (JPEG)"}
 _SHOWN = ("SL", "RL")  # in the picture; the tables have every regime
+_PICTURED = ("cifar10-jpeg", "mnist")
 _INDICATORS = {
     "gradient_norm": ".1e",
     "cosine": ".3f",
@@ -151,9 +152,9 @@ def main() -> None:
     write_atomic(RESULTS / "trajectory.md", page(files))
     shown = [
         trajectory
-        for trajectories in files.values()
-        for trajectory in trajectories
-        if trajectory.regime in _SHOWN and len(trajectory.points) > 1
+        for name in _PICTURED
+        for trajectory in files[name]
+        if trajectory.regime in _SHOWN
     ]
     save_figure(
         PICTURE, trajectory_figure(sorted(shown, key=lambda item: (item.title, _SHOWN.index(item.regime))))
