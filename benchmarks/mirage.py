@@ -150,12 +150,7 @@ def main() -> None:
     """Write the picture and the page."""
     files = {path.parent.name: _read(path) for path in sorted(FOLDER.glob(f"*/trajectory{SUFFIX}"))}
     write_atomic(RESULTS / "trajectory.md", page(files))
-    shown = [
-        trajectory
-        for name in _PICTURED
-        for trajectory in files[name]
-        if trajectory.regime in _SHOWN
-    ]
+    shown = [trajectory for name in _PICTURED for trajectory in files[name] if trajectory.regime in _SHOWN]
     save_figure(
         PICTURE, trajectory_figure(sorted(shown, key=lambda item: (item.title, _SHOWN.index(item.regime))))
     )

@@ -190,7 +190,7 @@ def indicators(
         sample_ids=samples.indices.to(x.device),
     )
     columns = {
-        "gradient_norm": lengths(at.grad),
+        "gradient_norm": lengths(at.grad).masked_fill(at.logits.isnan().any(1), torch.nan),
         "margin": -margin(at.logits, y),
         "entropy": entropy_bits(at.logits),
         "cosine": path.cosine.nanmean(0),

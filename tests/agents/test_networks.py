@@ -27,6 +27,7 @@ from agents.models.image_network import (
 )
 from agents.models.wide_resnet import WideResNet
 from agents.training.factory import build_algorithm, build_env, check_names
+from agents.training.resolve import resolve
 from envs import ImageDataset
 from envs.errors import InputError
 
@@ -194,9 +195,8 @@ def test_training_begins_with_pretrained_weights(published_weights, monkeypatch)
     data = ImageDataset("few", "train", images, torch.arange(20) % 2, ("a", "b"))
     config = TrainConfig(algo="supervised", network="resnet18", pretrained=True, batch_size=2)
     check_names(config)
-    body = build_algorithm(
-        "supervised", config, build_env(config, data), data
-    ).policy.features_extractor.network
+    settings = resolve(config, data)
+    body = build_algorithm(settings, build_env(settings, data), data).policy.features_extractor.network
     assert torch.equal(body.layer4[1].conv2.weight, published_weights.layer4[1].conv2.weight)
     for wrong in ({"network": "cnn6"}, {"algo": "dqn"}):
         with pytest.raises(InputError, match="--pretrained is not offered for"):

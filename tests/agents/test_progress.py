@@ -1,4 +1,4 @@
-"""The progress bar takes one line of a terminal of 60 columns or more; what wraps would be printed again at every update."""
+"""The progress bar takes one line of 60 columns or more: what wraps would be printed again at every update."""
 
 import io
 from types import SimpleNamespace
