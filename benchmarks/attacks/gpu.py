@@ -1,6 +1,6 @@
 """Our attacks beside the published ones on one GPU: time, robust accuracy, and how busy the GPU was.
 
-``python -m benchmarks.attacks.gpu --dataset folder:DIR`` trains cnn6 plainly and by PGD, attacks the first 1,000 test
+``python -m benchmarks.attacks.gpu --dataset folder:DIR`` trains cnn6 plainly and by PGD, attacks 1,000 test
 images of each, and writes ``docs/results/attacks-gpu.{json,md}``. DIR holds CIFAR-10 as an ImageFolder tree;
 ``--dataset cifar10`` downloads it. Trainings and rows are kept under ``runs/attacks-gpu``; a call that was cut
 short is given again. Without ``--tf32`` all attacks compute in float32, as this project evaluates. On a machine without

@@ -13,6 +13,7 @@ from agents.models.classifier import load_classifier
 from agents.training.validation import to_pixels
 from benchmarks import trainings
 from envs import load_dataset
+from envs.sampling import choose_indices
 
 NETWORK = "small"
 # Radii at which standard training leaves nothing (False), and training against the Linf ball a quarter or more (True).
@@ -72,6 +73,7 @@ def trained(config: TrainConfig, console: Console) -> nn.Module:
 
 
 def test_images(dataset: str, n: int, data_root: Path | None) -> tuple[Tensor, Tensor]:
-    """Return the first ``n`` test images as floats in [0, 1] and their labels."""
+    """Return ``n`` test images, spread over all as in evaluations, as floats in [0, 1], and their labels."""
     test = load_dataset(dataset, "test", data_root=data_root)
-    return to_pixels(test.images[:n]), test.labels[:n]
+    rows = choose_indices(len(test), n)
+    return to_pixels(test.images[rows]), test.labels[rows]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attacks.core.norms import get_norm
 from envs.datasets import load_splits
+from envs.sampling import choose_indices
 
 Activation = Callable[[], nn.Module]
 BatchLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -87,13 +88,14 @@ class Linear(nn.Sequential):
 
 
 def images(count: int, split: str = "test", task: str = "digits") -> tuple[Tensor, Tensor]:
-    """The first images of a split, floats in [0, 1], and their labels.
+    """Images spread over a split, floats in [0, 1], and their labels.
 
     Tasks other than "digits": "parity" has two classes, "turned" has 40, the digit and its quarter turn.
     """
     data = load_splits("digits")
     part = data.test if split == "test" else data.train
-    x, y = part.images[:count].float() / 255, part.labels[:count]
+    rows = choose_indices(len(part), count)
+    x, y = part.images[rows].float() / 255, part.labels[rows]
     if task == "parity":
         return x, y % 2
     if task == "turned":

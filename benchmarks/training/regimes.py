@@ -29,6 +29,7 @@ from benchmarks.common import describe_machine, machine_line, write_results
 from envs import ImageDataset, load_dataset
 from envs.errors import InputError
 from envs.files import read_json, write_json
+from envs.sampling import choose_indices
 from eval.core.stats import mean_interval, wilson
 
 THREATS = {"Linf": 0.1, "L2": 1.5}
@@ -177,8 +178,9 @@ def attacked(
         console.print(f"attacking {cell.folder} by {attack} at {norm}")
         classifier = load_classifier(runs / cell.folder)
         start = time.perf_counter()
+        rows = choose_indices(len(test), images)
         broken = ATTACKS[attack](
-            classifier, to_pixels(test.images[:images]), test.labels[:images], norm=norm, eps=THREATS[norm]
+            classifier, to_pixels(test.images[rows]), test.labels[rows], norm=norm, eps=THREATS[norm]
         ).success
         write_json(
             path,
