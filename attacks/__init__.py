@@ -13,7 +13,8 @@ They return an `AttackResult`, whose points were verified, and share these argum
 - ``sample_ids``: integers (N,) that each sample's random numbers depend on, whatever else is attacked; default 0..N-1.
 
 A point counts as inside the ball up to 1e-6 + 1e-5 eps, for which its length is summed in float64; while they step,
-attacks know lengths to 1e-5 of them. Wrong arguments raise an `AttackError` before the attack begins.
+attacks know lengths to 1e-5 of them. All raise an `AttackError` for wrong arguments before they begin, and for a model
+without the gradients they need.
 """
 
 import attacks.starting as _starting  # noqa: F401 - before what takes long

@@ -32,8 +32,8 @@ class ModelReport:
         zero_gradients: share of images whose margin loss has a gradient of exactly 0 (1 if not differentiable).
         nonfinite_gradients: share of images where that gradient has infinite or NaN entries.
         training: kinds of layers found in training mode, which attacks put into eval mode and back.
-        saturated: share of correctly classified images whose cross-entropy is below 1e-6, so that its gradient
-            drowns in rounding.
+        saturated: share of correctly classified images whose cross-entropy is below 1e-6, so that its gradient drowns
+            in rounding.
     """
 
     images: int
@@ -105,19 +105,15 @@ def check_model(
     Costs three forward passes and a backward pass on those samples.
 
     Args:
-        model: images (n, C, H, W) in [0, 1] to logits (n, K).
-        x: images (N, C, H, W).
-        y: labels (N,).
-        norm: "Linf", "L2" or "L1".
-        eps: radius, one or per sample.
+        model, x, y, norm, eps: see `attacks`.
         loss: the attack's loss, whose need of classes is checked.
         needs_gradient: whether a model without gradients is an error or a warning.
         images: how many samples to look at.
 
     Raises:
-        AttackError: what would make every figure meaningless: wrong types, shapes, ranges or devices, labels
-            that the model does not know, outputs that are no logits or all NaN, too
-            few classes for the loss, a missing gradient where one is needed.
+        AttackError: what would make every figure meaningless: wrong types, shapes, ranges or devices, labels that the
+            model does not know, outputs that are no logits or all NaN, too few classes for the loss, a missing
+            gradient where one is needed.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps)
     training = layers_in_training(model)

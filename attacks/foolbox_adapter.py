@@ -5,7 +5,6 @@ adversarial image, whose distance the trace tells; one farther away than eps is 
 there. HopSkipJump and boundary draw for the batch as a whole, so with these two the batch size matters.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +14,19 @@ from attacks.core import entry
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
-from attacks.core.model import CountedModel, Model, checked_logits, forward, frozen
+from attacks.core.model import CountedModel, Model, checked_logits, forward
 from attacks.core.norms import per_sample
 from attacks.core.repair import repair
 from attacks.core.result import AttackResult, finish, in_batches
 
+_CLASSES = {
+    "carlini_wagner": {"L2": "L2CarliniWagnerAttack"},
+    "deepfool": {"L2": "L2DeepFoolAttack", "Linf": "LinfDeepFoolAttack"},
+    "ddn": {"L2": "DDNAttack"},
+    "hopskipjump": {"L2": "HopSkipJumpAttack", "Linf": "HopSkipJumpAttack"},
+    "boundary": {"L2": "BoundaryAttack"},
+}
+_NEED_START = ("hopskipjump", "boundary")
 _START_TRIES = 50  # random images in which a misclassified start is looked for, per sample
 
 
@@ -39,15 +46,13 @@ def carlini_wagner(
     batch_size: int | None = None,
 ) -> AttackResult:
     """Carlini and Wagner (2017) at L2, by foolbox; `deepfool` explains arguments and result."""
-    attack = _Foolbox("carlini_wagner", {"L2": "L2CarliniWagnerAttack"})
-    options = {
+    options: dict[str, Any] = {
         "steps": steps,
-        "binary_search_steps": binary_search_steps,
         "stepsize": stepsize,
-        "confidence": confidence,
-        "initial_const": initial_const,
+        "binary_search_steps": binary_search_steps,
     }
-    return attack(model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
+    options |= {"confidence": confidence, "initial_const": initial_const}
+    return _run("carlini_wagner", model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
 @entry.attack
@@ -79,9 +84,8 @@ def deepfool(
     Raises:
         AttackError: wrong inputs, a norm the attack does not know, or foolbox is missing or fails.
     """
-    attack = _Foolbox("deepfool", {"L2": "L2DeepFoolAttack", "Linf": "LinfDeepFoolAttack"})
     options = {"steps": steps, "candidates": candidates, "overshoot": overshoot}
-    return attack(model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
+    return _run("deepfool", model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
 @entry.attack
@@ -98,9 +102,8 @@ def ddn(
     batch_size: int | None = None,
 ) -> AttackResult:
     """Decoupled direction and norm (Rony et al. 2019) at L2, by foolbox; `deepfool` explains arguments and result."""
-    attack = _Foolbox("ddn", {"L2": "DDNAttack"})
     options = {"steps": steps, "init_epsilon": init_epsilon, "gamma": gamma}
-    return attack(model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
+    return _run("ddn", model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
 @entry.attack
@@ -119,15 +122,11 @@ def hopskipjump(
     sample_ids: Tensor | None = None,
 ) -> AttackResult:
     """HopSkipJump (Chen et al. 2020) at L2 or Linf, labels alone, by foolbox; `deepfool` explains the rest."""
-    classes = {"L2": "HopSkipJumpAttack", "Linf": "HopSkipJumpAttack"}
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
-    options = {
-        "steps": steps,
-        "initial_gradient_eval_steps": initial_gradient_eval_steps,
-        "max_gradient_eval_steps": max_gradient_eval_steps,
-        "constraint": norm.lower(),
-    }
-    return _Foolbox("hopskipjump", classes, needs_start=True)(model, problem, options, batch_size, seed)
+    options: dict[str, Any] = {"steps": steps, "constraint": norm.lower()}
+    options["initial_gradient_eval_steps"] = initial_gradient_eval_steps
+    options["max_gradient_eval_steps"] = max_gradient_eval_steps
+    return _run("hopskipjump", model, problem, options, batch_size, seed)
 
 
 @entry.attack
@@ -146,52 +145,46 @@ def boundary(
     sample_ids: Tensor | None = None,
 ) -> AttackResult:
     """Boundary attack (Brendel et al. 2018) at L2, labels alone, by foolbox; `deepfool` explains the rest."""
-    attack = _Foolbox("boundary", {"L2": "BoundaryAttack"}, needs_start=True)
     options = {"steps": steps, "spherical_step": spherical_step, "source_step": source_step}
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
-    return attack(model, problem, options, batch_size, seed)
+    return _run("boundary", model, problem, options, batch_size, seed)
 
 
-@dataclass(frozen=True)
-class _Foolbox:
-    """An attack of foolbox: its class there for each norm, and whether it must be given misclassified images."""
+def _run(
+    name: str, model: Model, problem: Problem, options: dict[str, Any], batch_size: int | None, seed: int = 0
+) -> AttackResult:
+    """Attack all samples; ``options`` are arguments of the class in foolbox."""
+    if problem.norm.name not in _CLASSES[name]:
+        raise AttackError(f"{name} knows the norm {' or '.join(_CLASSES[name])}, got {problem.norm.name}")
+    try:
+        import foolbox
+    except ImportError:
+        raise AttackError(f'{name} comes from foolbox: pip install "labelbandit[foolbox]"') from None
+    attack = getattr(foolbox.attacks, _CLASSES[name][problem.norm.name])(**options)
 
-    name: str
-    classes: dict[str, str]
-    needs_start: bool = False
+    def find(model: Model, part: Problem, starts: dict[str, Tensor]) -> Tensor:
+        """The images that foolbox returns; the caller's random state stays as it was."""
+        with torch.random.fork_rng(devices=[part.x.device] if part.x.is_cuda else []):
+            torch.manual_seed(seed)
+            wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=part.x.device)
+            criterion = foolbox.criteria.Misclassification(part.y)
+            try:
+                return attack(wrapped, part.x, criterion, epsilons=None, **starts)[0].detach()
+            except (AssertionError, ValueError) as error:
+                reason = str(error) or "an assertion of its own"
+                raise AttackError(f"foolbox's {name} failed: {reason}") from error
 
-    def __call__(
-        self, model: Model, problem: Problem, options: dict[str, Any], batch_size: int | None, seed: int = 0
-    ) -> AttackResult:
-        """Attack all samples; ``options`` are arguments of the class in foolbox."""
-        known = self.classes.get(problem.norm.name)
-        if known is None:
-            raise AttackError(
-                f"{self.name} knows the norm {' or '.join(self.classes)}, got {problem.norm.name}"
-            )
-        try:
-            import foolbox
-        except ImportError:
-            raise AttackError(f'{self.name} comes from foolbox: pip install "labelbandit[foolbox]"') from None
-        attack = getattr(foolbox.attacks, known)(**options)
-        with frozen(model):
-            return in_batches(
-                lambda batch: self._attack(foolbox, attack, model, batch, seed), problem, batch_size
-            )
-
-    def _attack(self, foolbox: Any, attack: Any, model: Model, problem: Problem, seed: int) -> AttackResult:
-        counted = CountedModel(model, problem)
+    def attack_batch(problem: Problem) -> AttackResult:
+        counted, starts = CountedModel(model, problem), {}
         clean_wrong = misclassified(counted.clean_logits(), problem.y)
         nearest = problem.x.clone()
         distance = torch.where(clean_wrong, 0, torch.inf).to(problem.eps.dtype)
         rows = (~clean_wrong).nonzero().squeeze(1)
-        given = {}
-        if self.needs_start:
-            rows, starts = _starts(counted, rows, seed)
-            given = {"starting_points": starts}
+        if name in _NEED_START:
+            rows, starts["starting_points"] = _starts(counted, rows, seed)
         if len(rows):
             part, seen = problem[rows], _Counted(model)
-            found = self._run(foolbox, attack, seen, part, seed, given)
+            found = find(seen, part, starts)
             counted.queries[rows] += seen.passes
             counted.backwards[rows] += seen.backwards
             wrong = misclassified(forward(model, found), part.y)
@@ -199,22 +192,7 @@ class _Foolbox:
             nearest[rows] = part.norm.confine(found, part.x, part.eps)
         return finish(counted, problem, nearest, clean_wrong=clean_wrong, trace={"distance": distance})
 
-    def _run(
-        self, foolbox: Any, attack: Any, model: "_Counted", part: Problem, seed: int, given: dict[str, Tensor]
-    ) -> Tensor:
-        """The images that foolbox returns; the caller's random state stays as it was."""
-        devices = [part.x.device] if part.x.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=part.x.device)
-            criterion = foolbox.criteria.Misclassification(part.y)
-            try:
-                found, _, _ = attack(wrapped, part.x, criterion, epsilons=None, **given)
-            except (AssertionError, ValueError) as error:
-                raise AttackError(
-                    f"foolbox's {self.name} failed: {str(error) or 'an assertion of its own'}"
-                ) from error
-        return found.detach()
+    return in_batches(attack_batch, problem, batch_size)
 
 
 class _Counted(nn.Module):

@@ -239,23 +239,23 @@ _ALARMS = ("nan", "outside", "zero_gradient", "nonfinite_gradient")
 
 def _doubts(result: AutoAttackResult) -> list[str]:
     """What the stages themselves showed to be doubtful, as AutoAttack's own flags do."""
-    lines = []
-    by = result.trace["broken_by"]
+    lines, trace = [], result.trace
     square = [place for place, name in enumerate(result.stages) if name.startswith("square")]
+    by_square = torch.isin(trace["broken_by"], torch.tensor(square, device=trace["broken_by"].device))
     only_square = len(result.stages) == len(square) + 1
-    share = torch.isin(by, torch.tensor(square, device=by.device)).double().mean().item()
-    if share > _SQUARE_SHARE and not only_square:
+    if (share := _share(by_square)) > _SQUARE_SHARE and not only_square:
         lines.append(
             f"square broke {share:.1%} of the images that the gradient attacks before it had left: gradients mislead; "
             "run an audit or adaptive attacks"
         )
-    flat = result.trace["zero_gradient"].double().mean().item()
-    if result.trace["nonfinite_gradient"].any():
-        share = result.trace["nonfinite_gradient"].double().mean().item()
+    if share := _share(trace["nonfinite_gradient"]):
         lines.append(f"gradients had infinite or NaN entries for {share:.1%} of the images")
-    if result.trace["not_attacked"].any():
-        share = result.trace["not_attacked"].double().mean().item()
+    if share := _share(trace["not_attacked"]):
         lines.append(f"{share:.1%} of the images have no finite gradient and were not attacked; add square")
-    if flat:
-        lines.append(f"the gradient at a random start was exactly zero for {flat:.1%} of the images")
+    if share := _share(trace["zero_gradient"]):
+        lines.append(f"the gradient at a random start was exactly zero for {share:.1%} of the images")
     return lines
+
+
+def _share(flags: Tensor) -> float:
+    return flags.double().mean().item()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor
 
 from attacks.core import entry
+from attacks.core.batching import Rows
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
@@ -43,8 +42,8 @@ def rays(
         early_stop: a sample leaves once it is misclassified within eps; False goes on to shrink its radius.
 
     Returns:
-        The result; its trace holds "radius" (N,), the smallest Linf distance at which the sample was misclassified:
-        0 for clean errors, infinite where no direction tried misclassifies at all.
+        The result; its trace holds "radius" (N,), the smallest Linf distance at which the sample was misclassified: 0
+        for clean errors, infinite where no direction tried misclassifies at all.
 
     Raises:
         AttackError: wrong inputs, or another norm.
@@ -62,8 +61,8 @@ def _attack(model: Model, problem: Problem, queries: int, tolerance: float, earl
         clean_wrong = misclassified(counted.clean_logits(), problem.y)
         radius = torch.where(clean_wrong, 0, torch.inf).to(problem.eps.dtype)
         best = torch.ones_like(problem.x).flatten(1)
-        searches = _Searches.begin((~clean_wrong).nonzero().squeeze(1), best)
-        part = problem[searches.row]
+        rows = (~clean_wrong).nonzero().squeeze(1)
+        searches, part = _Searches(rows, best[rows]), problem[rows]
         for _ in range(queries - 1):
             if not len(part):
                 break
@@ -72,7 +71,8 @@ def _attack(model: Model, problem: Problem, queries: int, tolerance: float, earl
             going = searches.radius > part.eps
             if early_stop and not going.all():
                 searches.write(radius, best)
-                searches, part = searches[going], part[going]
+                searches.keep(going)
+                part = part[going]
         searches.write(radius, best)
     inside = per_sample(radius <= problem.eps, problem.x)
     candidate = torch.where(inside, _along(problem, best, radius), problem.x)
@@ -85,40 +85,25 @@ def _along(problem: Problem, direction: Tensor, radius: Tensor) -> Tensor:
     return (problem.x + step).clamp_(0, 1)
 
 
-@dataclass
-class _Searches:
+class _Searches(Rows):
     """The searches of n samples; every round asks about one point of each.
 
     Attributes:
         row: the sample's place in the batch (n,).
         best: the direction of the smallest radius so far, of -1 and 1 (n, D).
         radius: that radius, infinite before the first success (n,).
-        trial: the direction in question: ``best`` with one block flipped when it was chosen (n, D).
+        trial: the direction in question: ``best`` with one block flipped when it was chosen (n, D); first all of it.
         low: a radius at which ``trial`` is taken to be classified correctly (n,).
         high: one at which it is misclassified, NaN until the first is found (n,).
         level: ``trial`` flips a block of an image cut into 2^level (n,).
         block: which one (n,).
     """
 
-    row: Tensor
-    best: Tensor
-    radius: Tensor
-    trial: Tensor
-    low: Tensor
-    high: Tensor
-    level: Tensor
-    block: Tensor
-
-    @classmethod
-    def begin(cls, row: Tensor, best: Tensor) -> _Searches:
-        """Searches for the samples ``row`` from their directions among ``best`` (N, D); first all signs flip."""
-        signs = best[row]
-        zeros = torch.zeros_like(signs[:, 0])
-        none = torch.zeros_like(row)
-        return cls(row, signs, zeros + torch.inf, -signs, zeros, zeros + torch.nan, none, none.clone())
-
-    def __getitem__(self, keep: Tensor) -> _Searches:
-        return _Searches(*(getattr(self, field.name)[keep] for field in fields(self)))
+    def __init__(self, row: Tensor, best: Tensor) -> None:
+        self.row, self.best, self.trial = row, best, -best
+        self.low = torch.zeros_like(best[:, 0])
+        self.radius, self.high = self.low + torch.inf, self.low + torch.nan
+        self.level, self.block = torch.zeros_like(row), torch.zeros_like(row)
 
     def write(self, radius: Tensor, best: Tensor) -> None:
         """Put radii (N,) and directions (N, D) into those of all samples."""

@@ -64,9 +64,6 @@ def square(
 
     Returns:
         The result; ``adversarial`` is the image of lowest margin, the trace's "loss" (N,) the negative margin there.
-
-    Raises:
-        AttackError: wrong inputs.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     options: dict[str, Any] = {"queries": queries, "restarts": restarts, "random_source": random_source}

@@ -94,13 +94,12 @@ class _Coloured(Proposals):
     new: Tensor
 
     def images(self, search: Tensor, which: Tensor) -> Tensor:
-        """See `Proposals`."""
         planes = self.best.flatten(2).index_select(0, search)
         place = self.place[search, which][:, None].expand(-1, planes.shape[1], -1)
         return planes.scatter_(2, place, self.new[search, :, which]).view(-1, *self.best.shape[1:])
 
 
-class LinfMoves(Moves):
+class _LinfMoves(Moves):
     """Windows of one colour: every channel at its upper or lower bound."""
 
     def __init__(self, problem: Problem) -> None:
@@ -115,11 +114,9 @@ class LinfMoves(Moves):
         return (self.x + self.eps * stripes).clamp_(0, 1)
 
     def side(self, wanted: float, most: int) -> int:
-        """See `Moves`."""
         return min(max(round(wanted), 1), most)
 
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
-        """See `Moves`."""
         top, left = corners(best, side, numbers)
         place = places(best, top, left, side)
         old, lower, upper = (values_at(image, place) for image in (best, self.lower, self.upper))
@@ -133,7 +130,6 @@ class LinfMoves(Moves):
         return _Coloured(changes, ids, best, place, new)
 
     def distinct(self) -> int:
-        """See `Moves`."""
         count = self.x.shape[2:].numel() << self.channels
         return 0 if count > _MOST_IDS else count
 
@@ -142,14 +138,13 @@ class LinfMoves(Moves):
 class _Moved(Proposals):
     """Windows of ``delta`` (n, C, H, W): at ``target`` (n, K, P) take ``new`` (n, C, K, P), at ``source`` become 0."""
 
-    moves: MassMoves
+    moves: _MassMoves
     delta: Tensor
     target: Tensor
     source: Tensor
     new: Tensor
 
     def images(self, search: Tensor, which: Tensor) -> Tensor:
-        """See `Proposals`."""
         delta = self.delta.flatten(2).index_select(0, search)
         target, source = (
             place[search, which][:, None].expand(-1, delta.shape[1], -1)
@@ -159,7 +154,7 @@ class _Moved(Proposals):
         return self.moves.confined(delta.view(-1, *self.delta.shape[1:]), search)
 
 
-class MassMoves(Moves):
+class _MassMoves(Moves):
     """Windows of a smooth pattern that take over the mass of another window (L2 and L1)."""
 
     name: ClassVar[str]
@@ -191,7 +186,6 @@ class MassMoves(Moves):
         return min(max(round(wanted), 3) | 1, most)
 
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
-        """See `Moves`."""
         delta = best - self.x
         to, out_of = corners(best, side, numbers), corners(best, side, numbers[..., 2:4])
         target, source = places(best, *to, side), places(best, *out_of, side)
@@ -233,7 +227,7 @@ class MassMoves(Moves):
         """The same for ``delta`` (m, C, H, W) around the images ``rows`` (m,)."""
 
 
-class L2Moves(MassMoves):
+class _L2Moves(_MassMoves):
     """Mass is the sum of squares; proposals use up the whole radius."""
 
     name = "L2"
@@ -251,13 +245,12 @@ class L2Moves(MassMoves):
         return (self.x + unit * self.eps).clamp_(0, 1)
 
     def confined(self, delta: Tensor, rows: Tensor) -> Tensor:
-        """See `MassMoves`."""
-        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-        scale = self.eps.index_select(0, rows) / (per_sample(length, delta) + _TINY)
+        length = per_sample(get_norm("L2").length(delta), delta)
+        scale = self.eps.index_select(0, rows) / (length + _TINY)
         return torch.addcmul(self.x.index_select(0, rows), delta, scale).clamp_(0, 1)
 
 
-class L1Moves(MassMoves):
+class _L1Moves(_MassMoves):
     """Mass is the sum of absolute values."""
 
     name = "L1"
@@ -276,12 +269,11 @@ class L1Moves(MassMoves):
         return get_norm("L1").confine(self.x + delta, self.x, (self.eps * (1 - _MARGIN)).flatten())
 
     def confined(self, delta: Tensor, rows: Tensor) -> Tensor:
-        """See `MassMoves`."""
         x, eps = self.x.index_select(0, rows), self.eps.flatten().index_select(0, rows)
         return get_norm("L1").confine(x + delta, x, eps * (1 - _MARGIN))
 
 
-_MOVES: dict[str, type[Moves]] = {"Linf": LinfMoves, "L2": L2Moves, "L1": L1Moves}
+_MOVES: dict[str, type[Moves]] = {"Linf": _LinfMoves, "L2": _L2Moves, "L1": _L1Moves}
 
 
 def moves_for(problem: Problem) -> Moves:

@@ -18,8 +18,7 @@ T = TypeVar("T")
 
 
 class Batches:
-    """Runs work on consecutive batches of rows; where memory runs out it halves the batch, for good, and goes
-    on.
+    """Runs work on consecutive batches of rows; where memory runs out it halves the batch, for good, and goes on.
 
     Attributes:
         size: the most images at once.
@@ -36,8 +35,7 @@ class Batches:
         self.size = batch_size or default_batch_size(x)
 
     def map(self, work: Callable[[Tensor], T], rows: Tensor) -> list[T]:
-        """``work(part)`` for consecutive parts of ``rows`` (n,), in order; a part that ran out of memory is
-        redone.
+        """``work(part)`` for consecutive parts of ``rows`` (n,), in order; a part that ran out of memory is redone.
 
         Raises:
             AttackError: a single image does not fit in memory.

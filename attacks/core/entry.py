@@ -52,8 +52,8 @@ def attack(function: Callable[P, R]) -> Callable[P, R]:
 
     Within it the model is in eval mode (a warning says so where layers were in training), its parameters are frozen
     and a caller's inference mode is left, also where several threads attack the same model. Images of a type narrower
-    than float32 are attacked in float32, with the model asked about points that their type can hold, and the result
-    is of their type.
+    than float32 are attacked in float32, with the model asked about points that their type can hold, and the result is
+    of their type.
 
     Raises:
         AttackError: a numeric option is not finite or out of range.

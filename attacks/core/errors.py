@@ -29,9 +29,7 @@ def is_machine_error(error: BaseException) -> bool:
 
 
 def unknown_name(kind: str, value: object, valid: Iterable[str]) -> AttackError:
-    """Return the error for an unknown ``kind`` called ``value``: it lists the valid names and the nearest
-    one.
-    """
+    """Return the error for an unknown ``kind`` called ``value``: it lists the valid names and the nearest one."""
     names = list(valid)
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -1,7 +1,7 @@
 """Losses that attacks raise: per sample (N,), bigger means more adversarial.
 
-Untargeted losses take ``(logits (N, K), y (N,))``; targeted ones take ``(logits, y, targets (N,))`` and grow
-as the logit of ``targets`` rises. All are differentiable in the logits.
+Untargeted losses take ``(logits (N, K), y (N,))``; targeted ones take ``(logits, y, targets (N,))`` and grow as the
+logit of ``targets`` rises. All are differentiable in the logits.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,13 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j != y} z_j - z_y (Carlini and Wagner 2017): positive exactly where the sample is
-    misclassified.
-    """
+    """max_{j != y} z_j - z_y (Carlini and Wagner 2017): positive exactly where the sample is misclassified."""
     _need_classes(logits, 2, "margin")
     return _best_other(logits, y) - _at(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, -(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12) (Croce and Hein 2020,
-    eq. 6).
+    """Difference of logits ratio, -(z_y - max_{j != y} z_j) / (z_(1) - z_(3) + 1e-12) (Croce and Hein 2020, eq. 6).
 
     Invariant to scale and shift of the logits.
 
@@ -44,8 +41,8 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def mifpe(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of logits divided by (z_(1) - z_(2)), held constant: minimal impact of floating-point
-    error (Yu and Xu 2023); it keeps gradients alive where the softmax saturates.
+    """Cross-entropy of logits divided by (z_(1) - z_(2)), held constant: minimal impact of floating-point error (Yu
+    and Xu 2023); it keeps gradients alive where the softmax saturates.
     """
     return cross_entropy(_unit_gap(logits), y)
 
@@ -108,9 +105,7 @@ def get_loss(name: str) -> Loss:
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """bool (N,): the largest logit is not that of ``y``, or a logit is NaN (a model that answers NaN has
-    failed).
-    """
+    """bool (N,): the largest logit is not that of ``y``, or a logit is NaN (a model that answers NaN has failed)."""
     return (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1)
 
 

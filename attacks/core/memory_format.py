@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.core.errors import is_machine_error
-from attacks.core.sharing import Undo, held
+from attacks.core.sharing import Undo, held, to_eval_mode
 
 # When a first layer's own backward pass is the faster one, as measured: at most 3 input channels, at least 10 output
 # channels for each of them, and 4,096 pixels in the batch.
@@ -82,20 +82,15 @@ def passes_laid_out(model: nn.Module, x: Tensor) -> bool:
     """
     known, shape = _TRIALS.setdefault(model, {}), tuple(x.shape[1:])
     if shape not in known:
-        modes = [(module, module.training) for module in model.modules()]
+        eval_mode = held((("eval", id(one)), partial(to_eval_mode, one)) for one in model.modules())
         try:
-            if any(training for _, training in modes):
-                model.eval()
-            with _laid_out(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with eval_mode, _laid_out(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model(x[:1].detach().clone(memory_format=torch.channels_last))
             known[shape] = True
         except Exception as error:  # if the model fails in any layout, its use will say so
             if is_machine_error(error):
                 raise
             known[shape] = False
-        finally:
-            for module, training in modes:
-                module.training = training
     return known[shape]
 
 

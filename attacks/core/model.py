@@ -31,8 +31,8 @@ class Gradient(NamedTuple):
 def frozen(model: Model | None) -> Iterator[None]:
     """Parameters need no gradient inside the block, so backward passes reach the input alone.
 
-    Restored at the end, after errors too. May be nested, and shared by threads: then the last block to end restores.
-    A caller's inference mode is left meanwhile. A callable that is no ``nn.Module`` has nothing to freeze.
+    Restored at the end, after errors too. May be nested, and shared by threads: then the last block to end restores. A
+    caller's inference mode is left meanwhile. A callable that is no ``nn.Module`` has nothing to freeze.
     """
     if not isinstance(model, nn.Module):
         with torch.inference_mode(False):
@@ -65,8 +65,8 @@ def forward(model: Model, x: Tensor) -> Tensor:
 class CountedModel:
     """The attacked model, counting passes per sample; attacks use it for every pass they are charged for.
 
-    Each method takes the ``rows`` (indices (n,) into the problem, None for all) that its images belong to, so
-    that an attack may go on with the survivors alone.
+    Each method takes the ``rows`` (indices (n,) into the problem, None for all) that its images belong to, so that an
+    attack may go on with the survivors alone.
 
     Attributes:
         scorer: what `logits` asks: the model, or a faster function with the same logits.
@@ -143,9 +143,9 @@ class CountedModel:
     ) -> Gradient:
         """Gradient of the sum of per-sample losses ``loss(logits, *along) -> (n,)`` with respect to ``x``.
 
-        One query and one backward pass each, times ``samples``, over which gradient, loss and logits are
-        averaged. Call it inside `frozen`. What ``loss`` needs of each sample belongs into ``along``, tensors (n,) or
-        None, for ``x`` may pass in parts.
+        One query and one backward pass each, times ``samples``, over which gradient, loss and logits are averaged.
+        Call it inside `frozen`. What ``loss`` needs of each sample belongs into ``along``, tensors (n,) or None, for
+        ``x`` may pass in parts.
 
         Raises:
             AttackError: the logits do not depend differentiably on the input.

@@ -1,7 +1,7 @@
 """Threat models: the Linf, L2 and L1 balls around each image, and the box [0, 1] of valid pixels.
 
-A norm is looked up once, `get_norm("L2")`, and then knows its length, projections, steepest step and uniform
-draws. Perturbations ``delta`` have any shape (N, ...); radii ``eps`` are per sample (N,), in units of pixels.
+A norm is looked up once, `get_norm("L2")`, and then knows its length, projections, steepest step and uniform draws.
+Perturbations ``delta`` have any shape (N, ...); radii ``eps`` are per sample (N,), in units of pixels.
 """
 
 import math
@@ -50,19 +50,14 @@ class Norm(ABC):
 
     @abstractmethod
     def step(self, grad: Tensor) -> Tensor:
-        """The direction of unit length that raises a loss with this gradient fastest; 0 where the gradient is
-        0.
-        """
+        """The direction of unit length that raises a loss with this gradient fastest; 0 where the gradient is 0."""
 
     def ascend(self, x_adv: Tensor, grad: Tensor, step: Tensor) -> Tensor:
-        """The images (N, ...) moved by the steepest step of length ``step`` (N,); it may leave ball and
-        box.
-        """
+        """The images (N, ...) moved by the steepest step of length ``step`` (N,); it may leave ball and box."""
         return torch.addcmul(x_adv, self.step(grad), per_sample(step, x_adv))
 
     def confine(self, x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-        """A point inside ball and [0, 1] near ``x_adv``, as projected attacks use it: on the ball, then
-        clipped.
+        """A point inside ball and [0, 1] near ``x_adv``, as projected attacks use it: on the ball, then clipped.
 
         Clipping cannot leave the ball, because ``x`` lies in the box. At Linf this is the nearest point.
         """
@@ -116,8 +111,8 @@ class _L2(Norm):
         return delta * per_sample(_shrink(self.length(delta), eps), delta)
 
     def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
-        """By the optimality conditions the answer is clip(s * delta) for one s in [0, 1], found among the
-        sorted values of s at which a pixel reaches its bound.
+        """By the optimality conditions the answer is clip(s * delta) for one s in [0, 1], found among the sorted
+        values of s at which a pixel reaches its bound.
         """
         clipped = torch.clamp(delta, lower, upper)
         flat, room = _flat_room(delta, lower, upper)
@@ -180,9 +175,7 @@ class _L1(Norm):
         return torch.zeros_like(flat).scatter_(1, best, flat.gather(1, best).sign()).view_as(grad)
 
     def ascend(self, x_adv: Tensor, grad: Tensor, step: Tensor) -> Tensor:
-        """Spend the length on the pixels of largest gradient, each as far as [0, 1] allows: steepest in the
-        box.
-        """
+        """Spend the length on the pixels of largest gradient, each as far as [0, 1] allows: steepest in the box."""
         slope = grad.flatten(1)
         room = torch.where(slope > 0, 1 - x_adv.flatten(1), x_adv.flatten(1)).masked_fill(slope == 0, 0)
         order = slope.abs().argsort(dim=1, descending=True)
@@ -192,9 +185,7 @@ class _L1(Norm):
         return x_adv + move.view_as(x_adv)
 
     def confine(self, x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-        """The nearest point; clipping after the projection would waste much of an L1 ball (Croce and Hein
-        2021).
-        """
+        """The nearest point; clipping after the projection would waste much of an L1 ball (Croce and Hein 2021)."""
         return ball_and_box(x_adv, x, eps, self)
 
     def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
@@ -224,9 +215,7 @@ def get_norm(name: str) -> Norm:
 
 
 def ball_and_box(x_adv: Tensor, x: Tensor, eps: Tensor, norm: str | Norm) -> Tensor:
-    """The nearest point to ``x_adv`` within ``eps`` (N,) of ``x`` and within [0, 1]; images are (N, C, H,
-    W).
-    """
+    """The nearest point to ``x_adv`` within ``eps`` (N,) of ``x`` and within [0, 1]; images are (N, C, H, W)."""
     norm = get_norm(norm) if isinstance(norm, str) else norm
     delta = norm.project_box(x_adv - x, -x, 1 - x, eps)
     return (x + delta).clamp_(0, 1)

@@ -13,8 +13,8 @@ _FAR = 1e30
 def threshold(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     """The least t >= 0 (n,) for which sum(min(max(size - t, 0), room)) <= eps: what the L1 projection subtracts.
 
-    The sum falls in t, linearly between the values of t at which a pixel leaves its bound or reaches 0 (Croce and
-    Hein 2021, arXiv 2103.01208).
+    The sum falls in t, linearly between the values of t at which a pixel leaves its bound or reaches 0 (Croce and Hein
+    2021, arXiv 2103.01208).
 
     Args:
         size: how far pixels want to go (n, D), at least 0.

@@ -18,8 +18,8 @@ class RandomSource(Protocol):
     - APGD and FAB: (try,), counted over the restarts towards each target in turn;
     - Square: (restart, 0) for the stripes to start from at Linf; (restart, 0, row, column, 0) and (..., 1) for
       orientation and signs of a tile to start from at L2 and L1; (restart, 1, iteration) for a window: its corner
-      (row, column), at L2 and L1 also the corner of the window whose mass it takes and its orientation, and a sign
-      per channel.
+      (row, column), at L2 and L1 also the corner of the window whose mass it takes and its orientation, and a sign per
+      channel.
     """
 
     def uniform(self, ids: Tensor, shape: tuple[int, ...], *path: int | Tensor) -> Tensor:

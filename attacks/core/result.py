@@ -24,11 +24,11 @@ class AttackResult:
         success: (N,) bool, the model misclassifies ``adversarial`` (errors on the clean image included).
         queries: (N,) int64, forward passes that the attack used on that image, the final verification apart.
         backwards: (N,) int64, backward passes.
-        trace: what the attack recorded, samples in the last dimension. Always "nan" (N,) bool, the final
-            logits held NaN (which counts as success), and "outside" (N,) bool, the attack's own point lay
-            outside the threat model and was projected back, "nonfinite_gradient" (N,), the share of gradients with
-            infinite or NaN entries, and "not_attacked" (N,) bool, the gradients had no finite entry and nothing broke
-            the sample; of targeted attacks also "hit_target" (N,) bool.
+        trace: what the attack recorded, samples in the last dimension. Always "nan" (N,) bool, the final logits held
+            NaN (which counts as success), and "outside" (N,) bool, the attack's own point lay outside the threat model
+            and was projected back, "nonfinite_gradient" (N,), the share of gradients with infinite or NaN entries, and
+            "not_attacked" (N,) bool, the gradients had no finite entry and nothing broke the sample; of targeted
+            attacks also "hit_target" (N,) bool.
         logits: (N, K), what the model says of ``adversarial``; None where samples were answered at different times.
     """
 
@@ -75,9 +75,8 @@ def finish(
 ) -> AttackResult:
     """Verify an attack's ``candidate`` images by the ball, by [0, 1] and by a fresh forward pass.
 
-    Points outside are projected (those with NaN or infinite pixels become the clean image) and judged there,
-    so a faulty attack can lose successes but never claim false ones. Rounding is allowed for: 1e-6 + 1e-5
-    eps.
+    Points outside are projected (those with NaN or infinite pixels become the clean image) and judged there, so a
+    faulty attack can lose successes but never claim false ones. Rounding is allowed for: 1e-6 + 1e-5 eps.
 
     Args:
         counted: the model with the counts to report.
@@ -134,8 +133,8 @@ def in_batches(
 ) -> AttackResult:
     """Run ``attack`` on consecutive batches of the problem and join the results.
 
-    A batch that runs out of memory is tried again in halves, and the smaller size is kept; results do not
-    depend on it, because each sample's random numbers are its own.
+    A batch that runs out of memory is tried again in halves, and the smaller size is kept; results do not depend on
+    it, because each sample's random numbers are its own.
 
     Args:
         attack: the attack on one batch.

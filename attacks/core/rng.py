@@ -1,8 +1,7 @@
 """Random numbers that belong to a sample: the draws for image i depend on (seed, sample id, path) alone.
 
-Every number is a hash (the splitmix64 finaliser of Steele et al. 2014) of a per-sample key and a counter, so
-there is no state, no global seed, and no dependence on the batch size, the neighbours, the device or the
-order of calls.
+Every number is a hash (the splitmix64 finaliser of Steele et al. 2014) of a per-sample key and a counter, so there is
+no state, no global seed, and no dependence on the batch size, the neighbours, the device or the order of calls.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ _HELD: dict[Hashable, tuple[int, Undo]] = {}  # by key: how many blocks hold the
 def held(changes: Iterable[tuple[Hashable, Change]]) -> Iterator[None]:
     """Keep ``changes``, pairs of a key and a function that changes something and returns how to undo it.
 
-    A change that another block, also of another thread, holds under the same key is not made again, and stays until the
-    last such block ends.
+    A change that another block, also of another thread, holds under the same key is not made again, and stays until
+    the last such block ends.
     """
     with ExitStack() as releases:
         with _LOCK:

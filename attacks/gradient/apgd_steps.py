@@ -67,7 +67,7 @@ class Steps(Rows, ABC):
         """Adapt step sizes; bool (n,), the runs that go back to their ``best`` point (n, ...)."""
 
 
-class MomentumSteps(Steps):
+class _MomentumSteps(Steps):
     """Steps with momentum whose size is halved when the loss rises too rarely (Linf and L2).
 
     The windows are 22 % of the iterations, then shrink by 3 % down to 6 %. A size is halved when the loss rose in at
@@ -78,7 +78,6 @@ class MomentumSteps(Steps):
     first = 2.0
 
     def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
-        """See `Steps`."""
         self.window = max(int(0.22 * iterations), 1)
         self.shorter = max(int(0.03 * iterations), 1)
         self.shortest = max(int(0.06 * iterations), 1)
@@ -92,7 +91,6 @@ class MomentumSteps(Steps):
         self.halved = torch.ones_like(loss, dtype=torch.bool)
 
     def advance(self, point: Tensor, grad: Tensor) -> Tensor:
-        """See `Steps`."""
         moved = self.nearest(point + self.step * self._direction(grad))
         mixed = (moved - point).mul_(1 - self.momentum).add_(point)
         moved = self.nearest(mixed.add_((point - self.previous).mul_(self.momentum)))
@@ -101,12 +99,10 @@ class MomentumSteps(Steps):
         return moved
 
     def observe(self, loss: Tensor) -> None:
-        """See `Steps`."""
         self.rises += loss > self.last_loss
         self.last_loss = loss
 
     def judge(self, best: Tensor, best_loss: Tensor) -> Tensor:
-        """See `Steps`."""
         stuck = ~self.halved & (self.last_best >= best_loss)
         self.halved = (self.rises <= self.rho * self.window) | stuck
         self.step = torch.where(per_sample(self.halved, self.step), self.step / 2, self.step)
@@ -120,7 +116,7 @@ class MomentumSteps(Steps):
         """The steepest direction of unit length (n, ...)."""
 
 
-class LinfSteps(MomentumSteps):
+class _LinfSteps(_MomentumSteps):
     """Sign steps inside a box."""
 
     def __init__(self, x: Tensor, eps: Tensor, shrink: float) -> None:
@@ -138,11 +134,10 @@ class LinfSteps(MomentumSteps):
         return grad.sign()
 
     def nearest(self, point: Tensor) -> Tensor:
-        """See `Steps`."""
         return torch.clamp(point, self.lower, self.upper)
 
 
-class L2Steps(MomentumSteps):
+class _L2Steps(_MomentumSteps):
     """Steps along the gradient inside a sphere."""
 
     def start(self, source: RandomSource, ids: Tensor, attempt: Tensor) -> Tensor:
@@ -154,13 +149,12 @@ class L2Steps(MomentumSteps):
         return get_norm("L2").step(grad)
 
     def nearest(self, point: Tensor) -> Tensor:
-        """See `Steps`."""
         delta = point - self.x
         length = _length(delta)
         return (delta / (length + _TINY)).mul_(torch.minimum(self.eps, length)).add_(self.x).clamp_(0, 1)
 
 
-class L1Steps(Steps):
+class _L1Steps(Steps):
     """Steps on the pixels of largest gradient only; how many follows the sparsity of the best point."""
 
     first = 1.0
@@ -170,7 +164,6 @@ class L1Steps(Steps):
         return self.nearest(self.x + source.normal(ids, tuple(self.x.shape[1:]), attempt))
 
     def enter(self, point: Tensor) -> Tensor:
-        """See `Steps`."""
         return self.nearest(point).clamp(0, 1)
 
     def nearest(self, point: Tensor) -> Tensor:
@@ -178,14 +171,12 @@ class L1Steps(Steps):
         return get_norm("L1").confine(point, self.x, self.eps.flatten())
 
     def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
-        """See `Steps`."""
         self.window = max(int(0.04 * iterations), 1)
         self.step = self.largest
         self.changed = _changed(point, self.x)
         self.share = self.changed / self.x[0].numel() / 1.5
 
     def advance(self, point: Tensor, grad: Tensor) -> Tensor:
-        """See `Steps`."""
         pixels = self.x[0].numel()
         size = grad.abs().flatten(1)
         kth = ((1 - self.share) * pixels).clamp(0, pixels - 1).long()
@@ -198,7 +189,6 @@ class L1Steps(Steps):
         """See `Steps`; the loss does not matter here."""
 
     def judge(self, best: Tensor, best_loss: Tensor) -> Tensor:
-        """See `Steps`."""
         changed = _changed(best, self.x)
         sparser = changed / self.changed < 0.95
         self.share = changed / self.x[0].numel() / 1.5
@@ -208,7 +198,7 @@ class L1Steps(Steps):
         return sparser
 
 
-_STEPS: dict[str, type[Steps]] = {"Linf": LinfSteps, "L2": L2Steps, "L1": L1Steps}
+_STEPS: dict[str, type[Steps]] = {"Linf": _LinfSteps, "L2": _L2Steps, "L1": _L1Steps}
 
 
 def steps_for(problem: Problem, rows: Tensor, factor: float = 1.0, *, shrink: float = 1.0) -> Steps:

@@ -40,8 +40,8 @@ def eot(
 ) -> AttackResult:
     """PGD on the expected loss of a model with random outputs (EOT, Athalye et al. 2018), judged in expectation.
 
-    Gradients are averaged over ``samples`` passes; for a policy whose only randomness is the sampled label one pass
-    is exact, since cross-entropy falls as 1 - p(y|x) does. Samples never leave early: the iterate of highest loss is
+    Gradients are averaged over ``samples`` passes; for a policy whose only randomness is the sampled label one pass is
+    exact, since cross-entropy falls as 1 - p(y|x) does. Samples never leave early: the iterate of highest loss is
     returned.
 
     Args:
@@ -59,9 +59,6 @@ def eot(
     Returns:
         The result; its trace holds "expected_success" (N,), the chance of a wrong answer to ``adversarial``.
         ``success`` is the largest logit of one fresh pass, as for every attack.
-
-    Raises:
-        AttackError: wrong inputs, or a model without gradients.
     """
     options: dict[str, Any] = {"steps": steps, "step_size": step_size, "loss": loss, "restarts": restarts}
     options |= {"random_start": random_start, "keep": "loss", "eot_samples": samples}

@@ -1,8 +1,8 @@
 """Fast adaptive boundary attack (Croce and Hein 2020, arXiv 1907.02044): steps onto the linearised boundary.
 
-FAB looks for the smallest adversarial perturbation. When only the ball of radius eps matters, a sample leaves as
-soon as one inside is found; its further steps could only shrink it. `run_steps` is its loop, for n runs at a time; a
-run is one try, that is one start towards one target, of one sample.
+FAB looks for the smallest adversarial perturbation. When only the ball of radius eps matters, a sample leaves as soon
+as one inside is found; its further steps could only shrink it. `run_steps` is its loop, for n runs at a time; a run is
+one try, that is one start towards one target, of one sample.
 """
 
 from __future__ import annotations
@@ -66,9 +66,6 @@ def fab(
     Returns:
         The result; its trace holds "distance" (N,) of the smallest misclassified point found, be it inside the ball or
         not: 0 for clean errors, infinite where none was found.
-
-    Raises:
-        AttackError: wrong inputs, or a model without gradients.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     options: dict[str, Any] = {

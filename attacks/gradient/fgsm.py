@@ -5,7 +5,7 @@ from torch import Tensor
 from attacks.core import entry
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import get_loss, misclassified
-from attacks.core.model import CountedModel, Model, check_labels, frozen
+from attacks.core.model import CountedModel, Model, check_labels
 from attacks.core.result import AttackResult, finish, in_batches
 
 
@@ -33,9 +33,6 @@ def fgsm(
 
     Returns:
         The result; one query and one backward pass per image.
-
-    Raises:
-        AttackError: wrong inputs, or a model without gradients.
     """
     raised = get_loss(loss)
 
@@ -51,5 +48,4 @@ def fgsm(
         candidate = batch.norm.confine(moved, batch.x, batch.eps)
         return finish(counted, batch, candidate, clean_wrong=misclassified(clean.logits, batch.y))
 
-    with frozen(model):
-        return in_batches(attack, validate_inputs(x, y, norm=norm, eps=eps, targets=targets), batch_size)
+    return in_batches(attack, validate_inputs(x, y, norm=norm, eps=eps, targets=targets), batch_size)

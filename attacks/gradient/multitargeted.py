@@ -45,9 +45,6 @@ def multitargeted(
 
     Returns:
         The result, traced as by `attacks.gradient.pgd`.
-
-    Raises:
-        AttackError: wrong inputs, or a model without gradients.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     return run_pgd(

@@ -106,9 +106,6 @@ def pgd(
     Returns:
         The result, traced with "shortened" (N,), the share of a sample's steps that cleverhans' floor shortens (at
         Linf and L1: whose gradient is 0), and "loss" (N,) of ``adversarial``; without box "left_box" (N,) bool.
-
-    Raises:
-        AttackError: wrong inputs, or a model without gradients.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, targets=targets, sample_ids=sample_ids)
     cleverhans = _check_choices(norm, box, protocol=protocol, labels=labels, keep=keep)
@@ -234,8 +231,8 @@ def _take_steps(
 def _stretches(steps: int) -> Iterator[range]:
     """Groups of steps between which broken samples leave: single steps, then 25 % longer each time.
 
-    Leaving between stretches, not after every step, keeps batches full and a GPU from waiting, for at most a
-    quarter more steps of a sample than it needed.
+    Leaving between stretches, not after every step, keeps batches full and a GPU from waiting, for at most a quarter
+    more steps of a sample than it needed.
     """
     first = 0
     while first < steps:

@@ -145,3 +145,15 @@ def test_any_image_size(norm, shape):
     y = model(x).argmax(1)
     result = attacks.square(model, x, y, norm=norm, eps=0.1, queries=25)
     assert (get_norm(norm).length(result.adversarial - x) <= 0.1 + 1e-5).all()
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_large_images_are_on_the_border_of_the_ball(norm):
+    """A running sum of 150,528 values in float32 would miss it by more than 1e-5."""
+    model = nn.Sequential(nn.AvgPool2d(56), nn.Flatten(), nn.Linear(48, 3)).eval()
+    x = 0.3 + 0.4 * torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    eps = {"L2": 2.0, "L1": 40.0}[norm]
+    result = attacks.square(model, x, y, norm=norm, eps=eps, queries=3)
+    length = get_norm(norm).length(result.adversarial.double() - x.double())
+    torch.testing.assert_close(length, torch.full_like(length, eps), rtol=5e-6, atol=0)
