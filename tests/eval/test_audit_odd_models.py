@@ -10,24 +10,8 @@ from torch import nn
 
 from eval.audit import audit
 from eval.audit.callables import AnyCallable, models_own
-from eval.audit.settings import Budget
+from tests.support.audit_budgets import TINY
 
-TINY = Budget(
-    steps=4,
-    restarts=1,
-    targets=2,
-    square_queries=6,
-    spsa_queries=34 * 2,
-    label_queries=20,
-    difference_steps=2,
-    directions=8,
-    random_points=3,
-    passes=2,
-    votes=3,
-    distillation_steps=4,
-    binarization_images=2,
-    inner_points=19,
-)
 N = 12
 WEIGHT = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
 

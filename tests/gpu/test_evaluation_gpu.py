@@ -7,7 +7,6 @@ import pytest
 
 from agents.training.run import train
 from eval import audit
-from eval.audit.settings import Budget
 from eval.export import command as export
 from eval.mechanism import command as mechanism
 from eval.robustness import command as robustness
@@ -17,27 +16,12 @@ from eval.study.run.engines import InProcess
 from eval.study.run.scheduler import carry_out
 from eval.transfer import command as transfer
 from tests.support.agent_runs import short
+from tests.support.audit_budgets import TINY
 from tests.support.pretend_cuda import PretendCuda
 from tests.support.study_toys import shrunk, study, tiny
 
 pytestmark = pytest.mark.slow
 
-BUDGET = Budget(
-    steps=4,
-    restarts=1,
-    targets=2,
-    square_queries=6,
-    spsa_queries=34 * 2,
-    label_queries=20,
-    difference_steps=2,
-    directions=8,
-    random_points=3,
-    passes=2,
-    votes=3,
-    distillation_steps=4,
-    binarization_images=2,
-    inner_points=19,
-)
 COMMANDS = {
     "robustness": (robustness, ["--attacks", "fgsm", "square", "--norm", "L2", "--eps", "0.5", "--n", "8"]),
     "mechanism": (mechanism, ["--norm", "L2", "--eps", "0.5", "--n", "8"]),
@@ -48,7 +32,7 @@ COMMANDS = {
 
 @pytest.fixture(autouse=True)
 def _small_audit(monkeypatch):
-    monkeypatch.setattr("eval.audit.run.QUICK", BUDGET)
+    monkeypatch.setattr("eval.audit.run.QUICK", TINY)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "everything"])
