@@ -46,7 +46,12 @@ class Example:
 
 
 def pack_gallery(
-    clean: Tensor, attacked: Tensor, labels: Tensor, clean_logits: Tensor, attacked_logits: Tensor
+    clean: Tensor,
+    attacked: Tensor,
+    labels: Tensor,
+    clean_logits: Tensor,
+    attacked_logits: Tensor,
+    indices: Tensor | None = None,
 ) -> bytes:
     """Return a gallery file as `read_gallery` takes it.
 
@@ -55,15 +60,18 @@ def pack_gallery(
         attacked: the same images attacked.
         labels: true classes, (n,).
         clean_logits, attacked_logits: the model's answers, (n, K).
+        indices: places of the images in their data set, (n,), where they are to be kept.
     """
     answers = [logits.float().softmax(1).nan_to_num(0).max(1) for logits in (clean_logits, attacked_logits)]
     arrays = {
         "clean": _to_bytes(clean),
         "adversarial": _to_bytes(attacked),
         "labels": labels.cpu().numpy(),
-        "predicted": np.stack([indices.cpu().numpy() for _, indices in answers], 1),
+        "predicted": np.stack([classes.cpu().numpy() for _, classes in answers], 1),
         "confidences": np.stack([values.cpu().numpy() for values, _ in answers], 1),
     }
+    if indices is not None:
+        arrays["indices"] = indices.cpu().numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()

@@ -1,15 +1,12 @@
 """The single examinations of a trained model: transfer, indicators, audit, gallery."""
 
-import io
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
 
 import attacks
 from agents.common.run_dir import device_name, versions
@@ -19,6 +16,7 @@ from eval.core.targets import load_target
 from eval.core.threats import Threat
 from eval.mechanism.analysis import AnalysisOptions, analyse
 from eval.mechanism.command import write_mechanism
+from eval.report.gallery import pack_gallery
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.run.jobs import TrainedModel
 from eval.trajectory.measure import follow, snapshots
@@ -167,26 +165,8 @@ def write_gallery(bench: TrainedModel, threat: Threat) -> None:
         sample_ids=ids,
         seed=bench.grid.attack_seed,
     ).adversarial
-    stored = [_to_bytes(images) for images in (x, attacked)]
-    answers = [_answers(bench.target.model, images.to(x.device).float() / 255) for images in stored]
-    arrays = {
-        "clean": stored[0].numpy(),
-        "adversarial": stored[1].numpy(),
-        "labels": y.cpu().numpy(),
-        "indices": samples.indices.numpy(),
-        "predicted": np.stack([predicted for predicted, _ in answers], 1),
-        "confidences": np.stack([confidence for _, confidence in answers], 1),
-    }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_atomic(bench.folder.path / "gallery.npz", buffer.getvalue())
-
-
-def _to_bytes(images: Tensor) -> Tensor:
-    return (images * 255).round().to(torch.uint8).cpu().contiguous()
-
-
-@torch.inference_mode()
-def _answers(model: nn.Module, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    confidence, predicted = model(x).float().softmax(1).max(1)
-    return predicted.cpu().numpy(), confidence.cpu().numpy()
+    clean, attacked = ((images * 255).round() / 255 for images in (x, attacked))
+    with torch.inference_mode():
+        logits = bench.target.model(clean), bench.target.model(attacked)
+    packed = pack_gallery(clean, attacked, y, *logits, indices=samples.indices)
+    write_atomic(bench.folder.path / "gallery.npz", packed)
