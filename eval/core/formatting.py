@@ -8,6 +8,8 @@ from rich.table import Table
 
 from eval.core.stats import Interval
 
+_ANY_WIDTH = 10_000  # columns, more than any table has
+
 
 def percent(share: float | None) -> str:
     """Return ``26.8 %``; a dash for None."""
@@ -49,7 +51,8 @@ def print_table(table: Table, console: Console | None = None) -> None:
     """Print a table under its title, at full width where the output is not a terminal, so that files get all."""
     console = console or Console()
     if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 160))
+        needed = Console(width=_ANY_WIDTH).measure(table).maximum
+        console = Console(file=console.file, width=max(console.width, needed))
     title, table.title = table.title, None  # rich would wrap it to the width of the table
     console.print(title, style="bold", highlight=False, soft_wrap=True)
     console.print(table)

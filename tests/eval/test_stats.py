@@ -1,12 +1,16 @@
-"""Intervals and tests against published values and scipy, and as properties."""
+"""Intervals and tests against published values and scipy, and as properties; how tables are printed."""
+
+import io
 
 import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from envs.errors import InputError
+from eval.core.formatting import make_table, print_table
 from eval.core.stats import bootstrap, mcnemar, mean_interval, wilson
 
 
@@ -103,3 +107,12 @@ def test_bootstrap_by_hand():
     assert bootstrap([0.0, 1.0]).interval == (0.0, 1.0)
     assert bootstrap([0.0, 1.0], confidence=0.4).interval == (0.5, 0.5)
     assert bootstrap([2.0] * 5).interval == (2.0, 2.0)
+
+
+def test_a_table_written_to_a_file_is_whole():
+    table = make_table("t", ("name",), [f"column {k}" for k in range(12)])
+    table.add_row("model", *["84.0 % [75.6, 89.9]"] * 12)
+    output = io.StringIO()
+    print_table(table, Console(file=output, width=80))
+    assert output.getvalue().count("[75.6, 89.9]") == 12
+    assert "column 11" in output.getvalue()
