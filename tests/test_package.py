@@ -39,6 +39,7 @@ def sources(*suffixes: str) -> set[str]:
 
 
 @pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"])
+@pytest.mark.slow
 def test_builds_repeat_bit_by_bit(built, pattern):
     (first,), (second,) = (list(folder.glob(pattern)) for folder in built)
     assert first.name == second.name

@@ -68,6 +68,7 @@ def test_standard_training_is_fragile_but_sound(sound, base):
     assert sound.clean_accuracy > sound.robust_accuracy
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_no_repair_is_attacked_once(sound):
     names = [outcome.name for outcome in sound.attacks]
     assert len(names) == len(set(names))

@@ -36,6 +36,7 @@ def strict(path):
     return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{path}: {word}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_ends_with_a_result(name, tmp_path, monkeypatch, capsys):
     main, arguments = COMMANDS[name]
@@ -56,6 +57,7 @@ def test_every_command_ends_with_a_result(name, tmp_path, monkeypatch, capsys):
         assert "no finite answer on 100.0 %" in output.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--clip-planes",)])
 def test_layers_of_powers_have_no_answer_outside_the_box(more, tmp_path, capsys):
     out = tmp_path / "m"

@@ -3,6 +3,7 @@
 import builtins
 from xml.etree import ElementTree
 
+import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -55,6 +56,7 @@ def test_results_show_their_numbers():
     assert f"{100 * found.robust_accuracy:.1f} %" in words(found._repr_html_())
 
 
+@pytest.mark.slow
 def test_audits_show_verdict_and_evidence():
     report = audit(nearest_mean(), *images(), norm="L2", eps=0.5)
     shown = words(report._repr_html_())

@@ -59,6 +59,7 @@ def contents(directory):
     return json.loads((directory / "study.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_directory_is_what_readers_expect(done):
     found = contents(done.directory)
     assert found["format"] == 1
