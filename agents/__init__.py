@@ -9,7 +9,9 @@ from agents.algorithms.registry import AlgorithmSpec, register_algorithm
 from agents.algorithms.reinforce import ExpectedPolicyGradient, Reinforce
 from agents.algorithms.supervised import Supervised
 from agents.models import architectures as _architectures  # noqa: F401 - registers the built-in networks
-from agents.models.classifier import Classifier, extract_classifier, load_classifier, save_classifier
+from agents.models.classifier import Classifier
+from agents.models.classifier_files import load_classifier, save_classifier
+from agents.models.extraction import extract_classifier
 from agents.models.image_network import NETWORKS, ImageNetwork, register_network
 from agents.models.policy import ImagePolicy
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agents.algorithms.adversarial import Ascent, Objective, crafting, make_ascent
 from agents.algorithms.buffers import ShownImagesBuffer
-from agents.models.classifier import extract_classifier
+from agents.models.extraction import extract_classifier
 from agents.models.policy import ImagePolicy
 from attacks.core.norms import Norm
 from envs.errors import InputError

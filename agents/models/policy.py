@@ -11,7 +11,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from agents.models import action_distribution as distribution
-from agents.models.classifier import Classifier, assemble_classifier
+from agents.models.classifier import Classifier
+from agents.models.extraction import assemble_classifier
 from agents.models.image_network import ImageNetwork, to_fast_layout
 from envs.errors import InputError
 

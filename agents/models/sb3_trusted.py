@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from agents.models.classifier import Classifier, extract_classifier
+from agents.models.classifier import Classifier
+from agents.models.extraction import extract_classifier
 from envs.errors import InputError
 
 _UNUSED = (

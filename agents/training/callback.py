@@ -10,7 +10,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.common.run_dir import RunDir
 from agents.config import TrainConfig
-from agents.models.classifier import extract_classifier, save_classifier
+from agents.models.classifier_files import save_classifier
+from agents.models.extraction import extract_classifier
 from agents.training.checkpoint import diverged, refuse_divergence, save_checkpoint
 from agents.training.logs import JSONLines
 from agents.training.progress import TrainingProgress

@@ -14,7 +14,8 @@ from agents.algorithms.registry import find_algorithm
 from agents.algorithms.setups import Setup
 from agents.config import TrainConfig
 from agents.models.architectures import PRETRAINED, load_pretrained
-from agents.models.classifier import classifier_bytes, extract_classifier
+from agents.models.classifier_files import classifier_bytes
+from agents.models.extraction import extract_classifier
 from agents.models.image_network import resolve_network
 from agents.training.resolve import ResolvedConfig
 from agents.training.robustness_probe import Probe

@@ -19,7 +19,7 @@ from agents.algorithms.base import ImageAlgorithm
 from agents.common.precision import emulates_bf16, tf32
 from agents.common.run_dir import RunDir, device_name, resolve_device, versions
 from agents.config import TrainConfig
-from agents.models.classifier import extract_classifier
+from agents.models.extraction import extract_classifier
 from agents.training.callback import TrainingCallback
 from agents.training.checkpoint import load_checkpoint, refuse_divergence, restoring, set_random_state
 from agents.training.factory import (

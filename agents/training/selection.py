@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from agents.common.precision import tf32
-from agents.models.classifier import extract_classifier
+from agents.models.extraction import extract_classifier
 from agents.training.robustness_probe import Probe, overfits_catastrophically
 from agents.training.validation import Evaluation, evaluate
 from envs import ImageDataset

@@ -9,7 +9,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.common.run_dir import RunDir
 from agents.config import TrainConfig
-from agents.models.classifier import extract_classifier, save_classifier
+from agents.models.classifier_files import save_classifier
+from agents.models.extraction import extract_classifier
 from agents.training.schedule import phase_ends
 from envs.errors import InputError
 

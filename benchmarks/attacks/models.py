@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agents.adversarial_config import AdversarialConfig
 from agents.config import TrainConfig
-from agents.models.classifier import load_classifier
+from agents.models.classifier_files import load_classifier
 from agents.training.validation import to_pixels
 from benchmarks import trainings
 from envs import load_dataset

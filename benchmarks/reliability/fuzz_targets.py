@@ -16,7 +16,8 @@ import torch
 
 from agents.common.run_dir import RunDir
 from agents.config import TrainConfig
-from agents.models.classifier import load_classifier, new_classifier, save_classifier
+from agents.models.classifier import new_classifier
+from agents.models.classifier_files import load_classifier, save_classifier
 from agents.train import run as train_command
 from agents.training import run as training
 from agents.training.checkpoint import load_checkpoint

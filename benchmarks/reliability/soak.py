@@ -23,7 +23,7 @@ import torch
 from scipy import stats
 
 import attacks
-from agents.models.classifier import load_classifier
+from agents.models.classifier_files import load_classifier
 from agents.training.callback import TrainingCallback
 from agents.training.run import train
 from benchmarks.reliability.page import record

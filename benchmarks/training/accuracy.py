@@ -30,7 +30,7 @@ from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.config import TrainConfig
-from agents.models.classifier import extract_classifier
+from agents.models.extraction import extract_classifier
 from agents.models.image_network import ImageNetwork
 from agents.training.factory import build_algorithm, build_env
 from agents.training.resolve import resolve

@@ -22,7 +22,7 @@ from rich.table import Table
 import attacks
 from agents.adversarial_config import AdversarialConfig
 from agents.config import TrainConfig
-from agents.models.classifier import load_classifier
+from agents.models.classifier_files import load_classifier
 from agents.training.validation import to_pixels
 from benchmarks import trainings
 from benchmarks.common import describe_machine, machine_line, write_results

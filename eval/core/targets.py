@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.common.run_dir import RunDir
-from agents.models.classifier import load_classifier
+from agents.models.classifier_files import load_classifier
 from agents.models.sb3_trusted import load_trusted_zip
 from attacks.core.errors import is_machine_error
 from envs.datasets import load_dataset

@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from agents.models.classifier import Classifier, load_classifier, save_classifier
+from agents.models.classifier import Classifier
+from agents.models.classifier_files import load_classifier, save_classifier
 from envs.errors import InputError
 from eval.export.layers import LayerNetwork, describe_layers
 

@@ -7,7 +7,7 @@ from stable_baselines3.common.logger import Figure
 
 from agents.common.precision import tf32
 from agents.common.protocols import default_eps
-from agents.models.classifier import extract_classifier
+from agents.models.extraction import extract_classifier
 from attacks.gradient.pgd import pgd
 from envs.datasets import ImageDataset
 from envs.errors import InputError

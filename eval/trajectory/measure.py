@@ -9,7 +9,7 @@ import torch
 
 from agents.common.protocols import CLEVERHANS_BATCH
 from agents.common.run_dir import RunDir, versions
-from agents.models.classifier import load_classifier
+from agents.models.classifier_files import load_classifier
 from agents.training.snapshots import snapshot_paths
 from attacks.core.losses import margin
 from envs.errors import InputError

@@ -9,7 +9,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 import agents
 from agents import A2C, DQN, PPO, ExpectedPolicyGradient, ImagePolicy, Reinforce, Supervised
-from agents.models.classifier import extract_classifier, load_classifier
+from agents.models.classifier_files import load_classifier
+from agents.models.extraction import extract_classifier
 from agents.models.image_network import ImageNetwork, image_space
 from envs import load_dataset, sb3_env
 from envs.errors import InputError

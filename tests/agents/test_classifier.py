@@ -13,14 +13,10 @@ from torch import nn
 
 from agents import ImagePolicy
 from agents.models import image_network as networks
-from agents.models.classifier import (
-    Classifier,
-    extract_classifier,
-    load_classifier,
-    new_classifier,
-    save_classifier,
-)
+from agents.models.classifier import Classifier, new_classifier
+from agents.models.classifier_files import load_classifier, save_classifier
 from agents.models.classifier_spec import Spec
+from agents.models.extraction import extract_classifier
 from agents.models.image_network import NETWORKS, ImageNetwork, image_space, register_network
 from envs import load_dataset, sb3_env
 from envs.errors import InputError

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents.models.classifier import load_classifier, new_classifier
+from agents.models.classifier import new_classifier
+from agents.models.classifier_files import load_classifier
 from envs.errors import InputError
 from eval.attack.results import write_results
 from eval.core.targets import load_samples, load_target

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from agents.common.run_dir import RunDir
-from agents.models.classifier import new_classifier, save_classifier
+from agents.models.classifier import new_classifier
+from agents.models.classifier_files import save_classifier
 from envs.datasets import load_dataset
 from envs.errors import InputError
 from eval.core.targets import load_samples, load_target, model_sha256, samples_from

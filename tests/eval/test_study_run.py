@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.models.classifier import load_classifier
+from agents.models.classifier_files import load_classifier
 from eval.attack.results import read_results
 from eval.core.records import read_record
 from eval.report.opening import study_gaps

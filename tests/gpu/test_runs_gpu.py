@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from agents.models.classifier import load_classifier
+from agents.models.classifier_files import load_classifier
 from agents.training.run import resume, train
 from tests.support.agent_runs import CASES, metrics, short, stopping
 from tests.support.pretend_cuda import PretendCuda

@@ -20,13 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from agents.models.classifier import (
-    FORMAT,
-    extract_classifier,
-    load_classifier,
-    new_classifier,
-    save_classifier,
-)
+from agents.models.classifier import new_classifier
+from agents.models.classifier_files import FORMAT, load_classifier, save_classifier
+from agents.models.extraction import extract_classifier
 from envs.errors import InputError
 
 SHAPE, CLASSES = (1, 4, 4), 3
