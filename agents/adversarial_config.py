@@ -9,7 +9,7 @@ from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.algorithms.registry import algorithm_names, find_algorithm
-from agents.common.command_line import parse_number, with_stated_defaults
+from agents.common.command_line import parse_number
 from agents.common.plain_numbers import PlainNumbers
 from agents.common.protocols import default_eps
 from envs.errors import InputError
@@ -25,16 +25,15 @@ _NUMBER = PrimitiveConstructorSpec[float](
 _LONGEST_STEP = 1.25  # in radii; for a single step from a random start (Wong et al. 2020)
 
 
-@with_stated_defaults
 @dataclass(frozen=True)
 class AdversarialConfig(PlainNumbers):
     """Train on attacked images. Every option is None where the method's default applies."""
 
     method: Annotated[Literal["none", "fgsm", "pgd", "trades"], arg(name="adversarial")] = "none"
-    """fgsm: the loss plus --adv-weight times the loss on images moved by one signed gradient step (Goodfellow et al.
-    2015; the rule of arXiv 2606.12251). pgd: the loss on images from projected gradient ascent (Madry et al. 2018).
-    trades: the loss plus --adv-weight times KL(p(x) || p(x_adv)) (Zhang et al. 2019). ppo and a2c see the attacked
-    images as observations (fgsm, pgd); dqn does not train adversarially."""
+    """fgsm: add --adv-weight times the loss on images moved by one signed gradient step (Goodfellow et al. 2015;
+    the rule of arXiv 2606.12251). pgd: train on images from projected gradient ascent (Madry et al. 2018). trades: add
+    --adv-weight times KL(p(x) || p(x_adv)) (Zhang et al. 2019). ppo and a2c observe the attacked images (fgsm, pgd);
+    dqn takes none of these."""
     eps: Annotated[float | None, _NUMBER, arg(name="adv-eps")] = None
     """Radius in units of pixels in [0, 1], e.g. 0.1 or 8/255. Default: Linf 0.1 and L2 1.5 for greyscale images, 8/255
     and 1.0 for colour."""
@@ -55,7 +54,7 @@ class AdversarialConfig(PlainNumbers):
     share: Annotated[float | None, arg(name="adv-share")] = None
     """Share of the images that --adv-mix replace attacks. Default: 1."""
     start: Annotated[float | None, arg(name="adv-start")] = None
-    """Passes over the training set before the first attack. Default: 0. Selection starts anew there."""
+    """Passes over the training set before the first attack. Default: 0. Model selection starts again there."""
     trades_start: Annotated[Literal["clipped", "official"] | None, arg(name="adv-trades-start")] = None
     """Where trades begins: at the noisy image clipped to [0, 1], or as it is, as the authors' code does. The points
     after it are clipped in both. Default: clipped."""

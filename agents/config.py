@@ -7,20 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
 from agents.adversarial_config import AdversarialConfig
 from agents.algorithms.registry import algorithm_names, find_algorithm
-from agents.common.command_line import with_stated_defaults
 from agents.common.plain_numbers import PlainNumbers
 from envs.errors import InputError, unknown_name
 
 SMALL_NETWORKS = ("small", "mlp")
 
 
-@with_stated_defaults
 @dataclass(frozen=True)
 class PPOConfig(PlainNumbers):
     """Settings of ``--algo ppo`` (Schulman et al. 2017) and, where they apply, ``a2c`` (Mnih et al. 2016)."""
@@ -45,7 +43,6 @@ class PPOConfig(PlainNumbers):
     """Scale the advantages of a minibatch to zero mean and unit deviation."""
 
 
-@with_stated_defaults
 @dataclass(frozen=True)
 class ExplorationConfig(PlainNumbers):
     """How actions leave the policy (epsilon-greedy on the whole batch: arXiv 2606.12251)."""
@@ -72,10 +69,11 @@ class DQNConfig(PlainNumbers):
     """Share of training over which the exploration rate falls from 1 to its final value."""
 
 
-@with_stated_defaults
 @dataclass(frozen=True)
 class TrainConfig(PlainNumbers):
     """Train an image classifier as a policy, then attack it and print the table."""
+
+    FIRST: ClassVar = "algo dataset network passes learning_rate adversarial.method seed device preset resume"
 
     algo: str = "ppo"
     """ppo, a2c, dqn, reinforce, epg, supervised, or package.module:Class of a Stable-Baselines3 algorithm."""

@@ -1,7 +1,6 @@
 """The frame around every command line: typed options in, one line of error out."""
 
 import contextlib
-import dataclasses
 import difflib
 import io
 import os
@@ -9,10 +8,11 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import tyro
 
+from agents.common.command_help import print_help
 from agents.common.precision import tf32
 from attacks.core.errors import AttackError
 from attacks.starting import interruptible
@@ -22,18 +22,6 @@ from envs.errors import InputError
 USAGE_ERROR = 2
 INTERRUPTED = 130
 _LONGEST = 1200  # letters of a message
-
-
-_Options = TypeVar("_Options")
-
-
-def with_stated_defaults(options: type[_Options]) -> type[_Options]:
-    """Decorate a dataclass of options whose texts say what None stands for: help leaves "(default: None)" out."""
-    for item in dataclasses.fields(options):  # type: ignore[arg-type]
-        if item.default is None:
-            hint = Annotated[item.type, tyro.conf.arg(help_behavior_hint="")]  # type: ignore[name-defined]
-            options.__annotations__[item.name] = hint
-    return options
 
 
 def parse_number(text: str) -> float:
@@ -71,6 +59,8 @@ def run_cli(
     try:
         start = defaults(arguments) if defaults else None
         known = {} if start is None else {"default": start}
+        if asked := {"-h", "--help", "--help-all"}.intersection(arguments):
+            print_help(config_class, prog, main.__doc__, start, "--help-all" in asked)
         keep_freed_memory()
         options: dict[str, Any] = {"prog": prog, "args": arguments, "description": main.__doc__, **known}
         with tf32(False):
@@ -106,7 +96,7 @@ def _parse(config_class: Any, options: dict[str, Any]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(f"{_gist(messages.getvalue())}; see {options['prog']} --help") from None
+        raise InputError(f"{_gist(messages.getvalue())}; see {options['prog']} --help-all") from None
 
 
 def _gist(message: str) -> str:

@@ -133,7 +133,7 @@ def command_line(name: str, draws: random.Random) -> list[str]:
 
 def _options(name: str) -> list[str]:
     if name not in _KNOWN:
-        _KNOWN[name] = sorted(set(re.findall(r"--[a-z][\w.-]*", COMMANDS[name](["--help"]))))
+        _KNOWN[name] = sorted(set(re.findall(r"--[a-z][\w.-]*", COMMANDS[name](["--help-all"]))))
     return _KNOWN[name]
 
 

@@ -9,14 +9,14 @@ from docutils.parsers.rst import Directive
 
 
 class CommandHelp(Directive):
-    """``{command-help} agents.train`` shows what ``python -m agents.train --help`` prints."""
+    """``{command-help} agents.train`` shows what ``python -m agents.train --help-all`` prints."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Run the command and return its help as one literal block."""
         environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-        command = [sys.executable, "-m", self.arguments[0], "--help"]
+        command = [sys.executable, "-m", self.arguments[0], "--help-all"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise self.error(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr[-500:]}")

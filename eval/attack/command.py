@@ -3,11 +3,11 @@
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from agents.common.command_line import run_cli, with_stated_defaults
+from agents.common.command_line import run_cli
 from agents.common.protocols import default_eps
 from agents.common.run_dir import resolve_device
 from attacks.autoattack.versions import STAGES, VERSIONS
@@ -29,7 +29,6 @@ from eval.core.targets import check_fit, load_target
 from eval.core.threats import Threat, parse_eps, parse_norm
 
 
-@with_stated_defaults
 @dataclass(frozen=True)
 class AttackOptions:
     """Options of the attack; one that it does not take is an error. Default: the attack's own."""
@@ -88,10 +87,13 @@ def parse_version(text: str) -> str | list[str]:
     return stages
 
 
-@with_stated_defaults
 @dataclass(frozen=True)
 class AttackCommand:
     """Attack a classifier and keep the outcome per image."""
+
+    FIRST: ClassVar = (
+        "attack norm eps how.steps how.loss how.restarts how.protocol data.dataset data.n device"
+    )
 
     target: tyro.conf.Positional[str]
     """Run directory, Stable-Baselines3 .zip, or package.module:factory of an nn.Module."""

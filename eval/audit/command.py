@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import tyro
@@ -28,6 +28,8 @@ from eval.core.threats import Threat, chosen_threat, default_threats
 @dataclass(frozen=True)
 class AuditCommand:
     """Say whether a model's resistance is real: sound, masked (and by what), or inconclusive (and why)."""
+
+    FIRST: ClassVar = "norm eps full surrogate minutes data.dataset data.n seed device out"
 
     targets: tyro.conf.Positional[tuple[str, ...]]
     """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 from matplotlib.figure import Figure
@@ -36,6 +37,11 @@ _GRID_IMAGES = 10
 @dataclass(frozen=True)
 class MechanismCommand:
     """Measure loss landscapes, input gradients and entropies of one or several models."""
+
+    FIRST: ClassVar = (
+        "norm eps data.dataset data.n device out "
+        "analysis.steps analysis.loss analysis.protocol analysis.resolution"
+    )
 
     targets: tyro.conf.Positional[tuple[str, ...]]
     """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 from rich.table import Table
@@ -37,6 +37,8 @@ _CURVE_FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 @dataclass(frozen=True)
 class RobustnessCommand:
     """Run a battery of attacks on one or several models and take the worst case per image."""
+
+    FIRST: ClassVar = "attacks norm eps data.dataset data.n pgd.iterations seed device out force"
 
     targets: tyro.conf.Positional[tuple[str, ...]]
     """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,8 @@ _PATIENCE = timedelta(hours=24)  # the slowest share may take long
 @dataclass(frozen=True)
 class DistributedCommand:
     """Attack one model by all processes that torchrun started."""
+
+    FIRST: ClassVar = "attacks norm eps dataset images seed device batch_size network out"
 
     target: tyro.conf.Positional[str]
     """Run directory, Stable-Baselines3 .zip file, or package.module:factory."""

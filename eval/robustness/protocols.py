@@ -20,9 +20,9 @@ class PgdOptions:
     """Questions about PGD alone, asked in place of the battery."""
 
     iterations: tuple[int, ...] = ()
-    """In place of the battery: accuracy after so many iterations of PGD, such as 1 10 100 1000, from one pass."""
+    """Accuracy after each of these numbers of iterations, such as 1 10 100 1000, from one pass."""
     target_class: int | None = None
-    """In place of the battery: PGD towards this class; success rate, and accuracy on images of the class."""
+    """PGD towards this class: success rate, and accuracy on images of the class."""
     protocols: tuple[str, ...] = PROTOCOLS[:3]
     """Protocols of these two: pgd, pgd-cleverhans, pgd-paper, pgd-paper-250."""
     losses: tuple[str, ...] = ("ce", "margin", "mifpe")

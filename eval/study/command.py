@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 from rich.console import Console
@@ -26,6 +26,8 @@ from eval.study.run.scheduler import Study, carry_out
 @dataclass(frozen=True)
 class StudyCommand:
     """Train what is missing of a grid, attack, analyse and audit it, and write the tables."""
+
+    FIRST: ClassVar = "out data_root device engine workers address gpus shards retries dry_run"
 
     study: tyro.conf.Positional[str]
     """smoke, digits, regimes, exploration, front, mnist, cifar10, cifar10-long, cifar10-networks, cifar100, stl10,

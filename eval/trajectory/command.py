@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 
@@ -25,6 +26,8 @@ from eval.trajectory.tables import summary_table, trajectory_tables, write_event
 @dataclass(frozen=True)
 class TrajectoryCommand:
     """Attack every snapshot of runs trained with --snapshots; show what is reported against what is left."""
+
+    FIRST: ClassVar = "attacks norm eps data.n points seed device out force progress"
 
     targets: tyro.conf.Positional[tuple[str, ...]]
     """Run directories with snapshots, or trajectory.json.xz files of earlier calls: these are only shown again."""

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 from matplotlib.figure import Figure
@@ -25,6 +26,8 @@ from eval.transfer.matrix import Matrix, fill
 @dataclass(frozen=True)
 class TransferCommand:
     """Make adversarial images on every model and show them to all; keep the outcome per image."""
+
+    FIRST: ClassVar = "crafts norm eps steps data.dataset data.n seed device out force"
 
     targets: tyro.conf.Positional[tuple[str, ...]]
     """Two or more: run directories, Stable-Baselines3 .zip files, or package.module:factory."""

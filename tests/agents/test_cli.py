@@ -173,7 +173,7 @@ def test_debug_shows_the_traceback(capsys):
 
 
 def test_help_lists_every_option_network_and_algorithm(capsys):
-    assert run(["--help"]) == 0
+    assert run(["--help-all"]) == 0
     output, error = capsys.readouterr()
     assert error == ""
     text = " ".join(re.split(r"[│\s]+", output))
