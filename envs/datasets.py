@@ -22,7 +22,7 @@ from envs.errors import InputError, unknown_name
 
 DATASETS = ("digits", *PUBLISHED, "imagenet100")
 SPLITS = ("train", "val", "test")
-_CHUNK = 1 << 26  # bytes hashed or counted at a time
+CHUNK = 1 << 26  # bytes hashed or counted at a time
 _MAX_SIDE = 4096
 
 
@@ -131,7 +131,7 @@ class ImageDataset:
         return torch.tensor(mean), torch.tensor(std)
 
     def _chunks(self) -> Iterator[torch.Tensor]:
-        return iter(self.images.split(max(1, _CHUNK // self.images[0].numel())))
+        return iter(self.images.split(max(1, CHUNK // self.images[0].numel())))
 
 
 class Splits(NamedTuple):

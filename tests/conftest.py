@@ -1,11 +1,8 @@
 import os
-import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tensorboard.summary.writer import event_file_writer
 
 torch.set_num_threads(1)
 
@@ -36,9 +33,10 @@ def _seeded():
 
 @pytest.fixture
 def event_files_in_order(monkeypatch):
-    """TensorBoard reads files in the order of their names: second, process, number. Tests write many in a second."""
-    monkeypatch.setattr(event_file_writer.os, "getpid", lambda: 1)
-    monkeypatch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=time.time_ns))
+    """Files of events that are written within one second are read in the order in which they were written."""
+    from tests.support.agent_runs import name_event_files_in_order
+
+    name_event_files_in_order(monkeypatch)
 
 
 @pytest.fixture(scope="session")

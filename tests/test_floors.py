@@ -86,6 +86,48 @@ def graph(root):
     return edges
 
 
+def private_names(path):
+    """Return the names with an underscore that a file takes from our modules: imported, as attributes, in strings."""
+    tree, found, modules_by_name = ast.parse(path.read_text()), [], {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in FLOORS:
+            for alias in node.names:
+                dotted = f"{node.module}.{alias.name}"
+                if (ROOT / dotted.replace(".", "/")).with_suffix(".py").exists():
+                    modules_by_name[alias.asname or alias.name] = dotted
+                found.append(dotted)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] in FLOORS:
+                    modules_by_name[alias.asname or alias.name] = alias.name
+                    found.append(alias.name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and (owner := modules_by_name.get(ast.unparse(node.value))):
+            found.append(f"{owner}.{node.attr}")
+        elif isinstance(node, ast.Call) and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
+            found.append(f"{modules_by_name.get(ast.unparse(node.args[0]))}.{node.args[1].value}")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += re.findall(rf"^(?:{'|'.join(FLOORS)})(?:\.\w+)+$", node.value)
+    return [name for name in found if re.search(r"^\w+\..*\b_(?!_)", name) and not name.startswith("None.")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["benchmarks", "tests"])
+def test_tests_and_benchmarks_use_public_names_alone(package):
+    for name in modules(package):
+        assert private_names(ROOT / name) == [] or name == "tests/test_floors.py", name
+
+
+def test_private_names_are_found(tmp_path):
+    source = tmp_path / "module.py"
+    source.write_text(
+        "import agents.config as config\nfrom envs import task, files as f\nfrom eval.core.stats import _a, b\n"
+        "config._from_dict, f.write, task._check_shard, b._own, __name__\n'agents.training.run._learn'\n"
+    )
+    found = ["eval.core.stats._a", "agents.config._from_dict", "envs.task._check_shard"]
+    assert sorted(private_names(source)) == sorted([*found, "agents.training.run._learn"])
+
+
 def circles(edges):
     """Return the modules that lie on circles, or between two: those that import and are imported by some of them."""
     left = dict(edges)

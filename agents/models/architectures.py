@@ -11,8 +11,8 @@ from agents.models.image_network import BUILT_IN, NETWORKS, Shape, image_space, 
 from agents.models.layers import ConsistentDropout
 from agents.models.vit import VisionTransformer
 from agents.models.wide_resnet import WideResNet
-from envs._torchvision import import_torchvision
 from envs.errors import InputError
+from envs.torchvision_import import import_torchvision
 
 PRETRAINED = ("resnet18", "resnet50", "densenet121")  # networks that have weights of torchvision
 _STANDARD_STEM = 96  # pixels from which torchvision's stem, made for 224, leaves enough of the image

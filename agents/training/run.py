@@ -85,7 +85,7 @@ def resume(path: Path, progress: bool = True, network: str | None = None, algo: 
     run = RunDir.open(path)
     with run.lock():
         run.remove_leftovers()
-        fingerprint, config = _stored(run, network, algo)
+        fingerprint, config = read_stored(run, network, algo)
         checkpoint = load_checkpoint(run)
         pretrained = config.pretrained and checkpoint is None  # a checkpoint has all weights
         config = dataclasses.replace(config, progress=progress, pretrained=pretrained)
@@ -99,8 +99,12 @@ def resume(path: Path, progress: bool = True, network: str | None = None, algo: 
     return run
 
 
-def _stored(run: RunDir, network: str | None, algo: str | None) -> tuple[str, TrainConfig]:
-    """Return the fingerprint of the training data and the configuration in ``config.json``, checked."""
+def read_stored(run: RunDir, network: str | None, algo: str | None) -> tuple[str, TrainConfig]:
+    """Return the fingerprint of the training data and the configuration in ``config.json``, checked.
+
+    Raises:
+        InputError: they are damaged, or name code other than that of ``network`` and ``algo``, as in :func:`resume`.
+    """
     stored = run.config
     try:
         fingerprint, config = stored["dataset"]["fingerprint"], stored["config"]

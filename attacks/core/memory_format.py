@@ -15,7 +15,7 @@ from attacks.core.sharing import Undo, held, to_eval_mode
 
 # When a first layer's own backward pass is the faster one, as measured: at most 3 input channels, at least 10 output
 # channels for each of them, and 4,096 pixels in the batch.
-_FEW, _MANY, _SMALL = 3, 10, 2**12
+_FEW, _MANY, SMALL = 3, 10, 2**12
 
 _TRIALS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], bool]] = WeakKeyDictionary()
 
@@ -33,12 +33,13 @@ def fast_layout(model: Callable[[Tensor], Tensor], x: Tensor) -> Iterator[None]:
     if not takes_channels_last(model, x):
         yield
         return
-    with _laid_out(model):
+    with laid_out(model):
         yield
 
 
 @contextmanager
-def _laid_out(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def laid_out(model: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context the plain convolutions of ``model`` work in channels_last."""
     layers = plain_convolutions(model)
     weights = {id(layer.weight): layer.weight for layer in layers}  # one weight may serve several layers
     with held((("layout", key), partial(_lay_weight_out, weight)) for key, weight in weights.items()):
@@ -84,7 +85,7 @@ def passes_laid_out(model: nn.Module, x: Tensor) -> bool:
     if shape not in known:
         eval_mode = held((("eval", id(one)), partial(to_eval_mode, one)) for one in model.modules())
         try:
-            with eval_mode, _laid_out(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with eval_mode, laid_out(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model(x[:1].detach().clone(memory_format=torch.channels_last))
             known[shape] = True
         except Exception as error:  # if the model fails in any layout, its use will say so
@@ -124,7 +125,7 @@ class _Stem:
 
     def __call__(self, x: Tensor) -> Tensor:
         layer = self.layer
-        if x.numel() < _SMALL:
+        if x.numel() < SMALL:
             return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
         return _StemFunction.apply(x, layer, self.back)
 

@@ -90,7 +90,7 @@ def _of_run(name: str) -> Callable[[], list[bytes]]:
 
 def _config(path: Path) -> None:
     path.rename(path.parent / "config.json")
-    training._stored(RunDir.open(path.parent), None, None)
+    training.read_stored(RunDir.open(path.parent), None, None)
 
 
 def _checkpoint(path: Path) -> None:

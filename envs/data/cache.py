@@ -26,7 +26,7 @@ from envs.data.source import NOTES, Decoded, Source
 from envs.errors import InputError
 
 _FORMAT = 1
-_WHOLE_CHECK = 1 << 30  # entries up to a GiB are checked whole at each load, larger ones in samples
+WHOLE_CHECK = 1 << 30  # entries up to a GiB are checked whole at each load, larger ones in samples
 _CHUNK = 1 << 26
 _SAMPLE = 1 << 16
 _SAMPLES = 1024
@@ -207,7 +207,7 @@ def _read_split(entry: Path, split: str, classes: tuple[str, ...], described: di
     labels = np.load(entry / f"{split}-labels.npy", allow_pickle=False)
     if images.dtype != np.uint8 or list(images.shape) != described["shape"]:
         raise _Damaged(f"{split} images are {images.dtype} {images.shape}")
-    if images.nbytes > _WHOLE_CHECK:
+    if images.nbytes > WHOLE_CHECK:
         sound = _sample_hash(images, labels) == described["samples"]
     else:
         sound = content_fingerprint(images.shape, [images], labels, classes) == described["fingerprint"]

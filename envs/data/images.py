@@ -23,7 +23,7 @@ _GRAY = ("1", "L", "LA")
 _COLOUR = ("CMYK", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr", "LAB", "HSV")
 _MAX_PIXELS = 64_000_000
 _BATCH = 64
-_PATIENCE = 1.0  # seconds without a progress bar
+PATIENCE = 1.0  # seconds without a progress bar
 
 
 class Header(NamedTuple):
@@ -40,7 +40,7 @@ def read_header(path: str) -> Header:
     Raises:
         InputError: it is not an image, or has over 64 million pixels, or more than 8 bits a channel.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         return Header(*image.size, image.mode in _GRAY)
 
 
@@ -55,7 +55,7 @@ def decode(path: str, channels: int, side: int | None) -> np.ndarray:
     Raises:
         InputError: as ``read_header``, or the file is truncated or damaged, or has colour where gray is expected.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         if channels == 1 and image.mode not in _GRAY:
             raise InputError(
                 f"{path} is in colour; expected gray like the first images; convert all to one kind"
@@ -66,9 +66,14 @@ def decode(path: str, channels: int, side: int | None) -> np.ndarray:
 
 
 @contextmanager
-def _open(path: str) -> Iterator[Image.Image]:
+def open_image(path: str) -> Iterator[Image.Image]:
+    """Open an image file, its header read and its size checked.
+
+    Raises:
+        InputError: it cannot be read, is too large, or has other pixels than 8 bits a channel.
+    """
     with readable(path, "replace or remove the file"):
-        _check_size(path, _webp_size(path))  # Pillow allocates the whole canvas of a WebP file to open it
+        _check_size(path, webp_size(path))  # Pillow allocates the whole canvas of a WebP file to open it
     with readable(path, "replace or remove the file"), Image.open(path, formats=_FORMATS) as image:
         _check_size(path, image.size)
         if image.mode not in _GRAY + _COLOUR:
@@ -85,7 +90,7 @@ def _check_size(path: str, size: tuple[int, int]) -> None:
         )
 
 
-def _webp_size(path: str) -> tuple[int, int]:
+def webp_size(path: str) -> tuple[int, int]:
     """Return width and height from the first chunk of a WebP file (RFC 9649); (0, 0) for other files."""
     with open(path, "rb") as file:
         head = file.read(30)
@@ -130,11 +135,11 @@ def parallel(work: Callable[[int], None], count: int, title: str) -> None:
     task = bar.add_task(title, total=count)
     begun = time.monotonic()
     with warnings.catch_warnings(), ThreadPoolExecutor(_cores()) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _open has a limit of its own
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # open_image has a limit of its own
         try:
             for done in pool.map(run, range(0, count, _BATCH)):
                 bar.update(task, completed=done)
-                if time.monotonic() - begun > _PATIENCE:
+                if time.monotonic() - begun > PATIENCE:
                     bar.start()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

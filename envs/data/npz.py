@@ -32,7 +32,7 @@ from envs.data.splits import plan_splits
 from envs.errors import InputError
 
 _REMEDY = "write it anew with np.savez"
-_CHUNK = 1 << 26
+CHUNK = 1 << 26
 _MAX_CHANNELS = 4
 _MAX_LABELS = 1 << 30  # bytes; labels and class names are read whole
 
@@ -184,7 +184,7 @@ def _chunks(
     """Yield (index of the first image, images uint8 (M, C, H, W)) in order."""
     row_size = math.prod(member.shape[1:]) * member.dtype.itemsize
     with _open(archive, member.key) as (file, _):
-        step = max(1, _CHUNK // row_size)
+        step = max(1, CHUNK // row_size)
         for start in range(0, member.shape[0], step):
             count = min(step, member.shape[0] - start)
             rows = np.frombuffer(file.read(count * row_size), dtype=member.dtype).reshape(

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from envs._torchvision import import_torchvision
 from envs.data.cifar import read_batch, read_class_names
 from envs.data.formats import read_idx, read_stl10
 from envs.data.locations import locked, make_directory
 from envs.data.source import NOTES, Allocate, Arrays, Decoded, Source, check_labels, readable, stamp_files
 from envs.data.splits import arrange
 from envs.errors import InputError
+from envs.torchvision_import import import_torchvision
 
 Contents = tuple[tuple[str, ...], dict[str, Arrays]]
 """Class names and the parts train and test."""

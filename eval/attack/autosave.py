@@ -7,8 +7,8 @@ from typing import Any
 
 from eval.attack.parts import PartialStore
 
-_LEAST_SECONDS = 5.0  # between two saved states: what a kill may cost
-_SHARE = 0.05  # of the time, at most, goes into saving states
+LEAST_SECONDS = 5.0  # between two saved states: what a kill may cost
+SHARE = 0.05  # of the time, at most, goes into saving states
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Watch:
         self.state: dict[str, Any] | None = saved["state"]
         self._before = float(saved["seconds"])
         self._started = self._saved = self._stage_started = time.perf_counter()
-        self._pause = _LEAST_SECONDS
+        self._pause = LEAST_SECONDS
         self._stage = -1
         self._entered = self._seen = 0
 
@@ -67,7 +67,7 @@ class Watch:
             begun = time.perf_counter()
             self.store.write_state({"state": state, "seconds": self.seconds})
             self._saved = time.perf_counter()
-            self._pause = max(_LEAST_SECONDS, (self._saved - begun) / _SHARE)
+            self._pause = max(LEAST_SECONDS, (self._saved - begun) / SHARE)
 
     def _progress(self, state: dict[str, Any]) -> Progress:
         stage, left, broken_by = state["stage"], len(state["pending"]), state["broken_by"]

@@ -244,11 +244,11 @@ def _curves(
             radii = [threat.eps for threat in config.threats(samples.channels) if threat.norm == norm]
             grid = [Threat(norm, factor * max(radii)) for factor in _CURVE_FACTORS]
             report = _run(config, target, samples, ("pgd-margin",), grid)
-            curves.setdefault(norm, {})[target.name] = _curve(report)
+            curves.setdefault(norm, {})[target.name] = security_curve(report)
     return curves
 
 
-def _curve(report: RobustnessReport) -> SecurityCurve:
+def security_curve(report: RobustnessReport) -> SecurityCurve:
     """Accuracy at every radius counts an image as broken once a smaller radius has broken it: balls nest."""
     ordered = [report.worst[threat] for threat in sorted(report.worst, key=lambda threat: threat.eps)]
     alive = ordered[0].clean_correct

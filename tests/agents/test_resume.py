@@ -1,5 +1,4 @@
 import contextlib
-import multiprocessing
 import os
 import random
 import shutil
@@ -18,7 +17,14 @@ from agents.training.run import resume, train
 from agents.training.signals import stop_on_interrupt
 from envs import files
 from envs.errors import InputError
-from tests.support.agent_runs import CASES, assert_same_runs, short, stopping
+from tests.support.agent_runs import (
+    CASES,
+    assert_same_runs,
+    name_event_files_in_order,
+    new_process,
+    short,
+    stopping,
+)
 
 pytestmark = pytest.mark.usefixtures("event_files_in_order")
 
@@ -142,7 +148,12 @@ def test_a_crash_while_a_file_is_written_loses_nothing(write, uninterrupted, tmp
 
 def child(path, case):
     """Train, or continue what is there; in a process of its own."""
-    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+    with (
+        open(os.devnull, "w") as null,
+        contextlib.redirect_stdout(null),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        name_event_files_in_order(patch)
         if (path / "config.json").exists():
             resume(path, progress=False)
         else:
@@ -156,10 +167,8 @@ def test_kill_9_at_random_moments(case, uninterrupted, tmp_path):
     """Every process is killed some time after it starts, the next goes on, and the last one finishes."""
     expected, path = uninterrupted(case), tmp_path / "run"
     draws = random.Random(case)
-    context = multiprocessing.get_context("fork")
     for _ in range(3):
-        process = context.Process(target=child, args=(path, case))
-        process.start()
+        process = new_process(child, path, case)
         time.sleep(draws.uniform(0.02, 0.4))
         process.kill()
         process.join()
@@ -232,9 +241,7 @@ def interrupt(*args):
 
 def test_a_second_process_is_refused(tmp_path, capsys):
     path = tmp_path / "run"
-    context = multiprocessing.get_context("fork")
-    process = context.Process(target=train, args=(short(path, "supervised", total_images=10**9),))
-    process.start()
+    process = new_process(train, short(path, "supervised", total_images=10**9))
     wait = time.monotonic() + 60
     while not (path / "config.json").exists():
         assert time.monotonic() < wait

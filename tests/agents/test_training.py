@@ -209,7 +209,7 @@ def test_the_callers_settings_of_pytorch_come_back(tmp_path, monkeypatch):
         seen.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()))
         raise RuntimeError("stop here")
 
-    monkeypatch.setattr("agents.training.run._learn", failing)
+    monkeypatch.setattr("agents.training.run.build_algorithm", failing)
     threads = torch.get_num_threads()
     with pytest.raises(RuntimeError, match="stop here"):
         train(short(tmp_path / "run", "supervised", threads=threads + 1, deterministic=True))

@@ -37,7 +37,7 @@ def problem(n: int = 7, channels: int = 1, dtype=torch.float32):
     [{}, {"stride": 2}, {"dilation": 2, "padding": 2}, {"padding": 0, "bias": False}, {"padding": (1, 2)}],
 )
 def test_the_first_layers_own_backward_pass_is_that_of_autograd(monkeypatch, channels, options):
-    monkeypatch.setattr(layout, "_SMALL", 0)
+    monkeypatch.setattr(layout, "SMALL", 0)
     model, (x, y) = network(channels, **options).double(), problem(channels=channels, dtype=torch.float64)
     loss = get_loss("ce")
     x.requires_grad_()
@@ -59,7 +59,7 @@ def test_layers_that_do_more_keep_their_own_pass():
     kept.forward = kept.forward
     layers = nn.ModuleList([grouped, mirrored, same, kept, Loud(1, 20, 3)]).requires_grad_(False)
     own = kept.forward
-    with layout._laid_out(layers):
+    with layout.laid_out(layers):
         assert [type(layer.forward).__name__ for layer in layers] == ["method"] * 5
     assert kept.forward is own
 
@@ -138,7 +138,7 @@ class Viewing(nn.Module):
 def test_networks_that_take_no_new_layout_are_attacked_in_their_own(attack):
     torch.manual_seed(0)
     model, (x, y) = Viewing().eval(), problem(12, channels=3)
-    with pytest.raises(RuntimeError, match="view"), layout._laid_out(model):
+    with pytest.raises(RuntimeError, match="view"), layout.laid_out(model):
         model(x)
     strides = [parameter.stride() for parameter in model.parameters()]
     assert attack(model, x, y, norm="L2", eps=0.5).success.sum() > 0

@@ -119,7 +119,7 @@ def test_damage_is_told(tmp_path, caplog):
 
 
 def test_large_entries_are_checked_in_samples(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_WHOLE_CHECK", 100)
+    monkeypatch.setattr(cache, "WHOLE_CHECK", 100)
     made = Counted()
     cache.load(made.source, [tmp_path], SPLITS)
     damage_pixels(entry_of(tmp_path))

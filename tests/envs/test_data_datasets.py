@@ -102,7 +102,7 @@ def test_fingerprint_reads_strided_images_like_contiguous_ones():
 def test_chunks_do_not_change_fingerprint_or_statistics(monkeypatch):
     data, again = make(noise(7, 2, 3, 3)), make(noise(7, 2, 3, 3))
     whole = data.fingerprint, data.channel_stats()
-    monkeypatch.setattr("envs.datasets._CHUNK", 40)
+    monkeypatch.setattr("envs.datasets.CHUNK", 40)
     assert again.fingerprint == whole[0]
     assert all(torch.equal(a, b) for a, b in zip(again.channel_stats(), whole[1], strict=True))
 

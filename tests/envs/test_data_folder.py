@@ -139,7 +139,7 @@ def test_options_have_copies_of_their_own(tmp_path, root):
 def test_second_load_decodes_nothing(tmp_path, root, monkeypatch):
     tree = image_tree(tmp_path / "tree", {"a": 5, "b": 5})
     first = load(tree, root)
-    monkeypatch.setattr(image_files, "_open", None)
+    monkeypatch.setattr(image_files, "open_image", None)
     assert [split.fingerprint for split in load(tree, root)] == [split.fingerprint for split in first]
 
 
@@ -212,7 +212,7 @@ def test_progress_appears_only_when_it_takes_time(tmp_path, root, monkeypatch, c
     tree = image_tree(tmp_path / "tree", {"a": 5, "b": 5})
     load(tree, root)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(image_files, "_PATIENCE", -1.0)
+    monkeypatch.setattr(image_files, "PATIENCE", -1.0)
     monkeypatch.setenv("FORCE_COLOR", "1")
     load(tree, root, image_size=5)
     assert "decoding train images" in capsys.readouterr().err

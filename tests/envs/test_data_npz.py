@@ -120,7 +120,7 @@ def test_pieces_of_any_size_give_the_same_images(tmp_path_factory, count, num_cl
     images, labels = noise(count, 5, 6, 3, seed=seed), np.arange(count) % num_classes
     (np.savez_compressed if packed else np.savez)(folder / "made.npz", images=images, labels=labels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(npz, "_CHUNK", chunk)
+        patch.setattr(npz, "CHUNK", chunk)
         splits = load_splits(f"npz:{folder / 'made.npz'}", data_root=folder / "root")
     expected = sorted(
         (image.tobytes(), int(label))

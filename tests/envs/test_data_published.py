@@ -13,11 +13,11 @@ import pytest
 import torch
 import torchvision
 
-from envs._torchvision import import_torchvision
 from envs.data.cifar import read_batch
 from envs.data.formats import read_idx
 from envs.datasets import load_dataset, load_splits
 from envs.errors import InputError
+from envs.torchvision_import import import_torchvision
 from tests.support.data_files import (
     cifar_arrays,
     idx_bytes,

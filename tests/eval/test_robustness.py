@@ -201,7 +201,7 @@ def test_curves_never_rise():
     data = load_dataset("digits", "test").take(torch.arange(40))
     grid = [Threat("L2", eps) for eps in (0.9, 0.1, 0.4)]
     report = evaluate(nearest_mean(), data.images, data.labels, names=("fgsm",), threats=grid)
-    curve = command._curve(report)
+    curve = command.security_curve(report)
     assert list(curve.eps) == [0.0, 0.1, 0.4, 0.9]
     assert curve.accuracy[0] == report.clean_accuracy
     assert all(a >= b for a, b in zip(curve.accuracy, curve.accuracy[1:], strict=False))

@@ -22,8 +22,8 @@ SPEC = AttackSpec("autoattack", Threat("L2", 0.5), {"version": ["apgd-ce", "apgd
 def offered(monkeypatch):
     monkeypatch.setattr(attacks, "autoattack", autoattack, raising=False)
     monkeypatch.setattr(attacks, "__all__", [*{*attacks.__all__, "autoattack"}])
-    monkeypatch.setattr(watch, "_LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(watch, "_SHARE", 1e9)
+    monkeypatch.setattr(watch, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "SHARE", 1e9)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_seconds_before_an_interruption_count(tmp_path):
 
 
 def test_states_are_saved_now_and_then_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "_LEAST_SECONDS", 60.0)
+    monkeypatch.setattr(watch, "LEAST_SECONDS", 60.0)
     store = PartialStore(tmp_path / "p")
     seen = Watch(store, None)
     seen({"stage": 0, "pending": torch.arange(3)})

@@ -150,7 +150,7 @@ def test_a_full_disk_ends_training_with_one_line(filled, small_disk, capsys):
 
 
 def test_a_full_disk_ends_an_attack_with_one_line(small_disk, capsys, monkeypatch):
-    monkeypatch.setattr(watch, "_LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "LEAST_SECONDS", 0.0)
     (small_disk / "filler").write_bytes(b"x" * 90_000)
     message = attack_error(capsys, str(small_disk / "r"), "--save-images")
     assert "No space left on device" in message

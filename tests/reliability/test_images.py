@@ -6,7 +6,7 @@ import resource
 import pytest
 from PIL import Image
 
-from envs.data.images import _webp_size, read_header
+from envs.data.images import read_header, webp_size
 from envs.errors import InputError
 
 
@@ -24,7 +24,7 @@ def test_sizes_of_webp_are_known_before_pillow_allocates_them(kind, tmp_path):
     path = tmp_path / "a.webp"
     path.write_bytes(KINDS[kind])
     assert KINDS[kind][12:16] == kind.encode()
-    assert _webp_size(str(path)) == (300, 7)
+    assert webp_size(str(path)) == (300, 7)
     assert read_header(str(path))[:2] == (300, 7)
 
 

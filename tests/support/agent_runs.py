@@ -5,12 +5,17 @@ import dataclasses
 import io
 import json
 import math
+import multiprocessing
+import time
 import zipfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from torch import nn
 
 from agents.config import DQNConfig, PPOConfig, TrainConfig
@@ -92,6 +97,21 @@ def stopping(monkeypatch: pytest.MonkeyPatch, boundary: int):
     with monkeypatch.context() as patch:
         patch.setattr("agents.training.run.stop_on_interrupt", lambda: contextlib.nullcontext(Stop()))
         yield
+
+
+def new_process(function, *arguments) -> BaseProcess:
+    """Start ``function`` in a process with training imported; a fork of this one would lack PyTorch's threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["agents.training.run", "tests.support.agent_runs"])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def name_event_files_in_order(patch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads files in the order of their names: second, process, number. Tests write many in a second."""
+    patch.setattr(event_file_writer.os, "getpid", lambda: 1)
+    patch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=time.time_ns))
 
 
 def metrics(path: Path) -> list[dict]:
