@@ -123,7 +123,7 @@ MASKED = (
     Case("clamped logits", _after(d.clamped), Cause.SATURATED, base, BARE),
     Case(
         "error-correcting codes", _after(d.error_correcting), Cause.SATURATED,
-        _after(lambda z: d.error_correcting(z / 20)), "through bits that do not saturate",
+        base, "through the logits before the bits",
     ),
     Case(
         "anti-adversary", lambda s: d.AntiAdversary(base(s)), Cause.WRONG, base,

@@ -19,13 +19,14 @@ from benchmarks.audit.networks import images
 from eval.audit import AuditReport, audit
 from eval.audit.attacks import PGD_CE
 from eval.audit.record import AttackRecord, Family
-from eval.audit.wrappers import Averaged, BackwardThrough, Counted, WithCompanions
+from eval.audit.wrappers import Averaged, BackwardThrough, Counted, Smoothed, WithCompanions
 
 CASES = {case.name: case for case in (*MASKED, *SOUND)}
 _VOTES = 51
 _STRONG = "PGD (100 steps, 3 restarts; margin, MIFPE, cross-entropy), targeted APGD (9 classes)"
 _COSTLY = "PGD (40 steps; margin, MIFPE, cross-entropy), targeted APGD (3 classes)"
 _PASSES = 16
+_NOISE, _DRAWS = 0.05, 8
 _COMPANIONS = 15
 # Whose checks they are, by how the audit's evidence names them.
 _CHECKS = {
@@ -46,7 +47,7 @@ def measure(
     start = time.process_time()
     report = audit(model, x, y, norm=norm, eps=eps, seed=seed, minutes=minutes)
     seconds = time.process_time() - start
-    truth, how = adaptive_truth(case, seed, x, y, norm, eps)
+    truth, alone, how = adaptive_truth(case, seed, x, y, norm, eps, report.adversarial)
     return {
         "model": name,
         "seed": seed,
@@ -61,6 +62,7 @@ def measure(
         "corrected": report.robust_accuracy,
         "ci95": list(report.interval),
         "truth": truth,
+        "adaptive": alone,
         "truth_by": how,
         "others": others(model, x, y, norm, eps, seed, report),
         "cpu_seconds": seconds,
@@ -70,27 +72,47 @@ def measure(
     }
 
 
-def adaptive_truth(case: Case, seed: int, x: Tensor, y: Tensor, norm: str, eps: float) -> tuple[float, str]:
-    """The worst case per image of attacks that know the mask, judged by the model, and how it was attacked.
+def adaptive_truth(
+    case: Case, seed: int, x: Tensor, y: Tensor, norm: str, eps: float, found: Tensor | None = None
+) -> tuple[float, float, str]:
+    """The worst case per image of attacks that know the mask and of images ``found``; of the former alone; and how.
 
-    Random models are judged by the majority of 51 passes; batch-dependent ones image by image among 15 clean ones.
+    All is judged by the model: random ones by the majority of 51 passes, confirmed by as many fresh ones,
+    batch-dependent ones image by image among 15 clean ones.
     """
     model, kind = case.build(seed), "" if case.cause is None else case.cause.name
     judge: nn.Module = WithCompanions(model, x[:_COMPANIONS], Counted(model)) if kind == "BATCH" else model
     record = AttackRecord(judge, x, y, norm, eps, votes=_VOTES if kind == "RANDOM" else 1, seed=seed)
-    rows, costly = torch.arange(len(x)), kind in ("RANDOM", "BATCH")
+    how = _adaptive(record, case, seed, kind, len(x))
+    alone = record.accuracy
+    if found is not None:
+        _add(record, "found by the audit", found)
+    return record.accuracy, alone, how
+
+
+def _adaptive(record: AttackRecord, case: Case, seed: int, kind: str, n: int) -> str:
     if case.adaptive is not None and case.how == BARE:
-        for name, points in _found(case.adaptive, seed, len(x), case.task, norm, eps):
-            record.add(name, Family.GRADIENT, rows, points, torch.ones_like(y, dtype=torch.bool), 0.0)
-        return record.accuracy, f"{_STRONG}; {case.how}"
-    view = Averaged(judge, _PASSES) if kind == "RANDOM" else judge
+        for name, points in _found(case.adaptive, seed, n, case.task, record.norm, record.eps):
+            _add(record, name, points)
+        return f"{_STRONG}; {case.how}"
+    costly = kind in ("RANDOM", "BATCH")
+    view = Averaged(record.judge, _PASSES) if kind == "RANDOM" else record.judge
     through = view if case.adaptive is None else BackwardThrough(view, case.adaptive(seed))
     _strong(record, through, costly)
     if costly:
         way = "the mean over 16 passes" if kind == "RANDOM" else "each image among clean ones"
-        return record.accuracy, f"{_COSTLY}; {way}"
+        return f"{_COSTLY}; {way}"
     record.run("Square", Family.FREE, square, view, queries=3000)
-    return record.accuracy, f"{_STRONG}, Square (3000 queries)" + (f"; {case.how}" if case.how else "")
+    if case.adaptive is None:
+        return f"{_STRONG}, Square (3000 queries)"
+    noisy = BackwardThrough(view, Smoothed(case.adaptive(seed), _NOISE, _DRAWS))
+    record.run("noisy", Family.GRADIENT, pgd, noisy, steps=50, restarts=2, loss="margin")
+    return f"{_STRONG}, PGD on gradients averaged over noise, Square (3000 queries); {case.how}"
+
+
+def _add(record: AttackRecord, name: str, points: Tensor) -> None:
+    rows, claimed = torch.arange(len(points)), torch.ones(len(points), dtype=torch.bool)
+    record.add(name, Family.GRADIENT, rows, points, claimed, 0.0)
 
 
 def _strong(record: AttackRecord, view: nn.Module, costly: bool = False) -> None:

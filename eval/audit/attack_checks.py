@@ -22,7 +22,7 @@ from eval.audit.wrappers import Differenced
 _PINTOR = "Pintor et al. 2022"
 _CARLINI = "Carlini et al. 2019"
 _FACTORS = (0.5, 1.0, 2.0, 4.0)
-_MOST_IMAGES = 64
+_FEW = 16  # images, where every step asks the model many times
 
 
 def longer_runs(record: AttackRecord, view: nn.Module, climbed: list[nn.Module], budget: Budget) -> Finding:
@@ -40,8 +40,8 @@ def longer_runs(record: AttackRecord, view: nn.Module, climbed: list[nn.Module],
         for which, model in enumerate(climbed):
             name = "PGD, margin, twice the steps and restarts" + (f", turn {turn + 1}" if turn else "")
             name, family = (f"{name}, surrogate", Family.TRANSFER) if which else (name, Family.GRADIENT)
-            steps = budget.difference_steps if isinstance(model, Differenced) else budget.steps
-            turns = budget.restarts
+            dear = isinstance(model, Differenced)
+            steps, turns = (budget.difference_steps, 1) if dear else (budget.steps, budget.restarts)
             record.run(name, family, pgd, model, steps=2 * steps, restarts=turns, loss="margin", seed=seed)
         useful = next((outcome.first for outcome in record.outcomes if outcome.name == SQUARE), 0)
         if useful:
@@ -71,7 +71,8 @@ def single_step(record: AttackRecord) -> Finding:
 def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> list[Finding]:
     """Success against eps: monotone, and 100 % where every image is within reach."""
     rows = (~record.clean_wrong).nonzero().squeeze(1)
-    rows = rows[spread(len(rows), _MOST_IMAGES)]
+    count = min(budget.radius_images, _FEW) if isinstance(view, Differenced) else budget.radius_images
+    rows = rows[spread(len(rows), count)]
     if not len(rows):
         return []
     x, y = record.x[rows], record.y[rows]
@@ -106,15 +107,16 @@ def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> lis
 def _success(
     record: AttackRecord, view: nn.Module, x: Tensor, y: Tensor, rows: Tensor, eps: float, budget: Budget
 ) -> float:
+    dear = isinstance(view, Differenced)
     result = pgd(
         view,
         x,
         y,
         norm=record.norm,
         eps=eps,
-        steps=budget.steps,
+        steps=budget.difference_steps if dear else budget.steps,
         loss="margin",
-        restarts=2,
+        restarts=1 if dear else 2,
         seed=record.seed,
         sample_ids=rows,
     )

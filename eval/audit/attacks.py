@@ -138,10 +138,20 @@ def free_attacks(record: AttackRecord, view: nn.Module, budget: Budget) -> None:
     label_attack(record, view, budget.label_queries)
 
 
-def difference_attacks(record: AttackRecord, view: nn.Module, budget: Budget, misleading: bool) -> None:
-    """Attack survivors along finite differences; more of them where gradients cannot be trusted."""
+def difference_attacks(
+    record: AttackRecord, view: nn.Module, budget: Budget, misleading: bool, constant: bool = False
+) -> None:
+    """Attack survivors along finite differences.
+
+    Args:
+        record: the record.
+        view: the model.
+        budget: what to spend.
+        misleading: gradients cannot be trusted, so that more directions are worth their passes.
+        constant: outputs are piecewise constant, so that small differences are zero and left out.
+    """
     directions = budget.directions if misleading else budget.directions // 4
-    for radius in SMOOTHING:
+    for radius in SMOOTHING[constant:]:
         differenced = Differenced(view, radius, directions)
         name = f"finite-difference PGD, radius {radius:.3f}"
         record.run(name, Family.FREE, pgd, differenced, steps=budget.difference_steps, loss="margin")

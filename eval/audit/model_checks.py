@@ -58,6 +58,11 @@ class GradientChecks:
         return max(self.zero, self.nonfinite) > settings.ZERO_SHARE
 
     @property
+    def piecewise_constant(self) -> bool:
+        """Gradients are zero, and most close points have equal logits."""
+        return self.zero > settings.ZERO_SHARE and self.constant > settings.CONSTANT_SHARE
+
+    @property
     def misleading(self) -> bool:
         """There is none, or it does not describe the function."""
         return self.missing or self.wrong or self.unexplained > settings.UNEXPLAINED
@@ -247,12 +252,14 @@ class Outputs:
         batch_dependent: an image's output depends on its neighbours.
         probabilities: rows lie in [0, 1], whether they sum to 1 or not.
         normalised: no row of probabilities fails to sum to 1.
+        inner_steps: gradients are taken inside the forward pass.
     """
 
     random: bool
     batch_dependent: bool
     probabilities: bool
     normalised: bool = True
+    inner_steps: bool = False
 
 
 def check_outputs(model: nn.Module, x: Tensor) -> tuple[Outputs, list[Finding]]:

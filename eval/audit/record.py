@@ -18,6 +18,7 @@ from eval.audit.callables import first_line, models_own
 from eval.audit.wrappers import Counted
 
 Attack = Callable[..., AttackResult]
+_CONFIRMED = 51  # fresh votes at least (ours)
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
@@ -106,10 +107,19 @@ class AttackRecord:
         self.points = x.clone()
         self.outcomes: list[Outcome] = []
 
-    def wrong(self, x: Tensor, y: Tensor) -> Tensor:
-        """bool (m,): most votes misclassify the image."""
-        votes = [misclassified(logits_of(self.judge, x), y) for _ in range(self.votes)]
-        return torch.stack(votes).sum(0) * 2 > self.votes
+    def wrong(self, x: Tensor, y: Tensor, votes: int = 0) -> Tensor:
+        """bool (m,): most of the ``votes`` (default: the record's) misclassify the image."""
+        votes = votes or self.votes
+        each = [misclassified(logits_of(self.judge, x), y) for _ in range(votes)]
+        return torch.stack(each).sum(0) * 2 > votes
+
+    def _confirmed(self, rows: Tensor, points: Tensor) -> Tensor:
+        """bool (m,): wrong; first errors of random models by fresh votes too, as the luckiest of many tries is seen."""
+        wrong = self.wrong(points, self.y[rows])
+        new = wrong & ~self.broken[rows]
+        if self.votes > 1 and new.any():
+            wrong[new] = self.wrong(points[new], self.y[rows[new]], max(self.votes, _CONFIRMED))
+        return wrong
 
     @property
     def survivors(self) -> Tensor:
@@ -180,7 +190,7 @@ class AttackRecord:
     ) -> Outcome:
         """Judge ``points`` of the images ``rows`` and note what they broke."""
         with self.counter.clock.stopping(False):  # what was found is judged, late or not
-            wrong = self.wrong(points, self.y[rows]) if len(rows) else self.broken[:0]
+            wrong = self._confirmed(rows, points) if len(rows) else self.broken[:0]
         tried = torch.zeros_like(self.broken).index_fill(0, rows, True)
         broken = self.clean_wrong.index_put((rows,), self.clean_wrong[rows] | wrong)
         said = self.clean_wrong.index_put((rows,), claimed)

@@ -33,6 +33,7 @@ class AuditReport:
         evidence: every check with figure, limit and source.
         cost: "seconds", and "forwards" and "backwards" in images.
         quick: which audit_attacks.
+        adversarial: (n, C, H, W), per broken image the one that broke it, else the image itself.
     """
 
     verdict: Verdict
@@ -48,6 +49,7 @@ class AuditReport:
     evidence: tuple[Finding, ...]
     cost: dict[str, float] = field(default_factory=dict)
     quick: bool = True
+    adversarial: Tensor | None = None
 
     def __str__(self) -> str:
         limit = "still falling, at most " if self.still_falling else ""

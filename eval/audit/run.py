@@ -131,6 +131,7 @@ class _Audit:
         through = views.straight_through()
         missing = gradients is not None and gradients.missing
         wrong = gradients is not None and gradients.misleading
+        constant = gradients is not None and gradients.piecewise_constant
         best = views.with_gradient(through, record.y) if missing else view
         crossed: list[nn.Module] = []
         step = partial(self._step, say)
@@ -141,7 +142,7 @@ class _Audit:
             "repaired gradients",
             lambda: audit_attacks.repaired_attacks(record, view, through, budget, turned),
         )
-        step("transfer", lambda: self._transfer(surrogates, wrong, crossed))
+        step("transfer", lambda: self._transfer(surrogates, wrong, constant, crossed))
         step("gradient-free attacks", lambda: self._free(wrong))
         step("longer attacks", lambda: self._longer(best, wrong, crossed))
         step("sanity checks", lambda: self._check(best))
@@ -161,6 +162,7 @@ class _Audit:
             attacks=tuple(record.outcomes),
             evidence=tuple(self.findings),
             cost={"forwards": views.called.forwards, "backwards": views.called.backwards},
+            adversarial=record.points,
         )
 
     def _step(self, say: Callable[[str], None], name: str, work: Callable[[], None]) -> None:
@@ -202,10 +204,16 @@ class _Audit:
         audit_attacks.standard_attacks(self.record, self.raw, self.budget)
         self.findings += attack_indicators(self.record, self.raw, self.budget.steps)
 
-    def _transfer(self, surrogates: Mapping[str, nn.Module], wrong: bool, crossed: list[nn.Module]) -> None:
+    def _transfer(
+        self,
+        surrogates: Mapping[str, nn.Module],
+        wrong: bool,
+        constant: bool,
+        crossed: list[nn.Module],
+    ) -> None:
         audit_attacks.given_surrogates(self.record, self.view, surrogates, self.budget)
         if wrong:
-            audit_attacks.difference_attacks(self.record, self.view, self.budget, wrong)
+            audit_attacks.difference_attacks(self.record, self.view, self.budget, wrong, constant)
         crossed += audit_attacks.distilled_attacks(self.record, self.view, self.budget, wrong)
 
     def _free(self, wrong: bool) -> None:

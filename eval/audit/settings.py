@@ -103,6 +103,7 @@ class Budget:
         rounds: of the longer attacks, while they still gain.
         binarization_images: on which the binarization test is made.
         inner_points: per image in that test.
+        radius_images: attacked at growing radii.
     """
 
     steps: int = 40
@@ -121,6 +122,7 @@ class Budget:
     rounds: int = 3
     binarization_images: int = 16
     inner_points: int = 199
+    radius_images: int = 64
 
     def thrifty(self) -> "Budget":
         """Return a smaller budget, for models that need many passes where others need one."""
@@ -130,11 +132,12 @@ class Budget:
             restarts=1,
             targets=3,
             square_queries=self.square_queries // 4,
-            spsa_queries=self.spsa_queries // 4,
-            label_queries=self.label_queries // 4,
+            spsa_queries=self.spsa_queries // 8,
+            label_queries=self.label_queries // 8,
             directions=self.directions // 4,
             random_points=self.random_points // 4,
             distillation_rounds=2,
+            radius_images=16,
         )
 
 

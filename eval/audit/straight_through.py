@@ -46,6 +46,37 @@ class StraightThrough(Wrapper):
         return logits
 
 
+class WithoutInnerSteps(Wrapper):
+    """The model with the gradients that `torch.autograd.grad` takes inside its forward pass counted as zero.
+
+    Defences that move the image along such gradients, away from the boundary or towards clean images, leave it where
+    it is, so that it can be attacked as by BPDA with the identity (Athalye et al. 2018).
+
+    Attributes:
+        taken: how many such gradients the last pass took.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.taken = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K) without inner steps."""
+        self.taken, original = 0, torch.autograd.grad
+
+        def zeros(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            self.taken += 1
+            return tuple(
+                torch.zeros_like(each) for each in ([inputs] if isinstance(inputs, Tensor) else inputs)
+            )
+
+        torch.autograd.grad = zeros  # type: ignore[assignment]
+        try:
+            return self.model(x)
+        finally:
+            torch.autograd.grad = original
+
+
 class Unsquashed(Wrapper):
     """The model without the functions that squash its outputs at the end: softmax, sigmoid, bounds, logarithms.
 

@@ -195,7 +195,7 @@ def _cause(outputs: Outputs, gradients: GradientChecks | None, gaps: Gaps) -> tu
     if outputs.batch_dependent:
         return Cause.BATCH, "an image's output depends on its neighbours; attack images one at a time"
     flat = gradients is not None and gradients.zero > settings.ZERO_SHARE
-    constant = gradients is not None and flat and gradients.constant > settings.CONSTANT_SHARE
+    constant = gradients is not None and gradients.piecewise_constant
     if outputs.probabilities and not constant:
         return Cause.PROBABILITIES, "the outputs are probabilities; attack their logarithm"
     if gradients is None:
@@ -214,6 +214,11 @@ def _cause(outputs: Outputs, gradients: GradientChecks | None, gaps: Gaps) -> tu
         return Cause.WRONG, "gradients point away from where the loss rises: they have been turned round"
     if gradients.wrong and gaps.visible:
         return Cause.WRONG, "the function is smooth, and its gradients are those of another one"
+    if outputs.inner_steps and gradients.unexplained > settings.WRONG and gaps.visible:
+        return (
+            Cause.WRONG,
+            "the forward pass takes gradient steps of its own, which its gradients do not follow",
+        )
     if gaps.squashed and gaps.standard > settings.OVERSTATED:
         return Cause.SATURATED, f"outputs are squashed by {gaps.squashed}, where the loss has no slope"
     if gaps.loss > settings.OVERSTATED:

@@ -1,5 +1,7 @@
 """The audited model as it is, as it decides, and as attacks should see it."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -10,9 +12,10 @@ from eval.audit.findings import Finding
 from eval.audit.model_checks import check_outputs, input_gradients
 from eval.audit.record import logits_of
 from eval.audit.settings import Budget
-from eval.audit.straight_through import StraightThrough, Unsquashed
+from eval.audit.straight_through import StraightThrough, Unsquashed, WithoutInnerSteps
 from eval.audit.wrappers import (
     Averaged,
+    BackwardThrough,
     Counted,
     Differenced,
     LogProbabilities,
@@ -51,12 +54,23 @@ class Views:
         self.raw: nn.Module = SameType(self.called)
         self.classes = logits_of(self.raw, x[:1]).shape[1]
         self.outputs, self.findings = check_outputs(self.called, x)
+        self.outputs = replace(self.outputs, inner_steps=self._inner_steps())
         costly = self.outputs.random or self.outputs.batch_dependent
-        self.budget = budget.thrifty() if costly else budget
+        self.budget = budget.thrifty() if costly or self.outputs.inner_steps else budget
         self.squashed = "" if costly else self._squashing()
         self.judge = self._one_pass(self.called, self.outputs.probabilities)
         plain = not (costly or self.squashed or self.outputs.probabilities)
         self.attacked = self.raw if plain else self._view(self.called)
+
+    def _inner_steps(self) -> bool:
+        bare, failed = WithoutInnerSteps(self.called), list[str]()
+        with torch.no_grad(), own_errors(failed):
+            bare(self.x[:2])
+        source = "ours: attacked without them as well; informs only"
+        self.findings.append(
+            Finding("gradients taken inside the forward pass", float(bare.taken), source=source)
+        )
+        return bare.taken > 0 and not failed
 
     def _squashing(self) -> str:
         bare, names, failed = Unsquashed(self.called, self.classes), "", list[str]()
@@ -90,6 +104,9 @@ class Views:
         source = "Athalye et al. 2018: attacked straight through; informs only"
         check = "flat operations and custom backward passes between image and logits"
         self.findings.append(Finding(check, float(changed), source=source, note=operations))
+        if self.outputs.inner_steps:
+            bare = self._view(StraightThrough(WithoutInnerSteps(self.called)))
+            return BackwardThrough(self.attacked, bare)
         return self._view(StraightThrough(self.called)) if changed else None
 
     def with_gradient(self, through: nn.Module | None, y: Tensor) -> nn.Module:
