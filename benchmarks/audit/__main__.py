@@ -6,6 +6,7 @@ and more passes. The page docs/results/audit.md is written from the rows that ar
 """
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import tyro
 from benchmarks.audit import page
 from benchmarks.audit.measure import CASES, measure
 from benchmarks.audit.networks import EPS, NORM
-from benchmarks.audit.policies import JOBS, measure_policy
+from benchmarks.audit.policies import measure_policy, policy_jobs, train_policies
 from benchmarks.common import RESULTS, describe_machine
 from envs.files import write_atomic
 
@@ -29,7 +30,7 @@ def main(
     eps: float = EPS,
     norm: str = NORM,
     policies: bool = False,
-    runs: str = "",
+    runs: Path | None = None,
     page_only: bool = False,
     rows: Path = ROWS,
 ) -> None:
@@ -42,7 +43,7 @@ def main(
         eps: radius.
         norm: of the threat model.
         policies: the policies of the paper, trained for longer and longer, in place of the test bed.
-        runs: folder of the policies' trainings; default: train them now.
+        runs: folder of run directories with snapshots; default: train policies on the digits now.
         page_only: write the page from the rows that are there.
         rows: where rows are kept, one JSON object a line; the page is written from those in the usual place alone.
     """
@@ -50,19 +51,24 @@ def main(
     known = read(rows)
     done = {_key(row) for row in known}
     settings = {"n": n, "norm": norm, "eps": eps}
-    jobs = JOBS if policies else [(name, seed) for name in CASES]
-    for name, each in [] if page_only else jobs:
+    if policies and not page_only and runs is None:
+        runs = Path(tempfile.mkdtemp())
+        train_policies(runs, seed)
+    names = [] if page_only else policy_jobs(runs) if policies and runs else list(CASES)
+    for name in names:
         if only and not name.startswith(only):
             continue
-        if (name, each, n, norm, eps) in done:
+        if (name, seed, n, norm, eps) in done:
             continue
         row = (
-            measure_policy(name, each, n, norm, eps, runs) if policies else measure(name, each, n, norm, eps)
+            measure_policy(name, seed, n, norm, eps, runs)
+            if policies and runs
+            else measure(name, seed, n, norm, eps)
         )
         row |= settings
         known.append(row)
         write_atomic(rows, "".join(json.dumps(line) + "\n" for line in known))
-        print(*page.cells(row), sep=" | ", flush=True)
+        print(*(page.policy_cells(row) if policies else page.cells(row)), sep=" | ", flush=True)
     if rows == ROWS and known:
         page.write(known, describe_machine())
 

@@ -1,7 +1,6 @@
 """Policies of the paper, trained for longer and longer: when does the audit turn from sound to masked, and rightly?"""
 
 import functools
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,50 +12,56 @@ from agents.config import TrainConfig
 from agents.training.run import train
 from attacks.gradient.apgd import apgd_targeted
 from attacks.gradient.pgd import pgd
-from benchmarks.audit.networks import images
+from envs.datasets import Splits, load_splits
+from envs.sampling import choose_indices
 from eval.audit import audit
 from eval.audit.record import AttackRecord, Family
 from eval.trajectory.measure import snapshots
 
+ALGORITHMS = ("reinforce", "epg", "ppo")
 PASSES = (1, 5, 20, 100, 300)
-JOBS = [
-    (f"{algorithm}, passes {passes}", 10) for algorithm in ("reinforce", "epg", "ppo") for passes in PASSES
-]
+_POINTS = len(PASSES)  # snapshots of a run, spread from first to last
 _GAP = 0.10  # what standard attacks must overstate for "masked" to be right: the audit's own limit
 _NEAR = 0.04  # within this of the limit either verdict is right: four images of 100
 
 
+def train_policies(folder: Path, seed: int) -> None:
+    """Train one policy of each algorithm on the digits, with snapshots after the `PASSES`."""
+    for algorithm in ALGORITHMS:
+        config = TrainConfig(
+            algo=algorithm, seed=seed, passes=PASSES[-1], snapshots=",".join(map(str, PASSES)),
+            run_dir=folder / algorithm, device="cpu", progress=False,
+        )  # fmt: skip
+        train(config)
+
+
+def policy_jobs(folder: Path) -> list[str]:
+    """Names of all snapshots to be audited, of every run directory in ``folder``."""
+    runs = sorted(path.parent for path in folder.glob("*/config.json"))
+    return [f"{run.name}, passes {passes}" for run in runs for passes in trained(run)]
+
+
 @functools.cache
-def trained(algorithm: str, seed: int, folder: str = "") -> dict[int, nn.Module]:
-    """The policies of one training run on the digits, by passes over the training images.
-
-    Args:
-        algorithm: "reinforce", "epg" or "ppo".
-        seed: of the training.
-        folder: of a run that was trained before; default: train it now.
-    """
-    path = Path(folder or tempfile.mkdtemp()) / algorithm
-    if not path.exists():
-        kept = ",".join(map(str, PASSES))
-        train(
-            TrainConfig(
-                algo=algorithm,
-                seed=seed,
-                passes=PASSES[-1],
-                snapshots=kept,
-                run_dir=path,
-                device="cpu",
-                progress=False,
-            )
-        )
-    found = snapshots(RunDir(path))
-    return dict(zip(PASSES, (found[seen].model for seen in sorted(found)), strict=True))
+def trained(path: Path) -> dict[str, nn.Module]:
+    """The policies of one run, by passes over its training images."""
+    run = RunDir(path)
+    size = len(_data(run).train)
+    return {f"{seen / size:.0f}": target.model for seen, target in snapshots(run, points=_POINTS).items()}
 
 
-def measure_policy(name: str, seed: int, n: int, norm: str, eps: float, folder: str = "") -> dict[str, Any]:
+@functools.cache
+def _data(run: RunDir) -> Splits:
+    dataset = run.config["dataset"]
+    return load_splits(dataset["name"], data_root=dataset.get("data_root"))
+
+
+def measure_policy(name: str, seed: int, n: int, norm: str, eps: float, folder: Path) -> dict[str, Any]:
     """Audit one policy, and attack it by what saturation cannot silence; the row of the table."""
-    algorithm, passes = name.split(", passes ")
-    model, (x, y) = trained(algorithm, seed, folder)[int(passes)], images(n)
+    run_name, passes = name.split(", passes ")
+    run = RunDir(folder / run_name)
+    part = _data(run).test
+    rows = choose_indices(len(part), n)
+    model, x, y = trained(folder / run_name)[passes], part.images[rows].float() / 255, part.labels[rows]
     start = time.process_time()
     report = audit(model, x, y, norm=norm, eps=eps, seed=seed)
     seconds = time.process_time() - start
@@ -75,6 +80,9 @@ def measure_policy(name: str, seed: int, n: int, norm: str, eps: float, folder: 
     expected = "masked" if gap > _GAP else "sound"
     return {
         "kind": "policy",
+        "dataset": part.name,
+        "algorithm": run.config["algo"],
+        "passes": int(passes),
         "model": name,
         "seed": seed,
         "expected": expected,
