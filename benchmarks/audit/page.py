@@ -67,7 +67,7 @@ def cells(row: Row) -> list[str]:
     found = f"masked: {_short(row['cause'])}" if row["cause"] else row["verdict"]
     low, high = row["ci95"]
     return [
-        row["model"],
+        row["model"] + (" †" if row.get("earlier") else ""),
         expected,
         found,
         "yes" if row["right"] else "NO",
@@ -159,6 +159,7 @@ def _confusion(rows: Sequence[Row]) -> list[str]:
 
 
 def _rows(rows: Sequence[Row]) -> list[str]:
+    earlier = sum(bool(row.get("earlier")) for row in rows)
     table = [[*cells(row), *("x" if row["others"][name] else "" for name in _OTHERS)] for row in rows]
     return [
         "## Every model",
@@ -166,6 +167,7 @@ def _rows(rows: Sequence[Row]) -> list[str]:
         *_table([*_HEADINGS, *_NUMBERS, *_OTHERS], table, len(_NUMBERS) + len(_OTHERS)),
         '"PGD claims" is the accuracy that PGD on the cross-entropy (40 steps) reports on the model as it is. Seconds '
         "are CPU seconds of one audit, one thread, on a machine with other work.",
+        *([f"† {earlier} of these rows were measured before the audit last changed."] if earlier else []),
         "",
     ]
 

@@ -37,6 +37,7 @@ SMOOTHING = (1 / 255, 0.05)
 _SMOOTHING_DRAWS = 8
 _VOTES = 15
 SQUARE = "Square"
+STRAIGHT = "straight-through"
 _AGREEMENT = 0.9  # share of the surrogate's own adversarial images that the model sees as it does (ours)
 _TYPICAL_GAP = 5.0  # of the two largest logits, to which the rescaled ones are brought
 
@@ -105,8 +106,8 @@ def repaired_attacks(
     run = partial(record.run, family=Family.REPAIRED, attack=pgd)
     if through is not None:
         for loss in ("margin", "mifpe"):
-            run(f"straight-through PGD, {loss}", model=through, steps=budget.steps, loss=loss, restarts=2)
-        targeted(record, through, budget, Family.REPAIRED, "straight-through APGD, targeted DLR")
+            run(f"{STRAIGHT} PGD, {loss}", model=through, steps=budget.steps, loss=loss, restarts=2)
+        targeted(record, through, budget, Family.REPAIRED, f"{STRAIGHT} APGD, targeted DLR")
     if misleading:
         run("PGD, gradient turned round", model=Negated(view), steps=budget.steps, loss="margin", restarts=2)
     for sigma in SMOOTHING:

@@ -91,6 +91,10 @@ def audit(
     return replace(report, quick=quick, cost=report.cost | {"seconds": clock.elapsed})
 
 
+def _useful(record: AttackRecord) -> bool:
+    return any(each.first and each.name.startswith(audit_attacks.STRAIGHT) for each in record.outcomes)
+
+
 class _Audit:
     """One audit in progress: probes, attacks, checks, verdict."""
 
@@ -142,6 +146,8 @@ class _Audit:
             "repaired gradients",
             lambda: audit_attacks.repaired_attacks(record, view, through, budget, turned),
         )
+        if through is not None and not missing and _useful(record):
+            crossed.append(through)  # followed again where attacks are longer
         step("transfer", lambda: self._transfer(surrogates, wrong, constant, crossed))
         step("gradient-free attacks", lambda: self._free(wrong))
         step("longer attacks", lambda: self._longer(best, wrong, crossed))

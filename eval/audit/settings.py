@@ -32,6 +32,7 @@ NONFINITE_SHARE = 0.05
 OPPOSED = -0.5
 WRONG = 0.2
 ROUGHER = 0.25
+STRAY = 0.05  # enough where the forward pass takes gradient steps of its own
 STEADY = 0.5
 
 # Ours: share of the margin's changes over a radius of half a grey level per pixel that the gradient leaves

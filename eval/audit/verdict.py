@@ -214,7 +214,7 @@ def _cause(outputs: Outputs, gradients: GradientChecks | None, gaps: Gaps) -> tu
         return Cause.WRONG, "gradients point away from where the loss rises: they have been turned round"
     if gradients.wrong and gaps.visible:
         return Cause.WRONG, "the function is smooth, and its gradients are those of another one"
-    if outputs.inner_steps and gradients.unexplained > settings.WRONG and gaps.visible:
+    if outputs.inner_steps and gradients.unexplained > settings.STRAY and gaps.visible:
         return (
             Cause.WRONG,
             "the forward pass takes gradient steps of its own, which its gradients do not follow",

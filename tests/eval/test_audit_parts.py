@@ -215,6 +215,22 @@ def test_votes_decide_for_random_models(x):
     assert not record.clean_wrong.any()
 
 
+def test_first_errors_of_random_models_are_confirmed_by_fresh_votes(x):
+    class Calm(nn.Module):
+        """Right on clean images; on all others wrong in two of five passes, which three votes often mistake."""
+
+        def forward(self, images):
+            wrong = (torch.rand(len(images)) < 0.4) & ~(images == x[0]).flatten(1).all(1)
+            return torch.stack([wrong.float(), 1 - wrong.float()], 1)
+
+    torch.manual_seed(0)
+    clean, y = x[:1].expand(200, *x.shape[1:]), torch.ones(200, dtype=torch.int64)
+    record = AttackRecord(Calm(), clean, y, "Linf", 0.1, votes=3)
+    rows = torch.arange(200)
+    record.add("noise", Family.FREE, rows, clean + 0.05, torch.zeros(200, dtype=torch.bool), 0.0)
+    assert record.broken.sum() < 20  # 70 without them
+
+
 def test_incomplete_optimisation():
     rising = torch.linspace(0, 1, 41)
     early = torch.cat([torch.linspace(0, 1, 21), torch.ones(20)])
@@ -284,6 +300,9 @@ INFINITE = GradientChecks(zero=0, constant=0, unexplained=0.01, vanished=0, satu
             Verdict.MASKED,
             Cause.WRONG,
         ),
+        ((0, 0, 0, 0, 1), {"unexplained": 0.4, "rough": 0.2}, {"claimed": 0.06}, Verdict.MASKED, Cause.WRONG),
+        ((0, 0, 0, 0, 1), {"unexplained": 0.01, "rough": 0.2}, {"claimed": 0.06}, Verdict.SOUND, None),
+        ((0, 0, 0, 0, 1), {"unexplained": 0.4, "rough": 0.2}, {}, Verdict.SOUND, None),
         ((0, 0, 0), {"nonfinite": 0.2}, {}, Verdict.MASKED, Cause.NONFINITE),
         ((0, 0, 1), {"zero": 1, "constant": 1}, {}, Verdict.MASKED, Cause.QUANTISED),
         ((0, 0, 0), {}, {"standard": 0.2, "squashed": "clamp"}, Verdict.MASKED, Cause.SATURATED),

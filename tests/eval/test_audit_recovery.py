@@ -8,7 +8,7 @@ from torch import nn
 
 from eval.audit import Cause, Verdict, audit
 from eval.audit.settings import Budget
-from eval.audit.straight_through import StraightThrough, Unsquashed
+from eval.audit.straight_through import StraightThrough, Unsquashed, WithoutInnerSteps
 from tests.support import masked_models as bed
 
 COUNT = 20
@@ -118,12 +118,31 @@ def test_mechanism_is_named_and_accuracy_is_that_of_the_bare_model(name, base, h
     report = audit(Function(base, function), x, y, norm=bed.NORM, eps=bed.EPS, budget=BUDGET)
     assert (report.verdict, report.cause) == (Verdict.MASKED, cause)
     assert report.robust_accuracy == pytest.approx(honest.robust_accuracy, abs=1 / COUNT + 1e-9)
+    wrong = Function(base, function)(report.adversarial).argmax(1) != y
+    assert torch.equal(wrong, ~report.robust)  # the images given are those that were counted
 
 
 def slope(view, x):
     leaf = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(view(leaf)[:, 1].sum(), leaf)
     return grad
+
+
+def moved_away(model, x):
+    """Moves the image along the gradient of what it takes it for, without a word to autograd."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(model(leaf).amax(1).sum(), leaf)
+    return model(x + 0.3 * nn.functional.normalize(grad, dim=(1, 2, 3)))
+
+
+def test_gradients_taken_inside_are_left_out_and_those_of_others_are_not(base):
+    x, _ = bed.images(4)
+    view = WithoutInnerSteps(Function(base, moved_away))
+    torch.testing.assert_close(slope(view, x), slope(base, x))
+    assert torch.equal(view(x), base(x))
+    assert view.taken == 1
+    assert not torch.equal(Function(base, moved_away)(x), base(x))  # the model itself is as it was
 
 
 @pytest.mark.parametrize("name", ["turned round", "turned round by a hook", "NaN", "decoy"])
