@@ -70,7 +70,7 @@ def main(
         write_atomic(rows, "".join(json.dumps(line) + "\n" for line in known))
         print(*(page.policy_cells(row) if policies else page.cells(row)), sep=" | ", flush=True)
     if rows == ROWS and known:
-        page.write(known, describe_machine())
+        page.write(known, len(CASES), describe_machine())
 
 
 def read(rows: Path) -> list[dict[str, Any]]:
