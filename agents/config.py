@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
+import msgspec
 import tyro
 
 from agents.adversarial_config import AdversarialConfig
@@ -297,35 +297,28 @@ class TrainConfig(PlainNumbers):
         Raises:
             InputError: a field is unknown or of the wrong type.
         """
-        return _from_dict(cls, values)
+        _refuse_unknown(cls, values)
+        try:
+            return msgspec.convert(values, cls, dec_hook=lambda kind, value: kind(value))  # paths
+        except msgspec.ValidationError as error:
+            place = str(error).partition(" - at `$.")[2].rstrip("`")
+            found: Any = values
+            hint: Any = cls
+            for name in place.split("."):
+                found, hint = found[name], get_type_hints(hint)[name]
+            expected = (
+                hint.__name__ if isinstance(hint, type) else re.sub(r"typing\.|pathlib\.", "", str(hint))
+            )
+            raise InputError(f"the stored configuration has {place}={found!r}; expected {expected}") from None
 
 
-def _from_dict(cls: Any, values: Any) -> Any:
+def _refuse_unknown(cls: Any, values: Any) -> None:
+    """Raise InputError for fields that ``cls`` does not have; msgspec would pass them over."""
     if not isinstance(values, dict):
         raise InputError(f"a stored configuration has {values!r} for {cls.__name__}; expected an object")
-    hints = get_type_hints(cls)
-    built = {}
+    known = [item.name for item in dataclasses.fields(cls)]
     for name, value in values.items():
-        if name not in hints:
-            raise unknown_name("field of the stored configuration", name, hints)
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            value = _from_dict(hint, value)
-        elif not _fits(value, hint):
-            expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise InputError(f"the stored configuration has {name}={value!r}; expected {expected}")
-        elif Path in get_args(hint) and value is not None:
-            value = Path(value)
-        built[name] = value
-    return cls(**built)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value from JSON is of the type that a field's annotation names."""
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if get_origin(hint) is Literal:
-        return isinstance(value, str) and value in get_args(hint)
-    if hint is float:
-        return type(value) in (int, float)
-    return type(value) is (str if hint is Path else hint)
+        if name not in known:
+            raise unknown_name("field of the stored configuration", name, known)
+        if dataclasses.is_dataclass(kind := get_type_hints(cls)[name]):
+            _refuse_unknown(kind, value)

@@ -1,4 +1,4 @@
-"""Training on more data than memory: ``python -m benchmarks.large --gigabytes 20 --limit 1``.
+"""Training on more data than memory: ``python -m benchmarks.reliability.large --gigabytes 20 --limit 1``.
 
 A NumPy archive of that size (zeros, so that the file is sparse and takes no disk; its decoded copy takes all of it) is
 prepared and trained on by ``python -m agents.train`` in a control group with that many GiB of memory, the mapped pages
@@ -100,25 +100,18 @@ def main() -> int:
         write_archive(folder / "large.npz", images)
         size = (folder / "large.npz").stat().st_size
         print(f"{images:,} images, {size / 1e9:.1f} GB", flush=True)
-        train = [
-            sys.executable,
-            "-m",
-            "agents.train",
-            "--algo",
-            "supervised",
-            "--network",
-            "mlp",
-            "--device",
-            "cpu",
-        ]
+        options_of_both = (
+            "--algo supervised --network mlp --device cpu --no-progress --no-attack --total-images 6400"
+        )
+        train = [sys.executable, "-m", "agents.train", *options_of_both.split(), "--eval-every", "6400"]
         train += [
+            "--batch-size",
+            "64",
             "--dataset",
             f"npz:{folder}/large.npz",
             "--data-root",
-            str(folder / "root"),
-            "--no-progress",
+            f"{folder}/root",
         ]
-        train += ["--no-attack", "--total-images", "6400", "--eval-every", "6400", "--batch-size", "64"]
         steps = {
             "first run (decodes a copy)": run_limited([*train, "--run-dir", f"{folder}/a"], options.limit),
             "second run (maps the copy)": run_limited([*train, "--run-dir", f"{folder}/b"], options.limit),
@@ -126,9 +119,9 @@ def main() -> int:
     lines = [
         "## Data larger than memory",
         "",
-        f"`python -m benchmarks.large --gigabytes {options.gigabytes:g} --limit {options.limit:g}`: {images:,} images "
-        f"of {'x'.join(map(str, SHAPE))}, {size / 1e9:.1f} GB, in a control group with {options.limit:g} GiB. "
-        "Each run trains network `mlp` on 6,400 images and evaluates the whole validation and test splits "
+        f"`python -m benchmarks.reliability.large --gigabytes {options.gigabytes:g} --limit {options.limit:g}`: "
+        f"{images:,} images of {'x'.join(map(str, SHAPE))}, {size / 1e9:.1f} GB, "
+        f"in a control group with {options.limit:g} GiB. Each run trains network `mlp` on 6,400 images and evaluates the whole validation and test splits "
         f"({images * 28 // 100:,} images).",
         "",
         "| | seconds | exit status | peak of the process's own memory, MiB | with the kernel's page cache, MiB |",

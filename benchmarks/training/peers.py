@@ -144,21 +144,6 @@ def single_file_ppo(
         features = agent.body(images.float() / 255)
         return torch.distributions.Categorical(logits=agent.head(features)), value(features)[:, 0]
 
-    def update(data: dict[str, Tensor]) -> None:
-        total = n_steps * batch
-        for _ in range(epochs):
-            for rows in torch.randperm(total, device=device).split(batch):
-                policy, values = act(data["images"][rows])
-                ratio = (policy.log_prob(data["actions"][rows]) - data["log_probs"][rows]).exp()
-                advantages = data["advantages"][rows]
-                advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-                clipped = torch.max(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2)).mean()
-                loss = clipped + 0.5 * F.mse_loss(values, data["returns"][rows])
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-
     def rollout() -> None:
         images = torch.zeros((*shape, *dataset.shape), dtype=torch.uint8, device=device)
         scalars = {name: torch.zeros(shape, device=device) for name in ("log_probs", "values", "rewards")}
@@ -174,21 +159,42 @@ def single_file_ppo(
             scalars["rewards"][step] = torch.from_numpy(rewards.cpu().numpy()).to(device)
             observation = task.observe().cpu().numpy()
         advantages = scalars["rewards"] - scalars["values"]
-        update(
-            {
-                "images": images.flatten(0, 1),
-                "actions": actions.flatten(),
-                "log_probs": scalars["log_probs"].flatten(),
-                "advantages": advantages.flatten(),
-                "returns": scalars["rewards"].flatten(),
-            }
-        )
+        data = {
+            "images": images.flatten(0, 1),
+            "actions": actions.flatten(),
+            "log_probs": scalars["log_probs"].flatten(),
+            "advantages": advantages.flatten(),
+            "returns": scalars["rewards"].flatten(),
+        }
+        for _ in range(epochs):
+            _single_file_epoch(act, optimizer, parameters, data, batch)
 
     def run(images: int) -> None:
         for _ in range(-(-images // (n_steps * batch))):
             rollout()
 
     return run
+
+
+def _single_file_epoch(
+    act: Callable[[Tensor], tuple[torch.distributions.Categorical, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    data: dict[str, Tensor],
+    batch: int,
+) -> None:
+    """Visit every minibatch of the rollout ``data`` once."""
+    for rows in torch.randperm(len(data["actions"]), device=data["actions"].device).split(batch):
+        policy, values = act(data["images"][rows])
+        ratio = (policy.log_prob(data["actions"][rows]) - data["log_probs"][rows]).exp()
+        advantages = data["advantages"][rows]
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        clipped = torch.max(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2)).mean()
+        loss = clipped + 0.5 * F.mse_loss(values, data["returns"][rows])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
 
 
 def image_policy_kwargs(
