@@ -3,14 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
-from agents.models.image_network import SPEC_VERSION, Shape
+from agents.models.image_network import SPEC_VERSION
 from envs.errors import InputError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -19,13 +19,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 EXTRA_STATE = "._extra_state"  # PyTorch's name for what get_extra_state returns
 _ARGUMENTS = {"ELU": ("alpha", 1.0), "GELU": ("approximate", "none"), "LeakyReLU": ("negative_slope", 0.01)}
 _MAX_PIXELS = 2**22
-_MAX_CLASSES = 2**17
-_MAX_WIDTH = 2**16
-_MAX_HIDDEN = 32
+_Side = Annotated[int, Meta(ge=1, le=_MAX_PIXELS)]
+_Width = Annotated[int, Meta(ge=1, le=2**16)]
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(msgspec.Struct, frozen=True):
     """What is needed to build a classifier again.
 
     Attributes:
@@ -35,10 +33,10 @@ class Spec:
         hidden: layers between body and head: widths of linear layers, and activations as `activation_text` has them.
     """
 
-    network: str
-    shape: Shape
-    num_classes: int
-    hidden: tuple[int | str, ...] = ()
+    network: Annotated[str, Meta(min_length=1, max_length=200)]
+    shape: tuple[_Side, _Side, _Side]
+    num_classes: Annotated[int, Meta(ge=1, le=2**17)]
+    hidden: Annotated[tuple[_Width | str, ...], Meta(max_length=32)] = ()
 
     def to_json(self) -> str:
         """Return the description as JSON."""
@@ -61,18 +59,22 @@ class Spec:
                 f"{SPEC_VERSION}; use the labelbandit that wrote the file"
             )
 
-        def require(name: str, valid: Callable[[Any], bool], expected: str) -> Any:
-            value = fields.get(name)
-            if not valid(value):
-                raise InputError(f"{origin}: {name} is {str(value)[:60]!r}, expected {expected}")
-            return value
+        def wrong(name: str, reason: str) -> InputError:
+            what = (
+                f"{name} is {str(fields.get(name))[:60]!r}" if name else "the network's description is wrong"
+            )
+            return InputError(f"{origin}: {what} ({reason}); save the weights again")
 
-        network = require("network", lambda name: isinstance(name, str) and 0 < len(name) <= 200, "a name")
-        shape = require("shape", _is_shape, f"[C, H, W] with at most {_MAX_PIXELS} values")
-        classes = require("num_classes", lambda n: _is_count(n, _MAX_CLASSES), f"1 to {_MAX_CLASSES}")
-        layers = f"at most {_MAX_HIDDEN} widths up to {_MAX_WIDTH} or names among {', '.join(ACTIVATIONS)}"
-        hidden = require("hidden", _are_layers, layers)
-        return cls(network, tuple(shape), classes, tuple(hidden))
+        try:
+            spec = msgspec.convert(fields, cls)
+        except msgspec.ValidationError as error:
+            reason, _, place = str(error).partition(" - at `$.")
+            raise wrong(re.split(r"\W", place)[0], reason) from None
+        if math.prod(spec.shape) > _MAX_PIXELS:
+            raise wrong("shape", f"expected at most {_MAX_PIXELS} values")
+        if any(isinstance(layer, str) and make_activation(layer) is None for layer in spec.hidden):
+            raise wrong("hidden", f"expected widths, and names among {', '.join(ACTIVATIONS)}")
+        return spec
 
 
 def as_tensors(state: dict[str, Any], origin: str) -> dict[str, Tensor]:
@@ -164,25 +166,3 @@ def make_activation(text: str) -> nn.Module | None:
         return None
     finite = math.isfinite(value) if isinstance(value, float) else value in ("none", "tanh")
     return kind(**{argument: value}) if finite else None
-
-
-def _is_count(value: Any, limit: int) -> bool:
-    return type(value) is int and 1 <= value <= limit
-
-
-def _is_shape(value: Any) -> bool:
-    sides = (
-        isinstance(value, list) and len(value) == 3 and all(_is_count(side, _MAX_PIXELS) for side in value)
-    )
-    return sides and math.prod(value) <= _MAX_PIXELS
-
-
-def _are_layers(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= _MAX_HIDDEN
-        and all(
-            _is_count(layer, _MAX_WIDTH) or (isinstance(layer, str) and make_activation(layer) is not None)
-            for layer in value
-        )
-    )

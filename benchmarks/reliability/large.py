@@ -104,14 +104,7 @@ def main() -> int:
             "--algo supervised --network mlp --device cpu --no-progress --no-attack --total-images 6400"
         )
         train = [sys.executable, "-m", "agents.train", *options_of_both.split(), "--eval-every", "6400"]
-        train += [
-            "--batch-size",
-            "64",
-            "--dataset",
-            f"npz:{folder}/large.npz",
-            "--data-root",
-            f"{folder}/root",
-        ]
+        train += ["--batch-size=64", f"--dataset=npz:{folder}/large.npz", f"--data-root={folder}/root"]
         steps = {
             "first run (decodes a copy)": run_limited([*train, "--run-dir", f"{folder}/a"], options.limit),
             "second run (maps the copy)": run_limited([*train, "--run-dir", f"{folder}/b"], options.limit),
@@ -121,7 +114,8 @@ def main() -> int:
         "",
         f"`python -m benchmarks.reliability.large --gigabytes {options.gigabytes:g} --limit {options.limit:g}`: "
         f"{images:,} images of {'x'.join(map(str, SHAPE))}, {size / 1e9:.1f} GB, "
-        f"in a control group with {options.limit:g} GiB. Each run trains network `mlp` on 6,400 images and evaluates the whole validation and test splits "
+        f"in a control group with {options.limit:g} GiB. Each run trains network `mlp` on 6,400 images "
+        "and evaluates the whole validation and test splits "
         f"({images * 28 // 100:,} images).",
         "",
         "| | seconds | exit status | peak of the process's own memory, MiB | with the kernel's page cache, MiB |",

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from envs.data.locations import locked, make_directory
@@ -45,6 +46,23 @@ class Loaded(NamedTuple):
 
     classes: tuple[str, ...]
     parts: dict[str, Part]
+
+
+class _SplitEntry(msgspec.Struct):
+    """What ``entry.json`` says of a split."""
+
+    shape: tuple[int, ...]
+    fingerprint: str
+    samples: str
+
+
+class _Entry(msgspec.Struct):
+    """What ``entry.json`` holds."""
+
+    format: int
+    stamp: str
+    classes: tuple[str, ...]
+    splits: dict[str, _SplitEntry]
 
 
 class _Damaged(Exception):
@@ -186,34 +204,31 @@ def _in_memory(source: Source, splits: tuple[str, ...]) -> Loaded:
 def _read(entry: Path, stamp: str, splits: tuple[str, ...], tell: bool) -> Loaded | None:
     """Return the entry's splits, or None if there is none, or it is stale, or damaged, which a note may ``tell``."""
     try:
-        described = json.loads((entry / "entry.json").read_bytes())
-        if described["format"] != _FORMAT or described["stamp"] != stamp:
+        found = msgspec.json.decode((entry / "entry.json").read_bytes(), type=_Entry)
+        if (found.format, found.stamp) != (_FORMAT, stamp):
             return None
-        classes = tuple(described["classes"])
-        return Loaded(
-            classes,
-            {split: _read_split(entry, split, classes, described["splits"][split]) for split in splits},
-        )
+        parts = {split: _read_split(entry, split, found.classes, found.splits[split]) for split in splits}
+        return Loaded(found.classes, parts)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError, _Damaged) as error:
+    except (OSError, ValueError, KeyError, EOFError, RecursionError, _Damaged) as error:
         if tell:
             NOTES.warning("the decoded copy in %s is damaged (%s); decoding the data again", entry, error)
         return None
 
 
-def _read_split(entry: Path, split: str, classes: tuple[str, ...], described: dict[str, Any]) -> Part:
+def _read_split(entry: Path, split: str, classes: tuple[str, ...], described: _SplitEntry) -> Part:
     images = _map(entry / f"{split}-images.npy")
     labels = np.load(entry / f"{split}-labels.npy", allow_pickle=False)
-    if images.dtype != np.uint8 or list(images.shape) != described["shape"]:
+    if images.dtype != np.uint8 or images.shape != described.shape:
         raise _Damaged(f"{split} images are {images.dtype} {images.shape}")
     if images.nbytes > WHOLE_CHECK:
-        sound = _sample_hash(images, labels) == described["samples"]
+        sound = _sample_hash(images, labels) == described.samples
     else:
-        sound = content_fingerprint(images.shape, [images], labels, classes) == described["fingerprint"]
+        sound = content_fingerprint(images.shape, [images], labels, classes) == described.fingerprint
     if not sound:
         raise _Damaged(f"the checksum of {split} differs")
-    return Part(images, labels, described["fingerprint"])
+    return Part(images, labels, described.fingerprint)
 
 
 def _map(path: Path) -> np.ndarray:
