@@ -17,8 +17,7 @@ from tests.support.data_files import SPLITS, Counted
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+def no_data_root(monkeypatch):
     monkeypatch.delenv("LABELBANDIT_DATA", raising=False)
 
 

@@ -152,3 +152,15 @@ class Counted:
             and np.array_equal(part.labels, self.arrays[split].labels)
             for split, part in loaded.parts.items()
         )
+
+
+def same_images(splits, images, labels):
+    """Whether train and validation together are these images with these labels."""
+    ours = [
+        (image.numpy().tobytes(), int(label))
+        for split in splits
+        for image, label in zip(split.images, split.labels, strict=True)
+    ]
+    return sorted(ours) == sorted(
+        (image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)
+    )
