@@ -46,6 +46,7 @@ def test_builds_repeat_bit_by_bit(built, pattern):
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_packages_and_nothing_else(built):
     (wheel,) = built[0].glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -227,6 +227,7 @@ def test_undamaged_it_resumes(stopped_run, tmp_path):
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_damaged_summaries(digits_run, tmp_path, capsys):
     run = shutil.copytree(digits_run, tmp_path / "run")
     for content in ("{", "{}", "[]", '{"dataset": 1}'):
@@ -261,6 +262,7 @@ def test_divergence_stops_with_the_step_and_the_cause(algo, tmp_path, capsys):
         assert all(value.isfinite().all() for value in state(path)["algorithm"]["policy"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("event_files_in_order")
 def test_after_divergence_the_last_good_checkpoint_goes_on(tmp_path, capsys, monkeypatch):
     """The loss becomes NaN at image 550; the checkpoint of image 300 stays and trains on without the fault."""

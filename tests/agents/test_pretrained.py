@@ -32,6 +32,7 @@ def published_weights(tmp_path, monkeypatch):
     return whole.eval()
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_those_of_torchvision(published_weights):
     body = NETWORKS["resnet18"]((3, 96, 96)).eval()
     load_pretrained(body, "resnet18", (3, 96, 96))
@@ -58,6 +59,7 @@ def test_pretrained_weights_that_cannot_be_had(published_weights, network, shape
         load_pretrained(NETWORKS[network](shape), network, shape)
 
 
+@pytest.mark.slow
 def test_training_begins_with_pretrained_weights(published_weights, monkeypatch):
     images = torch.zeros(20, 3, 96, 96, dtype=torch.uint8)
     data = ImageDataset("few", "train", images, torch.arange(20) % 2, ("a", "b"))

@@ -239,6 +239,7 @@ def interrupt(*args):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(tmp_path, capsys):
     path = tmp_path / "run"
     process = new_process(train, short(path, "supervised", total_images=10**9))

@@ -334,7 +334,6 @@ def test_replayed_images_are_those_that_were_shown():
 EXTRACTOR = {
     "features_extractor_class": networks.ImageNetwork,
     "features_extractor_kwargs": {"network": "mlp"},
-    "net_arch": [],
 }
 
 

@@ -226,6 +226,7 @@ def test_label_noise_only_concerns_rewards(tmp_path):
     assert noisy["val_accuracy"] < 0.4 < clean["val_accuracy"]
 
 
+@pytest.mark.slow
 def test_the_whole_idea_end_to_end(digits_run, capsys):
     """The defaults on digits: the table has clean accuracy and the four attacks, each weaker than no attack."""
     found = json.loads((digits_run / "summary.json").read_text())

@@ -157,6 +157,7 @@ def test_a_state_is_not_changed_by_resuming(problem):
     assert torch.equal(state["queries"], before["queries"])
 
 
+@pytest.mark.slow
 def test_a_state_with_the_former_name_of_a_stage_goes_on(problem):
     model, x, y = problem
     options = {**OPTIONS, "version": "fast", "batch_size": 5}

@@ -114,6 +114,7 @@ def test_fab(problem, norm, targeted):
     assert not all(outcomes)
 
 
+@pytest.mark.slow
 @NORMS
 def test_square(problem, norm):
     """The best image after so many windows, each of which was kept or dropped as by the published code."""

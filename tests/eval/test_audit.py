@@ -145,6 +145,7 @@ def test_report_is_complete_and_reproducible(base):
     assert [table.title for table in report.tables("m")] == ["m: attacks, L2 0.5, n = 12", "m: evidence"]
 
 
+@pytest.mark.slow
 def test_clean_errors_never_count_as_robust(sound, base):
     x, y = bed.images(24)
     assert (sound.robust <= (base(x).argmax(1) == y)).all()

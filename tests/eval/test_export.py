@@ -239,6 +239,7 @@ def test_layers_of_unknown_kinds_are_not_built():
             LayerNetwork([layer], weights)
 
 
+@pytest.mark.slow
 def test_models_by_import_path_can_be_exported_as_programs(tmp_path):
     model = f"{__name__}:linear"
     assert export(model, tmp_path / "out", "--dataset", "digits", "--format", "torch-export", "--n", 8) == 0

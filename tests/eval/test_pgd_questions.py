@@ -114,6 +114,7 @@ def run(tmp_path, capsys, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_the_command_shows_iterations(run, tmp_path):
     options = ("--norm", "L2", "--iterations", "4", "1", "--losses", "ce", "margin", "--out", "o")
     status, out, _ = run(*options)

@@ -141,6 +141,7 @@ def test_landscape_figure_survives_flat_surfaces(tmp_path):
     save_figure(tmp_path / "flat.png", landscape_figure({"a": item}))
 
 
+@pytest.mark.slow
 def test_landscape_figure_masks_what_has_no_answer(tmp_path):
     line, nan = torch.linspace(-3, 3, 5), torch.full((5, 5), torch.nan)
     half = nan.clone()

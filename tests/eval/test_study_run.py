@@ -81,6 +81,7 @@ def test_the_directory_is_what_readers_expect(done):
     assert any("RL resists better than SL" in sentence for sentence in found["reading"])
 
 
+@pytest.mark.slow
 def test_the_report_opens_with_the_numbers_of_the_tables(done):
     record = read_record(done.directory / "study.json", StudyRecord)
     assert [table.id for table in record.tables] == [

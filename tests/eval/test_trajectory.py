@@ -63,6 +63,7 @@ def trajectory(run):
     return follow(run, targets, load_samples(targets[100], n=24), THREAT, ATTACKS)
 
 
+@pytest.mark.slow
 def test_every_snapshot_is_attacked_as_it_is(run, trajectory):
     assert [point.images for point in trajectory.points] == [100, 1_000, 3_000]
     point = trajectory.points[-1]
