@@ -92,6 +92,8 @@ class TrainConfig(PlainNumbers):
     """Begin with the settings of this name, which other options override; see --list-presets."""
     list_presets: bool = False
     """Show the presets and stop."""
+    hyperparameters: str | None = None
+    """Begin with those of an rl_zoo3 file, FILE.yml or FILE.yml:ENTRY, which other options override."""
     total_images: int | None = None
     """Images to train on, repetitions counted. Default: 40 passes, and at least 60,000."""
     passes: float | None = None

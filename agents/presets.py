@@ -209,13 +209,13 @@ def preset_from(arguments: Sequence[str]) -> TrainConfig | None:
     Raises:
         InputError: no preset has that name.
     """
-    name = _value_of("--preset", arguments)
+    name = value_of("--preset", arguments)
     if name is None:
         return None
     config = get_preset(name)
-    if _value_of("--total-images", arguments) or _value_of("--schedule", arguments):
+    if value_of("--total-images", arguments) or value_of("--schedule", arguments):
         config = dataclasses.replace(config, passes=None)
-    method = _value_of("--adversarial", arguments)
+    method = value_of("--adversarial", arguments)
     present = config.adversarial
     if method is None or method == present.method:
         return config
@@ -223,7 +223,7 @@ def preset_from(arguments: Sequence[str]) -> TrainConfig | None:
     return dataclasses.replace(config, adversarial=AdversarialConfig() if method == "none" else ball)
 
 
-def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
     """Return the value that ``arguments`` give ``option`` last, as ``--option value`` or ``--option=value``."""
     found = None
     for word, following in zip(arguments, [*arguments[1:], ""], strict=False):

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from agents.common.command_line import run_cli
 from agents.config import TrainConfig
-from agents.presets import preset_from, print_presets
+from agents.hyperparameters import start_from
+from agents.presets import print_presets
 
 
 def main(config: TrainConfig) -> None:
@@ -20,7 +21,7 @@ def main(config: TrainConfig) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` and return the exit status."""
-    return run_cli(main, TrainConfig, prog="python -m agents.train", argv=argv, defaults=preset_from)
+    return run_cli(main, TrainConfig, prog="python -m agents.train", argv=argv, defaults=start_from)
 
 
 if __name__ == "__main__":

@@ -144,6 +144,9 @@ def workplace(tmp_path_factory):
     toml = "".join(blocks(ROOT / "docs" / "study.md", "toml")).replace("passes = 20", "passes = 0.2")
     small = "images = 6\ngallery = 2\naudit = {mode = 'none'}\nmechanism = {images = 0}\ntransfer = {crafts = []}\n"
     (folder / "mine.toml").write_text(small + toml)
+    (folder / "ppo.yml").write_text(
+        "".join(blocks(ROOT / "docs" / "how-to" / "stable-baselines3.md", "yaml"))
+    )
     write_mnist(folder / "data")
     image_tree(folder / "cifar10jpg" / "train", {f"class{k}": 20 for k in range(10)}, size=(32, 32))
     image_tree(folder / "cifar10jpg" / "test", {f"class{k}": 2 for k in range(10)}, size=(32, 32))

@@ -33,6 +33,7 @@ _PLACES = (
     "device",
     "preset",
     "list_presets",
+    "hyperparameters",
     "progress",
     "attack",
 )

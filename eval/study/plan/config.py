@@ -22,7 +22,10 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {
     "autoattack-plus": ("autoattack", {"version": "plus"}),
 }
 # Set by the study itself, or of no influence on the weights that training ends with.
-_NOT_TRAINING = ("run_dir", "resume", "list_presets", "preset", "device", "data_root", "progress", "attack")
+_NOT_TRAINING = (
+    *("run_dir", "resume", "list_presets", "preset", "hyperparameters"),
+    *("device", "data_root", "progress", "attack"),
+)
 _OWN = (*_NOT_TRAINING, "dataset", "network", "seed", "image_size")
 _LENGTHS = ("passes", "total_images", "schedule")
 _PICTURES = ("pictures_every", "snapshots")  # theirs to set, and of no influence either
