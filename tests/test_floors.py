@@ -21,6 +21,7 @@ FLOORS = {
 LAZY = {"attacks/__main__.py": {"eval"}}
 BY_HAND = {"atheris"}  # for single measurements, which say so where it is missing
 PACKAGES = {
+    "yaml": "pyyaml",
     "PIL": "pillow",
     "sklearn": "scikit-learn",
     "stable_baselines3": "stable-baselines3",
