@@ -1,6 +1,5 @@
 """Arguments that the environment classes have in common."""
 
-import operator
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -29,6 +28,7 @@ def resolve_dataset(
     """
     if isinstance(dataset, ImageDataset):
         return dataset
+    image_size = plain(image_size)
     if not isinstance(dataset, str):
         raise InputError(f"dataset is a {type(dataset).__name__}; expected a name or an ImageDataset")
     key = (dataset, split, str(data_root), image_size)
@@ -38,14 +38,26 @@ def resolve_dataset(
     return data
 
 
+def plain(value: Any) -> Any:
+    """Return NumPy's numbers, and tensors and arrays of a single number (), as Python's own; all else as it is."""
+    return value.item() if not getattr(value, "ndim", 1) else value
+
+
 def check_count(name: str, value: int) -> int:
     """Return a whole number, at least 1, else raise InputError; NumPy's and 0-d tensors count."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1:
+    number = plain(value)
+    if type(number) is not int or number < 1:
         raise InputError(f"{name} is {value!r}; expected a whole number, at least 1")
+    return number
+
+
+def check_seed(seed: Any) -> int | None:
+    """Return a seed as Python's own whole number, or None, else raise InputError."""
+    if seed is None:
+        return None
+    number = plain(seed)
+    if not isinstance(number, int):
+        raise InputError(f"seed is {seed!r}; expected a whole number or None")
     return number
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.arguments import plain
 from envs.errors import InputError, unknown_name
 from envs.rng import hash_ints, hash_tensor
 
@@ -38,11 +39,10 @@ class Augmentation:
     crop_padding: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("translate", "crop_padding"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         if not 0 <= self.translate <= 1:
             raise InputError(f"translate is {self.translate}; expected a fraction of the size, such as 0.1")
-        for name in ("translate", "crop_padding"):  # tensors of a single number are kept as numbers
-            value = getattr(self, name)
-            object.__setattr__(self, name, value.item() if isinstance(value, Tensor) else value)
         if self.crop_padding < 0 or self.crop_padding != int(self.crop_padding):
             raise InputError(
                 f"crop_padding is {self.crop_padding}; expected a whole number of pixels, such as 0 or 4"

@@ -50,7 +50,7 @@ def noisy_labels(labels: Tensor, num_classes: int, noise: float) -> Tensor:
     Raises:
         InputError: ``noise`` is out of range, or there is only one class to choose from.
     """
-    if not 0 <= noise < 1:
+    if not isinstance(noise, int | float) or not 0 <= noise < 1:
         raise InputError(f"label_noise is {noise}; expected a probability in [0, 1), such as 0.2")
     if noise == 0:
         return labels

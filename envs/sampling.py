@@ -121,7 +121,7 @@ def choose_indices(total: int, n: int | None) -> Tensor:
 
     The first n as stored would not do: image folders are sorted by class.
     """
-    order = hash_tensor(_SAMPLE_STREAM, torch.arange(total)).argsort()
+    order = hash_tensor(_SAMPLE_STREAM, torch.arange(int(total))).argsort()
     return order[: total if n is None else n].sort().values
 
 
@@ -130,5 +130,5 @@ def spread(total: int, n: int) -> Tensor:
 
     For a look at some of the images that :func:`choose_indices` left in the order of the data set.
     """
-    count = min(n, total)
+    count = min(int(n), total := int(total))
     return torch.arange(count) * total // max(count, 1)

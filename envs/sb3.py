@@ -11,7 +11,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor
 
-from envs.arguments import check_actions, check_render_mode, resolve_dataset
+from envs.arguments import check_actions, check_render_mode, check_seed, plain, resolve_dataset
 from envs.attributes import TaskAttributes
 from envs.errors import InputError
 from envs.render import Answer, render_answers
@@ -93,7 +93,7 @@ class ImageVecEnv(TaskAttributes, VecEnv):
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the next ``reset``: environment i gets ``seed + i``, after those of earlier shards."""
         offset = self.task.shard[0] * self.num_envs
-        self._seeds = [int(value) + offset for value in super().seed(seed) if value is not None]
+        self._seeds = [int(value) + offset for value in super().seed(check_seed(seed)) if value is not None]
         return self._seeds
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class ImageVecEnv(TaskAttributes, VecEnv):
         return infos
 
     def _index_list(self, indices: Indices) -> list[int]:
-        return list(self._get_indices(indices))
+        return list(self._get_indices(plain(indices)))
 
 
 def sb3_env(

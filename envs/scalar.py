@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 
-from envs.arguments import check_render_mode, resolve_dataset
+from envs.arguments import check_render_mode, check_seed, resolve_dataset
 from envs.attributes import TaskAttributes
 from envs.augment import Augmentation, augment_one
 from envs.datasets import ImageDataset
@@ -90,7 +90,7 @@ class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode; ``seed`` starts the draws over, None goes on with them."""
-        seed = None if seed is None else operator.index(seed)
+        seed = check_seed(seed)
         super().reset(seed=seed)
         if seed is not None or self._seed is None:
             self._seed = int(self.np_random.integers(2**62)) if seed is None else seed

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.arguments import check_count
+from envs.arguments import check_count, plain
 from envs.augment import Augmentation, as_augmentation, augment
 from envs.errors import InputError, unknown_name
 from envs.rewards import noisy_labels, reward_matrix
@@ -78,8 +78,8 @@ class ImageTask:
         self.num_actions = self.dataset.num_classes
         self.reward_matrix = reward_matrix(reward, self.num_actions).to(self.device)
         self.all_true_labels = self.dataset.labels
-        self.all_labels = noisy_labels(self.dataset.labels, self.num_actions, label_noise)
-        self.label_noise = label_noise
+        self.label_noise = plain(label_noise)
+        self.all_labels = noisy_labels(self.dataset.labels, self.num_actions, self.label_noise)
         self._deal: Deal | None = None
         self._time: int | Tensor = 0  # one for all while their episodes keep pace, else int64 (n,)
         self._shown: tuple[Tensor, Tensor] | None = None

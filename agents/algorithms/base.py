@@ -1,11 +1,9 @@
 """What the project's algorithms add to Stable-Baselines3's: running means, whole-run progress, exact continuation."""
 
-import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from agents.algorithms.host_arrays import host_arrays
 from agents.algorithms.running_means import RunningMeans
+from envs.arguments import check_seed, plain
 from envs.errors import InputError
 from envs.task import ImageTask
 
@@ -36,9 +35,8 @@ class ImageAlgorithm(BaseAlgorithm):
     _last_episode_starts: Any
 
     def _setup_model(self) -> None:
-        for name, value in vars(self).items():  # counts of NumPy's or PyTorch's integers
-            if isinstance(value, np.integer) or (isinstance(value, Tensor) and value.dim() == 0):
-                setattr(self, name, value.item())
+        for name, value in vars(self).items():
+            setattr(self, name, plain(value))
         self._refuse_wrappers()
         self._join_device()
         super()._setup_model()  # type: ignore[safe-super]
@@ -74,9 +72,7 @@ class ImageAlgorithm(BaseAlgorithm):
         """Seed as SB3 does, without the slow cuDNN settings that it leaves behind for the whole process."""
         cudnn = torch.backends.cudnn
         before = cudnn.deterministic, cudnn.benchmark
-        super().set_random_seed(
-            None if seed is None else operator.index(seed)
-        )  # Python's takes no NumPy integer
+        super().set_random_seed(check_seed(seed))  # Python's generator takes no NumPy integer
         cudnn.deterministic, cudnn.benchmark = before
 
     def _join_device(self, fixed: bool = False) -> None:

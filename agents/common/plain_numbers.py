@@ -1,6 +1,14 @@
 """Options given as NumPy's numbers or tensors of a single number, kept as Python's own."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from envs.arguments import plain
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class PlainNumbers:
@@ -8,6 +16,17 @@ class PlainNumbers:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if getattr(value, "ndim", None) == 0:
-                object.__setattr__(self, field.name, value.item())
+            value = plain(getattr(self, field.name))
+            if isinstance(value, dict):
+                value = {key: plain(item) for key, item in value.items()}
+            object.__setattr__(self, field.name, value)
+
+
+def takes_numbers(function: Callable[P, R]) -> Callable[P, R]:
+    """Make ``function`` take NumPy's numbers and 0-d tensors by keyword as Python's own."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(*args, **{name: plain(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
+
+    return called

@@ -42,6 +42,10 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("alpha_max", "diversity", "exploration", "gamma"), (lambda value: 0 <= value <= 1, "within [0, 1]")
     ),
     **dict.fromkeys(("smallest", "delta"), (lambda value: 0 < value <= 1, "positive and at most 1")),
+    "candidates": (
+        lambda value: value >= 2,
+        "a whole number >= 2",
+    ),  # the classes that foolbox's deepfool tries
     "seed": (lambda value: True, "a whole number"),
 }
 _WHOLE = {*_COUNTS.split(), "seed"}
@@ -59,15 +63,15 @@ def attack(function: Callable[P, R]) -> Callable[P, R]:
         AttackError: a numeric option is not finite or out of range.
     """
     signature = inspect.signature(function)
-    numbers = {name: parameter.default for name, parameter in signature.parameters.items() if name in RULES}
+    numbers = {name: parameter for name, parameter in signature.parameters.items() if name in RULES}
 
     @wraps(function)
     def entered(*args: P.args, **kwargs: P.kwargs) -> R:
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments
         for name in numbers.keys() & given.keys():
-            if given[name] is not None or numbers[name] is not None:
-                given[name] = checked_number(name, given[name])
+            if given[name] is not None or numbers[name].default is not None:
+                given[name] = checked_number(name, given[name], "Tensor" in str(numbers[name].annotation))
         model, x = given.get("model"), given.get("x")
         narrow = None  # the images' type, where that is narrower than float32
         if isinstance(x, Tensor) and x.is_floating_point() and x.element_size() < 4:
@@ -87,19 +91,21 @@ def attack(function: Callable[P, R]) -> Callable[P, R]:
     return entered
 
 
-def checked_number(name: str, value: Any) -> Any:
-    """The number for the option ``name``, whole ones as int; lengths may be a tensor (N,).
+def checked_number(name: str, value: Any, per_sample: bool) -> Any:
+    """The number for the option ``name`` as Python's own, also of NumPy's and 0-d tensors; (N,) if ``per_sample``.
 
     Raises:
         AttackError: it is no number, not finite, or out of range.
     """
     test, words = RULES[name]
     try:
+        if not getattr(value, "ndim", 1):
+            value = value.item()
         if isinstance(value, bool):
             raise TypeError
         if name in _WHOLE:
-            value = operator.index(value)  # of NumPy's integers and 0-d tensors too
-        values = value.flatten().tolist() if isinstance(value, Tensor) else [float(value)]
+            value = operator.index(value)
+        values = value.flatten().tolist() if per_sample and isinstance(value, Tensor) else [float(value)]
         if all(math.isfinite(one) and test(one) for one in values):
             return value
     except (TypeError, ValueError, OverflowError):

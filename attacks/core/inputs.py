@@ -146,6 +146,12 @@ def _usable(tensor: Tensor) -> Tensor:
 
 
 def _radius(eps: float | Tensor, norm: Norm, x: Tensor) -> Tensor:
+    try:
+        kind = torch.as_tensor(eps).dtype
+    except (TypeError, ValueError, RuntimeError):
+        kind = torch.bool
+    if kind == torch.bool or kind.is_complex:
+        raise AttackError(f"eps must be one number or of shape ({len(x)},), got {eps!r}")
     radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
     if radius.ndim > 1 or radius.numel() not in (1, len(x)):
         raise AttackError(f"eps must be one number or of shape ({len(x)},), got {tuple(radius.shape)}")

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from agents.common.plain_numbers import PlainNumbers, takes_numbers
 from agents.common.run_dir import device_name, versions
 from attacks.core.batching import default_batch_size
 from attacks.core.losses import misclassified
@@ -45,7 +46,7 @@ _ALARMS = {
 
 
 @dataclass(frozen=True)
-class AttackSpec:
+class AttackSpec(PlainNumbers):
     """One attack with everything that its outcome depends on, beside model and images.
 
     Attributes:
@@ -120,6 +121,7 @@ def check_batch_size(batch_size: int | None) -> None:
         raise InputError(f"--batch-size is {batch_size}; expected at least 1, or leave it out")
 
 
+@takes_numbers
 def run_attack(
     target: Target,
     samples: Samples,
@@ -151,9 +153,8 @@ def run_attack(
     check_batch_size(batch_size)
     attack = spec.record()
     if results_dir is None:
-        return _assemble(
-            target, samples, spec, attack, _Run(target, samples, spec, batch_size, report=report).finish()
-        )
+        outcome = _Run(target, samples, spec, batch_size, report=report).finish()
+        return _assemble(target, samples, spec, attack, outcome)
     path = result_path(target, samples, spec, results_dir)
     store = _store(path, save_images)
     with store.hold():
@@ -167,6 +168,7 @@ def run_attack(
     return results
 
 
+@takes_numbers
 def attack_rows(
     target: Target,
     samples: Samples,

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from agents.common.plain_numbers import takes_numbers
 from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
 from eval.audit import attacks as audit_attacks
@@ -36,6 +37,7 @@ _BEGINS = {
 }
 
 
+@takes_numbers
 def audit(
     model: Callable[[Tensor], Tensor],
     x: Tensor,

@@ -5,6 +5,8 @@ Ours were set on models of other seeds than those that the published confusion t
 
 from dataclasses import dataclass, replace
 
+from agents.common.plain_numbers import PlainNumbers
+
 # Croce and Hein 2020, AutoAttack's check for randomness: passes compared, and the L2 difference of the
 # length-normalised logits, summed over the images, above which outputs count as random.
 RANDOM_PASSES = 5
@@ -84,7 +86,7 @@ LEAST_CORRECT = 10
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(PlainNumbers):
     """Sizes of the audit's attacks and checks.
 
     Attributes:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.common.plain_numbers import takes_numbers
 from agents.common.run_dir import RunDir
 from agents.models.classifier_files import load_classifier
 from agents.models.sb3_trusted import load_trusted_zip
@@ -179,6 +180,7 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+@takes_numbers
 def load_samples(
     target: Target,
     *,
@@ -235,6 +237,11 @@ def samples_from(images: Tensor, labels: Tensor, name: str = "images") -> Sample
     Raises:
         InputError: their types or shapes are wrong.
     """
+    for name, given in (("images", images), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            raise InputError(
+                f"{name} are a {type(given).__name__}; expected a tensor, e.g. torch.as_tensor({name})"
+            )
     if images.ndim < 2 or not len(images) or not (images.is_floating_point() or images.dtype == torch.uint8):
         raise InputError(
             f"images are {images.dtype} of shape {tuple(images.shape)}; expected floats in [0, 1] or uint8, "

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from agents.common.command_line import parse_number
+from agents.common.plain_numbers import PlainNumbers
 from agents.common.protocols import default_eps
 from attacks.core.norms import NORMS
 from envs.errors import InputError, unknown_name
@@ -12,7 +13,7 @@ _SPELLINGS = {"linf": "Linf", "inf": "Linf", "l2": "L2", "2": "L2", "l1": "L1", 
 
 
 @dataclass(frozen=True)
-class Threat:
+class Threat(PlainNumbers):
     """All perturbations of at most ``eps`` in ``norm``, of images in [0, 1]."""
 
     norm: str

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from agents.common.plain_numbers import PlainNumbers, takes_numbers
 from attacks.core.losses import LOSSES
 from envs.errors import InputError, unknown_name
 from envs.sampling import spread
@@ -19,7 +20,7 @@ from eval.mechanism.static_indicators import StaticIndicators, static_indicators
 
 
 @dataclass(frozen=True)
-class AnalysisOptions:
+class AnalysisOptions(PlainNumbers):
     """What to measure, and how finely."""
 
     steps: int = 50
@@ -98,6 +99,7 @@ class Analysis:
         }
 
 
+@takes_numbers
 def analyse(
     target: Target,
     samples: Samples,
@@ -157,6 +159,7 @@ def analyse(
     )
 
 
+@takes_numbers
 def shared_planes(
     targets: Sequence[Target],
     samples: Samples,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.common.plain_numbers import takes_numbers
 from attacks.core.losses import get_loss
 from attacks.core.memory_format import fast_layout
 from attacks.core.norms import get_norm, per_sample
@@ -92,6 +93,7 @@ def plane(x: Tensor, adversarial: Tensor, norm: str, seed: int, sample_ids: Tens
     return torch.stack(pair, dim=1)
 
 
+@takes_numbers
 @torch.no_grad()
 def landscape(
     model: nn.Module,

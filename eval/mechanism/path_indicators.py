@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from agents.common.plain_numbers import takes_numbers
 from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import misclassified
 from attacks.gradient.pgd import Step, pgd
@@ -41,6 +42,7 @@ class DynamicIndicators(Directions):
         return super().figures() | more | double
 
 
+@takes_numbers
 def dynamic_indicators(
     model: nn.Module,
     x: Tensor,

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.common.plain_numbers import takes_numbers
 from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import get_loss, margin
 from attacks.core.memory_format import fast_layout
@@ -99,6 +100,7 @@ class Neighbourhood:
         return input_gradient(self.model, x, self.y, self.loss).grad
 
 
+@takes_numbers
 def static_indicators(
     model: nn.Module,
     x: Tensor,

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from agents.common.plain_numbers import takes_numbers
 from attacks.core.losses import misclassified
 from attacks.gradient.pgd import Step, pgd
 from envs.errors import InputError
@@ -76,6 +77,7 @@ class IterationCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.to_builtins(self) | numbers
 
 
+@takes_numbers
 def iteration_curve(
     target: Target,
     samples: Samples,
@@ -111,7 +113,7 @@ def iteration_curve(
     Raises:
         InputError, AttackError: a wrong name, or a model that cannot be attacked.
     """
-    asked = sorted(set(iterations))
+    asked = sorted({int(number) for number in iterations})
     attack = pgd_options(protocol, loss, threat, asked[-1])
     data = samples.record() | {"indices": samples.indices.tolist()}
     what = {"name": "iterations", "norm": threat.norm, "eps": threat.eps, "asked": asked} | attack

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor, nn
 
+from agents.common.plain_numbers import takes_numbers
 from attacks.checks import check_model
 from envs.errors import InputError, unknown_name
 from envs.files import write_json
@@ -173,6 +174,7 @@ def scaled(name: str, options: dict[str, Any], threat: Threat) -> dict[str, Any]
     return options if name not in _STEPS else {"step_size": threat.eps * _STEPS[name]} | options
 
 
+@takes_numbers
 def run_battery(
     target: Target,
     samples: Samples,
@@ -218,6 +220,7 @@ def run_battery(
     return RobustnessReport(target.name, results, worst)
 
 
+@takes_numbers
 def evaluate(
     classifier: nn.Module,
     images: Tensor,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from agents.common.plain_numbers import takes_numbers
 from attacks.core.losses import misclassified
 from attacks.gradient.pgd import pgd
 from envs.errors import InputError
@@ -76,6 +77,7 @@ class TargetedOutcome:
         return head | shares | {name: getattr(self, name).tolist() for name in ("label", "clean", "attacked")}
 
 
+@takes_numbers
 def targeted_outcome(
     target: Target,
     samples: Samples,
@@ -104,7 +106,7 @@ def targeted_outcome(
     Raises:
         InputError, AttackError: there is no such class, a wrong name, or a model that cannot be attacked.
     """
-    options = pgd_options(protocol, loss, threat)
+    options, goal = pgd_options(protocol, loss, threat), int(goal)
     labels, clean, attacked = [], [], []
     for rows in chunks(target, samples, batch_size):
         x, y = samples.batch(rows, target.device)

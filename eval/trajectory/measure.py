@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.common.plain_numbers import takes_numbers
 from agents.common.protocols import CLEVERHANS_BATCH
 from agents.common.run_dir import RunDir, versions
 from agents.models.classifier_files import load_classifier
@@ -39,6 +40,7 @@ _PLACES = (
 )
 
 
+@takes_numbers
 def snapshots(
     run: RunDir, device: torch.device | str = "cpu", network: str | None = None, points: int | None = None
 ) -> dict[int, Target]:
@@ -65,6 +67,7 @@ def snapshots(
     return targets
 
 
+@takes_numbers
 def follow(
     run: RunDir,
     targets: dict[int, Target],

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from agents.common.plain_numbers import takes_numbers
 from agents.common.run_dir import versions
 from envs.errors import InputError
 from envs.files import write_atomic
@@ -87,6 +88,7 @@ def read_matrix(path: Path) -> Matrix:
     return matrix
 
 
+@takes_numbers
 def fill(
     path: Path,
     targets: Sequence[Target],

@@ -274,7 +274,9 @@ def test_seeding_leaves_cudnn_as_it_was(name, monkeypatch):
     assert not torch.backends.cudnn.deterministic
 
 
-NUMBERS = pytest.mark.parametrize("number", [np.int64, torch.tensor], ids=["numpy", "tensor"])
+NUMBERS = pytest.mark.parametrize(
+    "number", [np.int64, torch.tensor, np.array], ids=["numpy", "tensor", "array"]
+)
 
 
 @KINDS
@@ -284,9 +286,16 @@ def test_numbers_of_numpy_and_torch_count_as_pythons(name, number):
     policy = "CnnPolicy" if name == "dqn" else ImagePolicy
     kwargs = DQN_NETWORK if name == "dqn" else {"network": "mlp"}
     env = sb3_env(DATA, number(4), tensors=True, seed=number(0), length=number(1))
+    share = {np.int64: np.float32}.get(number, number)
     options = {option: number(value) for option, value in own.items()}
+    options |= {"gamma": share(0.5), "learning_rate": share(0.125), "max_grad_norm": share(0.5)}
+    options = options if name == "dqn" else options | {"ent_coef": share(0.25)}
     model = kind(policy, env, seed=number(0), device="cpu", policy_kwargs=kwargs, **options).learn(number(16))
-    expected = new(name).learn(16).policy.state_dict()
+    own = {key: value.item() for key, value in options.items()}
+    env = sb3_env(DATA, 4, tensors=True, seed=0)
+    expected = (
+        kind(policy, env, seed=0, device="cpu", policy_kwargs=kwargs, **own).learn(16).policy.state_dict()
+    )
     assert all(torch.equal(value, expected[key]) for key, value in model.policy.state_dict().items())
 
 

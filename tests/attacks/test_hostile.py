@@ -205,14 +205,34 @@ class TestNumbers:
             with pytest.raises(AttackError, match=f"{option} must be"):
                 function(**given)
 
-    def test_numpy_and_tensor_integers(self):
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("name", "norm"), [*QUICK, pytest.param("transfer", "Linf", id="transfer")])
+    def test_numbers_of_numpy_and_torch_count_as_pythons(self, name, norm):
         numpy = pytest.importorskip("numpy")
-        x, model = images(), net()
+        x, model = images(4), net()
         y = model(x).argmax(1)
-        expected = attacks.pgd(model, x, y, norm="Linf", eps=0.02, steps=3, seed=7).adversarial
-        for kind in (numpy.int64, torch.tensor):
-            found = attacks.pgd(model, x, y, norm="Linf", eps=0.02, steps=kind(3), seed=kind(7)).adversarial
-            assert torch.equal(found, expected)
+        options = TABLE.get(name, ({"sources": [model], "steps": 3},))[0] | {"batch_size": 3, "eps": 0.25}
+        function = attacks.transfer_images if name == "transfer" else getattr(attacks, name)
+        for option, parameter in inspect.signature(function).parameters.items():
+            if option in RULES and type(parameter.default) in (int, float):
+                options.setdefault(option, parameter.default)
+
+        def attack(**changed):
+            return getattr(attacks, name)(model, x, y, norm=norm, **options | changed).adversarial
+
+        expected = attack()
+        for option, value in options.items():
+            if type(value) in (int, float) and option != "queries":
+                value = type(value)(numpy.float32(value))  # as float32 and so tensors hold it
+                known = expected if value == options[option] else attack(**{option: value})
+                kinds = numpy.float32 if type(value) is float else numpy.int64, torch.tensor, numpy.array
+                for kind in kinds:
+                    assert torch.equal(attack(**{option: kind(value)}), known), f"{option}={kind(value)!r}"
+
+    @pytest.mark.parametrize("eps", ["0.1", None, True, 1j, [[0.1]], [0.1, 0.2]])
+    def test_a_radius_that_is_none_is_refused(self, eps):
+        with pytest.raises(AttackError, match="eps must be one number or of shape"):
+            attacks.fgsm(net(), images(), torch.zeros(6, dtype=torch.int64), norm="Linf", eps=eps)
 
     def test_classes_below_0_and_beyond_the_model(self):
         x, model = images(), net()

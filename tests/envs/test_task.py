@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import Augmentation, ImageTask, InputError, load_dataset
+from envs import Augmentation, ImageTask, InputError, load_dataset, sb3_env
 from envs.rewards import noisy_labels, reward_matrix
-from envs.sampling import iid_draw
+from envs.sampling import choose_indices, iid_draw, spread
 from tests.support.env_toys import grey_levels, random_images
 
 DATA = random_images(50)
@@ -262,7 +262,7 @@ def test_the_signed_reward_matrix() -> None:
     assert reward_matrix("signed", 2).tolist() == [[1, -1], [-1, 1]]
 
 
-@pytest.mark.parametrize("number", [np.int64, torch.tensor], ids=["numpy", "tensor"])
+@pytest.mark.parametrize("number", [np.int64, torch.tensor, np.array], ids=["numpy", "tensor", "array"])
 def test_numbers_of_numpy_and_torch_count_as_pythons(number: Any) -> None:
     options = {"length": 3, "augmentation": Augmentation(crop_padding=2), "shard": (1, 2)}
     given = {
@@ -280,3 +280,24 @@ def test_numbers_of_numpy_and_torch_count_as_pythons(number: Any) -> None:
     assert np.array_equal(scalar.reset(seed=number(5))[0], scalar.reset(seed=5)[0])
     vector = gym.make_vec("envs:ImageEpisode-v0", 2, vectorization_mode="vector_entry_point", dataset=DATA)
     assert np.array_equal(vector.reset(seed=number(5))[0], vector.reset(seed=5)[0])
+    envs = sb3_env("digits", number(3), seed=number(2), image_size=number(8))
+    assert np.array_equal(envs.reset(), sb3_env("digits", 3, seed=2).reset())
+    assert envs.get_attr("length", number(1)) == [1]
+    assert choose_indices(number(9), number(4)).tolist() == choose_indices(9, 4).tolist()
+    assert spread(number(9), number(4)).tolist() == spread(9, 4).tolist()
+
+
+@pytest.mark.parametrize("number", [np.float32, torch.tensor, np.array], ids=["numpy", "tensor", "array"])
+def test_shares_of_numpy_and_torch_count_as_pythons(number: Any) -> None:
+    assert repr(Augmentation(translate=number(0.25))) == repr(Augmentation(translate=0.25))
+    given, own = ImageTask(DATA, label_noise=number(0.25)), ImageTask(DATA, label_noise=0.25)
+    assert torch.equal(given.all_labels, own.all_labels)
+    assert type(given.label_noise) is float
+
+
+@pytest.mark.parametrize("seed", [2.5, "3", [3], np.array([3])])
+def test_wrong_seeds_of_environments_are_named(seed: Any) -> None:
+    with pytest.raises(InputError, match="seed is"):
+        sb3_env(DATA, 2, seed=seed)
+    with pytest.raises(InputError, match="seed is"):
+        gym.make("envs:ImageBandit-v0", dataset=DATA).unwrapped.reset(seed=seed)
