@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from eval.attack.command import main
+    from eval.attack.options import main
 
     sys.exit(main())

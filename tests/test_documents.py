@@ -26,11 +26,11 @@ WHOLE = sorted(
     (ROOT / "docs" / "how-to").glob("*.md")
 )  # pages whose Python blocks need nothing but each other
 COMMANDS = {
-    "attacks": "eval.attack.command",
+    "attacks": "eval.attack.options",
     "agents.train": "agents.train",
     "eval.distributed": "eval.robustness.distributed",
     **{
-        f"eval.{name}": f"eval.{name}.command"
+        f"eval.{name}": f"eval.{name}.options"
         for name in ("robustness", "mechanism", "study", "report", "export", "transfer", "trajectory")
     },
     "eval.audit": "eval.audit",

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +70,8 @@ def register_algorithm(name: str, spec: AlgorithmSpec) -> None:
     Raises:
         InputError: another algorithm has that name.
     """
+    if not spec.algorithm.__module__.startswith("agents.algorithms."):
+        _import_built_in()  # whose names are taken
     if name in _named and _named[name].algorithm is not spec.algorithm:
         raise InputError(f"algorithm {name!r} is registered already; choose another name")
     _named[name] = spec
@@ -79,10 +82,15 @@ def register_family(spec: AlgorithmSpec) -> None:
     _families.append(spec)
 
 
-def algorithm_names(in_schedules: bool = False) -> tuple[str, ...]:
-    """Return the names of all registered algorithms, or of those that can be a phase of a schedule."""
+@cache
+def _import_built_in() -> None:
     for module in pkgutil.iter_modules([str(Path(__file__).parent)], "agents.algorithms."):
         importlib.import_module(module.name)
+
+
+def algorithm_names(in_schedules: bool = False) -> tuple[str, ...]:
+    """Return the names of all registered algorithms, or of those that can be a phase of a schedule."""
+    _import_built_in()
     return tuple(name for name, spec in _named.items() if spec.in_schedules or not in_schedules)
 
 

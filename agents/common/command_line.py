@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib
 import io
 import os
 import re
@@ -13,7 +14,6 @@ from typing import Any
 import tyro
 
 from agents.common.command_help import print_help
-from agents.common.precision import tf32
 from attacks.core.errors import AttackError
 from attacks.starting import interruptible
 from envs.allocator import keep_freed_memory
@@ -39,15 +39,16 @@ def parse_number(text: str) -> float:
         raise ValueError(f"{text!r} is not a number; expected e.g. 0.1 or 8/255") from None
 
 
-@interruptible()
 def run_cli(
-    main: Callable[[Any], int | None],
+    main: str | Callable[[Any], int | None],
     config_class: Any,
     prog: str,
     argv: Sequence[str] | None = None,
     defaults: Callable[[Sequence[str]], Any | None] | None = None,
 ) -> int:
     """Parse ``argv`` into ``config_class``, call ``main`` with it, and return the exit status.
+
+    ``main`` as "module:function" is imported after parsing: help and wrong options do not wait for PyTorch.
 
     Errors meant for people (:class:`InputError`, :class:`AttackError`, :class:`OSError`) become one line on standard
     error and status 2; Ctrl-C becomes status 130. ``--debug`` anywhere on the line shows the traceback as well.
@@ -60,11 +61,17 @@ def run_cli(
         start = defaults(arguments) if defaults else None
         known = {} if start is None else {"default": start}
         if asked := {"-h", "--help", "--help-all"}.intersection(arguments):
-            print_help(config_class, prog, main.__doc__, start, "--help-all" in asked)
+            print_help(config_class, prog, config_class.__doc__, start, "--help-all" in asked)
         keep_freed_memory()
-        options: dict[str, Any] = {"prog": prog, "args": arguments, "description": main.__doc__, **known}
-        with tf32(False):
-            return main(_parse(config_class, options)) or 0
+        config = _parse(config_class, {"prog": prog, "args": arguments, **known})
+        function: Any = main
+        if isinstance(main, str):
+            module, _, name = main.partition(":")
+            function = getattr(importlib.import_module(module), name)
+        from agents.common.precision import tf32
+
+        with interruptible(), tf32(False):
+            return function(config) or 0
     except SystemExit as stop:  # the help has been printed
         return stop.code if isinstance(stop.code, int) else USAGE_ERROR
     except BrokenPipeError:

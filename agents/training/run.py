@@ -20,6 +20,7 @@ from agents.common.precision import emulates_bf16, tf32
 from agents.common.run_dir import RunDir, device_name, resolve_device, versions
 from agents.config import TrainConfig
 from agents.models.extraction import extract_classifier
+from agents.presets import print_presets
 from agents.training.callback import TrainingCallback
 from agents.training.checkpoint import load_checkpoint, refuse_divergence, restoring, set_random_state
 from agents.training.factory import (
@@ -40,6 +41,14 @@ from agents.training.summary import print_stored_summary, print_summary, summari
 from envs import ImageDataset, Splits, load_splits
 from envs.errors import InputError
 from envs.files import write_atomic, write_json
+
+
+def train_command(config: TrainConfig) -> None:
+    """Carry out ``python -m agents.train``: list the presets, or train."""
+    if config.list_presets:
+        print_presets()
+    else:
+        train(config)
 
 
 def train(config: TrainConfig) -> RunDir:

@@ -3,8 +3,6 @@
 import difflib
 from collections.abc import Iterable
 
-import torch
-
 _MACHINE = ("cuda", "cudnn", "cublas", "hip error", "mps backend", "device-side")
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -15,6 +13,8 @@ class AttackError(ValueError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; the CPU's allocator and cuDNN say so by their message alone."""
+    import torch  # not sooner, for command lines answer before it is imported
+
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or any(sign in str(error) for sign in _MEMORY)
 
@@ -24,6 +24,8 @@ def is_machine_error(error: BaseException) -> bool:
 
     An error of a GPU may surface late, in another call than the one that caused it, and what follows is void.
     """
+    import torch
+
     known = is_out_of_memory(error) or isinstance(error, getattr(torch, "AcceleratorError", ()))
     return known or any(sign in str(error).lower() for sign in _MACHINE)
 

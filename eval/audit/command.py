@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import nn
 
@@ -17,59 +14,13 @@ from attacks.core.errors import is_machine_error
 from envs.errors import InputError
 from envs.files import write_json
 from eval.audit.findings import Verdict
+from eval.audit.options import AuditCommand
 from eval.audit.report import AuditReport
 from eval.audit.run import audit
 from eval.core.formatting import print_table, with_interval
-from eval.core.options import DataOptions, is_live
+from eval.core.progress import is_live
 from eval.core.targets import Samples, Target, load_target
-from eval.core.threats import Threat, chosen_threat, default_threats
-
-
-@dataclass(frozen=True)
-class AuditCommand:
-    """Say whether a model's resistance is real: sound, masked (and by what), or inconclusive (and why)."""
-
-    FIRST: ClassVar = "norm eps full surrogate minutes data.dataset data.n seed device out"
-
-    targets: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""
-    norm: str | None = None
-    """Only this norm: Linf, L2 or L1. Default: Linf and L2."""
-    eps: str | None = None
-    """Radius for --norm, a number or a fraction such as 8/255. Default: by the kind of image."""
-    quick: bool = False
-    """The quick battery; this is the default: minutes on a CPU for a small network and 100 images."""
-    full: bool = False
-    """The full battery, for papers; give it --n 1000."""
-    surrogate: tuple[str, ...] = ()
-    """Further models whose adversarial images are tried: a supervised twin, another seed, a robust one."""
-    minutes: float | None = None
-    """Stop attacks and checks after this time, per model and threat model, and name what was left out."""
-    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=lambda: DataOptions(n=100))
-    seed: int = 0
-    """Seed of every random draw."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    trust: bool = False
-    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
-    out: Path | None = None
-    """Where the JSON goes. Default: each model's results directory."""
-    progress: bool = True
-    """Say what is being done."""
-
-    def threats(self, channels: int) -> tuple[Threat, ...]:
-        """Return the threat models for images of this kind.
-
-        Raises:
-            InputError: a bad norm or radius, or a radius without a norm.
-        """
-        chosen = chosen_threat(self.norm, self.eps, channels)
-        if chosen is not None:
-            return (chosen,)
-        lead = {threat.norm: threat for threat in reversed(default_threats(channels))}
-        return tuple(reversed(lead.values()))
+from eval.core.threats import Threat
 
 
 def audit_command(config: AuditCommand) -> int:

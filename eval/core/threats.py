@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from agents.common.command_line import parse_number
 from agents.common.plain_numbers import PlainNumbers
 from agents.common.protocols import default_eps
-from attacks.core.norms import NORMS
 from envs.errors import InputError, unknown_name
 
 _SPELLINGS = {"linf": "Linf", "inf": "Linf", "l2": "L2", "2": "L2", "l1": "L1", "1": "L1"}
@@ -42,7 +41,7 @@ def parse_norm(text: str) -> str:
     """
     norm = _SPELLINGS.get(text.strip().lower())
     if norm is None:
-        raise unknown_name("norm", text, NORMS)
+        raise unknown_name("norm", text, tuple(dict.fromkeys(_SPELLINGS.values())))
     return norm
 
 

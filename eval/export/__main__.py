@@ -2,7 +2,7 @@
 
 import sys
 
-from eval.export.command import main
+from eval.export.options import main
 
 if __name__ == "__main__":
     sys.exit(main())

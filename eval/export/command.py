@@ -6,49 +6,28 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 
-from agents.common.command_line import run_cli
 from agents.common.run_dir import RunDir, versions
 from agents.models.classifier import Classifier
 from envs.errors import InputError
 from envs.files import read_json, write_atomic, write_json
 from eval.core.formatting import count, make_table, print_table
-from eval.core.options import DataOptions
 from eval.core.targets import Samples, Target, load_target
 from eval.export.card import CARD, check_license, model_card
 from eval.export.check import Agreement, compare
 from eval.export.evaluation import find_evaluation, info_file, model_info
 from eval.export.formats import FILES, FORMATS, Format
 from eval.export.layers import describe_layers
+from eval.export.options import ExportCommand
 
 FORMAT = "labelbandit-export-1"
 _DESCRIPTION = "model.json"
-
-
-@dataclass(frozen=True)
-class ExportCommand:
-    """Write a classifier as safetensors, torch.export program or ONNX, and check that each is the same model."""
-
-    target: tyro.conf.Positional[str]
-    """Run directory, Stable-Baselines3 .zip, .safetensors, or package.module:factory."""
-    out: tyro.conf.Positional[Path]
-    """New directory for the files."""
-    format: Literal["safetensors", "torch-export", "onnx", "all"] = "safetensors"
-    """safetensors, torch-export (.pt2), onnx, or all of them."""
-    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=lambda: DataOptions(n=256))
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    license: str | None = None
-    """Licence on the model card, as Hugging Face calls it: mit, apache-2.0, ... Default: the card names none."""
-    force: bool = False
-    """Replace an export that is there."""
 
 
 def export_command(config: ExportCommand) -> int:
@@ -201,8 +180,3 @@ def _whole_directory(out: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    return run_cli(export_command, ExportCommand, "python -m eval.export", argv)

@@ -2,7 +2,7 @@
 
 import sys
 
-from eval.mechanism.command import main
+from eval.mechanism.options import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from agents.common.plain_numbers import PlainNumbers, takes_numbers
+from agents.common.plain_numbers import takes_numbers
 from attacks.core.losses import LOSSES
 from envs.errors import InputError, unknown_name
 from envs.sampling import spread
@@ -15,40 +15,9 @@ from eval.core.targets import Samples, Target
 from eval.core.threats import Threat
 from eval.mechanism.entropy import EntropySplit, entropy_split
 from eval.mechanism.landscape import Landscape, landscape
+from eval.mechanism.options import AnalysisOptions
 from eval.mechanism.path_indicators import DynamicIndicators, dynamic_indicators
 from eval.mechanism.static_indicators import StaticIndicators, static_indicators
-
-
-@dataclass(frozen=True)
-class AnalysisOptions(PlainNumbers):
-    """What to measure, and how finely."""
-
-    steps: int = 50
-    """Steps of PGD, of eps / 10 each."""
-    loss: str = "ce"
-    """Loss that PGD climbs and whose gradients are measured: ce, margin, dlr or mifpe."""
-    protocol: Literal["normalized", "cleverhans"] = "normalized"
-    """Steps of PGD: normalized, or cleverhans (averaged loss, floored)."""
-    published_path: bool = True
-    """Also follow the published path: cleverhans steps, no clipping to [0, 1] (not at L1)."""
-    double: bool = True
-    """Also take float64 gradients at every point of the paths."""
-    resolution: int = 300
-    """Points per axis of the single landscape."""
-    average_images: int = 16
-    """Images of the averaged landscape."""
-    average_resolution: int = 60
-    """Points per axis of the averaged landscape."""
-    plane_resolution: int = 100
-    """Points per axis of the landscapes of all models on the same planes."""
-    clip_planes: bool = False
-    """Clip landscapes to [0, 1], for models without an answer outside; this bends their planes."""
-    draws: int = 10
-    """Random points per image for stability and linearity."""
-    power_iterations: int = 10
-    """Iterations for the curvature."""
-    image: int = 0
-    """Image of the single landscape: its place among the chosen images."""
 
 
 @dataclass(frozen=True)

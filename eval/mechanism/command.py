@@ -3,66 +3,31 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
-import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.status import Status
 from torch import Tensor
 
-from agents.common.command_line import run_cli
 from agents.common.protocols import default_eps
 from agents.common.run_dir import resolve_device, versions
 from envs.errors import InputError
 from envs.files import write_atomic, write_json
 from envs.sampling import spread
 from eval.core.formatting import percent, print_table
-from eval.core.options import DataOptions
 from eval.core.plot_style import save_figure
 from eval.core.targets import Samples, load_target
 from eval.core.threats import Threat, parse_eps, parse_norm
-from eval.mechanism.analysis import Analysis, AnalysisOptions, analyse, shared_planes
+from eval.mechanism.analysis import Analysis, analyse, shared_planes
 from eval.mechanism.landscape import Landscape
 from eval.mechanism.landscape_plots import landscape_figure, shared_figure
+from eval.mechanism.options import MechanismCommand
 from eval.mechanism.plots import adversarial_grid, dynamic_figure, entropy_figure, static_figure
 from eval.mechanism.tables import direction_table, summary_table
 from eval.report.gallery import pack_gallery
 
 _GRID_IMAGES = 10
-
-
-@dataclass(frozen=True)
-class MechanismCommand:
-    """Measure loss landscapes, input gradients and entropies of one or several models."""
-
-    FIRST: ClassVar = (
-        "norm eps data.dataset data.n device out "
-        "analysis.steps analysis.loss analysis.protocol analysis.resolution"
-    )
-
-    targets: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""
-    norm: str = "L2"
-    """Linf, L2 or L1."""
-    eps: str | None = None
-    """Radius, a number or a fraction such as 8/255. Default: by the kind of image."""
-    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=lambda: DataOptions(n=256))
-    analysis: tyro.conf.OmitArgPrefixes[AnalysisOptions] = field(default_factory=AnalysisOptions)
-    seed: int = 0
-    """Seed of every random draw."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    trust: bool = False
-    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
-    out: Path | None = None
-    """Where figures and pictures go. Default: results/mechanism of the first model."""
-    progress: bool = True
-    """Say what is being measured."""
 
 
 def mechanism_command(config: MechanismCommand) -> int:
@@ -182,8 +147,3 @@ def _examples(analysis: Analysis) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 def _distinct(names: Sequence[str]) -> list[str]:
     """Return the names, numbered where they repeat."""
     return [f"{name} ({k + 1})" if name in names[:k] else name for k, name in enumerate(names)]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    return run_cli(mechanism_command, MechanismCommand, "python -m eval.mechanism", argv)

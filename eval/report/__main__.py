@@ -2,7 +2,7 @@
 
 import sys
 
-from eval.report.command import main
+from eval.report.options import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,16 +1,13 @@
 """The command line ``python -m eval.report``: a study, or one run, as one self-contained HTML page."""
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-import tyro
-
-from agents.common.command_line import one_line, run_cli
+from agents.common.command_line import one_line
 from envs.errors import InputError
 from envs.files import write_atomic
 from eval.report.model import Budget, Model, add_gallery, add_plots, read_model, study_plots
 from eval.report.opening import make_opening
+from eval.report.options import ReportCommand
 from eval.report.overview import by_group
 from eval.report.page import Report, render
 from eval.report.run_as_study import read_run
@@ -18,20 +15,6 @@ from eval.report.safe_folder import Folder
 from eval.study.results.record import STUDY_FILE, StudyRecord
 
 _MOST_MEGABYTES = 500
-
-
-@dataclass(frozen=True)
-class ReportCommand:
-    """Write one self-contained HTML page about a study or a single run."""
-
-    directory: tyro.conf.Positional[Path]
-    """Directory of a study (with study.json) or of a run (with config.json)."""
-    out: Path | None = None
-    """The page. Default: report.html in the directory."""
-    images: int = 8
-    """Adversarial images shown per regime."""
-    megabytes: int = 40
-    """Most megabytes of pictures in the page; what does not fit is named in it."""
 
 
 def report_command(config: ReportCommand) -> int:
@@ -108,8 +91,3 @@ def _model_problems(models: list[Model]) -> list[str]:
                 "raise --megabytes to have them"
             )
     return lines
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    return run_cli(report_command, ReportCommand, "python -m eval.report", argv)

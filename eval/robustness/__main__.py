@@ -2,7 +2,7 @@
 
 import sys
 
-from eval.robustness.command import main
+from eval.robustness.options import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,15 +3,11 @@
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import tyro
 from rich.table import Table
 
-from agents.common.command_line import run_cli
 from agents.common.run_dir import resolve_device, versions
 from envs.errors import InputError
 from envs.files import write_json
@@ -19,70 +15,19 @@ from eval.attack.autosave import Report
 from eval.attack.results import AttackResults
 from eval.attack.runner import check_batch_size
 from eval.core.formatting import make_table, percent, print_table, with_interval
-from eval.core.options import DataOptions, progress_bar, warn_about
 from eval.core.plot_style import save_figure
+from eval.core.progress import progress_bar, warn_about
 from eval.core.stats import mcnemar, wilson
 from eval.core.targets import Samples, Target, load_target
-from eval.core.threats import Threat, chosen_threat, default_threats
+from eval.core.threats import Threat
 from eval.mechanism.plots import SecurityCurve, security_figure
 from eval.robustness.iterations import IterationCurve, iteration_curve, iteration_figure, iteration_tables
+from eval.robustness.options import RobustnessCommand
 from eval.robustness.plots import robustness_figure
-from eval.robustness.protocols import PgdOptions
-from eval.robustness.suite import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
+from eval.robustness.suite import RobustnessReport, battery, run_battery, write_reports
 from eval.robustness.targeted import TargetedOutcome, targeted_outcome, targeted_tables
 
 _CURVE_FACTORS = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-
-
-@dataclass(frozen=True)
-class RobustnessCommand:
-    """Run a battery of attacks on one or several models and take the worst case per image."""
-
-    FIRST: ClassVar = "attacks norm eps data.dataset data.n pgd.iterations seed device out force"
-
-    targets: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories, Stable-Baselines3 .zip files, or package.module:factory."""
-    attacks: tuple[str, ...] = DEFAULT_BATTERY
-    """Attacks by name; also pgd-cleverhans, pgd-margin, pgd-dlr, pgd-mifpe, pgd-paper, pgd-paper-250."""
-    norm: str | None = None
-    """Only this norm: Linf, L2 or L1. Default: Linf and L2."""
-    eps: str | None = None
-    """Radius for --norm, a number or a fraction such as 8/255. Default: by the kind of image."""
-    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
-    pgd: tyro.conf.OmitArgPrefixes[PgdOptions] = field(default_factory=PgdOptions)
-    curve: bool = False
-    """Also draw accuracy against eps under pgd-margin, at 1/8 to 2 times each radius."""
-    seed: int = 0
-    """Seed of the attacks' random draws."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    batch_size: int | None = None
-    """Most images at once. Default: chosen by image size and device."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    trust: bool = False
-    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
-    out: Path | None = None
-    """Where robustness.json and the pictures go. Default: the first model's results directory."""
-    force: bool = False
-    """Attack again even where results are stored."""
-    progress: bool = True
-    """Show progress bars."""
-
-    def threats(self, channels: int) -> tuple[Threat, ...]:
-        """Return the threat models for images of this kind.
-
-        Raises:
-            InputError: a bad norm or radius, or a radius without a norm.
-        """
-        chosen = chosen_threat(self.norm, self.eps, channels)
-        if chosen is None:
-            return default_threats(channels)
-        if self.eps is not None:
-            return (chosen,)
-        return tuple(threat for threat in default_threats(channels) if threat.norm == chosen.norm) or (
-            chosen,
-        )
 
 
 def robustness_command(config: RobustnessCommand) -> int:
@@ -262,8 +207,3 @@ def security_curve(report: RobustnessReport) -> SecurityCurve:
         [count / n for count in counts],
         [wilson(count, n) for count in counts],
     )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    return run_cli(robustness_command, RobustnessCommand, "python -m eval.robustness", argv)

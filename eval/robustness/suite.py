@@ -22,6 +22,7 @@ from eval.attack.runner import AttackSpec, result_path, run_attack, stored_resul
 from eval.core.formatting import html_tables, make_table, percent
 from eval.core.targets import Samples, Target, model_sha256, samples_from
 from eval.core.threats import Threat, default_threats
+from eval.robustness.options import DEFAULT_BATTERY
 
 # The protocol of Zou et al. 2026 (arXiv 2606.12251): 100 steps of eps / 10 (L2 1.0: .1), loss averaged over 128 images
 # (the default of ``averaged_over`` here), true labels, the last iterate. Their call clips nothing to [0, 1].
@@ -42,7 +43,6 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 # Step lengths in radii: the published .1 at L2 1.0, and .01 at L2 3.5.
 _STEPS = {"pgd-cleverhans": 1 / 10, "pgd-paper": 1 / 10, "pgd-paper-250": 1 / 350}
 _CHECKED_IMAGES = 64
-DEFAULT_BATTERY = ("fgsm", "pgd", "pgd-cleverhans", "pgd-margin", "pgd-mifpe")
 
 # Makes the bar for one attack: a function of (label, number of images).
 BarFactory = Callable[[str, int], AbstractContextManager[Report]]

@@ -2,7 +2,7 @@
 
 import sys
 
-from eval.study.command import main
+from eval.study.options import main
 
 if __name__ == "__main__":
     sys.exit(main())

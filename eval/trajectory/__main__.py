@@ -2,6 +2,6 @@
 
 import sys
 
-from eval.trajectory.command import main
+from eval.trajectory.options import main
 
 sys.exit(main())

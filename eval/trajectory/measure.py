@@ -22,9 +22,9 @@ from eval.mechanism.entropy import entropy_bits
 from eval.mechanism.gradients import input_gradient, lengths
 from eval.mechanism.path_indicators import dynamic_indicators
 from eval.robustness.suite import BarFactory, battery, run_battery
+from eval.trajectory.options import ATTACKS
 from eval.trajectory.record import Outcome, Point, Trajectory, bits, rounded
 
-ATTACKS = ("pgd-paper", "pgd-cleverhans", "pgd", "pgd-mifpe", "fast")
 _STEPS = 100
 _PLACES = (
     "dataset",

@@ -2,7 +2,7 @@
 
 import sys
 
-from eval.transfer.command import main
+from eval.transfer.options import main
 
 if __name__ == "__main__":
     sys.exit(main())

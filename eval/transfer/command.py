@@ -2,58 +2,21 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar
 
-import tyro
 from matplotlib.figure import Figure
 
-from agents.common.command_line import run_cli
 from agents.common.protocols import default_eps
 from agents.common.run_dir import resolve_device
 from envs.errors import InputError, unknown_name
 from eval.attack.runner import check_batch_size
 from eval.core.formatting import make_table, print_table, with_interval
-from eval.core.options import DataOptions, warn_about
 from eval.core.plot_style import INK, new_figure, save_figure, shorten
+from eval.core.progress import warn_about
 from eval.core.targets import Target, check_fit, load_target
 from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.transfer.craft import CRAFTS, defined
 from eval.transfer.matrix import Matrix, fill
-
-
-@dataclass(frozen=True)
-class TransferCommand:
-    """Make adversarial images on every model and show them to all; keep the outcome per image."""
-
-    FIRST: ClassVar = "crafts norm eps steps data.dataset data.n seed device out force"
-
-    targets: tyro.conf.Positional[tuple[str, ...]]
-    """Two or more: run directories, Stable-Baselines3 .zip files, or package.module:factory."""
-    crafts: tuple[str, ...] = tuple(CRAFTS)
-    """paper: PGD by the paper's protocol; strong: unit steps on the MIFPE loss."""
-    norm: str = "L2"
-    """Linf, L2 or L1; the paper's protocol does not exist for L1."""
-    eps: str | None = None
-    """Radius, a number or a fraction such as 8/255. Default: by the kind of image."""
-    steps: int = 100
-    """Gradient steps, each of length eps / 10."""
-    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
-    seed: int = 0
-    """Seed of the random starts."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    batch_size: int | None = None
-    """Most images at once. Default: chosen by image size and device."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    trust: bool = False
-    """Execute the code in a .zip that cannot be read without."""
-    out: Path | None = None
-    """Where JSON and picture go. Default: results/transfer of the first run."""
-    force: bool = False
-    """Find everything again even where it is stored."""
+from eval.transfer.options import TransferCommand
 
 
 def transfer_command(config: TransferCommand) -> int:
@@ -140,8 +103,3 @@ def transfer_figure(matrix: Matrix, crafts: Sequence[str], targets: Sequence[Tar
     figure.colorbar(shown, ax=list(panels), label="accuracy (%)")
     figure.suptitle(title, fontsize=10, color=INK)
     return figure
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    return run_cli(transfer_command, TransferCommand, "python -m eval.transfer", argv)

@@ -12,7 +12,7 @@ from attacks import pgd
 from envs.datasets import load_dataset
 from eval.audit import audit
 from eval.core.formatting import html_tables
-from eval.core.options import is_live
+from eval.core.progress import is_live
 from eval.core.threats import Threat
 from eval.robustness.suite import evaluate
 from tests.eval.test_attack import nearest_mean

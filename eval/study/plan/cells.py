@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Cell:
         text = f"{self.dataset}-{self.network}-{self.regime}-s{self.seed}"
         return re.sub(r"[^\w.+-]+", "-", text)
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """16 hex digits of everything that decides over the trained weights."""
         return digest(training_key(self.config))

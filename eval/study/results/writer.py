@@ -3,7 +3,8 @@
 import contextlib
 import os
 import platform
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,37 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
+class StudyFile:
+    """The cells in ``study.json``, held in memory, so that one that ends does not cost a reading of all.
+
+    Tables and plots in the file stay as they are.
+    """
+
+    def __init__(self, grid: Grid, cells: Sequence[Cell], directory: Path) -> None:
+        self.grid, self.directory = grid, directory
+        self.cells = {cell.hash: _cell(grid, cell, directory) for cell in cells}
+        self.written, self.cost = 0.0, 0.0
+
+    def update(self, cell: Cell) -> None:
+        """Read one cell's folder again; write the file if it changed, at most a twentieth of the time."""
+        before = self.cells[cell.hash]
+        self.cells[cell.hash] = _cell(self.grid, cell, self.directory)
+        if self.cells[cell.hash] != before and time.monotonic() - self.written >= 20 * self.cost:
+            self.write()
+
+    def write(self) -> dict[str, int]:
+        """Write the file; return the number of cells per status."""
+        start = time.monotonic()
+        write_record(self.directory / STUDY_FILE, _record(self.grid, self.cells.values(), self.directory))
+        self.written = time.monotonic()
+        self.cost = self.written - start
+        found = [cell.status for cell in self.cells.values()]
+        return {status: found.count(status) for status in ("finished", "failed", "missing")}
+
+
 def write_cells(grid: Grid, cells: Sequence[Cell], directory: Path) -> dict[str, int]:
     """Bring the cells in ``study.json`` up to date and keep tables and plots; return the number per status."""
-    content = _record(grid, cells, directory)
-    write_record(directory / STUDY_FILE, content)
-    found = [cell.status for cell in content.cells]
-    return {status: found.count(status) for status in ("finished", "failed", "missing")}
+    return StudyFile(grid, cells, directory).write()
 
 
 def write_study(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Table]:
@@ -63,7 +89,7 @@ def write_study(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Tabl
         tables = [_write_table(table, directory) for table in made]
         plots = _write_plots(overview, directory)
     content = msgspec.structs.replace(
-        _record(grid, cells, directory),
+        _record(grid, [_cell(grid, cell, directory) for cell in cells], directory),
         tables=tuple(tables),
         plots=tuple(plots),
         claims=tuple(all_sentences(overview)),
@@ -72,7 +98,7 @@ def write_study(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Tabl
     return tables
 
 
-def _record(grid: Grid, cells: Sequence[Cell], directory: Path) -> StudyRecord:
+def _record(grid: Grid, cells: Iterable[CellRecord], directory: Path) -> StudyRecord:
     """Return the content of ``study.json``; date of creation, tables, plots and claims are those written before."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     old = StudyRecord(format=FORMAT)
@@ -87,7 +113,7 @@ def _record(grid: Grid, cells: Sequence[Cell], directory: Path) -> StudyRecord:
         versions=versions(),
         machine=machine(),
         config=grid.to_dict(),
-        cells=tuple(_cell(grid, cell, directory) for cell in cells),
+        cells=tuple(cells),
     )
 
 

@@ -12,6 +12,7 @@ from eval.study.run.jobs import Job, Outcome
 from eval.study.run.stages import execute
 
 _MOST_SHARING = 4  # jobs on one GPU
+_MOST_HANDED_OVER = 500  # jobs in Ray's hands: waiting for one of them costs time and memory for all
 
 
 class RayEngine(Engine):
@@ -53,6 +54,8 @@ class RayEngine(Engine):
             there = self.ray.cluster_resources()
             gpus = even_share(there.get("GPU", 0), there.get("CPU", 0) / cpus)
         self._check_resources(cpus, gpus)
+        at_once = self.ray.cluster_resources().get("CPU", 0) / cpus
+        self.most = max(_MOST_HANDED_OVER, 2 * math.ceil(at_once))
         remote = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries, retry_exceptions=False)
         self.task = remote(_execute)
 
@@ -80,9 +83,12 @@ class RayEngine(Engine):
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Yield each job as it ends."""
-        running = {self.task.remote(job): job for job in jobs}
+        queue, running = list(reversed(jobs)), {}
         try:
-            while running:
+            while queue or running:
+                while queue and len(running) < self.most:
+                    job = queue.pop()
+                    running[self.task.remote(job)] = job
                 done, _ = self.ray.wait(list(running), num_returns=1)
                 for reference in done:
                     yield running.pop(reference), self._outcome(reference)

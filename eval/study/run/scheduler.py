@@ -6,8 +6,7 @@ from pathlib import Path
 
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
-from eval.study.results.cell_results import status_of
-from eval.study.results.writer import write_cells
+from eval.study.results.writer import StudyFile
 from eval.study.run.engines import Engine
 from eval.study.run.jobs import Job, Outcome, Place
 
@@ -42,20 +41,23 @@ class Study:
                 return []
             parts = [(k, self.shards) for k in range(self.shards)]
             return [Job(stage, cell, self.grid, self.place, (), part) for cell in cells for part in parts]
-        peers = [self._peers(cell, cells) if stage == "compare" else () for cell in cells]
+        if stage != "compare":
+            return [Job(stage, cell, self.grid, self.place) for cell in cells]
+        kin: dict[tuple[str, str], list[Cell]] = {}
+        for cell in cells:
+            kin.setdefault(cell.group[:2], []).append(cell)
         return [
-            Job(stage, cell, self.grid, self.place, near) for cell, near in zip(cells, peers, strict=True)
+            Job(stage, cell, self.grid, self.place, self._peers(cell, kin[cell.group[:2]])) for cell in cells
         ]
 
-    def _peers(self, cell: Cell, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-        """Return the cells whose images a cell is shown: its own seed's, and its regime's of the next seed."""
+    def _peers(self, cell: Cell, kin: Sequence[Cell]) -> tuple[Cell, ...]:
+        """Return those of ``kin`` whose images a cell is shown: its own seed's, and its regime's of the next seed."""
         seeds = self.grid.seeds
         following = seeds[(seeds.index(cell.seed) + 1) % len(seeds)]
         return tuple(
             other
-            for other in cells
-            if other.group[:2] == cell.group[:2]
-            and (other.seed == cell.seed or (other.regime == cell.regime and other.seed == following))
+            for other in kin
+            if other.seed == cell.seed or (other.regime == cell.regime and other.seed == following)
         )
 
 
@@ -70,12 +72,13 @@ def carry_out(study: Study, engine: Engine, tell: Callable[[str], None]) -> dict
     alive = list(study.cells)
     for cell in alive:
         _forgive(study, cell)
+    file = StudyFile(study.grid, study.cells, study.directory)
     for stage in STAGES:
         jobs = study.jobs(stage, alive)
-        progress = _Progress(study, stage, len(jobs), tell)
+        progress = _Progress(study, file, stage, len(jobs), tell)
         failed = {job.cell for job, outcome in engine.run(jobs, progress).items() if outcome.error}
         alive = [cell for cell in alive if cell not in failed]
-    return write_cells(study.grid, study.cells, study.directory)
+    return file.write()
 
 
 def _forgive(study: Study, cell: Cell) -> None:
@@ -89,8 +92,10 @@ def _forgive(study: Study, cell: Cell) -> None:
 class _Progress:
     """Tells how a stage goes on, and keeps ``study.json`` and the records of failures up to date."""
 
-    def __init__(self, study: Study, stage: str, total: int, tell: Callable[[str], None]) -> None:
-        self.study, self.stage, self.total, self.tell = study, stage, total, tell
+    def __init__(
+        self, study: Study, file: StudyFile, stage: str, total: int, tell: Callable[[str], None]
+    ) -> None:
+        self.study, self.file, self.stage, self.total, self.tell = study, file, stage, total, tell
         self.done = 0
 
     def __call__(self, job: Job, outcome: Outcome, again: bool) -> None:
@@ -106,5 +111,4 @@ class _Progress:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.error = outcome.error
             folder.write(job.cell)
-        if status_of(self.study.grid, job.cell, self.study.directory).status != "missing":
-            write_cells(self.study.grid, self.study.cells, self.study.directory)
+        self.file.update(job.cell)
