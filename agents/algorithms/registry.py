@@ -89,9 +89,9 @@ def _import_built_in() -> None:
 
 
 def algorithm_names(in_schedules: bool = False) -> tuple[str, ...]:
-    """Return the names of all registered algorithms, or of those that can be a phase of a schedule."""
+    """Return the names of all registered algorithms, or of those that can be a phase of a schedule, sorted."""
     _import_built_in()
-    return tuple(name for name, spec in _named.items() if spec.in_schedules or not in_schedules)
+    return tuple(sorted(name for name, spec in _named.items() if spec.in_schedules or not in_schedules))
 
 
 def find_algorithm(name: str) -> AlgorithmSpec:

@@ -17,7 +17,7 @@ from tests.support.agent_runs import QUICK, error_of, metrics, state, stopping
 
 # What is typed, and what the line must say: value, expectation, remedy.
 OPTIONS = {
-    "--algo pppo": r"unknown algorithm 'pppo'; valid: a2c, dqn, ppo, .*package\.module:Class.* Did you mean 'ppo'\?",
+    "--algo pppo": r"unknown algorithm 'pppo'; valid: a2c, dqn, .*package\.module:Class.* Did you mean 'ppo'\?",
     "--algo": r"Missing value for argument '.*--algo.*see python -m agents\.train --help",
     "--algo Ppo": r"unknown algorithm 'Ppo'",
     "--algo nomodule:PPO": r"cannot import algorithm 'nomodule:PPO': .*; expected package\.module:Class",

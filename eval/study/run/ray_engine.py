@@ -83,7 +83,8 @@ class RayEngine(Engine):
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Yield each job as it ends."""
-        queue, running = list(reversed(jobs)), {}
+        queue = list(reversed(jobs))
+        running: dict[Any, Job] = {}
         try:
             while queue or running:
                 while queue and len(running) < self.most:
