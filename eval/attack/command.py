@@ -11,6 +11,7 @@ from attacks.autoattack.versions import STAGES, VERSIONS
 from envs.errors import unknown_name
 from eval.attack.labels import ATTACK_HEADINGS, attack_cells, attack_label, blame_line
 from eval.attack.options import AttackCommand, AttackOptions
+from eval.attack.options import main as main
 from eval.attack.registry import attack_function, parse_option, parse_value, resolve_options
 from eval.attack.results import AttackResults
 from eval.attack.runner import (

@@ -25,6 +25,7 @@ from eval.export.evaluation import find_evaluation, info_file, model_info
 from eval.export.formats import FILES, FORMATS, Format
 from eval.export.layers import describe_layers
 from eval.export.options import ExportCommand
+from eval.export.options import main as main
 
 FORMAT = "labelbandit-export-1"
 _DESCRIPTION = "model.json"

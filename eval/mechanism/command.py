@@ -23,6 +23,7 @@ from eval.mechanism.analysis import Analysis, analyse, shared_planes
 from eval.mechanism.landscape import Landscape
 from eval.mechanism.landscape_plots import landscape_figure, shared_figure
 from eval.mechanism.options import MechanismCommand
+from eval.mechanism.options import main as main
 from eval.mechanism.plots import adversarial_grid, dynamic_figure, entropy_figure, static_figure
 from eval.mechanism.tables import direction_table, summary_table
 from eval.report.gallery import pack_gallery

@@ -8,6 +8,7 @@ from envs.files import write_atomic
 from eval.report.model import Budget, Model, add_gallery, add_plots, read_model, study_plots
 from eval.report.opening import make_opening
 from eval.report.options import ReportCommand
+from eval.report.options import main as main
 from eval.report.overview import by_group
 from eval.report.page import Report, render
 from eval.report.run_as_study import read_run

@@ -23,6 +23,7 @@ from eval.core.threats import Threat
 from eval.mechanism.plots import SecurityCurve, security_figure
 from eval.robustness.iterations import IterationCurve, iteration_curve, iteration_figure, iteration_tables
 from eval.robustness.options import RobustnessCommand
+from eval.robustness.options import main as main
 from eval.robustness.plots import robustness_figure
 from eval.robustness.suite import RobustnessReport, battery, run_battery, write_reports
 from eval.robustness.targeted import TargetedOutcome, targeted_outcome, targeted_tables

@@ -9,6 +9,7 @@ from rich.console import Console
 from agents.common.run_dir import resolve_device
 from envs.errors import InputError
 from eval.study.options import StudyCommand
+from eval.study.options import main as main
 from eval.study.plan.cells import cells_of
 from eval.study.plan.config import Grid, read_grid
 from eval.study.plan.presets import preset

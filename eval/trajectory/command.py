@@ -14,6 +14,7 @@ from eval.core.threats import Threat, chosen_threat
 from eval.robustness.suite import battery
 from eval.trajectory.measure import follow, snapshots
 from eval.trajectory.options import TrajectoryCommand
+from eval.trajectory.options import main as main
 from eval.trajectory.outputs import alike, write_outputs
 from eval.trajectory.record import SUFFIX, Trajectory, read_trajectories
 from eval.trajectory.tables import summary_table, trajectory_tables, write_events

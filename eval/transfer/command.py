@@ -17,6 +17,7 @@ from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.transfer.craft import CRAFTS, defined
 from eval.transfer.matrix import Matrix, fill
 from eval.transfer.options import TransferCommand
+from eval.transfer.options import main as main
 
 
 def transfer_command(config: TransferCommand) -> int:

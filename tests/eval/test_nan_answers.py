@@ -7,13 +7,13 @@ import torch
 
 from envs.errors import InputError
 from envs.files import read_json, write_json
-from eval.attack.options import main as attack
+from eval.attack.command import main as attack
 from eval.attack.results import read_results
 from eval.audit import main as audit
 from eval.export.check import compare
-from eval.mechanism.options import main as mechanism
-from eval.robustness.options import main as robustness
-from eval.transfer.options import main as transfer
+from eval.mechanism.command import main as mechanism
+from eval.robustness.command import main as robustness
+from eval.transfer.command import main as transfer
 from tests.eval.test_attack import MODEL
 from tests.support.nan_models import ONE_NAN, POWER, N
 

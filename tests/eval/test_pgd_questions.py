@@ -13,7 +13,8 @@ from eval.core.targets import Target, load_samples, load_target, samples_from
 from eval.core.threats import Threat
 from eval.robustness import command, iterations
 from eval.robustness.iterations import iteration_curve, iteration_figure
-from eval.robustness.protocols import PgdOptions, pgd_options
+from eval.robustness.options import PgdOptions
+from eval.robustness.protocols import pgd_options
 from eval.robustness.targeted import targeted_outcome
 from tests.eval.test_attack import MODEL
 

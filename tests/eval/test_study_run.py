@@ -15,7 +15,7 @@ from agents.models.classifier_files import load_classifier
 from eval.attack.results import read_results
 from eval.core.records import read_record
 from eval.report.opening import study_gaps
-from eval.study.options import main
+from eval.study.command import main
 from eval.study.plan.cells import CellFolder, cells_of
 from eval.study.plan.presets import PRESETS, preset
 from eval.study.results.cell_results import read_cells

@@ -19,8 +19,8 @@ from envs.errors import InputError
 from eval.attack import runner
 from eval.core.targets import load_samples
 from eval.core.threats import Threat
+from eval.trajectory.command import main
 from eval.trajectory.measure import follow, regime_name, snapshots
-from eval.trajectory.options import main
 from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import (
     Outcome,

@@ -11,9 +11,9 @@ from envs.errors import InputError
 from eval.core.stats import wilson
 from eval.core.targets import Target, model_sha256, samples_from
 from eval.core.threats import Threat
+from eval.transfer.command import main
 from eval.transfer.craft import make_images
 from eval.transfer.matrix import fill, read_matrix
-from eval.transfer.options import main
 
 THREAT = Threat("L2", 0.3)  # pixels are a quarter from the border: reached by one, not by two at once
 
