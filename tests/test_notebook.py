@@ -1,0 +1,36 @@
+"""Progress bars in a notebook, run by a real kernel."""
+
+import pytest
+
+CELLS = (
+    """
+from eval.attack.autosave import Progress
+from eval.core.options import progress_bar
+
+with progress_bar("pgd", 4, True) as report:
+    report(Progress(done=3, total=4, robust=0.5, images_per_second=10.0))
+""",
+    """
+from pathlib import Path
+
+from agents.config import TrainConfig
+from agents.training.run import train
+
+run = train(TrainConfig(algo="supervised", network="mlp", total_images=200, run_dir=Path("run")))
+""",
+)
+
+
+@pytest.mark.slow
+def test_progress_bars_are_shown_in_a_notebook(tmp_path):
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("ipywidgets")
+    client = pytest.importorskip("nbclient")
+    notebook = pytest.importorskip("nbformat.v4")
+    cells = [notebook.new_code_cell(text) for text in CELLS]
+    page = notebook.new_notebook(cells=cells)
+    client.NotebookClient(page, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for cell in page.cells:
+        text = str(cell.outputs)
+        assert "application/vnd.jupyter.widget-view+json" in text  # the bar
+        assert "ipywidgets" not in text  # Rich's complaint where it is missing
