@@ -84,9 +84,11 @@ def adaptive_truth(
     judge: nn.Module = WithCompanions(model, x[:_COMPANIONS], Counted(model)) if kind == "BATCH" else model
     record = AttackRecord(judge, x, y, norm, eps, votes=_VOTES if kind == "RANDOM" else 1, seed=seed)
     how = _adaptive(record, case, seed, kind, len(x))
+    record.settle()
     alone = record.accuracy
     if found is not None:
         _add(record, "found by the audit", found)
+        record.settle()
     return record.accuracy, alone, how
 
 

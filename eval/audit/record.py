@@ -100,8 +100,9 @@ class AttackRecord:
     ) -> None:
         self.counter = counter or Counted(judge)
         self.judge, self.votes, self.seed = judge, votes, seed
+        self.fresh = max(votes, _CONFIRMED) if votes > 1 else 1
         self.x, self.y, self.norm, self.eps = x, y, norm, eps
-        self.clean_wrong = self.wrong(x, y)
+        self.clean_wrong = self.wrong(x, y, self.fresh)
         self.broken = self.clean_wrong.clone()
         self.broken_by: list[str | None] = ["clean" if wrong else None for wrong in self.broken.tolist()]
         self.points = x.clone()
@@ -118,8 +119,18 @@ class AttackRecord:
         wrong = self.wrong(points, self.y[rows])
         new = wrong & ~self.broken[rows]
         if self.votes > 1 and new.any():
-            wrong[new] = self.wrong(points[new], self.y[rows[new]], max(self.votes, _CONFIRMED))
+            wrong[new] = self.wrong(points[new], self.y[rows[new]], self.fresh)
         return wrong
+
+    def settle(self) -> None:
+        """Judge what breaks a random model once more, by fresh votes, after all attacks had their chance of luck."""
+        rows = (self.broken & ~self.clean_wrong).nonzero().squeeze(1)
+        if self.votes == 1 or not len(rows):
+            return
+        right = rows[~self.wrong(self.points[rows], self.y[rows], self.fresh)]
+        self.broken[right], self.points[right] = False, self.x[right]
+        for row in right.tolist():
+            self.broken_by[row] = None
 
     @property
     def survivors(self) -> Tensor:

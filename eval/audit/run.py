@@ -154,6 +154,8 @@ class _Audit:
         step("gradient-free attacks", lambda: self._free(wrong))
         step("longer attacks", lambda: self._longer(best, wrong, crossed))
         step("sanity checks", lambda: self._check(best))
+        with self.clock.stopping(False):
+            record.settle()
         gaps, found = measure_gaps(record, views.squashed)
         self.findings += [*found, last_quarter(record), *could_not_run(record), self._time()]
         judgement = judge(record, views.outputs, gradients, gaps, self.findings)

@@ -229,6 +229,9 @@ def test_first_errors_of_random_models_are_confirmed_by_fresh_votes(x):
     rows = torch.arange(200)
     record.add("noise", Family.FREE, rows, clean + 0.05, torch.zeros(200, dtype=torch.bool), 0.0)
     assert record.broken.sum() < 20  # 70 without them
+    record.settle()
+    assert not record.broken.any()
+    assert torch.equal(record.points, record.x)
 
 
 def test_incomplete_optimisation():
