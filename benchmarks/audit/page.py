@@ -17,10 +17,11 @@ _OTHERS = (
     "binarization",
     "Square beats PGD",
 )
-_EARLIER = (
-    "rows were measured before the audit last changed: random models by the majority of 15 passes without fresh ones, "
-    "and the truth is the lower of the adaptive attack's accuracy and, but for random models, the corrected one."
-)
+_EARLIER = {
+    "†": "rows were measured before the audit last changed: random models by the majority of 15 passes without fresh "
+    "ones, and the truth is the lower of the adaptive attack's accuracy and, but for random models, the corrected one.",
+    "‡": "rows were measured one change earlier; it concerns random models and those with straight-through gradients.",
+}
 Row = Mapping[str, Any]
 
 
@@ -71,7 +72,7 @@ def cells(row: Row) -> list[str]:
     found = f"masked: {_short(row['cause'])}" if row["cause"] else row["verdict"]
     low, high = row["ci95"]
     return [
-        row["model"] + (" †" if row.get("earlier") else ""),
+        f"{row['model']} {row.get('earlier', '')}".rstrip(),
         expected,
         found,
         "yes" if row["right"] else "NO",
@@ -167,7 +168,7 @@ def _confusion(rows: Sequence[Row]) -> list[str]:
 
 
 def _rows(rows: Sequence[Row]) -> list[str]:
-    earlier = sum(bool(row.get("earlier")) for row in rows)
+    marks = [row.get("earlier") for row in rows]
     table = [[*cells(row), *("x" if row["others"][name] else "" for name in _OTHERS)] for row in rows]
     return [
         "## Every model",
@@ -175,7 +176,7 @@ def _rows(rows: Sequence[Row]) -> list[str]:
         *_table([*_HEADINGS, *_NUMBERS, *_OTHERS], table, len(_NUMBERS) + len(_OTHERS)),
         '"PGD claims" is the accuracy that PGD on the cross-entropy (40 steps) reports on the model as it is. Seconds '
         "are CPU seconds of one audit, one thread, on a machine with other work.",
-        *([f"† {earlier} {_EARLIER}"] if earlier else []),
+        *("\n" + f"{mark} {marks.count(mark)} {what}" for mark, what in _EARLIER.items() if mark in marks),
         "",
     ]
 
@@ -210,6 +211,7 @@ def policy_cells(row: Row) -> list[str]:
 def _policies(rows: Sequence[Row]) -> list[str]:
     headings = ("data", "algorithm", "passes", "threat", "verdict", "by the truth", "right")
     numbers = ("clean", "PGD claims", "cleverhans claims", "corrected", "truth")
+    rows = sorted(rows, key=lambda row: (row["dataset"], row["algorithm"], row["passes"]))
     right = sum(row["right"] for row in rows)
     return [
         "## Policies trained for longer and longer",
