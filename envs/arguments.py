@@ -8,6 +8,7 @@ import numpy as np
 
 from envs.datasets import ImageDataset, load_dataset
 from envs.errors import InputError
+from envs.plain import plain
 
 RENDER_MODES = ("rgb_array",)
 # A thousand scalar environments over one data set share it while any of them lives.
@@ -36,11 +37,6 @@ def resolve_dataset(
     if data is None:
         data = _loaded[key] = load_dataset(dataset, split, data_root=data_root, image_size=image_size)
     return data
-
-
-def plain(value: Any) -> Any:
-    """Return NumPy's numbers, and tensors and arrays of a single number (), as Python's own; all else as it is."""
-    return value.item() if not getattr(value, "ndim", 1) else value
 
 
 def check_count(name: str, value: int) -> int:

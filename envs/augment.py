@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.arguments import plain
 from envs.errors import InputError, unknown_name
+from envs.plain import plain
 from envs.rng import hash_ints, hash_tensor
 
 if TYPE_CHECKING:

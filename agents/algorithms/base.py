@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from agents.algorithms.host_arrays import host_arrays
 from agents.algorithms.running_means import RunningMeans
-from envs.arguments import check_seed, plain
+from envs.arguments import check_seed
 from envs.errors import InputError
+from envs.plain import plain
 from envs.task import ImageTask
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_current_progress_remaining")

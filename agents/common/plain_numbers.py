@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from envs.arguments import plain
+from envs.plain import plain
 
 P = ParamSpec("P")
 R = TypeVar("R")
