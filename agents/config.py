@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
@@ -17,6 +19,24 @@ from agents.common.plain_numbers import PlainNumbers
 from envs.errors import InputError, unknown_name
 
 SMALL_NETWORKS = ("small", "mlp")
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "total_images passes batch_size learning_rate image_size episode_length eval_every probe_steps pictures_every "
+        "threads ppo.rollout ppo.epochs ppo.clip_range ppo.target_kl dqn.buffer_size dqn.target_update_interval",
+        lambda value: 0 < value < math.inf,
+        "a number above 0",
+    ),
+    (
+        "lr_end label_noise exploration.eps ppo.gamma ppo.gae_lambda dqn.exploration_fraction",
+        lambda value: 0 <= value <= 1,
+        "a number from 0 to 1",
+    ),
+    (
+        "seed lr_warmup probe_images weight_decay max_grad_norm ppo.vf_coef ppo.ent_coef dqn.learning_starts",
+        lambda value: 0 <= value < math.inf,
+        "0 or more",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -225,51 +245,11 @@ class TrainConfig(PlainNumbers):
             find_algorithm(name).check(self)
 
     def _check_ranges(self) -> None:
-        positive = {
-            "--total-images": self.total_images,
-            "--passes": self.passes,
-            "--batch-size": self.batch_size,
-            "--learning-rate": self.learning_rate,
-            "--image-size": self.image_size,
-            "--episode-length": self.episode_length,
-            "--eval-every": self.eval_every,
-            "--probe-steps": self.probe_steps,
-            "--pictures-every": self.pictures_every,
-            "--threads": self.threads,
-            "--ppo.rollout": self.ppo.rollout,
-            "--ppo.epochs": self.ppo.epochs,
-            "--ppo.clip-range": self.ppo.clip_range,
-            "--ppo.target-kl": self.ppo.target_kl,
-            "--dqn.buffer-size": self.dqn.buffer_size,
-            "--dqn.target-update-interval": self.dqn.target_update_interval,
-        }
-        unit = {
-            "--lr-end": self.lr_end,
-            "--label-noise": self.label_noise,
-            "--exploration.eps": self.exploration.eps,
-            "--ppo.gamma": self.ppo.gamma,
-            "--ppo.gae-lambda": self.ppo.gae_lambda,
-            "--dqn.exploration-fraction": self.dqn.exploration_fraction,
-        }
-        non_negative = {
-            "--seed": self.seed,
-            "--lr-warmup": self.lr_warmup,
-            "--probe-images": self.probe_images,
-            "--weight-decay": self.weight_decay,
-            "--max-grad-norm": self.max_grad_norm,
-            "--ppo.vf-coef": self.ppo.vf_coef,
-            "--ppo.ent-coef": self.ppo.ent_coef,
-            "--dqn.learning-starts": self.dqn.learning_starts,
-        }
-        ranges: tuple[tuple[dict[str, Any], Callable[[float], bool], str], ...] = (
-            (positive, lambda value: 0 < value < float("inf"), "a number above 0"),
-            (unit, lambda value: 0 <= value <= 1, "a number from 0 to 1"),
-            (non_negative, lambda value: 0 <= value < float("inf"), "0 or more"),
-        )
-        for options, fits, expected in ranges:
-            for option, value in options.items():
+        for options, fits, expected in _RANGES:
+            for option in options.split():
+                value = attrgetter(option)(self)
                 if value is not None and not fits(value):
-                    raise InputError(f"{option} is {value}; expected {expected}")
+                    raise InputError(f"--{option.replace('_', '-')} is {value}; expected {expected}")
         if self.seed >= 2**32:
             raise InputError(f"--seed is {self.seed}; expected less than 2**32")
 

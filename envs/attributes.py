@@ -25,9 +25,8 @@ class TaskAttributes:
     """Gives an environment its task's attributes, and its specification the length of the longest episode."""
 
     task: ImageTask
-    settable: tuple[str, ...] = (
-        "render_mode",
-    )  # by set_attr, beside the task's attributes and those that the user added
+    # By set_attr, beside the task's attributes and those that the user added.
+    settable: tuple[str, ...] = ("render_mode",)
     _spec: EnvSpec | None = None
 
     length = TaskAttribute()

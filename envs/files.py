@@ -39,9 +39,7 @@ def _new_temporary(path: Path) -> tuple[int, str]:
     """Return the descriptor and the name of a new file beside ``path``, locked as long as it is open."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with contextlib.suppress(
-            OSError
-        ):  # file systems without locks: nothing is ever found abandoned there
+        with contextlib.suppress(OSError):  # without locks, no file is ever found abandoned
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:  # else another process took it for abandoned before it was locked
             return handle, name

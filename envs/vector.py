@@ -100,9 +100,8 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
         )
         self._tensors = output == "torch"
         self._answer: Answer | None = None
-        self._over = torch.zeros(
-            self.num_envs, dtype=torch.bool, device=self.task.device
-        )  # episodes to reset
+        # Episodes to reset.
+        self._over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.task.device)
 
     @cached_property
     def observation_space(self) -> spaces.Space:  # type: ignore[override]

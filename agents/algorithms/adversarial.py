@@ -25,9 +25,7 @@ from envs.errors import InputError
 
 Objective = Callable[[Tensor], Tensor]
 _Start = Literal["clean", "random", "gaussian", "gaussian-unclipped"]
-_TRADES_NOISE = (
-    0.001  # standard deviation of TRADES' start; at the clean image the divergence has no gradient
-)
+_TRADES_NOISE = 0.001  # standard deviation; at the clean image itself the divergence has no gradient
 
 
 class GlobalDraws(Draws):

@@ -20,9 +20,7 @@ from agents.models.classifier_spec import Spec, as_tensors, make_activation, mea
 from agents.models.image_network import SPEC_VERSION
 from envs.errors import InputError
 
-_MAX_BYTES = (
-    2**31 - 1
-)  # of the zip and of the weights; beyond, zips have another layout (zip64), not read here
+_MAX_BYTES = 2**31 - 1  # of the zip and of the weights; larger ones are zip64, which is not read
 _MAX_DATA = 2**26
 _MAX_ENTRIES = 2**15
 _MAX_RATIO = 200

@@ -35,15 +35,8 @@ from envs.errors import InputError
 
 _REMEDY = "expected folders PATH/CLASS/*.png, or PATH/train/CLASS/*.png with PATH/test/CLASS/*.png"
 _IMAGENET_SIDE = 224
-_PARTS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-}
+_NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
+_PARTS = {name: part for part, names in _NAMES.items() for name in names}
 _LISTED = 10
 
 

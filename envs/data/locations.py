@@ -9,9 +9,7 @@ from envs.data.source import NOTES
 
 try:
     import fcntl
-except (
-    ImportError
-):  # Windows has no such locks: two processes then do the same work, and the first to finish wins
+except ImportError:  # Windows has no such locks: two processes do the same work, and the first to finish wins
     fcntl = None  # type: ignore[assignment]
 
 
