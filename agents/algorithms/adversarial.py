@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.adversarial_config import AdversarialConfig, default_step_size
+from agents.models.layers import in_mode
 from attacks.core.model import frozen
 from attacks.core.norms import Norm, get_norm
 from attacks.core.rng import Draws
@@ -168,16 +169,6 @@ def plan(config: AdversarialConfig, shape: tuple[int, ...], train_size: int) -> 
 
 @contextmanager
 def crafting(module: nn.Module) -> Iterator[None]:
-    """Within this context ``module`` is as attacks need it: eval mode, frozen parameters, gradients on.
-
-    The modes of all submodules are set and restored one by one, because some are held on purpose.
-    """
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        for part, _ in modes:
-            part.training = False
-        with frozen(module), torch.enable_grad():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    """Within this context ``module`` is as attacks need it: eval mode, frozen parameters, gradients on."""
+    with in_mode(False, module), frozen(module), torch.enable_grad():
+        yield

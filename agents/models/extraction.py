@@ -12,6 +12,7 @@ from torch import nn
 from agents.models.classifier import Classifier
 from agents.models.classifier_spec import mean_of_quantiles, pixel_range
 from agents.models.image_network import ImageNetwork, network_name
+from agents.models.layers import in_mode
 from envs.errors import InputError
 
 _PROBES = 8
@@ -99,24 +100,19 @@ def _check_answers(policy: Any, classifier: Classifier) -> None:
     low, high = float(space.low.min()), float(space.high.max())
     shown = (images * (high - low) + low).to(policy.device)
     observations = shown.round().to(torch.uint8) if space.dtype == "uint8" else shown
-    modes = [(part, part.training) for whole in (policy, classifier) for part in whole.modules()]
     try:
-        for part, _ in modes:
-            part.training = False
-        found = classifier(images.to(policy.device)).log_softmax(1)
-        if hasattr(policy, "q_net"):
-            own = policy.q_net(observations)
-        elif hasattr(policy, "quantile_net"):
-            own = policy.quantile_net(observations).mean(1)
-        else:
-            own = policy.get_distribution(observations).distribution.logits
-        actions = policy._predict(observations, deterministic=True).reshape(-1, 1)
+        with in_mode(False, policy, classifier):
+            found = classifier(images.to(policy.device)).log_softmax(1)
+            if hasattr(policy, "q_net"):
+                own = policy.q_net(observations)
+            elif hasattr(policy, "quantile_net"):
+                own = policy.quantile_net(observations).mean(1)
+            else:
+                own = policy.get_distribution(observations).distribution.logits
+            actions = policy._predict(observations, deterministic=True).reshape(-1, 1)
     except (RuntimeError, TypeError) as error:  # a policy of other inputs, such as recurrent ones
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"a {type(policy).__name__} is no classifier of single images ({reason})") from error
-    finally:
-        for part, mode in modes:
-            part.training = mode
     allowed = _TOLERANCE * (found.max() - found.min())
     best = found.max(1).values
     if (found - own.log_softmax(1)).abs().max() > allowed or (

@@ -20,6 +20,22 @@ _seeds: ContextVar[Tensor | None] = ContextVar("seeds", default=None)
 
 
 @contextmanager
+def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
+    """Within this context all parts of ``modules`` are in train or eval mode; then each has its own mode again.
+
+    Parts are set one by one: some are held on purpose, which `frozen_batchnorm` does by disabling ``train()``.
+    """
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = training
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
 def sample_seeds(seeds: Tensor) -> Iterator[None]:
     """Within this context a `ConsistentDropout` in train mode takes the mask of image i from ``seeds[i]`` alone.
 
@@ -114,18 +130,14 @@ def refresh_batchnorm(module: nn.Module, batches: Iterable[Tensor]) -> None:
     layers = _batchnorm_layers(module)
     if not layers:
         return
-    modes = [(part, part.training) for part in module.modules()]
     momenta = [layer.momentum for layer in layers]
-    for part, _ in modes:
-        part.training = True  # not train(), which frozen_batchnorm disables
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # PyTorch's name for the cumulative mean
     try:
-        for batch in batches:
-            module(batch)
+        with in_mode(True, module):
+            for batch in batches:
+                module(batch)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        for part, mode in modes:
-            part.training = mode

@@ -18,6 +18,10 @@ from envs.errors import InputError
 
 Precision = Literal["fp32", "bf16"]
 ExplorationMode = Literal["batch", "mixture"]
+_NOT_OURS = (  # arguments of Stable-Baselines3's policies that `ImagePolicy` sets itself
+    *("net_arch", "ortho_init", "features_extractor_class", "activation_fn", "use_expln"),
+    *("log_std_init", "squash_output", "full_std", "normalize_images"),
+)
 
 
 class ImagePolicy(ActorCriticPolicy):
@@ -101,22 +105,12 @@ class ImagePolicy(ActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
-        for name in ("net_arch", "ortho_init", "features_extractor_class", "activation_fn", "use_expln"):
-            parameters.pop(name, None)
-        for name in ("log_std_init", "squash_output", "full_std", "normalize_images"):
+        for name in _NOT_OURS:
             parameters.pop(name, None)
         extractor = parameters.pop("features_extractor_kwargs")
-        return (
-            parameters
-            | extractor
-            | {
-                "precision": self.precision,
-                "channels_last": self.channels_last,
-                "compile": self.compile_network,
-                "exploration": self.exploration,
-                "exploration_mode": self.exploration_mode,
-            }
-        )
+        own = ("precision", "channels_last", "exploration", "exploration_mode")
+        parameters |= extractor | {name: getattr(self, name) for name in own}
+        return parameters | {"compile": self.compile_network}
 
     @property
     def classifier(self) -> Classifier:
