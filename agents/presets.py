@@ -192,7 +192,7 @@ def get_preset(name: str) -> TrainConfig:
     """Return the configuration called ``name``; change it with ``dataclasses.replace``.
 
     Raises:
-        InputError: no preset has that name; the nearest are told.
+        InputError: no preset has that name; the message lists the nearest.
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.0)

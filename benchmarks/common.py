@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timing, a description of the machine, and result files."""
+"""Shared by the benchmarks: fair timing, a description of the machine, and result files."""
 
 import contextlib
 import multiprocessing
@@ -89,7 +89,7 @@ def _serve(pipe: Connection, build: Callable[..., Any], arguments: tuple[Any, ..
 def describe_machine() -> dict[str, Any]:
     """Return the processor, cores, threads, load, GPU, system and package versions, ready for JSON.
 
-    The load is the mean number of running processes over the last minute: more than the cores slows every figure.
+    The load is the mean number of running processes over the last minute: more than the cores slows every measurement.
     """
     return {
         "cpu": _cpu_model(),
@@ -118,7 +118,7 @@ def machine_line(machine: Mapping[str, Any]) -> str:
 
 
 def kept(path: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the measurement in the JSON file ``path``, made and written now unless it is there."""
+    """Return the measurement in the JSON file ``path``, measured and written first if it is missing."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, measure())

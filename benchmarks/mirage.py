@@ -1,4 +1,4 @@
-"""What training length does to robustness, from the outcomes that ship: ``python -m benchmarks.mirage``.
+"""Robustness against training length, from the outcomes that ship: ``python -m benchmarks.mirage``.
 
 Reads every ``docs/results/trajectory/*/trajectory.json.xz`` and writes ``docs/images/mirage.png`` and
 ``docs/results/trajectory.md``. Nothing is trained or attacked; ``docs/results/study.md`` names the commands that made

@@ -1,4 +1,4 @@
-"""Images made on long-trained models and shown to others: ``python -m benchmarks.mirage_transfer RUN [RUN ...]``.
+"""Transfer of adversarial images from long-trained models: ``python -m benchmarks.mirage_transfer RUN [RUN ...]``.
 
 Takes the last snapshot of every run, makes images on it by PGD (last iterate) under the cleverhans protocol and with
 unit steps on the MIFPE loss, and writes which models still classify them correctly, per image, to

@@ -1,4 +1,4 @@
-"""What is not installed of the project's packages, all at once: ``python -m benchmarks.packages``."""
+"""Lists the project's packages that are not installed: ``python -m benchmarks.packages``."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""Classifiers that benchmarks measure on: trained once, kept, and gone on with where a call was interrupted."""
+"""Classifiers for benchmarks: trained once, kept, and resumed after an interruption."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,8 @@ def trained(config: TrainConfig) -> Path:
     """Return the run directory of a finished training: ``config.run_dir``, begun now or gone on with as need be.
 
     Raises:
-        InputError: what is there is a training of another configuration.
-        KeyboardInterrupt: it was stopped; the next call goes on.
+        InputError: the folder holds a run of another configuration.
+        KeyboardInterrupt: it was stopped; the next call continues.
     """
     path = config.run_dir
     assert path is not None

@@ -1,4 +1,4 @@
-"""What environments show of their task: attributes that can be read, and changed where that has an effect."""
+"""The task's attributes as attributes of the environment: readable, and writable where that has an effect."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Files that are never seen half-written."""
+"""Files are written atomically (temporary file, fsync, rename); JSON is read with clear errors."""
 
 import contextlib
 import fcntl
@@ -84,4 +84,4 @@ def read_json(path: str | Path) -> Any:
             f"cannot read {path}: {error.strerror}; check the path and its permissions"
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); restore it or write it anew") from None
+        raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None

@@ -1,4 +1,4 @@
-"""Pictures of environments: the image enlarged, with the answer and the truth beneath."""
+"""Renders environments: the enlarged image, with the action and the true label below."""
 
 from typing import TYPE_CHECKING, NamedTuple
 

@@ -1,4 +1,4 @@
-"""What answers earn: the matrix of rewards, and labels made noisy once and for all."""
+"""The reward matrix, and label noise that is fixed per image."""
 
 from typing import Any
 

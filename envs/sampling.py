@@ -1,4 +1,4 @@
-"""Which image each environment shows at each time, and which are evaluated: pure functions, computed in blocks."""
+"""The order in which environments show images, and the choice of evaluated images, as pure functions."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ ORDERS = ("iid", "epoch")
 AUGMENT_STREAM = 1
 _SHUFFLE_STREAM = 2
 _SAMPLE_STREAM = 0x73616D706C65  # "sample": which images are attacked depends on neither seed nor attack
-_BLOCK = 16384  # draws at once: hashing costs some thirty small operations, whatever their number
+_BLOCK = 16384  # draws at once: hashing costs some thirty small operations for any number of draws
 
 
 class Deal:

@@ -1,4 +1,4 @@
-"""The environments one image at a time: plain Gymnasium, in NumPy and Python integers, equal to the batched ones."""
+"""Scalar Gymnasium environments, in NumPy and Python integers; they equal the batched ones."""
 
 import operator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Many label-guessing games at once, on tensors: the core of the scalar, Gymnasium and SB3 environments."""
+"""Batched image-classification tasks on tensors: the core of the scalar, Gymnasium and SB3 environments."""
 
 import operator
 import secrets
@@ -219,7 +219,7 @@ class ImageTask:
         """Change ``length``, ``stop_on_error`` or ``reward_matrix`` (K, K), from the next step on.
 
         Raises:
-            InputError: a wrong value, or another attribute, which a task keeps for good.
+            InputError: a wrong value, or another attribute, which cannot be changed.
         """
         if name == "length":
             self.length = check_count("length", value)

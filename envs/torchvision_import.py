@@ -1,4 +1,4 @@
-"""torchvision, imported where it is needed, with a remedy where its build does not fit PyTorch's."""
+"""Imports torchvision on demand; the error names a remedy where its build does not fit PyTorch's."""
 
 import importlib
 from types import ModuleType

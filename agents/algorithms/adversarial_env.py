@@ -1,4 +1,4 @@
-"""Adversarial training as an environment: the policy that learns is shown attacked images."""
+"""Adversarial training as an environment wrapper: the policy sees attacked images."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ class AdversarialObservation(VecEnvWrapper):
         task = getattr(venv, "task", None)
         if not isinstance(task, ImageTask):
             raise InputError(
-                f"a {type(venv).__name__} tells no labels to attack; wrap an environment from envs.sb3_env"
+                f"a {type(venv).__name__} has no labels to attack; wrap an environment from envs.sb3_env"
             )
         if not 0 < share <= 1:
             raise InputError(f"share is {share}; expected above 0 and up to 1")

@@ -1,4 +1,4 @@
-"""What the project's algorithms add to Stable-Baselines3's: running means, whole-run progress, exact continuation."""
+"""Shared by the project's algorithms, beyond Stable-Baselines3: running means, run progress, exact resumption."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ class ImageAlgorithm(BaseAlgorithm):
     def save(
         self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
     ) -> None:
-        """Save as SB3 does; observations are stored as arrays, whatever device they are on."""
+        """Save as SB3 does; observations on any device are stored as arrays."""
         kept = self._last_obs, self._last_episode_starts
         self._last_obs, self._last_episode_starts = (
             value.cpu().numpy() if isinstance(value, Tensor) else value for value in kept
@@ -62,7 +62,7 @@ class ImageAlgorithm(BaseAlgorithm):
             self._last_obs, self._last_episode_starts = kept
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
-        """Take another environment; without a reset, learning goes on from what it shows at present."""
+        """Take another environment; without a reset, learning continues with the observations shown."""
         super().set_env(env, force_reset)
         self._refuse_wrappers()
         self._join_device(fixed=True)
@@ -77,7 +77,7 @@ class ImageAlgorithm(BaseAlgorithm):
         cudnn.deterministic, cudnn.benchmark = before
 
     def _join_device(self, fixed: bool = False) -> None:
-        """Work where the environment's tensors are: SB3's device "auto" is a GPU, whatever the environment is on."""
+        """Work where the environment's tensors are: SB3's device "auto" is a GPU even if the environment is not."""
         task = image_task(self.env) if getattr(self.env, "tensors", False) else None
         if task is None or torch.empty(0, device=self.device).device == task.device:
             return

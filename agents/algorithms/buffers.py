@@ -123,7 +123,7 @@ class ShownImagesBuffer(ImageRolloutBuffer):
 
 
 class UnusedRolloutBuffer(RolloutBuffer):
-    """Stands where SB3 wants a rollout buffer and the algorithm keeps none."""
+    """Takes the place of SB3's rollout buffer where the algorithm keeps none."""
 
     def reset(self) -> None:
         """Allocate nothing."""

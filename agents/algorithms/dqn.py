@@ -33,7 +33,7 @@ class DQN(ImageAlgorithm, dqn.DQN):
         self._parameters = list(self.policy.parameters())
 
     def _excluded_save_params(self) -> list[str]:
-        # the memory is chosen anew for the environment
+        # the memory is chosen again for the environment
         return [*super()._excluded_save_params(), "_parameters", "replay_buffer_class"]
 
     def collect_rollouts(

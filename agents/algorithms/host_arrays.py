@@ -1,4 +1,4 @@
-"""Tensors as the NumPy arrays that callbacks for Stable-Baselines3 read, without waiting where none does."""
+"""Presents tensors to Stable-Baselines3's callbacks as NumPy arrays that are copied only when read."""
 
 from typing import Any
 

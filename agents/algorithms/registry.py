@@ -1,4 +1,4 @@
-"""The registry of algorithms: what a training run must know of each; every algorithm's own file registers it."""
+"""The registry of algorithms and of their defaults; each algorithm's file registers itself."""
 
 import importlib
 import pkgutil
@@ -25,7 +25,7 @@ def _forward_and_backward(config: Any) -> int:
 
 @dataclass(frozen=True)
 class AlgorithmSpec:
-    """What a training run must know of an algorithm.
+    """The properties of an algorithm that a training run needs.
 
     Attributes:
         algorithm: the class, a Stable-Baselines3 algorithm.

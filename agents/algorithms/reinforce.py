@@ -65,7 +65,7 @@ class Reinforce(SinglePassAlgorithm):
 class ExpectedPolicyGradient(Reinforce):
     """The expectation of :class:`Reinforce`'s gradient over its own actions, in closed form: no sampling variance.
 
-    Needs an image task, which tells the reward of every action. Actions are still drawn, for the record.
+    Needs an image task, which knows the reward of every action. Actions are still drawn, for the logs.
     """
 
     full_information = True

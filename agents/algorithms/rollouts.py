@@ -1,4 +1,4 @@
-"""What PPO and A2C share: rollouts as tensors that never leave the device."""
+"""Shared by PPO and A2C: rollouts as tensors that stay on the device."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         self._parameters = list(self.policy.parameters())
 
     def _excluded_save_params(self) -> list[str]:
-        # the buffer is chosen anew for the environment
+        # the buffer is chosen again for the environment
         return [*super()._excluded_save_params(), "_parameters", "rollout_buffer_class"]
 
     def collect_rollouts(

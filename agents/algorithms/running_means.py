@@ -1,4 +1,4 @@
-"""Running means of training that stay on the device until somebody reads them."""
+"""Running means of training, kept on the device until they are read."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ class RunningMeans:
         return self._counts.get(name, 0)
 
     def flush(self) -> dict[str, float]:
-        """Return the means since the last call and start anew; waits for the device."""
+        """Return the means since the last call and reset them; waits for the device."""
         means = {name: float(total.mean()) / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means

@@ -1,4 +1,4 @@
-"""What builders of algorithms get: options with their defaults filled in, environment and network."""
+"""The arguments of algorithm builders: options with defaults filled in, environment and network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

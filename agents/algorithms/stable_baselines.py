@@ -1,4 +1,4 @@
-"""Any Stable-Baselines3 algorithm with discrete actions, by its import path: its own updates, and our runs around it.
+"""Adapter for any Stable-Baselines3 algorithm with discrete actions, named by its import path.
 
 Images come as NumPy arrays, as these algorithms expect; off-policy ones remember them by index.
 """
@@ -69,7 +69,7 @@ class ReportingEnv(VecEnvWrapper):
 
 
 class IndexedReplayBuffer(ImageReplayBuffer):
-    """Stands where Stable-Baselines3 wants a replay buffer, and keeps indices in place of images.
+    """Takes the place of Stable-Baselines3's replay buffer and stores indices in place of images.
 
     Args:
         env: shows the images.

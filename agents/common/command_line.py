@@ -1,4 +1,4 @@
-"""The frame around every command line: typed options in, one line of error out."""
+"""Shared by every command line: options are parsed into a dataclass, errors printed as one line."""
 
 import contextlib
 import difflib

@@ -1,4 +1,4 @@
-"""Options given as NumPy's numbers or tensors of a single number, kept as Python's own."""
+"""Converts options given as NumPy scalars or one-element tensors to Python numbers."""
 
 import dataclasses
 from collections.abc import Callable

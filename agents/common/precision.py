@@ -1,4 +1,4 @@
-"""Where a GPU may round float32 products to TF32, and where bfloat16 is worth its rounding.
+"""When a GPU may round float32 products to TF32, and whether a device computes in bfloat16.
 
 TF32 keeps 10 of float32's 23 bits and is some times as fast on tensor cores. The policy: what trains may use it, what
 evaluates or attacks does not, so that results are float32's on every device.

@@ -1,4 +1,4 @@
-"""Radii and batch that hold where nobody says otherwise: one table for training, its closing table and evaluation."""
+"""Default radii and batch size: one table for training, its closing table and evaluation."""
 
 # Linf and L1 as in Croce and Hein (2020, 2021) and Tramer and Boneh (2019); L2 1.0 for colour as in arXiv 2606.12251.
 _RADII = {

@@ -19,7 +19,7 @@ FORMAT = 1
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that figures depend on, and the platform."""
+    """Return the versions of Python and of the packages that results depend on, and the platform."""
     names = ("labelbandit", "torch", "torchvision", "numpy", "gymnasium", "stable-baselines3", "scikit-learn")
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in names:

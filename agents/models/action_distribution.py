@@ -1,4 +1,4 @@
-"""The distribution of actions that logits stand for: log-probabilities, entropy and draws."""
+"""The distribution over actions given by logits: log-probabilities, entropy and sampling."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The description of a classifier that its files carry, checked before anything is built from it."""
+"""The description stored with a classifier's weights, checked before anything is built from it."""
 
 import json
 import math

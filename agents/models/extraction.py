@@ -1,4 +1,4 @@
-"""From a Stable-Baselines3 policy to the classifier inside it, compared with the policy's own answers."""
+"""Extracts the classifier from a Stable-Baselines3 policy and compares it with the policy's own answers."""
 
 import copy
 from typing import Any

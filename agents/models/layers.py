@@ -23,7 +23,7 @@ _seeds: ContextVar[Tensor | None] = ContextVar("seeds", default=None)
 def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
     """Within this context all parts of ``modules`` are in train or eval mode; then each has its own mode again.
 
-    Parts are set one by one: some are held on purpose, which `frozen_batchnorm` does by disabling ``train()``.
+    Every part is set by itself, since `frozen_batchnorm` disables ``train()``.
     """
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:

@@ -172,11 +172,11 @@ class ImagePolicy(ActorCriticPolicy):
         return self.value_net(self.features(self.pixels(obs)))
 
     def get_distribution(self, obs: Any) -> CategoricalDistribution:
-        """Return the distribution over labels of uint8 observations, in float32 whatever the training precision."""
+        """Return the distribution over labels of uint8 observations, in float32 at any training precision."""
         return self._distribution(self.features_extractor(self.pixels(obs)))
 
     def set_training_mode(self, mode: bool) -> None:
-        """Put the policy in train or eval mode; walking a large network on every step costs time, so only on change."""
+        """Put the policy in train or eval mode; only on change, since visiting every layer takes time."""
         if mode != self.training:
             super().set_training_mode(mode)
 

@@ -1,6 +1,6 @@
-"""Reading a Stable-Baselines3 zip as SB3 itself does, which executes the code in it: for files of trusted origin alone.
+"""Reads a Stable-Baselines3 zip as SB3 itself does, which executes the code in it: for trusted files alone.
 
-Needed where weights and descriptions do not tell how the policy is built: features extractors and policy classes of
+Needed where weights and descriptions do not determine the policy: features extractors and policy classes of
 users' own. `agents.models.sb3_zip` reads everything else without executing anything.
 """
 

@@ -1,9 +1,9 @@
-"""Reading what Stable-Baselines3 saved without unpickling anything and without writing anything to disk.
+"""Reads policies saved by Stable-Baselines3 without unpickling anything or writing anything to disk.
 
 Such a zip holds ``policy.pth``, a PyTorch archive of tensors, and ``data``, a JSON object whose values are
 pickles in base64 beside a readable description of each. The pickles are never decoded; the descriptions are
-text and tell what weights alone do not: activation functions, image shape, the range of the pixels. What they do not
-tell, such as the code of a user's own policy class, is refused.
+text and say what weights alone do not: activation functions, image shape, the range of the pixels. Policies that
+they do not describe, such as those of a user's own class, are refused.
 """
 
 import io
@@ -96,7 +96,7 @@ def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
 
 
 def _is_plain(name: object, value: object) -> bool:
-    """Tell whether ``value`` is an ordinary tensor on the CPU, with memory of its own behind every element."""
+    """Return whether ``value`` is an ordinary tensor on the CPU, with memory of its own behind every element."""
     if (
         not isinstance(name, str)
         or not isinstance(value, Tensor)
@@ -219,13 +219,13 @@ def _activation(descriptions: dict[str, Any], default: str, origin: str) -> str:
         text += f"({match[2]})".replace("'", "")
     if make_activation(text) is None:
         raise InputError(
-            f"{origin}: its activation_fn is {found[:80]!r}, which text alone does not tell; allow its code by --trust"
+            f"{origin}: its activation_fn is {found[:80]!r}, which no text describes; allow its code by --trust"
         )
     return text
 
 
 def _check_code(descriptions: dict[str, Any], origin: str) -> None:
-    """Refuse policies and features extractors whose code is in the file, where weights do not tell what they do."""
+    """Refuse policies and features extractors whose code is in the file, where weights do not determine the output."""
     modules = _described(descriptions, "policy_class", "__module__", r"^[\w.]+")
     modules += _described(descriptions, "policy_kwargs", "features_extractor_class", r"^<class '([\w.]+)")
     for module in modules:

@@ -1,4 +1,4 @@
-"""What happens between rollouts, where the state is whole: logs, validation, checkpoints, progress, a clean stop."""
+"""Work between rollouts, where the state is complete: logs, validation, checkpoints, progress, a clean stop."""
 
 import math
 import shlex
@@ -181,7 +181,7 @@ class TrainingCallback(BaseCallback):
         return (step - images) / max(now - since, 1e-9)
 
     def _write_selected(self, weights: dict[str, Any]) -> None:
-        """Write ``model.safetensors`` with the selected weights, whatever the policy holds now."""
+        """Write ``model.safetensors`` with the selected weights rather than the present ones."""
         policy = self.model.policy
         present = copied(policy.state_dict())
         policy.load_state_dict(weights)

@@ -107,7 +107,7 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
 
 
 def _check(state: dict[str, Any]) -> None:
-    """Raise if what is used before the algorithm is there is missing, or of the wrong type."""
+    """Raise if an entry that is read before the algorithm exists is missing or of the wrong type."""
     algorithm, callback = state["algorithm"], state["callback"]
     counts = (callback["phase"], callback["metrics_bytes"], algorithm["counters"]["num_timesteps"])
     if not all(type(count) is int and count >= 0 for count in counts):
@@ -118,7 +118,7 @@ def _check(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def restoring(run: RunDir) -> Iterator[None]:
-    """Turn whatever goes wrong while a checkpoint's content is put to use into one clear error.
+    """Turn any error raised while a checkpoint is restored into one clear error.
 
     Raises:
         InputError: something did; what the file holds is not what this run writes.

@@ -1,4 +1,4 @@
-"""From resolved options to environment, network and algorithm."""
+"""Builds environment, network and algorithm from resolved options."""
 
 import hashlib
 import json

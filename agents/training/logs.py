@@ -1,4 +1,4 @@
-"""Where training figures go: TensorBoard events and one JSON line per logged step."""
+"""Logs of training: TensorBoard events, and one JSON line per logged step."""
 
 import contextlib
 import json
@@ -100,7 +100,7 @@ def make_logger(folder: Path, metrics: Path, keep: int = 0, purge_step: int = 0)
 
 @contextlib.contextmanager
 def quiet_writer_threads() -> Iterator[None]:
-    """Keep TensorBoard's writing thread from printing the traceback of an error that the main thread is told anyway."""
+    """Keep TensorBoard's writing thread from printing the traceback of an error that the main thread reports anyway."""
     before = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:

@@ -1,4 +1,4 @@
-"""A look at robustness during training: a short attack on a slice of the validation data."""
+"""Robustness during training, estimated by a short attack on part of the validation data."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _BATCH = 128
 
 @dataclass(frozen=True)
 class Robustness:
-    """What the probe finds on its slice.
+    """Robustness on the probe's images.
 
     Attributes:
         accuracy: share of the images still classified as labelled after PGD.

@@ -1,4 +1,4 @@
-"""How long a run is, how often it is validated, and the learning rate on its way."""
+"""The length of a run, its validation interval and its learning-rate schedule."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Ctrl-C once asks for a clean stop; twice stops at once."""
+"""The first Ctrl-C requests a clean stop; the second ends the process."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""Snapshots: the weights at chosen moments of training, kept to follow robustness through it."""
+"""Snapshots: weights saved at chosen moments of training, to follow robustness over time."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The end of a training run: test accuracy, first attacks, and the table that people read."""
+"""The summary of a training run: test accuracy, first attacks and the closing table."""
 
 import shlex
 import time

@@ -96,7 +96,7 @@ def passes_laid_out(model: nn.Module, x: Tensor) -> bool:
 
 
 def plain_convolutions(model: Callable[[Tensor], Tensor]) -> list[nn.Conv2d]:
-    """Layers that may be laid out anew: of no subclass, which might do otherwise, and of no compiled model."""
+    """Layers that may be laid out again: of no subclass, which might do otherwise, and of no compiled model."""
     if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
         return []
     return [layer for layer in model.modules() if type(layer) is nn.Conv2d]

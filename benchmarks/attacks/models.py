@@ -1,4 +1,4 @@
-"""The classifiers that the attacks' benchmark attacks, trained by this project and kept: fragile and robust ones."""
+"""The classifiers that the attacks' benchmark attacks, trained by this project: fragile and robust ones."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def classifier_of(setting: Setting, runs: Path, data_root: Path | None, console:
 
 
 def trained(config: TrainConfig, console: Console) -> nn.Module:
-    """Return the classifier of a training, which runs now, or goes on, unless it is done."""
+    """Return the classifier of a training, which is run or resumed first if it is not finished."""
     console.print(f"training {config.run_dir}, unless it is done")
     return load_classifier(trainings.trained(config))
 

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.audit``: who finds which mask, who accuses sound models, and what is left in truth.
+"""``python -m benchmarks.audit``: detected masks, false alarms on sound models, and the accuracy that remains.
 
 Trains small networks on scikit-learn's digits, masks them as ``cases`` says, audits each, and writes every row as soon
-as it is measured; an interrupted run goes on where it was. ``--policies`` does the same for policies trained for more
+as it is measured; an interrupted run is resumed. ``--policies`` does the same for policies trained for more
 and more passes. The page docs/results/audit.md is written from the rows that are there.
 """
 

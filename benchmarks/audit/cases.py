@@ -1,4 +1,4 @@
-"""The audit's test bed: 31 masked classifiers and 25 sound ones, each with what the audit should say of it."""
+"""The audit's test bed: 31 masked classifiers and 25 sound ones, each with the expected verdict."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One row of the bench: our audit, the truth by adaptive attack, and what others' checks say of the same images."""
+"""One row of the test bed: our audit, an adaptive attack, and other projects' checks on the same images."""
 
 import functools
 import time

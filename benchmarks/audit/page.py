@@ -1,4 +1,4 @@
-"""The page docs/results/audit.md, from the rows that are there."""
+"""Writes docs/results/audit.md from the rows measured so far."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Policies of the paper, trained for longer and longer: when does the audit turn from sound to masked, and rightly?"""
+"""The audit's verdict on the paper's policies at growing training lengths."""
 
 import functools
 import time

@@ -1,4 +1,4 @@
-"""Damaged and hostile inputs for every loader and command line: ``python -m benchmarks.fuzz --inputs 100000``.
+"""Damaged and hostile inputs for loaders and command lines: ``python -m benchmarks.reliability.fuzz --inputs 100000``.
 
 Valid files are changed at random: bytes flipped, cut, inserted, moved, numbers made extreme, values of JSON replaced by
 others of any type; members of zips are put back with the right check sum, so that what reads them is reached. Every
@@ -279,7 +279,7 @@ def table(found: dict[str, Outcome], seconds: float, seed: int) -> str:
     lines = [
         "## Damaged and hostile inputs",
         "",
-        f"`python -m benchmarks.fuzz --seed {seed}`: {inputs:,} inputs in {seconds:,.0f} s of one core; "
+        f"`python -m benchmarks.reliability.fuzz --seed {seed}`: {inputs:,} inputs in {seconds:,.0f} s of one core; "
         f"{sum(o.refused for o in found.values()):,} refused by one clear line, "
         f"{sum(o.read for o in found.values()):,} read (the change did no harm), {failures} failures: tracebacks, "
         "crashes, hangs, bursts of memory, or control characters in a message.",

@@ -1,4 +1,4 @@
-"""What is fuzzed: everything that reads a file from a stranger, and the command lines."""
+"""The targets of the fuzzer: everything that reads untrusted files, and the command lines."""
 
 import contextlib
 import io

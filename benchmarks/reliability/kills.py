@@ -1,4 +1,4 @@
-"""Kill -9 at random moments, resume, and compare with the run that nobody touched: ``python -m benchmarks.kills``.
+"""Kill -9 at random moments, resume, and compare with an undisturbed run: ``python -m benchmarks.reliability.kills``.
 
 Every job runs in a process of its own, forked from this one so that the moments fall on the work and not on imports.
 It is killed at a moment drawn uniformly over the time that the whole job takes, then started again as a user would,
@@ -264,7 +264,7 @@ def table(found: dict[str, Trials], seconds: float, seed: int) -> str:
     lines = [
         "## Kill -9 at random moments",
         "",
-        f"`python -m benchmarks.kills --seed {seed}`: {kills} kills in {seconds:.0f} s; after them "
+        f"`python -m benchmarks.reliability.kills --seed {seed}`: {kills} kills in {seconds:.0f} s; after them "
         f"{sum(t.trials for t in found.values())} jobs were resumed to their end, and {failures} differed from the "
         "uninterrupted one in weights, optimiser, random state, data order, metrics, TensorBoard curves or results.",
         "",

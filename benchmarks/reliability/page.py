@@ -1,4 +1,4 @@
-"""What kills, soak and fuzz share: one result file with a section each."""
+"""Shared by kills, soak, fuzz and large: one result file with a section each."""
 
 from collections.abc import Mapping
 from typing import Any

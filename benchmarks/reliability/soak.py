@@ -1,4 +1,4 @@
-"""A long run in miniature: ``python -m benchmarks.soak``.
+"""A long run in miniature: ``python -m benchmarks.reliability.soak``.
 
 1,000 rollouts of training with a logged line and a validation each, then 1,000 batches under attack, in one process.
 After a warm-up the resident memory is read after every one; its slope comes from least squares over the means of ten
@@ -130,7 +130,8 @@ def table(found: dict[str, dict[str, Any]], logs: dict[str, dict[str, float]], s
     lines = [
         "## Soak",
         "",
-        f"`python -m benchmarks.soak`: {seconds:.0f} s. Resident memory after a warm-up: slope by least squares, 95 % "
+        f"`python -m benchmarks.reliability.soak`: {seconds:.0f} s. "
+        "Resident memory after a warm-up: slope by least squares, 95 % "
         "interval in brackets.",
         "",
         "| work | units | KiB per unit | MiB at the start | MiB at the end | open files | threads |",

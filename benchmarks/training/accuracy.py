@@ -45,7 +45,7 @@ HYBRID = ("supervised", "reinforce")
 BUDGETS = (("supervised", 0.5), ("hybrid", 1.0), ("reinforce", 1.0), ("reinforce", 4.0))
 GRADIENT_IMAGES = 500
 BATCH, LEARNING_RATE, NETWORK = 128, 1e-3, "mlp"
-# Okabe and Ito's colours: told apart by people of all kinds of colour vision.
+# Okabe and Ito's colours: distinguishable with any kind of colour vision.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 
 
@@ -350,7 +350,7 @@ def page(
 
 
 def draw(runs: list[dict[str, Any]], dataset: str) -> None:
-    """Write the figure: accuracy against images seen and against seconds, mean over seeds with its range."""
+    """Draw the plot: accuracy against images seen and against seconds, mean over seeds with its range."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     for colour, name in zip(COLOURS, (*ALGORITHMS, "hybrid"), strict=True):
         curves = [run["points"] for run in runs if run["algorithm"] == name and run["path"] == "fast"]

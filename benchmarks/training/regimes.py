@@ -156,7 +156,7 @@ def cells(seeds: int) -> Iterator[Cell]:
 
 
 def trained(cell: Cell, runs: Path, data_root: Path | None, console: Console) -> dict[str, Any]:
-    """Return the summary of the cell's training, trained now unless it is there."""
+    """Return the summary of the cell's training, trained first if it is missing."""
     path = runs / cell.folder
     while not (path / "summary.json").is_file():
         console.print(f"training {cell.folder}")
@@ -172,7 +172,7 @@ def trained(cell: Cell, runs: Path, data_root: Path | None, console: Console) ->
 def attacked(
     cell: Cell, norm: str, attack: str, runs: Path, test: ImageDataset, images: int, console: Console
 ) -> dict[str, Any]:
-    """Return the outcome of ``attack`` on the cell's classifier, attacked now unless it is there."""
+    """Return the outcome of ``attack`` on the cell's classifier, attacked first if it is missing."""
     path = runs / cell.folder / f"{attack}-{norm}-{images}.json"
     if not path.is_file():
         console.print(f"attacking {cell.folder} by {attack} at {norm}")

@@ -1,1 +1,1 @@
-"""Where data sets come from: readers, downloads, splits and the cache behind ``envs.datasets``."""
+"""Sources of data sets: readers, downloads, splits and the cache behind ``envs.datasets``."""

@@ -1,8 +1,8 @@
-"""Decoded copies of data sets: written once, whole or not at all, and mapped into memory ever after.
+"""Decoded copies of data sets: written once, atomically, and mapped into memory from then on.
 
 An entry is a directory ``<home>/<name>-<hash of path and options>`` with, for each split, ``<split>-images.npy`` and
 ``<split>-labels.npy``, and ``entry.json`` with the stamp of the files it came from, shapes and checksums. It is built
-beside its place and renamed into it; a lock lets a second process wait instead of decoding the same files.
+in a temporary folder and renamed; a lock lets a second process wait instead of decoding the same files.
 """
 
 import hashlib
@@ -94,7 +94,7 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
     name = f"{_slug(source.name)}-{hashlib.sha256(source.identity.encode()).hexdigest()[:16]}"
     splits = tuple(splits)
     for home in homes:
-        found = _read(home / name, source.stamp, splits, tell=False)
+        found = _read(home / name, source.stamp, splits, report=False)
         if found is not None:
             return found
     trouble: OSError | None = None
@@ -104,10 +104,10 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
             if trouble is not None:
                 NOTES.warning("the decoded copy of %s goes to %s: %s", source.name, home, trouble)
             with locked(home / f".{name}.lock"):
-                found = _read(home / name, source.stamp, splits, tell=True)
+                found = _read(home / name, source.stamp, splits, report=True)
                 if found is None:
                     _build(source, home, name)
-                    found = _read(home / name, source.stamp, splits, tell=True)
+                    found = _read(home / name, source.stamp, splits, report=True)
                 if found is not None:
                     return found
         except OSError as error:
@@ -201,8 +201,8 @@ def _in_memory(source: Source, splits: tuple[str, ...]) -> Loaded:
 # Reading
 
 
-def _read(entry: Path, stamp: str, splits: tuple[str, ...], tell: bool) -> Loaded | None:
-    """Return the entry's splits, or None if there is none, or it is stale, or damaged, which a note may ``tell``."""
+def _read(entry: Path, stamp: str, splits: tuple[str, ...], report: bool) -> Loaded | None:
+    """Return the entry's splits, or None if there is none, or it is stale, or damaged, which a note may ``report``."""
     try:
         found = msgspec.json.decode((entry / "entry.json").read_bytes(), type=_Entry)
         if (found.format, found.stamp) != (_FORMAT, stamp):
@@ -212,7 +212,7 @@ def _read(entry: Path, stamp: str, splits: tuple[str, ...], tell: bool) -> Loade
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except (OSError, ValueError, KeyError, EOFError, RecursionError, _Damaged) as error:
-        if tell:
+        if report:
             NOTES.warning("the decoded copy in %s is damaged (%s); decoding the data again", entry, error)
         return None
 

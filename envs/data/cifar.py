@@ -1,4 +1,4 @@
-"""CIFAR's batches, which are pickles, read without running anything that a pickle can ask for.
+"""Reads CIFAR's batches, which are pickles, without executing anything.
 
 Pickles name functions to call. This reader answers the four names that a pickled NumPy array needs with stand-ins
 that only collect the array's description, and refuses any other.
@@ -29,11 +29,11 @@ def read_batch(path: Path, label_key: str, num_classes: int) -> Arrays:
     data, labels = entry.get("data"), entry.get(label_key)
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _PIXELS:
         raise InputError(
-            f"{path} has no array data of shape (N, {_PIXELS}); expected a CIFAR batch; download it anew"
+            f"{path} has no array data of shape (N, {_PIXELS}); expected a CIFAR batch; download it again"
         )
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise InputError(
-            f"{path} has no list {label_key!r} of integers; expected a CIFAR batch; download it anew"
+            f"{path} has no list {label_key!r} of integers; expected a CIFAR batch; download it again"
         )
     images = data.reshape(-1, 3, 32, 32)
     return Arrays(images, check_labels(np.array(labels), len(images), num_classes, str(path)))
@@ -47,16 +47,18 @@ def read_class_names(path: Path, key: str) -> tuple[str, ...]:
     """
     names = _read_mapping(path).get(key)
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
-        raise InputError(f"{path} has no list {key!r} of names; expected CIFAR's meta file; download it anew")
+        raise InputError(
+            f"{path} has no list {key!r} of names; expected CIFAR's meta file; download it again"
+        )
     with readable(path):
         return tuple(name if isinstance(name, str) else name.decode() for name in names)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    with readable(path, "download it anew"):
+    with readable(path, "download it again"):
         if path.stat().st_size > _MAX_SIZE:
             raise InputError(
-                f"{path} is larger than {_MAX_SIZE:,} bytes; expected a CIFAR file; download it anew"
+                f"{path} is larger than {_MAX_SIZE:,} bytes; expected a CIFAR file; download it again"
             )
         pickled = path.read_bytes()
         _check_memo(pickled)
@@ -64,7 +66,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         content = _ArrayUnpickler(io.BytesIO(pickled), encoding="bytes").load()
         if not isinstance(content, dict):
             raise InputError(
-                f"{path} holds a {type(content).__name__}; expected CIFAR's mapping; download it anew"
+                f"{path} holds a {type(content).__name__}; expected CIFAR's mapping; download it again"
             )
         return {
             key.decode("latin1") if isinstance(key, bytes) else str(key): _to_array(value)

@@ -1,4 +1,4 @@
-"""Trees of image files, one folder a class.
+"""Reads trees of image files with one folder per class.
 
 Either ``PATH/{train,test}/CLASS/...`` with an optional ``val``, or ``PATH/CLASS/...``, which is split stratified. The
 names training, testing, valid and validation do as well, in any case. Of ``train`` and ``val`` alone, ``val`` is the
@@ -187,12 +187,12 @@ def _find_files(root: Path, classes: tuple[str, ...]) -> _Files:
         labels += [classes.index(name)] * len(images)
     if not paths:
         raise InputError(f"{root} holds no class folders with images; {_REMEDY}")
-    listing.tell(root)
+    listing.report(root)
     return _Files(paths, np.array(labels, dtype=np.int64))
 
 
 class _Listing:
-    """Lists image files below class folders and remembers what the user should be told."""
+    """Lists image files below class folders and remembers what to report to the user."""
 
     def __init__(self, home: str) -> None:
         self.home = home
@@ -222,7 +222,7 @@ class _Listing:
         if is_link and not os.path.realpath(path).startswith(self.home + os.sep):
             self.outside.append(path)
 
-    def tell(self, root: Path) -> None:
+    def report(self, root: Path) -> None:
         """Log what was ignored, and links out of the tree."""
         ignored, outside = self.ignored, self.outside
         if ignored:

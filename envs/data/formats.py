@@ -28,23 +28,25 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     Raises:
         InputError: the file is missing, damaged, cut off, longer than it says, or of another kind.
     """
-    with readable(path, "delete it and download it anew"):
+    with readable(path, "delete it and download it again"):
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             magic = file.read(4)
             if magic != bytes((0, 0, 8, ndim)):
                 raise InputError(
                     f"{path} begins with {magic.hex() or 'nothing'}; expected 000008{ndim:02x}, an IDX file of bytes"
-                    f" with {ndim} axes; delete it and download it anew"
+                    f" with {ndim} axes; delete it and download it again"
                 )
             shape = struct.unpack(f">{ndim}I", file.read(4 * ndim))
             size = math.prod(shape)
             if size > _MAX_SIZE:
-                raise InputError(f"{path} announces {shape} values; expected at most 4 GiB; download it anew")
+                raise InputError(
+                    f"{path} announces {shape} values; expected at most 4 GiB; download it again"
+                )
             content = file.read(size + 1)
         if len(content) != size:
             found = "more" if len(content) > size else f"{len(content):,}"
             raise InputError(
-                f"{path} announces {size:,} values but holds {found}; delete it and download it anew"
+                f"{path} announces {size:,} values but holds {found}; delete it and download it again"
             )
         return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
@@ -55,12 +57,12 @@ def read_stl10(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: a file is missing, or its size is not a whole number of images.
     """
-    with readable(images, "download it anew"):
+    with readable(images, "download it again"):
         size, each = os.path.getsize(images), math.prod(_STL10)
         if size == 0 or size % each:
             raise InputError(
-                f"{images} has {size:,} bytes; expected a multiple of {each:,}; download it anew"
+                f"{images} has {size:,} bytes; expected a multiple of {each:,}; download it again"
             )
         pixels = np.fromfile(images, dtype=np.uint8).reshape(-1, *_STL10).transpose(0, 1, 3, 2)
-    with readable(labels, "download it anew"):
+    with readable(labels, "download it again"):
         return pixels, np.fromfile(labels, dtype=np.uint8).astype(np.int64) - 1

@@ -1,4 +1,4 @@
-"""Where data live on disk, and how processes share it."""
+"""Data folders, and locks between processes that share them."""
 
 import os
 from collections.abc import Iterator

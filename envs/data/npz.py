@@ -1,4 +1,4 @@
-"""NumPy archives, read without ever unpickling and in pieces, so that they may be larger than memory.
+"""Reads NumPy archives without unpickling, in chunks, so that they may be larger than memory.
 
 Keys are ``images, labels`` (split stratified: 20 % test, then 10 % of the rest validation); or ``x_train, y_train,
 x_test, y_test``, or ``train_images, train_labels, test_images, test_labels``, optionally with the same for ``val``
@@ -31,7 +31,7 @@ from envs.data.source import (
 from envs.data.splits import plan_splits
 from envs.errors import InputError
 
-_REMEDY = "write it anew with np.savez"
+_REMEDY = "write it again with np.savez"
 CHUNK = 1 << 26
 _MAX_CHANNELS = 4
 _MAX_LABELS = 1 << 30  # bytes; labels and class names are read whole
@@ -202,7 +202,7 @@ def _quantise(images: np.ndarray, where: str) -> np.ndarray:
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         raise InputError(
-            f"{where} has floats from {low:g} to {high:g}; expected [0, 1], or uint8 for 0..255; rescale and save anew"
+            f"{where} has floats from {low:g} to {high:g}; expected [0, 1], or uint8 for 0..255; rescale and save again"
         )
     return np.round(images * images.dtype.type(255)).astype(np.uint8)
 

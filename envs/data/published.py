@@ -128,7 +128,7 @@ def _check_sums(published: Published, root: Path) -> None:
             found = hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if found != sums[file]:
             raise InputError(
-                f"{path} is not the published file (MD5 {found}, expected {sums[file]}); delete it to download it anew"
+                f"{path} is not the published file (MD5 {found}, expected {sums[file]}); delete it to download it again"
             )
 
 
@@ -143,7 +143,7 @@ def _read_mnist(classes: tuple[str, ...]) -> Callable[[list[Path]], Contents]:
             images = read_idx(image_path, 3)
             if images.shape[1:] != (28, 28):
                 raise InputError(
-                    f"{image_path} has images of {images.shape[1:]}; expected (28, 28); download it anew"
+                    f"{image_path} has images of {images.shape[1:]}; expected (28, 28); download it again"
                 )
             labels = check_labels(read_idx(label_path, 1), len(images), len(classes), os.fspath(label_path))
             parts[part] = Arrays(images[:, None], labels)
@@ -158,7 +158,7 @@ def _read_cifar(label_key: str, name_key: str, num_classes: int) -> Callable[[li
         classes = read_class_names(meta_path, name_key)
         if len(classes) != num_classes:
             raise InputError(
-                f"{meta_path} names {len(classes)} classes; expected {num_classes}; download it anew"
+                f"{meta_path} names {len(classes)} classes; expected {num_classes}; download it again"
             )
         batches = [read_batch(path, label_key, num_classes) for path in train_paths]
         train = Arrays(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))

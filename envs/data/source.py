@@ -1,4 +1,4 @@
-"""What the reader of a format hands to the cache, and the checks that all readers share."""
+"""The interface between the readers of formats and the cache, and the checks that all readers share."""
 
 import hashlib
 import logging
@@ -67,7 +67,7 @@ def stamp_files(files: Iterable[str | Path]) -> str:
 
 @contextmanager
 def readable(path: str | Path, remedy: str = "restore it or remove it") -> Iterator[None]:
-    """Turn whatever a reader meets in a missing, forbidden, damaged or hostile file into one line.
+    """Turn any error caused by a missing, forbidden, damaged or hostile file into one line.
 
     Raises:
         InputError: anything was raised inside; its message names the file, the cause and the remedy.

@@ -198,7 +198,7 @@ def test_whole_levels_lose_nothing_where_the_radius_is_whole_levels():
         (lambda: attacked_env(steps=0), "steps is 0"),
         (
             lambda: AdversarialObservation(DummyVecEnv([lambda: __import__("gymnasium").make("CartPole-v1")]), eps=EPS),
-            "a DummyVecEnv tells no labels to attack; wrap an environment from envs.sb3_env",
+            "a DummyVecEnv has no labels to attack; wrap an environment from envs.sb3_env",
         ),
     ],
 )  # fmt: skip

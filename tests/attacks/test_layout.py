@@ -1,4 +1,4 @@
-"""How attacks pass images through a model: laid out anew, in parts, and padded. Nothing of it may change a value."""
+"""How attacks pass images through a model: laid out again, in parts, and padded. Nothing of it may change a value."""
 
 import pytest
 import torch

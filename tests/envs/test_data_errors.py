@@ -54,7 +54,7 @@ WRONG = {
     "archive is a folder": (named("npz:/"), "cannot read /: .*directory.*np.savez"),
     "not a zip": (
         npz_bytes(lambda content: b"not a zip file"),
-        "not a zip file; write it anew with np.savez",
+        "not a zip file; write it again with np.savez",
     ),
     "archive cut off": (npz_bytes(lambda content: content[:-50]), "made.npz.*not a zip file"),
     "archive with a flipped bit": (npz_bytes(lambda b: b[:300] + bytes([b[300] ^ 1]) + b[301:]), "CRC-32"),

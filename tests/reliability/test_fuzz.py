@@ -1,4 +1,4 @@
-"""A short version of ``python -m benchmarks.fuzz``: damaged files and random words end in clear lines."""
+"""A short version of ``python -m benchmarks.reliability.fuzz``: damaged files and random words end in clear lines."""
 
 import random
 

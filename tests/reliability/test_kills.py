@@ -1,4 +1,4 @@
-"""A short version of ``python -m benchmarks.kills`` for attacks; test_agents_resume.py has those of training."""
+"""A short version of ``python -m benchmarks.reliability.kills`` for attacks."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""A short version of ``python -m benchmarks.soak``: nothing that a long run repeats may leave something open."""
+"""A short version of ``python -m benchmarks.reliability.soak``: repeated work leaves nothing open."""
 
 import pytest
 

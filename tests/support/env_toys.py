@@ -15,14 +15,14 @@ def random_images(
 
 
 def grey_levels(count: int = 64, num_classes: int = 4, side: int = 8) -> ImageDataset:
-    """Images of one grey level each, which tells the class."""
+    """Images of one grey level each, which identifies the class."""
     labels = torch.arange(count) % num_classes
     levels = (labels * (255 // (num_classes - 1))).to(torch.uint8)
     return _dataset(levels.view(-1, 1, 1, 1).repeat(1, 1, side, side), num_classes)
 
 
 def quadrants(count: int = 64, side: int = 8) -> ImageDataset:
-    """Dark images with one bright quadrant, which tells the class; easy to learn."""
+    """Dark images with one bright quadrant, which identifies the class; easy to learn."""
     images = torch.zeros(count, 1, 2, side // 2, 2, side // 2, dtype=torch.uint8)
     for k in range(4):
         images[k::4, :, k // 2, :, k % 2] = 255

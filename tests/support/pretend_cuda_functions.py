@@ -1,4 +1,4 @@
-"""Python's side of `pretend_cuda`: what a program asks of devices in so many words."""
+"""Python's side of `pretend_cuda`: the functions by which a program names devices."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""A checker for vector environments, which Gymnasium lacks: every batch must be what scalar environments make of it."""
+"""A checker for vector environments: every batch must equal scalar environments, step by step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Wrong data sets: each function returns what makes one in a folder, and returns its name and options."""
+"""Wrong data sets: each function returns another that makes one in a folder and returns its name and options."""
 
 import struct
 import zipfile
