@@ -37,6 +37,21 @@ COMMANDS = {
 }
 
 
+def test_programs_that_are_named_exist():
+    """In pages, docstrings and messages: ``python -m`` is followed by a module, or a package that is a program."""
+    sources = [
+        path
+        for package in ("envs", "agents", "attacks", "eval", "benchmarks", "tests")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    for path in (*sources, ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for name in re.findall(
+            r"python -m ((?:agents|attacks|eval|benchmarks)[a-z_.]*[a-z_])(?![\w\\])", path.read_text()
+        ):
+            place = ROOT / name.replace(".", "/")
+            assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), f"{path}: {name}"
+
+
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), flags=re.S | re.M)
 

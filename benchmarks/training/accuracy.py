@@ -1,6 +1,6 @@
 """Accuracy against images and seconds for every algorithm, and whether the fast paths hold the slow paths' accuracy.
 
-``python -m benchmarks.accuracy --data-root DIR`` trains on MNIST, prints two tables and writes
+``python -m benchmarks.training.accuracy --data-root DIR`` trains on MNIST, prints two tables and writes
 ``docs/results/accuracy.{json,md,png}``. The fast path is the device-resident one; the slow path is stock
 Stable-Baselines3 (or the same algorithm) over NumPy observations. Finished trainings are reused.
 """
@@ -10,23 +10,17 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import stable_baselines3
 import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.config import TrainConfig
@@ -35,18 +29,27 @@ from agents.models.image_network import ImageNetwork
 from agents.training.factory import build_algorithm, build_env
 from agents.training.resolve import resolve
 from agents.training.validation import evaluate, to_pixels
-from benchmarks.common import RESULTS, describe_machine, kept, machine_line, write_results
+from benchmarks.common import describe_machine, kept, write_results
+from benchmarks.training.accuracy_page import (
+    ALGORITHMS,
+    BATCH,
+    BUDGET_HEADINGS,
+    GRADIENT_IMAGES,
+    HEADINGS,
+    LEARNING_RATE,
+    NETWORK,
+    cells_of,
+    draw,
+    mean,
+    page,
+    table,
+)
 from envs import ImageDataset, Splits, load_splits, sb3_env
 from eval.mechanism.static_indicators import static_indicators
 
-ALGORITHMS = ("supervised", "reinforce", "epg", "ppo", "a2c", "dqn")
 HYBRID = ("supervised", "reinforce")
 # (how it is trained, its share of the images): the hybrid against what it is meant to replace
 BUDGETS = (("supervised", 0.5), ("hybrid", 1.0), ("reinforce", 1.0), ("reinforce", 4.0))
-GRADIENT_IMAGES = 500
-BATCH, LEARNING_RATE, NETWORK = 128, 1e-3, "mlp"
-# Okabe and Ito's colours: distinguishable with any kind of colour vision.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 
 
 class Curve(BaseCallback):
@@ -266,108 +269,6 @@ def compare_budgets(runs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             )
         )
     return rows
-
-
-def mean(values: list[float] | None) -> str:
-    """Return mean and deviation as text."""
-    if values is None:
-        return "-"
-    return f"{np.mean(values):.2%} +- {np.std(values, ddof=min(1, len(values) - 1)):.2%}"
-
-
-def cells_of(row: dict[str, Any]) -> tuple[str, ...]:
-    points = "-" if row["points"] is None else f"{row['points']:+.2f}"
-    slow_seconds = "-" if row["slow_seconds"] is None else f"{row['slow_seconds']:.0f}"
-    return (
-        row["algorithm"],
-        mean(row["fast"]),
-        mean(row["slow"]),
-        points,
-        f"{row['seconds']:.0f}",
-        slow_seconds,
-    )
-
-
-HEADINGS = (
-    "algorithm",
-    "fast path",
-    "slow path",
-    "difference, points",
-    "CPU seconds",
-    "CPU seconds, slow path",
-)
-
-
-BUDGET_HEADINGS = (
-    "training",
-    "images",
-    "test accuracy",
-    "gradient norm",
-    "under the floor",
-    "direction stability",
-    "margin",
-)
-
-
-def table(headings: Sequence[str], rows: Sequence[tuple[str, ...]], title: str) -> Table:
-    made = Table(*headings, title=title)
-    for row in rows:
-        made.add_row(*row)
-    return made
-
-
-def markdown_table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def page(
-    rows: list[dict[str, Any]], budgets: list[tuple[str, ...]], machine: dict[str, Any], images: int
-) -> str:
-    lines = [
-        "# Accuracy of the fast paths",
-        "",
-        f"`python -m benchmarks.accuracy --data-root DIR`; MNIST, `{NETWORK}`, {images:,} images, batch {BATCH},",
-        f"learning rate {LEARNING_RATE:g}. Test accuracy at the end, mean and deviation over seeds; CPU seconds.",
-        "",
-        machine_line(machine),
-        "",
-        *markdown_table(HEADINGS, [cells_of(row) for row in rows]),
-        "",
-        "## The hybrid",
-        "",
-        "A third of the images supervised, the rest REINFORCE, beside supervised learning on half as many images and",
-        f"REINFORCE on as many and on four times as many. Medians over {GRADIENT_IMAGES} test images, mean of the",
-        "seeds (and their range): length of the input gradient of the cross-entropy, cosine between the gradients",
-        "at an image and at points of its L2 ball of 1.5, logit margin; and the share of images whose step the",
-        "cleverhans protocol shortens.",
-        "",
-        *markdown_table(BUDGET_HEADINGS, budgets),
-        "",
-        "![Test accuracy against images and against seconds](accuracy.png)",
-    ]
-    return "\n".join(lines)
-
-
-def draw(runs: list[dict[str, Any]], dataset: str) -> None:
-    """Draw the plot: accuracy against images seen and against seconds, mean over seeds with its range."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    for colour, name in zip(COLOURS, (*ALGORITHMS, "hybrid"), strict=True):
-        curves = [run["points"] for run in runs if run["algorithm"] == name and run["path"] == "fast"]
-        length = min(len(curve) for curve in curves)
-        accuracy = np.array([[point["accuracy"] for point in curve[:length]] for curve in curves])
-        for axis, by in zip(axes, ("images", "seconds"), strict=True):
-            x = np.mean([[point[by] for point in curve[:length]] for curve in curves], axis=0)
-            axis.plot(x, accuracy.mean(0), color=colour, label=name)
-            axis.fill_between(x, accuracy.min(0), accuracy.max(0), color=colour, alpha=0.15, linewidth=0)
-    axes[0].set(xlabel="images seen", ylabel="test accuracy", title=f"{dataset}: per image", ylim=(0.8, 1.0))
-    axes[1].set(xlabel="CPU seconds of training", title="per second")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    axes[1].legend(frameon=False, loc="lower right")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(RESULTS / "accuracy.png", dpi=150)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

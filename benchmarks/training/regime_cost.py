@@ -3,7 +3,7 @@
 The arithmetic counts forward-backwards, as papers do: one of plain training is 1, PGD-AT with k steps k + 1. A step of
 the attack needs no gradients of weights, so it may cost less than a whole one.
 
-``python -m benchmarks.regime_cost`` prints the rows; ``measure`` returns them.
+``python -m benchmarks.training.regime_cost`` prints the rows; ``measure`` returns them.
 """
 
 from collections.abc import Callable

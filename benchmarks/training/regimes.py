@@ -1,6 +1,6 @@
 """The paper's regimes side by side: clean and robust accuracy on MNIST, over seeds.
 
-``python -m benchmarks.regimes --data-root DIR`` trains every cell, attacks it, prints the table and writes
+``python -m benchmarks.training.regimes --data-root DIR`` trains every cell, attacks it, prints the table and writes
 ``docs/results/regimes.json`` and ``regimes.md``. Finished cells are reused when the command is run again, and a cell
 that another process is training is left to it, so the command may run several times side by side.
 """
@@ -269,7 +269,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def markdown(rows: list[dict[str, Any]], found: list[dict[str, Any]], machine: dict[str, Any]) -> str:
     attack, images = rows[0]["attack"], rows[0]["images"]
-    command = f"python -m benchmarks.regimes --data-root DIR --attack {attack} --images {images}"
+    command = f"python -m benchmarks.training.regimes --data-root DIR --attack {attack} --images {images}"
     lines = [
         "# Regimes on MNIST",
         "",

@@ -20,9 +20,8 @@ def build(
     kind=PPO, tensors=True, env=None, network="mlp", exploration=0.0, optimizer=torch.optim.AdamW, **options
 ):
     env = env or sb3_env(random_images(40, (1, 8, 8)), num_envs=8, tensors=tensors, seed=3)
-    options = {"n_steps": 4, "seed": 3, "device": "cpu", "gamma": 0.0} | options
-    if kind is PPO:
-        options = {"batch_size": 8, "n_epochs": 2} | options
+    own = {"batch_size": 8, "n_epochs": 2} if kind is PPO else {}
+    options = {"n_steps": 4, "seed": 3, "device": "cpu", "gamma": 0.0} | own | options
     kwargs = {"network": network, "exploration": exploration, "optimizer_class": optimizer}
     return kind(ImagePolicy, env, policy_kwargs=kwargs, **options)
 
