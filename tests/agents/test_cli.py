@@ -92,7 +92,7 @@ OPTIONS = {
     "--schedule supervised:x": r"cannot read the phase 'supervised:x' of --schedule; expected",
     "--schedule supervised:0": r"cannot read the phase 'supervised:0' of --schedule; expected",
     "--schedule supervised:1,,ppo:1": r"cannot read the phase '' of --schedule; expected algorithm:passes",
-    "--schedule dqn:1": r"unknown algorithm in --schedule 'dqn'; valid: a2c, ppo, reinforce, epg, supervised",
+    "--schedule dqn:1": r"unknown algorithm in --schedule 'dqn'; valid: a2c, epg, ppo, reinforce, supervised",
     "--schedule suprvised:1": r"unknown algorithm in --schedule 'suprvised'.*Did you mean 'supervised'\?",
     "--run-dir file": r"cannot make the run directory file: .*; choose another",
     "--run-dir file/run": r"cannot make the run directory file/run: .*; choose another",
