@@ -16,13 +16,13 @@ from benchmarks.common import RESULTS
 from envs.files import write_atomic
 from eval.core.formatting import count, percent, with_interval
 from eval.core.plot_style import save_figure
+from eval.core.records import share
 from eval.core.stats import wilson
 from eval.study.results.claims import verdict
 from eval.study.results.statistics import compare_pairs
 from eval.trajectory.figure import claimed, trajectory_figure
-from eval.trajectory.outputs import alike
-from eval.trajectory.record import SUFFIX, Point, Trajectory, read_trajectories, share
-from eval.trajectory.tables import by_regime, scalars
+from eval.trajectory.record import SUFFIX, Point, Trajectory, read_trajectories
+from eval.trajectory.tables import alike, by_regime, scalars
 
 FOLDER = RESULTS / "trajectory"
 PICTURE = RESULTS.parent / "images" / "mirage.png"

@@ -18,9 +18,9 @@ from attacks import pgd
 from benchmarks.mirage import FOLDER
 from envs.files import write_json
 from eval.core.options import DataOptions
+from eval.core.records import bits, share
 from eval.core.targets import Target
 from eval.trajectory.measure import regime_name, snapshots
-from eval.trajectory.record import bits, share
 
 CRAFTS: dict[str, dict[str, Any]] = {
     "paper": {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH},

@@ -1,8 +1,6 @@
 """The command line ``python -m eval.distributed``; the code is in `eval.robustness.distributed`."""
 
-import sys
-
 from eval.robustness.distributed import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

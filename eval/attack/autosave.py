@@ -75,10 +75,6 @@ class Watch:
             self._stage, self._stage_started, self._seen = stage, time.perf_counter(), left
             self._entered = int(((broken_by < 0) | (broken_by >= stage)).sum())
         seconds = time.perf_counter() - self._stage_started
-        return Progress(
-            done=self._entered - left,
-            total=self._entered,
-            robust=float((broken_by < 0).double().mean()),
-            images_per_second=(self._seen - left) / max(seconds, 1e-9),
-            stage=f"{state['stages'][stage]} ({stage + 1}/{len(state['stages'])})",
-        )
+        robust, speed = float((broken_by < 0).double().mean()), (self._seen - left) / max(seconds, 1e-9)
+        name = f"{state['stages'][stage]} ({stage + 1}/{len(state['stages'])})"
+        return Progress(self._entered - left, self._entered, robust, speed, name)

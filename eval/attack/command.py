@@ -1,7 +1,6 @@
 """The command line ``python -m attacks``: one attack on one classifier, kept per image, resumable."""
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,10 @@ from eval.core.threats import Threat, parse_eps, parse_norm
 
 def given_options(how: AttackOptions, more: tuple[str, ...]) -> dict[str, Any]:
     """Return the options that were given, those of ``more`` ("key=value") included, as Python values."""
-    values = {item.name: getattr(how, item.name) for item in fields(how)}
+    values = {key: value for key, value in vars(how).items() if value is not None}
     read = {"step_size": parse_value, "random_start": parse_value, "version": parse_version}
-    parsed = {
-        key: read[key](value) if key in read else value for key, value in values.items() if value is not None
-    }
-    return parsed | dict(parse_option(text) for text in more)
+    values |= {key: parse(values[key]) for key, parse in read.items() if key in values}
+    return values | dict(parse_option(text) for text in more)
 
 
 def parse_version(text: str) -> str | list[str]:
@@ -78,15 +75,9 @@ def attack_command(config: AttackCommand) -> int:
         warn_about(target, samples, [spec.threat], spec.record().get("loss", "ce"))
         folder.mkdir(parents=True, exist_ok=True)
         with progress_bar(name, len(samples), config.progress) as report:
-            results = run_attack(
-                target,
-                samples,
-                spec,
-                results_dir=folder,
-                batch_size=config.batch_size,
-                save_images=config.save_images,
-                report=report,
-            )
+            place: dict[str, Any] = {"results_dir": folder, "batch_size": config.batch_size}
+            place |= {"save_images": config.save_images, "report": report}
+            results = run_attack(target, samples, spec, **place)
     print_results(results, path)
     return 0
 
@@ -96,9 +87,8 @@ def print_results(results: AttackResults, path: Path) -> None:
     title = f"{results.model['name']} on {results.data['dataset']} ({results.data['split']}, n = {results.n})"
     table = make_table(title, ("attack", "threat", "protocol"), ("clean", *ATTACK_HEADINGS))
     protocol, *cells = attack_cells(results)
-    table.add_row(
-        attack_label(results), str(results.threat), protocol, percent(results.clean_accuracy), *cells
-    )
+    clean = percent(results.clean_accuracy)
+    table.add_row(attack_label(results), str(results.threat), protocol, clean, *cells)
     print_table(table)
     if blame := blame_line(results):
         print(blame)

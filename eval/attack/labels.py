@@ -43,7 +43,7 @@ def attack_cells(results: AttackResults) -> Sequence[str]:
     return (
         protocol_label(results),
         with_interval(results.robust_accuracy, results.interval),
-        percent(results.shortened if results.threat.norm == "L2" else None),
+        percent(results.shortened_l2),
         count(float(results.queries.mean())),
         duration(results.cost.get("seconds", 0.0)),
     )

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import io
-import json
 import os
 import shutil
 import zipfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -22,6 +22,14 @@ from envs.files import write_atomic
 
 _STATE = "state.pt"
 REQUIRED = ("success", "clean_correct", "distance", "queries", "backwards", "broken_by")
+
+
+class _Words(msgspec.Struct):
+    """What the file of a part says beside its columns."""
+
+    names: tuple[str, ...]
+    warnings: tuple[str, ...]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -103,9 +111,9 @@ class PartialStore:
         """Keep one part."""
         self.folder.mkdir(parents=True, exist_ok=True)
         columns = {name: values.contiguous() for name, values in part.columns.items()}
-        words = {"names": part.names, "warnings": part.warnings, "seconds": part.seconds}
+        words = msgspec.json.encode(_Words(part.names, part.warnings, part.seconds))
         path = self.folder / f"rows-{part.start:08d}-{part.stop:08d}.safetensors"
-        write_atomic(path, save(columns, {"words": json.dumps(words)}))
+        write_atomic(path, save(columns, {"words": words.decode()}))
 
     def read(self, n: int) -> list[Part]:
         """Return the sound parts among rows 0..n-1, in order and disjoint; damaged files are left out."""
@@ -121,17 +129,13 @@ class PartialStore:
             start, stop = (int(text) for text in path.stem.split("-")[1:])
             with safe_open(path, "pt") as file:
                 columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                words = json.loads(file.metadata()["words"])
-            names, warnings, seconds = (
-                tuple(words["names"]),
-                tuple(words["warnings"]),
-                float(words["seconds"]),
-            )
-            part = Part(start, stop, columns, names, seconds, warnings)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+                words = msgspec.json.decode(file.metadata()["words"], type=_Words)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # msgspec's are ValueErrors
             return None
         sound = all(name in columns for name in self.required)
-        return part if sound and all(len(values) == stop - start for values in columns.values()) else None
+        if not sound or any(len(values) != stop - start for values in columns.values()):
+            return None
+        return Part(start, stop, columns, words.names, words.seconds, words.warnings)
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Keep the state of an attack that goes on from it."""
@@ -144,9 +148,7 @@ class PartialStore:
         """Return the state that was kept, on the CPU; None where there is none or it is damaged."""
         try:
             with zipfile.ZipFile(self.folder / _STATE) as archive:
-                if (
-                    archive.testzip() is not None
-                ):  # compares check sums, which PyTorch writes and does not read
+                if archive.testzip() is not None:  # check sums, which PyTorch writes and does not read
                     return None
             state = torch.load(self.folder / _STATE, map_location="cpu", weights_only=True)
         except Exception:  # damaged files raise a dozen kinds

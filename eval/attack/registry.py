@@ -4,6 +4,7 @@ An attack is any function that the package `attacks` exports with the signature 
 whose other arguments have defaults; its further keyword arguments are its options, their defaults included.
 """
 
+import contextlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from envs.rng import hash_tensor
 Attack = Callable[..., AttackResult]
 
 # Set by the evaluation, or of no meaning on a command line (tensors and callbacks).
-_RESERVED = {"norm", "eps", "targets", "seed", "sample_ids", "batch_size", "random_source"}
+_RESERVED = {"model", "x", "y", "norm", "eps", "targets", "seed", "sample_ids", "batch_size", "random_source"}
 _RESERVED |= {"on_step", "state", "on_progress", "trace"}
 # Attacks with the former option "random": its value "sample", now the only one, stays in the records of results, whose
 # names follow from them.
@@ -42,18 +43,14 @@ def _is_attack(candidate: Any) -> bool:
     if not inspect.isfunction(candidate):
         return False
     parameters = inspect.signature(candidate).parameters
-    needed = {key for key, parameter in parameters.items() if _is_needed(parameter)}
+    given = {
+        key
+        for key, item in parameters.items()
+        if item.kind is item.VAR_KEYWORD or item.default is not item.empty
+    }
     fixed = {"model", "x", "y", "norm", "eps"}
-    return (
-        list(parameters)[:3] == ["model", "x", "y"]
-        and needed <= {*fixed, "sources"}
-        and fixed <= set(parameters)
-    )
-
-
-def _is_needed(parameter: inspect.Parameter) -> bool:
-    named = parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    return named and parameter.default is inspect.Parameter.empty
+    leads = list(parameters)[:3] == ["model", "x", "y"]
+    return leads and fixed <= set(parameters) <= {*fixed, "sources", *given}
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
@@ -82,13 +79,11 @@ def attack_options(name: str) -> dict[str, Any]:
     An attack that can be aimed at a class takes ``targeted``: None, ``next`` (the label plus one), ``random``,
     ``second`` (the likeliest wrong class of the clean image) or ``least-likely``.
     """
-    parameters = _parameters(name)
-    options = {
-        key: parameter.default
-        for key, parameter in parameters.items()
-        if key not in ("model", "x", "y", *_RESERVED) and isinstance(parameter.default, _PLAIN)
+    defaults = {
+        key: parameter.default for key, parameter in _parameters(name).items() if key not in _RESERVED
     }
-    return options | ({"targeted": None} if "targets" in parameters else {})
+    options = {key: default for key, default in defaults.items() if isinstance(default, _PLAIN)}
+    return options | ({"targeted": None} if "targets" in _parameters(name) else {})
 
 
 def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,9 +118,8 @@ def recorded_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_kind(name: str, key: str, value: Any, default: Any) -> None:
     """Compare the kinds of value and default; a bool may become a word (``random_start=odi``) but not a number."""
-    kinds = {bool: (bool, str), int: (int,), float: (int, float), str: (str, list)}.get(
-        type(default), (object,)
-    )
+    allowed = {bool: (bool, str), int: (int,), float: (int, float), str: (str, list)}
+    kinds = allowed.get(type(default), (object,))
     wrong_bool = isinstance(value, bool) and not isinstance(default, bool) and default is not None
     if value is not None and (not isinstance(value, kinds) or wrong_bool):
         kind = "true or false" if isinstance(default, bool) else f"a value like {default!r}"
@@ -146,14 +140,10 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 def parse_value(text: str) -> Any:
     """Read one option's value, as `parse_option` does."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        pass
-    try:
-        return parse_number(text)
-    except ValueError:
-        return text
+    for read in (json.loads, parse_number):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    return text
 
 
 def run_function(
@@ -180,10 +170,9 @@ def run_function(
         y: labels, (N,).
         options: as `resolve_options` returns them.
         seed: of the random draws.
-        sample_ids: (N,), what each image's draws hang on.
+        sample_ids: (N,), what each image's draws depend on.
         batch_size: most images at once, or None.
-        state: from which an attack that keeps one goes on.
-        on_progress: called by such an attack with its state.
+        state: from which an attack that keeps one goes on; such an attack calls ``on_progress`` with its state.
         sources: models on which a transfer attack makes its images.
         threat: ``norm`` and ``eps``.
     """

@@ -5,18 +5,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
 from envs.errors import InputError
 from envs.files import nulled, read_json, write_atomic
 from eval.core.formatting import count, html_tables, make_table, percent, with_interval
+from eval.core.records import FORMAT, Count
 from eval.core.stats import Interval, wilson
 from eval.core.threats import Threat
 
-FORMAT = 1
-_COLUMNS = {"label": "i", "clean_correct": "b", "success": "b", "distance": "f", "queries": "i"}
+_COLUMNS = {
+    "label": np.int64,
+    "clean_correct": bool,
+    "success": bool,
+    "distance": np.float64,
+    "queries": np.int64,
+}
+_FURTHER = ("cost", "warnings", "seed", "versions", "device", "created")
 
 
 @dataclass(frozen=True)
@@ -107,15 +115,18 @@ class AttackResults:
         shares = self.extra.get("shortened")
         return None if shares is None else float(shares.mean())
 
+    @property
+    def shortened_l2(self) -> float | None:
+        """The same under L2; None under other norms, where the floor shortens nothing."""
+        return self.shortened if self.threat.norm == "L2" else None
+
     def _repr_html_(self) -> str:
         """Return a small table for notebooks."""
         title = f"{self.model['name']} on {self.data.get('dataset')} ({self.data.get('split')}, n = {self.n})"
         headings = ("clean", "robust [95 %]", "steps shortened", "queries/image", "warnings")
         table = make_table(title, ("attack", "threat"), headings)
-        robust, queries = (
-            with_interval(self.robust_accuracy, self.interval),
-            count(float(self.queries.mean())),
-        )
+        robust = with_interval(self.robust_accuracy, self.interval)
+        queries = count(float(self.queries.mean()))
         shares = (percent(self.clean_accuracy), robust, percent(self.shortened), queries)
         table.add_row(self.attack["name"], str(self.threat), *shares, "; ".join(self.warnings) or "-")
         return html_tables([table])
@@ -162,12 +173,7 @@ def write_results(path: Path, results: AttackResults) -> None:
         "data": results.data | {"n": results.n, "indices": results.indices.tolist()},
         "model": results.model,
         "summary": nulled(results.summary()),
-        "cost": results.cost,
-        "warnings": list(results.warnings),
-        "seed": results.seed,
-        "versions": results.versions,
-        "device": results.device,
-        "created": results.created,
+        **{name: getattr(results, name) for name in _FURTHER},
         "samples": samples,
     }
     write_atomic(path, _dump(content))
@@ -199,59 +205,83 @@ def read_results(path: str | Path) -> AttackResults:
 def parse_results(content: Any, origin: str) -> AttackResults:
     """Check the decoded content of the result file ``origin``; errors as `read_results`."""
     try:
-        return _from_json(content)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        return msgspec.convert(content, _File).results()
+    except (msgspec.ValidationError, ValueError) as error:
         raise InputError(
-            f"{origin} is not a result file of format {FORMAT} ({reason}); delete it and rerun"
+            f"{origin} is not a result file of format {FORMAT} ({error}); delete it and rerun"
         ) from None
 
 
-def _from_json(content: dict[str, Any]) -> AttackResults:
-    if content["format"] != FORMAT:
-        raise ValueError(f"format {content['format']!r}")
-    attack, samples, data = content["attack"], dict(content["samples"]), dict(content["data"])
-    if not isinstance(attack["name"], str) or not isinstance(attack["norm"], str):
-        raise ValueError("the attack has no name or norm")
-    n = data.pop("n")
-    indices = _column("indices", data.pop("indices"), "i", n)
-    if len(np.unique(indices)) != n:
-        raise ValueError("an image occurs twice")
-    columns = {name: _column(name, samples.pop(name), kind, n) for name, kind in _COLUMNS.items()}
-    broken_by = samples.pop("broken_by")
-    if len(broken_by) != n or not all(name is None or isinstance(name, str) for name in broken_by):
-        raise ValueError(f"broken_by needs {n} names or nulls")
-    if (~columns["clean_correct"] & ~columns["success"]).any():
-        raise ValueError("a clean error is counted as robust")
-    return AttackResults(
-        attack=attack | {"eps": float(attack["eps"])},
-        data=data,
-        model=content["model"] | {"sha256": str(content["model"]["sha256"])},
-        indices=indices,
-        **columns,
-        broken_by=tuple(broken_by),
-        extra={name: _column(name, values, "x", n) for name, values in samples.items()},
-        cost=dict(content["cost"]),
-        warnings=tuple(str(line) for line in content["warnings"]),
-        seed=int(content["seed"]),
-        versions=dict(content["versions"]),
-        device=str(content["device"]),
-        created=str(content["created"]),
-    )
+class _Attack(msgspec.Struct):
+    name: str
+    norm: str
+    eps: float
 
 
-def _column(name: str, values: list[Any], kind: str, n: int) -> np.ndarray:
-    """Return a checked column; ``kind``: b (bool), i (count), f (number >= 0), x (any number or null)."""
-    array = np.asarray(values) if kind != "x" else np.asarray([np.nan if v is None else v for v in values])
-    if array.shape != (n,) or n < 1:
-        raise ValueError(f"{name} has shape {array.shape}, expected ({n},)")
-    if array.dtype.kind not in {"b": "b", "i": "i", "f": "if", "x": "if"}[kind]:
-        raise ValueError(f"{name} has the wrong type of value")
-    if kind == "b":
-        return array
-    if kind != "x" and not (np.isfinite(array).all() and (array >= 0).all()):
-        raise ValueError(f"{name} has a negative or infinite value")
-    return array.astype(np.int64 if kind == "i" else np.float64)
+class _Data(msgspec.Struct):
+    n: Annotated[int, msgspec.Meta(ge=1)]
+    indices: list[Count]
+
+
+class _Model(msgspec.Struct):
+    sha256: str
+
+
+class _Samples(msgspec.Struct):
+    label: list[Count]
+    clean_correct: list[bool]
+    success: list[bool]
+    distance: list[Annotated[float, msgspec.Meta(ge=0)]]
+    queries: list[Count]
+    broken_by: list[str | None]
+
+
+class _File(msgspec.Struct):
+    """A result file; its sections hold more than is named here."""
+
+    format: Literal[1]
+    attack: dict[str, Any]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    samples: dict[str, list[Any]]
+    cost: dict[str, int | float]
+    warnings: tuple[str, ...]
+    seed: int
+    versions: dict[str, str]
+    device: str
+    created: str
+
+    def results(self) -> AttackResults:
+        """Return the results.
+
+        Raises:
+            ValueError: a section lacks something, its columns differ in length, or they contradict each other.
+        """
+        attack, data = msgspec.convert(self.attack, _Attack), msgspec.convert(self.data, _Data)
+        samples, model = msgspec.convert(self.samples, _Samples), msgspec.convert(self.model, _Model)
+        fixed = msgspec.structs.asdict(samples)
+        more = {name: values for name, values in self.samples.items() if name not in fixed}
+        extra = msgspec.convert(more, dict[str, list[float | None]])
+        if {len(column) for column in (data.indices, *fixed.values(), *extra.values())} != {data.n}:
+            raise ValueError(f"a column has not {data.n} entries")
+        if len(set(data.indices)) != data.n:
+            raise ValueError("an image occurs twice")
+        columns: dict[str, Any] = {name: np.asarray(fixed[name], kind) for name, kind in _COLUMNS.items()}
+        if not (columns["clean_correct"] | columns["success"]).all():
+            raise ValueError("a clean error is counted as robust")
+        if not np.isfinite(columns["distance"]).all():
+            raise ValueError("a distance is not finite")
+        further = {name: getattr(self, name) for name in _FURTHER}
+        return AttackResults(
+            attack=self.attack | {"eps": attack.eps},
+            data={key: value for key, value in self.data.items() if key not in ("n", "indices")},
+            model=self.model | {"sha256": model.sha256},
+            indices=np.asarray(data.indices, dtype=np.int64),
+            broken_by=tuple(samples.broken_by),
+            extra={name: np.asarray(values, dtype=np.float64) for name, values in extra.items()},
+            **columns,
+            **further,
+        )
 
 
 def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = None) -> AttackResults:
@@ -275,7 +305,7 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
         raise InputError(
             "no results inside [0, 1] to combine; run at least one attack that stays there first"
         )
-    results, names = [result for result, _ in inside], [name for _, name in inside]
+    results, names = zip(*inside, strict=True)
     first = results[0]
     for other in results[1:]:
         _check_comparable(first, other)
@@ -286,8 +316,7 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
     blame = (_blame(results[k], names[k], i) for i, k in enumerate(success.argmax(axis=0)))
     return replace(
         first,
-        attack={"name": "worst case", "norm": first.threat.norm, "eps": first.threat.eps}
-        | {"attacks": [result.attack for result in results]},
+        attack={"name": "worst case", **vars(first.threat), "attacks": [result.attack for result in results]},
         success=broken,
         distance=np.where(broken, distance, first.distance),
         queries=np.sum([result.queries for result in results], axis=0),
@@ -307,16 +336,14 @@ def _blame(result: AttackResults, name: str, row: int) -> str | None:
 
 
 def _check_comparable(first: AttackResults, other: AttackResults) -> None:
-    names = f"{first.attack['name']!r} and {other.attack['name']!r}"
     if other.model["sha256"] != first.model["sha256"]:
-        raise InputError(f"{names} attacked different weights; combine results of one model only")
-    if other.data.get("fingerprint") != first.data.get("fingerprint"):
-        raise InputError(f"{names} attacked images of different data sets; rerun one with the other's data")
-    if not np.array_equal(other.indices, first.indices):
-        raise InputError(
-            f"{names} attacked different images ({first.n} and {other.n}); rerun one with the same --n"
-        )
-    if other.threat != first.threat:
-        raise InputError(
-            f"{names} have threat models {first.threat} and {other.threat}; combine one at a time"
-        )
+        problem = "attacked different weights; combine results of one model only"
+    elif other.data.get("fingerprint") != first.data.get("fingerprint"):
+        problem = "attacked images of different data sets; rerun one with the other's data"
+    elif not np.array_equal(other.indices, first.indices):
+        problem = f"attacked different images ({first.n} and {other.n}); rerun one with the same --n"
+    elif other.threat != first.threat:
+        problem = f"have threat models {first.threat} and {other.threat}; combine one at a time"
+    else:
+        return
+    raise InputError(f"{first.attack['name']!r} and {other.attack['name']!r} {problem}")

@@ -31,7 +31,7 @@ from eval.attack.registry import (
     takes_state,
 )
 from eval.attack.results import AttackResults, configuration_hash, read_results, result_name, write_results
-from eval.core.targets import Samples, Target
+from eval.core.targets import Samples, Target, logits_of
 from eval.core.threats import Threat
 
 _LEAST_CHUNK = 128  # a kill loses at most one chunk; smaller ones would waste the batches of the survivors
@@ -69,13 +69,11 @@ class AttackSpec(PlainNumbers):
         Raises:
             InputError: the attack is unknown, does not take an option, or lacks its sources.
         """
-        head = {"name": self.name, "norm": self.threat.norm, "eps": self.threat.eps}
-        record = head | recorded_options(self.name, self.options)
+        record = {"name": self.name, **vars(self.threat)} | recorded_options(self.name, self.options)
         if takes_sources(self.name) != bool(self.sources):
-            remedy = "add --source RUN" if not self.sources else "leave --source out"
-            raise InputError(
-                f"{self.name} got {len(self.sources)} source models; {remedy}, or choose another attack"
-            )
+            remedy = "leave --source out" if self.sources else "add --source RUN"
+            found = f"{self.name} got {len(self.sources)} source models"
+            raise InputError(f"{found}; {remedy}, or choose another attack")
         if self.sources:
             record["sources"] = [{"name": source.name, "sha256": source.sha256} for source in self.sources]
         return record
@@ -138,9 +136,7 @@ def run_attack(
     index in the data set.
 
     Args:
-        target: the classifier.
-        samples: the images.
-        spec: the attack.
+        target, samples, spec: the classifier, the images, and the attack.
         results_dir: where the result file (and, meanwhile, ``.partial``) is written; None keeps results in memory.
         batch_size: most images at once; chosen by the attack by default.
         save_images: also write the adversarial images, float32, as ``<result>.safetensors``.
@@ -184,9 +180,7 @@ def attack_rows(
     and does what is missing. No outcome depends on the division.
 
     Args:
-        target: the classifier.
-        samples: all of the images.
-        spec: the attack.
+        target, samples, spec: the classifier, all of the images, and the attack.
         rows: which of the samples, ``start`` and ``stop`` given.
         results_dir: where `run_attack` writes the result file.
         batch_size: most images at once; chosen by the attack by default.
@@ -261,8 +255,7 @@ class _Run:
             self.target.model,
             x,
             y,
-            norm=self.spec.threat.norm,
-            eps=self.spec.threat.eps,
+            **vars(self.spec.threat),
             options=self.options,
             seed=self.spec.seed,
             sample_ids=self.samples.indices[rows].to(x.device),
@@ -278,9 +271,8 @@ class _Run:
         self, result: AttackResult, x: Tensor, y: Tensor
     ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         size = self.batch_size or default_batch_size(x)
-        with torch.inference_mode(), in_eval_mode(self.target.model):
-            clean = torch.cat([self.target.model(images) for images in x.split(size)])
-        clean_correct = ~misclassified(clean, y)
+        with in_eval_mode(self.target.model):
+            clean_correct = ~misclassified(logits_of(self.target.model, x, size), y)
         # A clean error counts as broken even where another batch shape rounds the logits the other way.
         success = result.success | ~clean_correct
         names = ("clean", *result_stages(result, self.spec.name))
@@ -294,17 +286,12 @@ class _Run:
             "backwards": result.backwards,
             "broken_by": torch.where(success, torch.where(clean_correct, stage, 0), -1),
         }
-        traced = {
-            f"trace.{name}": values for name, values in result.trace.items() if _is_figure(name, values)
-        }
+        for name, values in result.trace.items():
+            if name not in REQUIRED and values.ndim == 1:  # a number per image that is no column already
+                columns[f"trace.{name}"] = values
         if self.save_images:
             columns["adversarial"] = result.adversarial
-        return {name: values.cpu() for name, values in (columns | traced).items()}, names
-
-
-def _is_figure(name: str, values: Tensor) -> bool:
-    """Whether a trace holds one number per image that is not among the columns already."""
-    return name not in REQUIRED and values.ndim == 1
+        return {name: values.cpu() for name, values in columns.items()}, names
 
 
 def _assemble(
@@ -312,15 +299,12 @@ def _assemble(
 ) -> AttackResults:
     columns = outcome.columns
     traces = {name.removeprefix("trace."): values for name, values in columns.items() if "." in name}
-    alarms = {name: values.bool() for name, values in traces.items() if name in _ALARMS}
-    warnings = [
-        f"{_ALARMS[name]} on {int(rang.sum())} of {len(samples)} images"
-        for name, rang in alarms.items()
-        if rang.any()
-    ]
+    rang = {name: int(values.bool().sum()) for name, values in traces.items() if name in _ALARMS}
+    warnings = [f"{_ALARMS[name]} on {n} of {len(samples)} images" for name, n in rang.items() if n]
     if "left_box" in traces:
         left = int(traces["left_box"].sum())
         warnings.append(f"{left} of {len(samples)} points left [0, 1]: no robust accuracy under that box")
+    forwards, backwards = (int(columns[name].sum()) for name in ("queries", "backwards"))
     return AttackResults(
         attack=attack,
         data=samples.record(),
@@ -337,11 +321,7 @@ def _assemble(
             for name, values in traces.items()
             if name not in _ALARMS or (name == "not_attacked" and values.any())
         },
-        cost={
-            "seconds": outcome.seconds,
-            "forwards": int(columns["queries"].sum()),
-            "backwards": int(columns["backwards"].sum()),
-        },
+        cost={"seconds": outcome.seconds, "forwards": forwards, "backwards": backwards},
         warnings=(*warnings, *outcome.warnings),
         seed=spec.seed,
         versions=versions(),

@@ -1,8 +1,11 @@
 """How numbers are written in tables: percentages with intervals, shares, counts and times."""
 
+import functools
 from collections.abc import Iterable
 from html import escape
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
@@ -56,6 +59,15 @@ def print_table(table: Table, console: Console | None = None) -> None:
     title, table.title = table.title, None  # rich would wrap it to the width of the table
     console.print(title, style="bold", highlight=False, soft_wrap=True)
     console.print(table)
+
+
+@functools.cache
+def templates(package: str, **options: bool) -> Environment:
+    """Return the templates of a package, which write numbers as tables do; options as of `jinja2.Environment`."""
+    style: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, **options}
+    environment = Environment(loader=PackageLoader(package), undefined=StrictUndefined, **style)
+    environment.filters |= {"percent": percent, "duration": duration}
+    return environment
 
 
 def html_tables(tables: Iterable[Table]) -> str:

@@ -27,11 +27,4 @@ class DataOptions:
         """Load the images for ``target``; errors as in `eval.core.targets.load_samples`."""
         from eval.core.targets import load_samples
 
-        return load_samples(
-            target,
-            n=self.n,
-            split=self.split,
-            dataset=self.dataset,
-            data_root=self.data_root,
-            image_size=self.image_size,
-        )
+        return load_samples(target, **vars(self))

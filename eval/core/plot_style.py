@@ -1,11 +1,14 @@
 """The common style of all plots, and how they are saved."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from envs.files import write_atomic
 
@@ -49,6 +52,31 @@ def legend_below(figure: Figure, axes: Axes) -> None:
         figure.legend(
             handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9
         )
+
+
+def heat_map(axes: Axes, shares: np.ndarray, names: Sequence[str], title: str) -> AxesImage:
+    """Draw shares in percent, (sources, targets), NaN where unknown: made on down, shown to across."""
+    places = range(len(names))
+    image = axes.imshow(100 * shares, cmap="cividis", vmin=0, vmax=100)
+    for (i, j), share in np.ndenumerate(shares):
+        if np.isfinite(share):
+            shade = "black" if share > 0.55 else "white"
+            axes.text(j, i, f"{100 * share:.1f}", ha="center", va="center", fontsize=7, color=shade)
+    axes.set_xticks(places, names, rotation=30, ha="right", fontsize=8)
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("shown to", fontsize=9, color=INK)
+    axes.set_ylabel("made on", fontsize=9, color=INK)
+    return image
+
+
+def panels(
+    rows: int, columns: int, size: tuple[float, float], title: str = "", **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure of ``size`` inches under its title, and its axes (rows, columns); options as of `subplots`."""
+    figure = new_figure(*size)
+    figure.suptitle(title, fontsize=11, color=INK)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def shorten(names: Iterable[str], width: int = 34) -> list[str]:

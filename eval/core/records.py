@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import ArrayLike
 
 from envs.errors import InputError
 from envs.files import write_atomic
+from eval.core.stats import Interval, wilson
 
 FORMAT = 1  # of every JSON file of the evaluation
 TEXT_LENGTH = 20_000
@@ -21,13 +24,14 @@ class _Origin(msgspec.Struct):
     versions: Any = None
 
 
-def decode(content: bytes, kind: type[T], origin: str) -> T:
+def decode(content: bytes, kind: type[T], origin: str, remedy: str = "write it again") -> T:
     """Return JSON as ``kind``: a `msgspec.Struct`, or any other type that msgspec decodes.
 
     Args:
         content: the bytes of the file.
         kind: what it must be; keys that it does not name are ignored, so that newer files can be read.
         origin: the name of the file, for errors.
+        remedy: what to do with one that cannot be used.
 
     Raises:
         InputError: it is no JSON (NaN and infinities are none), a value is of the wrong type or out of range, or the
@@ -43,7 +47,7 @@ def decode(content: bytes, kind: type[T], origin: str) -> T:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{origin} cannot be used ({reason}); write it again") from None
+        raise InputError(f"{origin} cannot be used ({reason}); {remedy}") from None
 
 
 def _writer(versions: Any) -> str:
@@ -51,7 +55,7 @@ def _writer(versions: Any) -> str:
     return f"labelbandit {known[:40]}" if isinstance(known, str) else "another version"
 
 
-def read_record(path: Path, kind: type[T]) -> T:
+def read_record(path: Path, kind: type[T], remedy: str = "write it again") -> T:
     """Return what the JSON file at ``path`` holds; errors as `decode`, and where it cannot be read."""
     try:
         content = path.read_bytes()
@@ -59,9 +63,24 @@ def read_record(path: Path, kind: type[T]) -> T:
         raise InputError(
             f"cannot read {path}: {error.strerror}; check the path and its permissions"
         ) from None
-    return decode(content, kind, str(path))
+    return decode(content, kind, str(path), remedy)
 
 
 def write_record(path: Path, record: Any) -> None:
     """Write a `msgspec.Struct` as indented JSON, atomically."""
     write_atomic(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def bits(mask: ArrayLike) -> str:
+    """Return a boolean vector as text: a character per image, 1 where it is true."""
+    return "".join("01"[int(value)] for value in np.asarray(mask))
+
+
+def share(row: str) -> float:
+    """Return the share of 1 in such a text."""
+    return row.count("1") / len(row)
+
+
+def interval(row: str) -> Interval:
+    """Return Wilson's 95 % interval of that share."""
+    return wilson(row.count("1"), len(row))

@@ -1,8 +1,8 @@
 """Confidence intervals and paired tests for accuracies; scipy's where it has them."""
 
 import math
-from collections.abc import Sequence
-from statistics import NormalDist
+from collections.abc import Iterable, Sequence
+from statistics import NormalDist, fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,12 @@ class PairedTest(NamedTuple):
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95")
+
+
+def known_mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known, None where none is."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:

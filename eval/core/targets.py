@@ -113,7 +113,8 @@ def load_target(
     if os.path.isdir(path):  # unlike Path's, these tests raise for no text whatever
         run = RunDir.open(path)
         model: nn.Module = load_classifier(path, device, network)
-        return Target(_run_name(path), model, model_sha256(model), run.results_dir, run.config.get("dataset"))
+        name, dataset = path.resolve().name, run.config.get("dataset")
+        return Target(name, model, model_sha256(model), run.results_dir, dataset)
     if path.suffix in (".zip", ".safetensors") and os.path.isfile(path):
         model = _load_file(path, device, network, trust)
         run = RunDir(path.parent)
@@ -138,10 +139,6 @@ def _load_file(path: Path, device: torch.device | str, network: str | None, trus
             raise
         print(f"warning: {refused}; --trust: executing the code in {path}", file=sys.stderr)
     return load_trusted_zip(path, device)
-
-
-def _run_name(path: Path) -> str:
-    return path.resolve().name
 
 
 def _import_model(spec: str) -> nn.Module:
@@ -174,6 +171,12 @@ def model_sha256(model: nn.Module, salt: str = "") -> str:
         else:  # nn.Module.get_extra_state may hold anything
             digest.update(f"{name} {value!r}".encode())
     return digest.hexdigest()
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Return the logits (N, K) of images (N, C, H, W), ``batch_size`` at once."""
+    return torch.cat([model(part) for part in images.split(batch_size)])
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -218,15 +221,8 @@ def load_samples(
         image_size=image_size or known.get("image_size"),
         device=target.device,
     )
-    samples = Samples(
-        loaded.images,
-        loaded.labels,
-        choose_indices(len(loaded), n),
-        loaded.name,
-        loaded.split,
-        loaded.fingerprint,
-        loaded.classes,
-    )
+    about = (loaded.name, loaded.split, loaded.fingerprint, loaded.classes)
+    samples = Samples(loaded.images, loaded.labels, choose_indices(len(loaded), n), *about)
     check_fit(target, samples)
     return samples
 

@@ -83,3 +83,13 @@ def chosen_threat(norm: str | None, eps: str | None, channels: int) -> Threat | 
     if eps is not None:
         raise InputError(f"--eps is {eps} but no norm is given; add --norm Linf, L2 or L1")
     return None
+
+
+def chosen_threats(norm: str | None, eps: str | None, channels: int) -> tuple[Threat, ...]:
+    """Return the threat models that ``--norm`` and ``--eps`` leave of the default ones; errors as `chosen_threat`."""
+    chosen = chosen_threat(norm, eps, channels)
+    defaults = default_threats(channels)
+    if chosen is None:
+        return defaults
+    of_norm = tuple(threat for threat in defaults if threat.norm == chosen.norm)
+    return of_norm if of_norm and eps is None else (chosen,)

@@ -1,17 +1,14 @@
 """The model card: ``README.md`` as Hugging Face shows it, with the numbers that result files hold."""
 
-import functools
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from envs.errors import InputError
 from eval.attack.labels import attack_label, protocol_label
 from eval.attack.results import AttackResults
-from eval.core.formatting import percent, with_interval
+from eval.core.formatting import percent, templates, with_interval
 from eval.core.targets import Samples, Target
 from eval.export.evaluation import Evaluation
 
@@ -53,37 +50,19 @@ def model_card(
         license: identifier, None where the user names none: then the card has no such field.
     """
     rows = [_row(attack_label(result), protocol_label(result), result) for result in found.attacks]
-    rows += [
-        _row(f"**worst case per image** of {number} attacks", "-", case)
-        for case, number in found.worst
-        if number > 1
-    ]
-    return _template().render(
+    for case, number in found.worst:
+        if number > 1:
+            rows.append(_row(f"**worst case per image** of {number} attacks", "-", case))
+    environment = templates("eval.export", autoescape=False, keep_trailing_newline=True)
+    return environment.get_template("card.md.j2").render(
         front=_front_matter(target, samples, found, about, config, license),
-        name=target.name,
         about=about,
         config=config,
         data=samples,
         rows=rows,
         audits=found.audits,
         notes=_protocol_notes(found.attacks),
-        files=about["exports"],
-        clean=percent(about["check"]["accuracy"]),
     )
-
-
-@functools.cache
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("eval.export"),
-        autoescape=False,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["percent"] = percent
-    return environment.get_template("card.md.j2")
 
 
 def _row(label: str, protocol: str, result: AttackResults) -> Sequence[str]:
@@ -109,14 +88,9 @@ def _front_matter(
         fields["datasets"] = [_HUB[samples.name]]
     fields["metrics"] = ["accuracy"]
     metrics = [{"type": "accuracy", "name": "accuracy, unattacked", "value": about["check"]["accuracy"]}]
-    metrics += [
-        {
-            "type": "accuracy",
-            "name": f"robust accuracy, {case.threat}, worst case of {number} attacks",
-            "value": case.robust_accuracy,
-        }
-        for case, number in found.worst
-    ]
+    for case, number in found.worst:
+        name = f"robust accuracy, {case.threat}, worst case of {number} attacks"
+        metrics.append({"type": "accuracy", "name": name, "value": case.robust_accuracy})
     dataset = {"name": samples.name, "type": _HUB.get(samples.name, samples.name), "split": samples.split}
     results = [{"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}]
     fields["model-index"] = [{"name": target.name, "results": results}]

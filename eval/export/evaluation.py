@@ -67,12 +67,9 @@ def model_info(
     """
     attacks = [result for result in found.attacks if result.threat == threat]
     worst = [(case, number) for case, number in found.worst if case.threat == threat]
-    auto = [
-        result
-        for result in attacks
-        if result.attack["name"] == "autoattack" and result.attack.get("version") in _AUTOATTACK
-    ]
-    best = max(auto, key=lambda result: result.n, default=None)
+    auto = (result for result in attacks if result.attack["name"] == "autoattack")
+    known = (result for result in auto if result.attack.get("version") in _AUTOATTACK)
+    best = max(known, key=lambda result: result.n, default=None)
     most = max(attacks, key=lambda result: result.n, default=None)
     return {
         "link": None,

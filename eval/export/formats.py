@@ -93,14 +93,8 @@ def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     program = _program(model, example)
     try:
         with _quietly():
-            converted = torch.onnx.export(
-                program,
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                external_data=False,
-                verbose=False,
-            )
+            names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+            converted = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False, **names)
             assert converted is not None  # with dynamo=True it is a program
             converted.save(path, external_data=False)
     except Exception as error:  # an operation without an ONNX counterpart, and much else

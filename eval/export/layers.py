@@ -1,5 +1,6 @@
 """A network described as a list of PyTorch layers, which JSON and weights alone rebuild."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,36 +11,18 @@ from agents.models.classifier import Classifier
 from agents.models.layers import ConsistentDropout
 from envs.errors import InputError
 
-# The arguments that rebuild a layer of each kind; only these kinds are described, and rebuilt.
-_ARGUMENTS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Conv2d: (
-        "in_channels",
-        "out_channels",
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-        "padding_mode",
-    ),
-    nn.Linear: ("in_features", "out_features"),
-    nn.BatchNorm1d: ("num_features", "eps"),
-    nn.BatchNorm2d: ("num_features", "eps"),
-    nn.GroupNorm: ("num_groups", "num_channels", "eps"),
-    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
-    nn.AdaptiveAvgPool2d: ("output_size",),
-    nn.ZeroPad2d: ("padding",),
-    nn.Flatten: ("start_dim", "end_dim"),
-    nn.ReLU: (),
-    nn.Tanh: (),
-    nn.Sigmoid: (),
-    nn.SiLU: (),
-    nn.ELU: ("alpha",),
-    nn.GELU: ("approximate",),
-    nn.LeakyReLU: ("negative_slope",),
+# Only these kinds are described, and rebuilt.
+_KINDS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        *(nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.MaxPool2d, nn.AvgPool2d),
+        *(nn.AdaptiveAvgPool2d, nn.ZeroPad2d, nn.Flatten),
+        *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.SiLU, nn.ELU, nn.GELU, nn.LeakyReLU),
+    )
 }
-_KINDS = {kind.__name__: kind for kind in _ARGUMENTS}
+# Arguments of those that need not be known to rebuild one for use: the bias is read off the layer.
+_LEFT_OUT = {"bias", "device", "dtype", "inplace", "momentum", "affine", "track_running_stats"}
+_LEFT_OUT |= {"return_indices", "divisor_override"}
 _WITH_BIAS = (nn.Conv2d, nn.Linear)
 _SILENT = (nn.Identity, nn.Dropout, nn.Dropout2d, ConsistentDropout)  # the identity outside of training
 _CHAINS = (nn.Sequential, NatureCNN)  # their children run in order
@@ -54,10 +37,10 @@ def describe_layers(classifier: Classifier) -> list[dict[str, Any]] | None:
     parts = (("body.network", classifier.body.network), ("", nn.Flatten()))
     for name, module in (*parts, ("hidden", classifier.hidden), ("head", classifier.head)):
         for place, layer in _chain(name, module):
-            arguments = _ARGUMENTS.get(type(layer))
-            if arguments is None:
+            if type(layer) not in _KINDS.values():
                 return None
-            options = {key: getattr(layer, key) for key in arguments}
+            arguments = [key for key in inspect.signature(type(layer)).parameters if key not in _LEFT_OUT]
+            options = {key: getattr(layer, key) for key in arguments if hasattr(layer, key)}
             if isinstance(layer, _WITH_BIAS):
                 options["bias"] = layer.bias is not None
             tensors = {key: f"{place}.{key}" for key in layer.state_dict()}

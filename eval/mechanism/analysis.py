@@ -61,10 +61,7 @@ class Analysis:
             "dynamic": self.dynamic.figures(),
             "published_path": None if self.published is None else self.published.figures(),
             "entropy": {"clean": self.clean.figures(), "attacked": self.attacked.figures()},
-            "landscape": {
-                "single": self.single.figures(),
-                "average": self.average.figures(),
-            },
+            "landscape": {"single": self.single.figures(), "average": self.average.figures()},
         }
 
 
@@ -80,13 +77,7 @@ def analyse(
 ) -> Analysis:
     """Measure one model on all of the samples.
 
-    Args:
-        target: the classifier.
-        samples: the images.
-        threat: norm and radius.
-        options: what to measure.
-        seed: of every random draw.
-        say: told what is being measured.
+    ``seed``: of every random draw; ``say`` is told what is being measured.
 
     Raises:
         InputError, AttackError: a wrong option, or a model that cannot be attacked.
@@ -95,13 +86,12 @@ def analyse(
     model, device = target.model, target.device
     x, y = samples.batch(slice(None), device)
     ids = samples.indices.to(device)
-    common: dict[str, Any] = {"norm": threat.norm, "eps": threat.eps, "seed": seed}
+    common: dict[str, Any] = {**vars(threat), "seed": seed}
     say("gradients at the images")
     about = {name: getattr(options, name) for name in ("loss", "draws", "power_iterations")}
     static = static_indicators(model, x, y, sample_ids=ids, **about, **common)
-    path = (
-        common | {name: getattr(options, name) for name in ("steps", "loss", "double")} | {"sample_ids": ids}
-    )
+    path = common | {name: getattr(options, name) for name in ("steps", "loss", "double")}
+    path["sample_ids"] = ids
     say("the path of PGD")
     dynamic = dynamic_indicators(model, x, y, protocol=options.protocol, **path)
     published = None
@@ -144,50 +134,30 @@ def shared_planes(
     for the part along the first.
 
     Args:
-        targets: the models.
-        samples: their images.
+        targets: the models; samples: their images.
         analyses: of the models, in the same order.
         options: ``image``, ``plane_resolution`` and ``clip_planes``.
         seed: of the random direction.
     """
     rows = slice(options.image, options.image + 1)
     x, y = samples.batch(rows, targets[0].device)
-    place: dict[str, Any] = {
-        "resolution": options.plane_resolution,
-        "clip": options.clip_planes,
-        "seed": seed,
-    }
-    place |= {"sample_ids": samples.indices[rows].to(x.device)}
-    return [
-        [
-            landscape(
-                target.model,
-                x,
-                y,
-                (owner.published or owner.dynamic).adversarial[rows],
-                norm=owner.threat.norm,
-                eps=owner.threat.eps,
-                **place,
-            )
-            for target in targets
-        ]
-        for owner in analyses
-    ]
+    place: dict[str, Any] = {"resolution": options.plane_resolution, "clip": options.clip_planes}
+    place |= {"seed": seed, "sample_ids": samples.indices[rows].to(x.device)}
+    planes = []
+    for owner in analyses:
+        attacked = (owner.published or owner.dynamic).adversarial[rows]
+        drawn = (landscape(target.model, x, y, attacked, **vars(owner.threat), **place) for target in targets)
+        planes.append(list(drawn))
+    return planes
 
 
 def _check(options: AnalysisOptions, n: int) -> None:
-    least = {
-        "--steps": (options.steps, 2),
-        "--resolution": (options.resolution, 2),
-        "--average-images": (options.average_images, 1),
-        "--average-resolution": (options.average_resolution, 2),
-        "--plane-resolution": (options.plane_resolution, 2),
-        "--draws": (options.draws, 1),
-        "--power-iterations": (options.power_iterations, 1),
-    }
-    for option, (value, smallest) in least.items():
-        if value < smallest:
-            raise InputError(f"{option} is {value}; expected at least {smallest}")
+    least = {"steps": 2, "resolution": 2, "average_images": 1, "average_resolution": 2}
+    least |= {"plane_resolution": 2, "draws": 1, "power_iterations": 1}
+    for name, smallest in least.items():
+        if getattr(options, name) < smallest:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is {getattr(options, name)}; expected at least {smallest}")
     if not 0 <= options.image < n:
         raise InputError(
             f"--image is {options.image}; expected 0 to {n - 1}, a place among the chosen images"

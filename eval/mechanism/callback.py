@@ -1,5 +1,7 @@
 """Pictures while training: an SB3 callback that shows in TensorBoard what an attack does to the policy."""
 
+from typing import Any
+
 import torch
 from matplotlib.figure import Figure as Picture
 from stable_baselines3.common.callbacks import BaseCallback
@@ -12,10 +14,16 @@ from attacks.gradient.pgd import pgd
 from envs.datasets import ImageDataset
 from envs.errors import InputError
 from envs.sampling import choose_indices, spread
-from eval.core.stats import wilson
+from eval.core.targets import logits_of
 from eval.core.threats import Threat
 from eval.mechanism.path_indicators import DynamicIndicators, dynamic_indicators
-from eval.mechanism.plots import SecurityCurve, adversarial_grid, dynamic_figure, security_figure
+from eval.mechanism.plots import (
+    SecurityCurve,
+    adversarial_grid,
+    dynamic_figure,
+    nested_curve,
+    security_figure,
+)
 
 _GRID_IMAGES = 8
 _RADII = (0.25, 0.5, 0.75, 1.0, 1.5)  # of the security curve, in radii of the threat
@@ -88,47 +96,28 @@ class PictureCallback(BaseCallback):
         classifier = extract_classifier(policy).eval()  # type: ignore[arg-type]
         x = self.dataset.images.to(self.model.device).float() / 255
         y = self.dataset.labels.to(self.model.device)
-        found = dynamic_indicators(
-            classifier, x, y, norm=self.threat.norm, eps=self.threat.eps, steps=self.steps
-        )
+        found = dynamic_indicators(classifier, x, y, **vars(self.threat), steps=self.steps)
+        now = f"{self.num_timesteps:,} images"
+        curves = {self.threat.norm: {now: self._curve(classifier, x, y)}}
         return {
             "adversarial": self._grid(classifier, x, y, found),
-            "path": dynamic_figure({self._now: found}, self.threat),
-            "security": security_figure(
-                {self.threat.norm: {self._now: self._curve(classifier, x, y)}}, f"(PGD-{self.steps})"
-            ),
+            "path": dynamic_figure({now: found}, self.threat),
+            "security": security_figure(curves, f"(PGD-{self.steps})"),
         }
 
-    @property
-    def _now(self) -> str:
-        return f"{self.num_timesteps:,} images"
-
     def _curve(self, classifier: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> SecurityCurve:
-        """Return the accuracy under PGD at radii around the threat's; what broke at a smaller one stays broken."""
-        radii = [0.0, *(share * self.threat.eps for share in _RADII)]
-        with torch.no_grad():
-            broken = classifier(x).argmax(1) != y
-        survivors = [int((~broken).sum())]
-        for eps in radii[1:]:
-            broken |= pgd(
-                classifier, x, y, norm=self.threat.norm, eps=eps, steps=self.steps, loss="margin"
-            ).success
-            survivors.append(int((~broken).sum()))
-        accuracy = [count / len(y) for count in survivors]
-        return SecurityCurve(radii, accuracy, [wilson(count, len(y)) for count in survivors])
+        """Return the accuracy under PGD on the margin at radii around the threat's."""
+        radii = [factor * self.threat.eps for factor in _RADII]
+        options: dict[str, Any] = {"norm": self.threat.norm, "steps": self.steps, "loss": "margin"}
+        masks = [~pgd(classifier, x, y, eps=eps, **options).success.cpu() for eps in radii]
+        return nested_curve(radii, (logits_of(classifier, x).argmax(1) == y).cpu(), masks)
 
     def _grid(
         self, classifier: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, found: DynamicIndicators
     ) -> Picture:
         first = spread(len(x), _GRID_IMAGES)
-        with torch.inference_mode():
-            clean, attacked = (classifier(images[first]).cpu() for images in (x, found.adversarial))
-        return adversarial_grid(
-            x[first].cpu(),
-            found.adversarial[first].cpu(),
-            y[first].cpu(),
-            clean,
-            attacked,
-            self.dataset.classes,
-            f"PGD, {self.threat}, after {self.num_timesteps:,} images",
-        )
+        images = (x[first], found.adversarial[first])
+        answers = [logits_of(classifier, part) for part in images]
+        clean, attacked, labels, before, after = (item.cpu() for item in (*images, y[first], *answers))
+        title = f"PGD, {self.threat}, after {self.num_timesteps:,} images"
+        return adversarial_grid(clean, attacked, labels, before, after, self.dataset.classes, title)

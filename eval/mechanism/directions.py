@@ -86,9 +86,8 @@ class DirectionRecorder:
         self.norms = x.new_zeros(steps, n, dtype=dtype)
         self.cosine = x.new_zeros(steps - 1, n, dtype=dtype)
         self.signs = x.new_zeros(steps - 1, n, dtype=torch.float32)
-        self.common = x.new_zeros(
-            2, steps, x[0].numel(), dtype=dtype
-        )  # sums of true and of clamped directions
+        # Sums of true and of clamped directions.
+        self.common = x.new_zeros(2, steps, x[0].numel(), dtype=dtype)
         self.path = torch.zeros_like(self.common)  # those of the batch under way
         self.before: Tensor | None = None
 

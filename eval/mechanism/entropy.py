@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eval.core.targets import logits_of
+
 
 @dataclass(frozen=True)
 class EntropySplit:
@@ -39,9 +41,8 @@ class EntropySplit:
         """Return count, mean, quartiles and histogram over [0, log2 K] for all, correct and wrong images."""
         entropy, right = self.bits, self.correct
         groups = {"all": entropy, "correct": entropy[right], "wrong": entropy[~right]}
-        return {"max_bits": self.most} | {
-            name: _group(values, self.most, bins) for name, values in groups.items()
-        }
+        found = {name: _group(values, self.most, bins) for name, values in groups.items()}
+        return {"max_bits": self.most} | found
 
 
 def _group(bits: Tensor, most: float, bins: int) -> dict[str, Any]:
@@ -61,7 +62,6 @@ def entropy_bits(logits: Tensor) -> Tensor:
     return torch.special.entr(logits.double().softmax(dim=1)).sum(1) / math.log(2)
 
 
-@torch.inference_mode()
 def entropy_split(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 512) -> EntropySplit:
     """Return the predictions of the images ``x`` (N, C, H, W) with labels ``y`` (N,)."""
-    return EntropySplit(torch.cat([model(images) for images in x.split(batch_size)]).float().cpu(), y.cpu())
+    return EntropySplit(logits_of(model, x, batch_size).float().cpu(), y.cpu())

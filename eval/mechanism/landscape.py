@@ -67,9 +67,8 @@ class Landscape:
 
 def _extremes(values: Tensor) -> dict[str, float | None]:
     known = values[values.isfinite()]
-    return (
-        {"min": float(known.min()), "max": float(known.max())} if len(known) else {"min": None, "max": None}
-    )
+    low, high = (float(known.min()), float(known.max())) if len(known) else (None, None)
+    return {"min": low, "max": high}
 
 
 def plane(x: Tensor, adversarial: Tensor, norm: str, seed: int, sample_ids: Tensor | None = None) -> Tensor:

@@ -17,18 +17,7 @@ from eval.mechanism.landscape import Landscape
 
 _MOST_SURFACE_POINTS = 100  # per axis: more triangles take long to draw and show nothing
 _UNKNOWN = "#d0d0d0"  # where the model gives no finite answer
-_OTHERS = (
-    "#D55E00",
-    "#E69F00",
-    "#CC79A7",
-    "#009E73",
-    "#56B4E9",
-    "#F0E442",
-    "#999999",
-    "#8C510A",
-    "#5E3C99",
-    "#000000",
-)
+_OTHERS = (*(COLOURS[k] for k in (1, 5, 3, 2, 4)), "#F0E442", "#999999", "#8C510A", "#5E3C99", COLOURS[6])
 
 
 def landscape_figure(landscapes: Mapping[str, Landscape], classes: Sequence[str] = ()) -> Figure:
@@ -44,18 +33,17 @@ def landscape_figure(landscapes: Mapping[str, Landscape], classes: Sequence[str]
     first = next(iter(landscapes.values()))
     kind = "one image" if first.images == 1 else f"mean of {first.images} images"
     figure.suptitle(f"Loss landscape, {kind}, {Threat(first.norm, first.eps)}", fontsize=12, color=INK)
+    losses = ("cross_entropy", "margin")
     scales = {
-        loss: _limits([np.asarray(getattr(item, loss)) for item in landscapes.values()])
-        for loss in ("cross_entropy", "margin")
+        loss: _limits([np.asarray(getattr(item, loss)) for item in landscapes.values()]) for loss in losses
     }
     for row, (name, item) in enumerate(zip(shorten(landscapes), landscapes.values(), strict=True)):
         panels = [figure.add_subplot(len(landscapes), 5, 5 * row + 1 + k) for k in range(3)]
-        _contour(
-            figure, panels[0], item, "cross_entropy", scales["cross_entropy"], f"{name}\ncross-entropy (nats)"
-        )
-        _contour(figure, panels[1], item, "margin", scales["margin"], "\nmargin (logits)")
+        captions = {"cross_entropy": f"{name}\ncross-entropy (nats)", "margin": "\nmargin (logits)"}
+        for axes, (loss, caption) in zip(panels, captions.items(), strict=False):
+            _contour(figure, axes, item, loss, scales[loss], caption)
         _region(figure, panels[2], item, classes)
-        for k, loss in enumerate(("cross_entropy", "margin")):
+        for k, loss in enumerate(losses):
             axes = figure.add_subplot(len(landscapes), 5, 5 * row + 4 + k, projection="3d")
             _surface(axes, item, loss, scales[loss])
     return figure

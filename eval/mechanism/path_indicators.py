@@ -81,8 +81,8 @@ def dynamic_indicators(
         batch_size: images at once; no indicator depends on it. seed: of the random start.
         sample_ids: (N,), what each image's start depends on.
     """
-    scale = averaged_over if protocol == "cleverhans" else 1
-    recorder = _Recorder(model, x, y, steps, averaged_over, loss, double, scale)
+    recorder = _Recorder(model, x, y, steps, averaged_over, loss, double)
+    recorder.scale = averaged_over if protocol == "cleverhans" else 1
     result = pgd(
         model,
         x,
@@ -102,24 +102,25 @@ def dynamic_indicators(
         sample_ids=sample_ids,
         on_step=recorder,
     )
-    return recorder.indicators(result.adversarial)
+    return DynamicIndicators(
+        **recorder.single.columns(),
+        gradient_norm=recorder.single.norms.cpu(),
+        loss=recorder.losses.cpu(),
+        correct=recorder.right.float().mean(1).cpu(),
+        adversarial=result.adversarial,
+        double=None if recorder.double is None else Directions(**recorder.double.columns()),
+    )
 
 
 class _Recorder:
-    """Collects what PGD shows before each of its steps."""
+    """Collects what PGD shows before each of its steps; ``scale``: of the loss that the protocol averages."""
+
+    scale = 1
 
     def __init__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        steps: int,
-        averaged_over: int,
-        loss: str,
-        double: bool,
-        scale: int,
+        self, model: nn.Module, x: Tensor, y: Tensor, steps: int, averaged_over: int, loss: str, double: bool
     ) -> None:
-        self.y, self.loss, self.scale = y, loss, scale
+        self.y, self.loss = y, loss
         self.single = DirectionRecorder(steps, x, averaged_over, x.dtype)
         self.double = DirectionRecorder(steps, x, averaged_over, torch.float64) if double else None
         self.model = in_double(model) if double else model
@@ -134,14 +135,3 @@ class _Recorder:
         if self.double is not None:
             grad = input_gradient(self.model, step.x_adv.double(), self.y[rows], self.loss).grad
             self.double.take(t, rows, grad.nan_to_num(0, 0, 0))
-
-    def indicators(self, adversarial: Tensor) -> DynamicIndicators:
-        """Return what was recorded."""
-        return DynamicIndicators(
-            **self.single.columns(),
-            gradient_norm=self.single.norms.cpu(),
-            loss=self.losses.cpu(),
-            correct=self.right.float().mean(1).cpu(),
-            adversarial=adversarial,
-            double=None if self.double is None else Directions(**self.double.columns()),
-        )

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.gradient.pgd import STEP_FLOOR
-from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, shorten, tidy
-from eval.core.stats import Interval
+from eval.core.plot_style import INK, colour, legend_below, marker, panels, shorten, tidy
+from eval.core.stats import Interval, wilson
 from eval.core.threats import Threat
 from eval.mechanism.entropy import EntropySplit
 from eval.mechanism.path_indicators import DynamicIndicators
@@ -33,6 +34,21 @@ class SecurityCurve:
     eps: Sequence[float]
     accuracy: Sequence[float]
     intervals: Sequence[Interval]
+
+
+def nested_curve(radii: Sequence[float], clean: ArrayLike, robust: Sequence[ArrayLike]) -> SecurityCurve:
+    """Return the curve of images (n,) right at 0, ``clean``, and at every radius: balls nest, what broke stays broken.
+
+    Args:
+        radii: increasing.
+        clean: (n,) bool.
+        robust: (n,) bool per radius.
+    """
+    alive = np.logical_and.accumulate([np.asarray(mask, dtype=bool) for mask in (clean, *robust)])
+    counts, n = alive.sum(1).tolist(), alive.shape[1]
+    return SecurityCurve(
+        [0.0, *radii], [count / n for count in counts], [wilson(count, n) for count in counts]
+    )
 
 
 def adversarial_grid(
@@ -56,22 +72,19 @@ def adversarial_grid(
         title: of the figure.
     """
     n = len(x)
-    figure = new_figure(1.35 * n + 1.1, 5.2)
-    figure.suptitle(title, fontsize=11, color=INK)
+    figure, grid = panels(3, n, (1.35 * n + 1.1, 5.2), title)
     change = adversarial - x
     largest = change.flatten(1).abs().amax(1).clamp_min(1e-12)
     magnified = 0.5 + change / (2 * largest.view(-1, 1, 1, 1))
-    panels = figure.subplots(3, n, squeeze=False)
     for i in range(n):
         clean = _prediction(clean_logits[i], int(labels[i]), classes)
         attacked = _prediction(adversarial_logits[i], int(labels[i]), classes)
         captions = (clean, (f"×{0.5 / float(largest[i]):.3g}", INK), attacked)
-        for row, (image, (text, shade)) in enumerate(
-            zip((x[i], magnified[i], adversarial[i]), captions, strict=True)
-        ):
-            _show(panels[row, i], image, text, shade)
+        images = (x[i], magnified[i], adversarial[i])
+        for axes, image, caption in zip(grid[:, i], images, captions, strict=True):
+            _show(axes, image, *caption)
     for row, text in enumerate(("original", "perturbation", "attacked")):
-        panels[row, 0].set_ylabel(text, fontsize=9, color=INK)
+        grid[row, 0].set_ylabel(text, fontsize=9, color=INK)
     return figure
 
 
@@ -86,8 +99,7 @@ def _show(axes: Axes, image: Tensor, caption: str, shade: str) -> None:
     pixels = image.detach().float().cpu().clamp(0, 1).movedim(0, -1).numpy()
     axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
     axes.set_title(caption, fontsize=8, color=shade)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
 
 
 def security_figure(curves: Mapping[str, Mapping[str, SecurityCurve]], attack: str = "") -> Figure:
@@ -97,10 +109,9 @@ def security_figure(curves: Mapping[str, Mapping[str, SecurityCurve]], attack: s
         curves: by norm, then by the model's name.
         attack: what was run, for the title.
     """
-    figure = new_figure(4.6 * len(curves) + 0.4, 4.0)
-    figure.suptitle(f"Robust accuracy against the radius {attack}".strip(), fontsize=11, color=INK)
-    panels = figure.subplots(1, len(curves), squeeze=False)[0]
-    for axes, (norm, models) in zip(panels, curves.items(), strict=True):
+    title = f"Robust accuracy against the radius {attack}".strip()
+    figure, grid = panels(1, len(curves), (4.6 * len(curves) + 0.4, 4.0), title)
+    for axes, (norm, models) in zip(grid[0], curves.items(), strict=True):
         tidy(axes, norm, f"eps ({norm}, pixels in [0, 1])", "accuracy")
         for k, (name, curve) in enumerate(zip(shorten(models), models.values(), strict=True)):
             axes.plot(curve.eps, curve.accuracy, marker=marker(k), markersize=4, color=colour(k), label=name)
@@ -108,7 +119,7 @@ def security_figure(curves: Mapping[str, Mapping[str, SecurityCurve]], attack: s
             axes.fill_between(curve.eps, low, high, color=colour(k), alpha=0.18, linewidth=0)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlim(left=0)
-    legend_below(figure, panels[0])
+    legend_below(figure, grid[0, 0])
     return figure
 
 
@@ -117,13 +128,8 @@ def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat, path
 
     Indicators of directions by both definitions, see `eval.mechanism.directions`; dotted: float64.
     """
-    figure = new_figure(12.5, 9.2)
-    figure.suptitle(
-        f"Gradients along the path of {path}, {threat} (median, band: quartiles; dotted: float64)",
-        fontsize=11,
-        color=INK,
-    )
-    panels = figure.subplots(3, 3).ravel()
+    title = f"Gradients along the path of {path}, {threat} (median, band: quartiles; dotted: float64)"
+    figure, grid = panels(3, 3, (12.5, 9.2), title)
     titles = (
         ("gradient_norm", "gradient norm", "L2, per pixel unit"),
         ("cosine", "cosine to the previous gradient", "cosine"),
@@ -135,7 +141,7 @@ def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat, path
         ("loss", "cross-entropy", "nats"),
         ("correct", "classified correctly", "share of images"),
     )
-    for axes, (name, title, unit) in zip(panels, titles, strict=True):
+    for axes, (name, title, unit) in zip(grid.flat, titles, strict=True):
         tidy(axes, title, "step", unit)
         for k, (label, item) in enumerate(zip(shorten(models), models.values(), strict=True)):
             values = getattr(item, name)
@@ -151,7 +157,7 @@ def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat, path
             axes.set_yscale("log")
         if name in ("same_sign", "correct", "clamped"):
             axes.set_ylim(-0.02, 1.02)
-    legend_below(figure, panels[0])
+    legend_below(figure, grid[0, 0])
     return figure
 
 
@@ -169,11 +175,8 @@ def _curve(axes: Axes, values: Tensor, steps: int, *, banded: bool = True, **sty
 
 def static_figure(models: Mapping[str, StaticIndicators]) -> Figure:
     """Draw the distribution of every static indicator over the images as cumulative shares."""
-    figure = new_figure(12.5, 6.4)
-    figure.suptitle(
-        "Input gradients at the clean images (cumulative share of images)", fontsize=11, color=INK
-    )
-    panels = figure.subplots(2, 3).ravel()
+    title = "Input gradients at the clean images (cumulative share of images)"
+    figure, grid = panels(2, 3, (12.5, 6.4), title)
     titles = (
         ("gradient_norm", "gradient norm (dotted: float64)", "L2, per pixel unit", True),
         ("stability", "direction under noise", "mean cosine", False),
@@ -182,13 +185,11 @@ def static_figure(models: Mapping[str, StaticIndicators]) -> Figure:
         ("logit_scale", "logit scale", "standard deviation over classes", False),
         ("curvature", "input curvature", "|largest eigenvalue|, nats per pixel unit²", True),
     )
-    for axes, (name, title, unit, logarithmic) in zip(panels, titles, strict=True):
+    for axes, (name, title, unit, logarithmic) in zip(grid.flat, titles, strict=True):
         tidy(axes, title, unit, "share of images")
         for k, (label, item) in enumerate(zip(shorten(models), models.values(), strict=True)):
-            values = getattr(item, name)
-            _cumulative(
-                axes, values.abs() if name == "curvature" else values, logarithmic, colour(k), label, "-"
-            )
+            values = getattr(item, name).abs() if name == "curvature" else getattr(item, name)
+            _cumulative(axes, values, logarithmic, colour(k), label, "-")
             if name == "gradient_norm":
                 _cumulative(axes, item.gradient_norm64, logarithmic, colour(k), None, ":")
         if logarithmic:
@@ -198,7 +199,7 @@ def static_figure(models: Mapping[str, StaticIndicators]) -> Figure:
             axes.axvline(floor, color=INK, linewidth=1, linestyle="--")
             axes.annotate("cleverhans' floor ", (floor, 0.97), fontsize=7, color=INK, ha="right", va="top")
         axes.set_ylim(0, 1.02)
-    legend_below(figure, panels[0])
+    legend_below(figure, grid[0, 0])
     return figure
 
 
@@ -216,22 +217,14 @@ def _cumulative(
 
 def entropy_figure(models: Mapping[str, tuple[EntropySplit, EntropySplit]], attack: str = "") -> Figure:
     """Draw histograms of the predictive entropy, clean and attacked, correct and wrong apart; a row per model."""
-    figure = new_figure(9.5, 2.5 * len(models) + 0.8)
-    figure.suptitle(f"Predictive entropy {attack}".strip(), fontsize=11, color=INK)
-    panels = figure.subplots(len(models), 2, squeeze=False, sharex=True)
+    title = f"Predictive entropy {attack}".strip()
+    figure, grid = panels(len(models), 2, (9.5, 2.5 * len(models) + 0.8), title, sharex=True)
     for row, (name, splits) in enumerate(zip(shorten(models), models.values(), strict=True)):
-        for axes, split, kind in zip(panels[row], splits, ("clean", "attacked"), strict=True):
+        for axes, split, kind in zip(grid[row], splits, ("clean", "attacked"), strict=True):
             tidy(axes, f"{name}: {kind}", "entropy (bits)" if row == len(models) - 1 else "", "images")
-            groups = [split.bits[mask].numpy() for mask in (split.correct, ~split.correct)]
-            labels = [
-                f"{word} ({len(group)})" for word, group in zip(("correct", "wrong"), groups, strict=True)
-            ]
-            axes.hist(
-                groups,
-                bins=np.linspace(0, split.most, 25),
-                stacked=True,
-                color=[colour(0), colour(1)],
-                label=labels,
-            )
+            right, wrong = (split.bits[mask].numpy() for mask in (split.correct, ~split.correct))
+            style = {"color": [colour(0), colour(1)], "bins": np.linspace(0, split.most, 25), "stacked": True}
+            labels = [f"correct ({len(right)})", f"wrong ({len(wrong)})"]
+            axes.hist([right, wrong], label=labels, **style)
             axes.legend(frameon=False, fontsize=8)
     return figure

@@ -130,7 +130,7 @@ def static_indicators(
         batch: images over which the cleverhans protocol averages its loss.
         batch_size: images at once.
         seed: of the random points.
-        sample_ids: (N,), what each image's points hang on.
+        sample_ids: (N,), what each image's points depend on.
     """
     ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
     double = in_double(model)

@@ -51,12 +51,9 @@ def measured(value: Value) -> Measured:
 
 def written(table: Table) -> list[list[Written]]:
     """Return the table's cells, row by row."""
-    scales = [_scale(table, column) for column in table.columns]
+    scales = [(column, _scale(table, column)) for column in table.columns]
     return [
-        [
-            _write(measured(row.get(column.key)), column, scale)
-            for column, scale in zip(table.columns, scales, strict=True)
-        ]
+        [_write(measured(row.get(column.key)), column, scale) for column, scale in scales]
         for row in table.rows
     ]
 
@@ -70,12 +67,8 @@ def _scale(table: Table, column: Column) -> Scale:
     if column.kind in _SHARES:
         return 0.0, 1.0, True
     entries = [measured(row.get(column.key)) for row in table.rows]
-    numbers = [
-        value
-        for entry in entries
-        for value in (entry.value, entry.low, entry.high)
-        if isinstance(value, float | int)
-    ]
+    values = [value for entry in entries for value in (entry.value, entry.low, entry.high)]
+    numbers = [value for value in values if isinstance(value, float | int)]
     low, high = min(0.0, *numbers, 0.0), max(numbers, default=1.0)
     return low, high if high > low else low + 1.0, False
 
@@ -83,10 +76,8 @@ def _scale(table: Table, column: Column) -> Scale:
 def _write(entry: Measured, column: Column, scale: Scale) -> Written:
     value, share = entry.value, scale[2]
     if isinstance(value, str):
-        verdict = (
-            next((name for name in WORST_FIRST if name in value), "") if column.kind == "verdict" else ""
-        )
-        return Written(value, sort=value.casefold(), verdict=verdict)
+        named = [name for name in WORST_FIRST if name in value and column.kind == "verdict"]
+        return Written(value, sort=value.casefold(), verdict=named[0] if named else "")
     title = "" if entry.n is None else f"n = {entry.n}"
     bounds, bar = "", None
     if entry.low is not None and entry.high is not None:

@@ -105,15 +105,7 @@ def _load(content: bytes, where: str) -> dict[str, np.ndarray]:
         raise
     except KeyError as error:
         raise InputError(f"{where} lacks {error}; write it again") from None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        EOFError,
-        OSError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as error:
         raise InputError(f"{damaged} ({' '.join(str(error).split())[:80]})") from None
 
 
@@ -137,30 +129,21 @@ def _array(archive: zipfile.ZipFile, name: str, where: str) -> np.ndarray:
 def _checked(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     clean, attacked = arrays["clean"], arrays["adversarial"]
     fits = clean.dtype == np.uint8 == attacked.dtype and clean.ndim == 4 and clean.shape == attacked.shape
-    if (
-        not fits
-        or clean.shape[1] not in (1, 3)
-        or not all(0 < side <= _MOST_SIDE for side in clean.shape[2:])
-    ):
+    fits = fits and clean.shape[1] in (1, 3) and all(0 < side <= _MOST_SIDE for side in clean.shape[2:])
+    if not fits:
         raise InputError(
             f"{where}: clean is {clean.dtype} {clean.shape}, adversarial {attacked.dtype} {attacked.shape}; "
             f"expected uint8 (n, 1 or 3, H, W) of at most {_MOST_SIDE} pixels a side, twice"
         )
-    columns = {
-        name: _columns(arrays[name], len(clean), f"{where}: {name}") for name in ("predicted", "confidences")
-    }
-    labels, sure = arrays["labels"], columns["confidences"]
-    if (
-        labels.shape != (len(clean),)
-        or labels.dtype.kind not in "ui"
-        or columns["predicted"].dtype.kind not in "ui"
-    ):
+    n, labels = len(clean), arrays["labels"]
+    predicted, sure = (_columns(arrays[name], n, f"{where}: {name}") for name in ("predicted", "confidences"))
+    if labels.shape != (n,) or labels.dtype.kind not in "ui" or predicted.dtype.kind not in "ui":
         raise InputError(
             f"{where}: labels are {labels.dtype} {labels.shape}; expected whole numbers, one per image"
         )
     if not ((sure >= 0) & (sure <= 1.001)).all():  # NaN is neither; softmax may round above 1
         raise InputError(f"{where}: a confidence is not within 0 to 1; write the file again")
-    return {"clean": clean, "adversarial": attacked, "labels": labels, **columns}
+    return arrays | {"predicted": predicted, "confidences": sure}
 
 
 def _columns(values: np.ndarray, n: int, where: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a report says of one trained model: its audits, cost, settings, plots and adversarial images."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ParamSpec, TypeVar
@@ -169,19 +170,12 @@ def read_model(folder: Folder, cell: CellRecord) -> Model:
             if found is not None:
                 model.audits.append(found)
                 model.passes += found.cost.forwards + found.cost.backwards
-        else:
-            _add_cost(model, folder, name)
+            continue
+        with contextlib.suppress(InputError):  # files that record no cost of attacks do not matter here
+            cost = folder.record(name, _WithCost).cost
+            model.attacks += cost.seconds
+            model.passes += cost.forwards + cost.backwards
     return model
-
-
-def _add_cost(model: Model, folder: Folder, name: str) -> None:
-    """Add the cost of an attack's file; files that record none do not matter here."""
-    try:
-        cost = folder.record(name, _WithCost).cost
-    except InputError:
-        return
-    model.attacks += cost.seconds
-    model.passes += cost.forwards + cost.backwards
 
 
 def add_gallery(folder: Folder, model: Model, budget: Budget, most: int) -> None:

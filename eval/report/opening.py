@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.core.formatting import percent
+from eval.core.stats import known_mean
 from eval.report.cell_format import WORST_FIRST, measured
 from eval.report.model import Model
-from eval.report.overview import audits_by_threat, average, by_group, robust
+from eval.report.overview import audits_by_threat, by_group, robust
 from eval.study.results.record import StudyRecord
 from eval.study.results.table import Measured, Value
 
@@ -58,12 +59,9 @@ def make_opening(study: StudyRecord, models: Sequence[Model], gaps: Sequence[Gap
     gaps, protocol = list(gaps) or study_gaps(study), PAPER
     if not gaps:
         gaps, protocol = _audit_gaps(models), PGD
-    sentences = [
-        _clean_sentence(models),
-        *([_gap_sentence(gaps, protocol)] if gaps else []),
-        _audit_sentence(study, models),
-    ]
-    return Opening(gaps, protocol, [sentence for sentence in sentences if sentence])
+    about_gaps = _gap_sentence(gaps, protocol) if gaps else ""
+    sentences = (_clean_sentence(models), about_gaps, _audit_sentence(study, models))
+    return Opening(gaps, protocol, list(filter(None, sentences)))
 
 
 def study_gaps(study: StudyRecord) -> list[Gap]:
@@ -91,19 +89,16 @@ def _audit_gaps(models: Sequence[Model]) -> list[Gap]:
     gaps = []
     for members in by_group(models).values():
         for threat, audits in audits_by_threat(members).items():
-            reported, left = average(audit.claimed_accuracy for audit in audits), robust(audits)
+            reported, left = known_mean(audit.claimed_accuracy for audit in audits), robust(audits)
             if reported is not None and left.value is not None:
-                clean = average(audit.clean_accuracy for audit in audits)
+                clean = known_mean(audit.clean_accuracy for audit in audits)
                 gaps.append(Gap(members[0].cell.title, threat, reported, left, clean))
     return gaps
 
 
 def _clean_sentence(models: Sequence[Model]) -> str:
-    shares = [
-        share
-        for members in by_group(models).values()
-        if (share := average(m.summary.test_accuracy for m in members))
-    ]
+    found = (known_mean(m.summary.test_accuracy for m in members) for members in by_group(models).values())
+    shares = [share for share in found if share]
     if not shares:
         return ""
     low, high = percent(min(shares)), percent(max(shares))
@@ -114,21 +109,15 @@ def _clean_sentence(models: Sequence[Model]) -> str:
 def _gap_sentence(gaps: Sequence[Gap], protocol: str) -> str:
     gap = max(gaps, key=lambda item: item.size)
     if gap.size <= _SMALL:
-        return f"What {protocol} reports is what all attacks leave, up to {_points(gap.size)}."
-    left = gap.left
-    bounds = (
-        ""
-        if left.low is None or left.high is None
-        else f" (95 %: {percent(left.low)} to {percent(left.high)})"
-    )
+        return (
+            f"What {protocol} reports is what all attacks leave, up to {100 * max(gap.size, 0):.1f} points."
+        )
+    known = gap.left.low is not None and gap.left.high is not None
+    bounds = f" (95 %: {percent(gap.left.low)} to {percent(gap.left.high)})" if known else ""
     return (
         f"{'Most is overstated for ' if len(gaps) > 1 else 'For '}{gap.regime} under {gap.threat}: {protocol} reports "
         f"{percent(gap.reported)}, all attacks together leave {percent(gap.remaining)}{bounds}."
     )
-
-
-def _points(share: float) -> str:
-    return f"{100 * max(share, 0):.1f} points"
 
 
 def _audit_sentence(study: StudyRecord, models: Sequence[Model]) -> str:

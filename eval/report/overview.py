@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from eval.audit.audit_file import AuditFile
-from eval.core.stats import mean_interval
+from eval.core.stats import known_mean, mean_interval
 from eval.report.cell_format import WORST_FIRST, measured
 from eval.report.model import Model
 from eval.study.results.record import CellRecord
@@ -58,10 +58,10 @@ def verdict_table(models: Sequence[Model]) -> Table | None:
         | {
             "threat": threat,
             "verdict": verdict_text([audit.verdict for audit in found]),
-            "clean": average(audit.clean_accuracy for audit in found),
-            "claimed": average(audit.claimed_accuracy for audit in found),
+            "clean": known_mean(audit.clean_accuracy for audit in found),
+            "claimed": known_mean(audit.claimed_accuracy for audit in found),
             "robust": robust(found),
-            "alarms": average(audit.alarms for audit in found),
+            "alarms": known_mean(audit.alarms for audit in found),
             "seeds": len(found),
         }
         for members in by_group(models).values()
@@ -81,12 +81,6 @@ def verdict_text(verdicts: Sequence[str]) -> str:
         return str(verdicts[0])
     counts = {name: verdicts.count(name) for name in WORST_FIRST if name in verdicts}
     return ", ".join(f"{name} {number} of {len(verdicts)}" for name, number in counts.items())
-
-
-def average(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are known."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def robust(audits: Sequence[AuditFile]) -> Measured:
@@ -132,15 +126,13 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 def cell_table(cells: Sequence[CellRecord]) -> Table | None:
     """Return one row per cell of the grid; None where there is at most one."""
-    rows = (
-        _place(cell)
-        | {"seed": "" if cell.seed is None else str(cell.seed), "threats": ", ".join(cell.threats)}
-        | {"status": cell.status, "hash": cell.hash[:12]}
-        for cell in cells
-    )
-    return (
-        Table("cells", "Models", "One row per cell of the grid.", _CELLS, tuple(rows)) if cells[1:] else None
-    )
+    if len(cells) < 2:
+        return None
+    rows = []
+    for cell in cells:
+        row = {"seed": "" if cell.seed is None else str(cell.seed), "threats": ", ".join(cell.threats)}
+        rows.append(_place(cell) | row | {"status": cell.status, "hash": cell.hash[:12]})
+    return Table("cells", "Models", "One row per cell of the grid.", _CELLS, tuple(rows))
 
 
 def filled_columns(table: Table, constant: tuple[Column, ...] = ()) -> Table:

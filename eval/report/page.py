@@ -1,7 +1,6 @@
 """Rendering the page: one self-contained HTML file whose content security policy blocks all requests."""
 
 import base64
-import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -10,10 +9,10 @@ from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
-from eval.core.formatting import duration, percent
+from eval.core.formatting import templates
 from eval.report import cell_format
 from eval.report.cell_format import flatten
 from eval.report.model import Model, Plot
@@ -56,18 +55,10 @@ def render(report: Report) -> str:
     return template.render(_context(report), next_id=lambda: f"e{next(numbers)}")
 
 
-@functools.cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("eval.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("eval.report", autoescape=True)
     environment.globals |= {"written": cell_format.written, "is_number": cell_format.is_number}
-    environment.filters |= {"percent": percent, "number": cell_format.number, "duration": duration}
-    environment.filters |= {"plural": plural, "moment": moment}
+    environment.filters |= {"number": cell_format.number, "plural": plural, "moment": moment}
     return environment
 
 

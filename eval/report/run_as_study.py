@@ -5,7 +5,6 @@ from typing import Any
 
 from eval.attack.labels import attack_label, protocol_label
 from eval.attack.results import AttackResults, parse_results
-from eval.audit.audit_file import AuditFile
 from eval.core.formatting import percent
 from eval.core.records import FORMAT
 from eval.core.threats import Threat
@@ -38,17 +37,8 @@ def read_run(folder: Folder) -> tuple[StudyRecord, Model, list[Gap]]:
     """
     config = folder.record("config.json", RunConfig)
     name = folder.path.resolve().name
-    model = read_model(
-        folder,
-        CellRecord(
-            id=name,
-            dataset=config.dataset.name,
-            network=config.network,
-            regime=config.algo,
-            seed=config.seed,
-            status="finished",
-        ),
-    )
+    place: dict[str, Any] = {"dataset": config.dataset.name, "network": config.network, "regime": config.algo}
+    model = read_model(folder, CellRecord(id=name, seed=config.seed, status="finished", **place))
     results = _read_results(folder, model)
     worst = worst_cases(results)
     device = model.summary.device
@@ -70,10 +60,8 @@ def _read_results(folder: Folder, model: Model) -> list[AttackResults]:
     for name in folder.names("results", ".json"):
         content = model.attempt(folder.record, name, dict[str, Any])
         if content is not None and isinstance(content.get("attack"), dict):
-            result = model.attempt(parse_results, content, name)
-            if result is not None:
-                found.append(result)
-    return in_order(found)
+            found.append(model.attempt(parse_results, content, name))
+    return in_order([result for result in found if result is not None])
 
 
 def _robust(result: AttackResults) -> Measured:
@@ -87,7 +75,7 @@ def _attack_table(results: Sequence[AttackResults]) -> Table:
             "attack": attack_label(result),
             "protocol": protocol_label(result),
             "robust": _robust(result),
-            "shortened": result.shortened if result.threat.norm == "L2" else None,
+            "shortened": result.shortened_l2,
             "queries": float(result.queries.mean()),
             "seconds": float(result.cost.get("seconds", 0.0)),
             "n": result.n,
@@ -99,18 +87,12 @@ def _attack_table(results: Sequence[AttackResults]) -> Table:
 
 
 def _worst_table(worst: Sequence[tuple[AttackResults, int]]) -> Table:
-    rows: tuple[dict[str, Value], ...] = tuple(
-        {
-            "threat": str(case.threat),
-            "clean": case.clean_accuracy,
-            "robust": _robust(case),
-            "attacks": number,
-            "n": case.n,
-        }
-        for case, number in worst
-    )
+    rows: list[dict[str, Value]] = []
+    for case, number in worst:
+        row: dict[str, Value] = {"threat": str(case.threat), "attacks": number, "n": case.n}
+        rows.append(row | {"clean": case.clean_accuracy, "robust": _robust(case)})
     note = "An image counts as robust only if no attack of the table below broke it."
-    return Table("worst", "Worst case per image", note, _WORST, rows)
+    return Table("worst", "Worst case per image", note, _WORST, tuple(rows))
 
 
 def _claims(
@@ -130,7 +112,11 @@ def _claims(
         for threat, pair in _protocols(results).items()
         if threat.norm == "L2" and {"cleverhans", "normalized"} <= pair.keys()
     ]
-    return lines + [_audit_line(audit) for audit in model.audits]
+    return lines + [
+        f"The audit under {audit.threat} says {audit.headline}: PGD on the cross-entropy claims "
+        f"{percent(audit.claimed_accuracy)}, the worst case of all attacks is {percent(audit.robust_accuracy)}."
+        for audit in model.audits
+    ]
 
 
 def _protocols(results: Sequence[AttackResults]) -> dict[Threat, dict[str, AttackResults]]:
@@ -146,25 +132,11 @@ def _protocols(results: Sequence[AttackResults]) -> dict[Threat, dict[str, Attac
 def _gaps(
     model: Model, results: Sequence[AttackResults], worst: Sequence[tuple[AttackResults, int]]
 ) -> list[Gap]:
-    protocols = _protocols(results)
+    protocols, regime = _protocols(results), model.cell.regime
     gaps = []
     for case, number in worst:
         reported = protocols.get(case.threat, {}).get("cleverhans")
         if reported is not None and number > 1:
-            gaps.append(
-                Gap(
-                    model.cell.regime,
-                    str(case.threat),
-                    reported.robust_accuracy,
-                    _robust(case),
-                    case.clean_accuracy,
-                )
-            )
+            accuracies = (reported.robust_accuracy, _robust(case), case.clean_accuracy)
+            gaps.append(Gap(regime, str(case.threat), *accuracies))
     return gaps
-
-
-def _audit_line(audit: AuditFile) -> str:
-    return (
-        f"The audit under {audit.threat} says {audit.headline}: PGD on the cross-entropy claims "
-        f"{percent(audit.claimed_accuracy)}, the worst case of all attacks is {percent(audit.robust_accuracy)}."
-    )

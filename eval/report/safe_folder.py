@@ -2,6 +2,7 @@
 
 import os
 import stat
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,12 +65,9 @@ class Folder:
             return []
         try:
             with os.scandir(handle) as entries:
-                found = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
-            files = [
-                item
-                for item in found
-                if stat.S_ISREG(os.lstat(item, dir_fd=handle).st_mode)  # not through links
-            ]
+                found = [entry.name for entry in islice(entries, _MOST_ENTRIES)]
+            # Not through links.
+            files = [item for item in found if stat.S_ISREG(os.lstat(item, dir_fd=handle).st_mode)]
         except OSError:
             return []
         finally:

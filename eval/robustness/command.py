@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -17,10 +18,10 @@ from eval.attack.runner import check_batch_size
 from eval.core.formatting import make_table, percent, print_table, with_interval
 from eval.core.plot_style import save_figure
 from eval.core.progress import progress_bar, warn_about
-from eval.core.stats import mcnemar, wilson
+from eval.core.stats import mcnemar
 from eval.core.targets import Samples, Target, load_target
 from eval.core.threats import Threat
-from eval.mechanism.plots import SecurityCurve, security_figure
+from eval.mechanism.plots import SecurityCurve, nested_curve, security_figure
 from eval.robustness.iterations import IterationCurve, iteration_curve, iteration_figure, iteration_tables
 from eval.robustness.options import RobustnessCommand
 from eval.robustness.options import main as main
@@ -73,10 +74,9 @@ def _ask_pgd(config: RobustnessCommand, loaded: Sequence[tuple[Target, Samples]]
             with progress_bar(label, len(samples), config.progress) as report:
                 cell = (target, samples, threat, protocol, loss)
                 if asked.target_class is not None:
-                    found = targeted_outcome(*cell, asked.target_class, report=report, **common)
-                    outcomes.append(found)
+                    outcomes.append(targeted_outcome(*cell, asked.target_class, report=report, **common))
                     continue
-                common["folder"], common["force"] = target.results_dir / "iterations", config.force
+                common |= {"folder": target.results_dir / "iterations", "force": config.force}
                 curves.append(iteration_curve(*cell, asked.iterations, report=report, **common))
     stem = "iterations" if curves else f"targeted-{asked.target_class}"
     tables = iteration_tables(curves) if curves else targeted_tables(outcomes)
@@ -133,10 +133,8 @@ def print_reports(reports: Sequence[RobustnessReport]) -> None:
 def report_tables(reports: Sequence[RobustnessReport]) -> list[Table]:
     """Return one table per threat model: attacks and worst case as rows; costs for one model, columns for several."""
     threats = list(dict.fromkeys(threat for report in reports for threat in report.results))
-    return [
-        reports[0].table(threat) if len(reports) == 1 else _side_by_side(reports, threat)
-        for threat in threats
-    ]
+    make = reports[0].table if len(reports) == 1 else partial(_side_by_side, reports)
+    return [make(threat) for threat in threats]
 
 
 def _side_by_side(reports: Sequence[RobustnessReport], threat: Threat) -> Table:
@@ -148,9 +146,8 @@ def _side_by_side(reports: Sequence[RobustnessReport], threat: Threat) -> Table:
     for name in shown:
         table.add_row(name, *(_cell(report.results.get(threat, {}).get(name)) for report in reports))
     table.add_section()
-    table.add_row(
-        "worst case per image", *(_cell(report.worst.get(threat)) for report in reports), style="bold"
-    )
+    worst = (_cell(report.worst.get(threat)) for report in reports)
+    table.add_row("worst case per image", *worst, style="bold")
     return table
 
 
@@ -158,8 +155,7 @@ def _cell(result: AttackResults | None) -> str:
     if result is None:
         return "-"
     text = with_interval(result.robust_accuracy, result.interval)
-    short = result.shortened if result.threat.norm == "L2" else None
-    return text if short is None else f"{text} ({percent(short)})"
+    return text if result.shortened_l2 is None else f"{text} ({percent(result.shortened_l2)})"
 
 
 def comparisons(reports: Sequence[RobustnessReport]) -> list[str]:
@@ -186,25 +182,17 @@ def _curves(
 ) -> dict[str, dict[str, SecurityCurve]]:
     curves: dict[str, dict[str, SecurityCurve]] = {}
     for target, samples in loaded:
-        for norm in dict.fromkeys(threat.norm for threat in config.threats(samples.channels)):
-            radii = [threat.eps for threat in config.threats(samples.channels) if threat.norm == norm]
-            grid = [Threat(norm, factor * max(radii)) for factor in _CURVE_FACTORS]
+        chosen = config.threats(samples.channels)
+        for norm in dict.fromkeys(threat.norm for threat in chosen):
+            largest = max(threat.eps for threat in chosen if threat.norm == norm)
+            grid = [Threat(norm, factor * largest) for factor in _CURVE_FACTORS]
             report = _run(config, target, samples, ("pgd-margin",), grid)
             curves.setdefault(norm, {})[target.name] = security_curve(report)
     return curves
 
 
 def security_curve(report: RobustnessReport) -> SecurityCurve:
-    """Accuracy at every radius counts an image as broken once a smaller radius has broken it: balls nest."""
-    ordered = [report.worst[threat] for threat in sorted(report.worst, key=lambda threat: threat.eps)]
-    alive = ordered[0].clean_correct
-    counts = [int(alive.sum())]
-    for result in ordered:
-        alive = alive & result.robust
-        counts.append(int(alive.sum()))
-    n = report.n
-    return SecurityCurve(
-        [0.0, *(result.threat.eps for result in ordered)],
-        [count / n for count in counts],
-        [wilson(count, n) for count in counts],
-    )
+    """Return the accuracy at every radius of a report under one norm."""
+    ordered = sorted(report.worst.values(), key=lambda result: result.threat.eps)
+    radii, masks = [result.threat.eps for result in ordered], [result.robust for result in ordered]
+    return nested_curve(radii, ordered[0].clean_correct, masks)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from agents.common.command_line import run_cli
 from agents.common.run_dir import resolve_device
 from eval.attack.runner import attack_rows, check_batch_size, result_path, stored_results
 from eval.core.targets import Samples, Target, load_samples, load_target
-from eval.core.threats import Threat, chosen_threat, default_threats
+from eval.core.threats import Threat, chosen_threats
 from eval.robustness.command import print_reports
 from eval.robustness.suite import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
 
@@ -62,13 +62,8 @@ class DistributedCommand:
     """Where the result files go. Default: the model's results directory."""
 
     def threats(self, channels: int) -> tuple[Threat, ...]:
-        """Return the threat models for images of this kind.
-
-        Raises:
-            InputError: a bad norm or radius, or a radius without a norm.
-        """
-        chosen = chosen_threat(self.norm, self.eps, channels)
-        return default_threats(channels) if chosen is None else (chosen,)
+        """Return the threat models for images of this kind; errors as `eval.core.threats.chosen_threat`."""
+        return chosen_threats(self.norm, self.eps, channels)
 
 
 @dataclass(frozen=True)
@@ -82,10 +77,8 @@ class Rank:
     @classmethod
     def from_environment(cls) -> "Rank":
         """Return what torchrun says; the only process, where it was not used."""
-        given = os.environ
-        return cls(
-            int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1)), int(given.get("LOCAL_RANK", 0))
-        )
+        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+        return cls(*(int(os.environ.get(name, default)) for name, default in names.items()))
 
     def device(self, name: str) -> torch.device:
         """Return this process's device: the GPUs of a machine are dealt to its processes in turn."""
@@ -121,24 +114,16 @@ def evaluate_shared(
     """Attack this process's share; return the report of all shares in the first process, None in the others."""
     out = config.out or target.results_dir
     out.mkdir(parents=True, exist_ok=True)
+    place: dict[str, Any] = {"results_dir": out, "batch_size": config.batch_size}
     threats = config.threats(samples.channels)
     for _, spec in battery(config.attacks, threats, config.seed):
         if stored_results(result_path(target, samples, spec, out)) is None:
-            rows = rank.share(len(samples))
-            attack_rows(target, samples, spec, rows, results_dir=out, batch_size=config.batch_size)
+            attack_rows(target, samples, spec, rank.share(len(samples)), **place)
     if rank.world > 1:
         dist.barrier()
     if rank.rank != 0:
         return None
-    report = run_battery(
-        target,
-        samples,
-        config.attacks,
-        threats,
-        seed=config.seed,
-        results_dir=out,
-        batch_size=config.batch_size,
-    )
+    report = run_battery(target, samples, config.attacks, threats, seed=config.seed, **place)
     write_reports(out / "robustness.json", [report])
     return report
 

@@ -14,18 +14,16 @@ from torch import Tensor
 from agents.common.plain_numbers import takes_numbers
 from attacks.core.losses import misclassified
 from attacks.gradient.pgd import Step, pgd
-from envs.errors import InputError
-from envs.files import write_json
 from eval.attack.autosave import Progress, Report
 from eval.attack.results import configuration_hash
 from eval.core.formatting import make_table, with_interval
-from eval.core.plot_style import INK, colour, legend_below, new_figure, tidy
-from eval.core.stats import Interval, wilson
-from eval.core.targets import Samples, Target
+from eval.core.plot_style import colour, legend_below, panels, tidy
+from eval.core.records import FORMAT, bits, interval, read_record, share, write_record
+from eval.core.stats import Interval
+from eval.core.targets import Samples, Target, logits_of
 from eval.core.threats import Threat
 from eval.robustness.protocols import chunks, pgd_options
 
-FORMAT = 1
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -64,17 +62,22 @@ class IterationCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def accuracy(self) -> list[float]:
         """Share of the images that withstand, one per number of iterations."""
-        return [row.count("1") / len(row) for row in self.robust]
+        return [share(row) for row in self.robust]
 
     @property
     def intervals(self) -> list[Interval]:
         """Wilson's 95 % intervals over images."""
-        return [wilson(row.count("1"), len(row)) for row in self.robust]
+        return [interval(row) for row in self.robust]
 
     def figures(self) -> dict[str, Any]:
         """Return what the file of a command says of the curve, as plain JSON."""
         numbers = {"accuracy": self.accuracy, "ci95": [list(pair) for pair in self.intervals]}
         return msgspec.to_builtins(self) | numbers
+
+    def __post_init__(self) -> None:
+        n = len(self.data.get("indices", ()))
+        if len(self.robust) != len(self.iterations) or {len(row) for row in self.robust} != {n}:
+            raise ValueError(f"the curve has not {n} outcomes per number of iterations")
 
 
 @takes_numbers
@@ -98,16 +101,13 @@ def iteration_curve(
     count as broken, as in every table.
 
     Args:
-        target: the classifier.
-        samples: the images.
-        threat: norm and radius.
+        target, samples, threat: whom, on which images, within which norm and radius.
         protocol: one of `eval.robustness.protocols.PROTOCOLS`.
         loss: a name of `attacks.core.losses`.
         iterations: numbers of steps, at least 1.
         seed: of the random starts.
         batch_size: most images at once; no outcome depends on it.
-        folder: where finished curves are kept; None keeps nothing.
-        force: run again what is kept.
+        folder: where finished curves are kept; None keeps nothing, ``force`` runs again what is kept.
         report: told about the progress.
 
     Raises:
@@ -116,82 +116,55 @@ def iteration_curve(
     asked = sorted({int(number) for number in iterations})
     attack = pgd_options(protocol, loss, threat, asked[-1])
     data = samples.record() | {"indices": samples.indices.tolist()}
-    what = {"name": "iterations", "norm": threat.norm, "eps": threat.eps, "asked": asked} | attack
+    what = {"name": "iterations", **vars(threat), "asked": asked} | attack
     place = {"fingerprint": samples.fingerprint, "indices": data["indices"]}
     stem = f"{protocol}-{loss}-{threat.norm}-{threat.eps:.4g}"
     path = folder and folder / f"{stem}-{configuration_hash(what, place, target.sha256, seed)}.json"
     if path is not None and path.is_file() and not force:
-        return _read(path)
-    n, parts = len(samples), []
+        return read_record(path, IterationCurve, "delete it and rerun")
+    parts, options = [], {**vars(threat), **attack, "seed": seed, "batch_size": batch_size}
     for rows in chunks(target, samples, batch_size):
-        found = _Pass(target, samples, rows, asked, attack["keep"], report)
-        parts.append(found.run(threat, attack, seed, batch_size))
-        report(Progress(rows.stop, n, float(parts[-1][-1].float().mean()), 0.0))
-    robust = torch.cat(parts, dim=1).numpy()
-    bits = ["".join("01"[int(value)] for value in row) for row in robust]
-    curve = IterationCurve(
-        target.name, target.sha256, str(threat), protocol, loss, asked, bits, attack, data, seed
-    )
+        parts.append(_one_pass(target, samples, rows, asked, options, report))
+        report(Progress(rows.stop, len(samples), float(parts[-1][-1].float().mean()), 0.0))
+    robust = [bits(row) for row in torch.cat(parts, dim=1)]
+    question = (target.name, target.sha256, str(threat), protocol, loss, asked)
+    curve = IterationCurve(*question, robust, attack, data, seed)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, msgspec.to_builtins(curve))
+        write_record(path, curve)
     return curve
 
 
-class _Pass:
-    """One run of PGD over some of the samples, and what it shows after the steps that were asked for."""
+def _one_pass(
+    target: Target,
+    samples: Samples,
+    rows: slice,
+    asked: Sequence[int],
+    options: dict[str, Any],
+    report: Report,
+) -> Tensor:
+    """Return which images withstand PGD with ``options`` after the steps ``asked``, (len(asked), n) bool on the CPU."""
+    x, y = samples.batch(rows, target.device)
+    right = torch.ones(len(asked), len(x), dtype=torch.bool, device=x.device)
 
-    def __init__(
-        self, target: Target, samples: Samples, rows: slice, asked: Sequence[int], keep: str, report: Report
-    ) -> None:
-        self.model, self.asked, self.best = target.model, asked, keep == "best"
-        self.x, self.y = samples.batch(rows, target.device)
-        self.ids = samples.indices[rows].to(self.x.device)
-        self.right = torch.ones(len(asked), len(self.x), dtype=torch.bool, device=self.x.device)
-        self.report, self.done, self.total = report, rows.start, len(samples)
-
-    def __call__(self, step: Step) -> None:
-        wrong = misclassified(step.logits, self.y[step.rows])
-        self._note(step.index, step.rows, wrong)
-        if step.index % 10 == 0:
-            share = float(self.right[-1].float().mean())
-            self.report(Progress(self.done, self.total, share, 0.0, f"step {step.index}"))
-
-    def _note(self, index: int, rows: Tensor, wrong: Tensor) -> None:
+    def note(index: int, which: Tensor | slice, wrong: Tensor) -> None:
         """Take the iterate after ``index`` steps: of the best one, a misclassified iterate stays so ever after."""
-        for k, asked in enumerate(self.asked):
-            if asked == index or (self.best and asked > index):
-                self.right[k, rows] &= ~wrong
+        for k, number in enumerate(asked):
+            if number == index or (options["keep"] == "best" and number > index):
+                right[k, which] &= ~wrong
 
-    def run(self, threat: Threat, attack: dict[str, Any], seed: int, batch_size: int | None) -> Tensor:
-        """Return which images withstand (len(asked), n), bool on the CPU."""
-        common: dict[str, Any] = {
-            "seed": seed,
-            "sample_ids": self.ids,
-            "batch_size": batch_size,
-            "on_step": self,
-        }
-        result = pgd(self.model, self.x, self.y, norm=threat.norm, eps=threat.eps, **common, **attack)
-        everyone = torch.arange(len(self.x), device=self.x.device)
-        self._note(attack["steps"], everyone, result.success)
-        with torch.inference_mode():
-            clean = torch.cat([self.model(part) for part in self.x.split(batch_size or 256)])
-        return (self.right & ~misclassified(clean, self.y) & ~result.trace["not_attacked"]).cpu()
+    def on_step(step: Step) -> None:
+        note(step.index, step.rows, misclassified(step.logits, y[step.rows]))
+        if step.index % 10 == 0:
+            left = float(right[-1].float().mean())
+            report(Progress(rows.start, len(samples), left, 0.0, f"step {step.index}"))
 
-
-def _read(path: Path) -> IterationCurve:
-    try:
-        curve = msgspec.json.decode(path.read_bytes(), type=IterationCurve)
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise InputError(f"{path} is no curve of iterations ({error}); delete it and rerun") from None
-    n = len(curve.data.get("indices", ()))
-    if (
-        curve.format != FORMAT
-        or len(curve.robust) != len(curve.iterations)
-        or {len(row) for row in curve.robust} != {n}
-    ):
-        raise InputError(f"{path} is not of format {FORMAT} with {n} outcomes per row; delete it and rerun")
-    return curve
+    result = pgd(
+        target.model, x, y, sample_ids=samples.indices[rows].to(x.device), on_step=on_step, **options
+    )
+    note(options["steps"], slice(None), result.success)
+    clean = logits_of(target.model, x, options["batch_size"] or 256)
+    return (right & ~misclassified(clean, y) & ~result.trace["not_attacked"]).cpu()
 
 
 def iteration_tables(curves: Sequence[IterationCurve]) -> list[Table]:
@@ -216,13 +189,11 @@ def iteration_figure(curves: Sequence[IterationCurve]) -> Figure:
         list(dict.fromkeys(getattr(curve, name) for curve in curves))
         for name in ("model", "loss", "threat", "protocol")
     )
-    figure = new_figure(4.4 * len(losses) + 0.4, 3.4 * len(threats) + 0.7)
-    figure.suptitle(
-        "Robust accuracy after so many iterations of PGD (95 % Wilson bands)", fontsize=11, color=INK
-    )
-    panels = figure.subplots(len(threats), len(losses), squeeze=False, sharey=True)
+    size = (4.4 * len(losses) + 0.4, 3.4 * len(threats) + 0.7)
+    title = "Robust accuracy after so many iterations of PGD (95 % Wilson bands)"
+    figure, grid = panels(len(threats), len(losses), size, title, sharey=True)
     for curve in curves:
-        axes = panels[threats.index(curve.threat), losses.index(curve.loss)]
+        axes = grid[threats.index(curve.threat), losses.index(curve.loss)]
         tidy(axes, f"{curve.threat}, {curve.loss}", "iterations", "robust accuracy")
         shade = colour(protocols.index(curve.protocol))
         line = _LINES[models.index(curve.model) % len(_LINES)]
@@ -232,5 +203,5 @@ def iteration_figure(curves: Sequence[IterationCurve]) -> Figure:
         axes.fill_between(curve.iterations, low, high, color=shade, alpha=0.12, linewidth=0)
         axes.set_xscale("log")
         axes.set_ylim(-0.02, 1.02)
-    legend_below(figure, panels[0][0])
+    legend_below(figure, grid[0, 0])
     return figure

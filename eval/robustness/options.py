@@ -10,7 +10,7 @@ import tyro
 from agents.common.command_line import run_cli
 from envs.errors import InputError, unknown_name
 from eval.core.options import DataOptions
-from eval.core.threats import Threat, chosen_threat, default_threats
+from eval.core.threats import Threat, chosen_threats
 
 DEFAULT_BATTERY = ("fgsm", "pgd", "pgd-cleverhans", "pgd-margin", "pgd-mifpe")
 PROTOCOLS = ("pgd", "pgd-cleverhans", "pgd-paper", "pgd-paper-250")
@@ -90,19 +90,8 @@ class RobustnessCommand:
     """Show progress bars."""
 
     def threats(self, channels: int) -> tuple[Threat, ...]:
-        """Return the threat models for images of this kind.
-
-        Raises:
-            InputError: a bad norm or radius, or a radius without a norm.
-        """
-        chosen = chosen_threat(self.norm, self.eps, channels)
-        if chosen is None:
-            return default_threats(channels)
-        if self.eps is not None:
-            return (chosen,)
-        return tuple(threat for threat in default_threats(channels) if threat.norm == chosen.norm) or (
-            chosen,
-        )
+        """Return the threat models for images of this kind; errors as `eval.core.threats.chosen_threat`."""
+        return chosen_threats(self.norm, self.eps, channels)
 
 
 def main(argv: list[str] | None = None) -> int:

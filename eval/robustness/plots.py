@@ -1,12 +1,13 @@
 """The security picture: robust accuracy of every attack and model, with intervals and the worst case."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.attack.results import AttackResults
-from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, shorten, tidy
+from eval.core.plot_style import INK, colour, legend_below, marker, panels, shorten, tidy
 from eval.core.threats import Threat
 from eval.robustness.suite import RobustnessReport
 
@@ -19,14 +20,13 @@ def robustness_figure(reports: Sequence[RobustnessReport]) -> Figure:
     """
     threats = list(dict.fromkeys(threat for report in reports for threat in report.results))
     rows = max(len(report.results[threat]) + 1 for report in reports for threat in report.results)
-    height = 1.6 + rows * max(0.36, 0.2 * len(reports))
-    figure = new_figure(5.2 * len(threats) + 0.6, height)
-    panels = figure.subplots(1, len(threats), squeeze=False)[0]
+    size = (5.2 * len(threats) + 0.6, 1.6 + rows * max(0.36, 0.2 * len(reports)))
+    title = "Robust accuracy (95 % Wilson intervals; lines: clean accuracy)"
+    figure, grid = panels(1, len(threats), size, title)
     names = shorten(report.name for report in reports)
-    for axes, threat in zip(panels, threats, strict=True):
+    for axes, threat in zip(grid[0], threats, strict=True):
         _panel(axes, threat, reports, names)
-    figure.suptitle("Robust accuracy (95 % Wilson intervals; lines: clean accuracy)", fontsize=11, color=INK)
-    legend_below(figure, panels[0])
+    legend_below(figure, grid[0, 0])
     return figure
 
 
@@ -51,25 +51,10 @@ def _panel(axes: Axes, threat: Threat, reports: Sequence[RobustnessReport], name
 def _point(axes: Axes, result: AttackResults, height: float, k: int, label: str | None) -> None:
     low, high = result.interval
     accuracy = result.robust_accuracy
-    axes.errorbar(
-        accuracy,
-        height,
-        xerr=[[accuracy - low], [high - accuracy]],
-        fmt=marker(k),
-        markersize=5,
-        color=colour(k),
-        label=label,
-        capsize=2,
-        linewidth=1.2,
-    )
+    style: dict[str, Any] = {"fmt": marker(k), "markersize": 5, "color": colour(k), "linewidth": 1.2}
+    bars = [[accuracy - low], [high - accuracy]]
+    axes.errorbar(accuracy, height, xerr=bars, label=label, capsize=2, **style)
     if result.threat.norm == "L2" and result.shortened and result.shortened >= 0.005:
         text = f"{100 * result.shortened:.0f} % short"
-        axes.annotate(
-            text,
-            (high, height),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=6.5,
-            color=INK,
-            va="center",
-        )
+        place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(text, (high, height), fontsize=6.5, color=INK, **place)

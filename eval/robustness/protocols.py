@@ -21,8 +21,5 @@ def pgd_options(protocol: str, loss: str, threat: Threat, steps: int | None = No
     """Return the options of `attacks.pgd` for a protocol; ``steps`` replaces their number and leaves their length."""
     options = scaled(protocol, PRESETS[protocol][1], threat)
     whole: dict[str, Any] = {"step_size": threat.eps / 8, "steps": 100, "keep": "best", "box": True} | options
-    return (
-        whole
-        | {"loss": loss, "averaged_over": CLEVERHANS_BATCH}
-        | ({} if steps is None else {"steps": steps})
-    )
+    whole |= {"loss": loss, "averaged_over": CLEVERHANS_BATCH}
+    return whole if steps is None else whole | {"steps": steps}

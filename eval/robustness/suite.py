@@ -111,7 +111,7 @@ class RobustnessReport:
         for threat, attacks in self.results.items():
             rows = {name: _row(result) for name, result in attacks.items()}
             worst = _row(self.worst[threat]) | {"broken_by": _tally(self.worst[threat])}
-            threats.append({"norm": threat.norm, "eps": threat.eps, "attacks": rows, "worst_case": worst})
+            threats.append({**vars(threat), "attacks": rows, "worst_case": worst})
         first = next(iter(self.worst.values()))
         return {
             "name": self.name,
@@ -159,9 +159,7 @@ def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> l
             if options.get("protocol") == "cleverhans" and threat.norm == "L1":
                 continue
             plan.append((name, AttackSpec(attack, threat, scaled(name, options, threat), seed)))
-    inside = [
-        spec.record().get("box", True) for _, spec in plan
-    ]  # an attack that cannot run like this ends here
+    inside = [spec.record().get("box", True) for _, spec in plan]  # what cannot run like this ends here
     if plan and not any(inside):
         raise InputError(
             f"{', '.join(names)} may leave [0, 1]; add an attack inside it, such as pgd-cleverhans"
@@ -205,6 +203,7 @@ def run_battery(
     """
     threats = threats or default_threats(samples.channels)
     results: dict[Threat, dict[str, AttackResults]] = {threat: {} for threat in threats}
+    place: dict[str, Any] = {"results_dir": results_dir, "batch_size": batch_size}
     for name, spec in battery(names, threats, seed):
         found = None
         if results_dir is not None and not force:
@@ -212,9 +211,7 @@ def run_battery(
         if found is None:
             label = f"{target.name}: {name} {spec.threat}"
             with bar(label, len(samples)) if bar else nullcontext() as report:
-                found = run_attack(
-                    target, samples, spec, results_dir=results_dir, batch_size=batch_size, report=report
-                )
+                found = run_attack(target, samples, spec, report=report, **place)
         results[spec.threat][name] = found
     worst = {threat: worst_case(list(attacks.values()), list(attacks)) for threat, attacks in results.items()}
     return RobustnessReport(target.name, results, worst)
@@ -255,10 +252,7 @@ def evaluate(
     samples = samples_from(images, labels)
     report = run_battery(target, samples, names, threats, seed=seed, batch_size=batch_size)
     x, y = samples.batch(spread(len(samples), _CHECKED_IMAGES), target.device)
-    checks = (
-        check_model(classifier, x, y, norm=threat.norm, eps=threat.eps, needs_gradient=False)
-        for threat in report.worst
-    )
+    checks = (check_model(classifier, x, y, **vars(threat), needs_gradient=False) for threat in report.worst)
     return replace(report, findings=tuple(dict.fromkeys(line for found in checks for line in found.warnings)))
 
 

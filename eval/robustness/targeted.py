@@ -15,7 +15,7 @@ from envs.errors import InputError
 from eval.attack.autosave import Progress, Report
 from eval.core.formatting import make_table, percent, with_interval
 from eval.core.stats import Interval, wilson
-from eval.core.targets import Samples, Target
+from eval.core.targets import Samples, Target, logits_of
 from eval.core.threats import Threat
 from eval.robustness.protocols import chunks, pgd_options
 
@@ -72,7 +72,7 @@ class TargetedOutcome:
             name: None if found is None else {"value": found[0], "ci95": list(found[1])}
             for name, found in self.shares.items()
         }
-        head = {"model": self.model, "norm": self.threat.norm, "eps": self.threat.eps, "goal": self.goal}
+        head = {"model": self.model, **vars(self.threat), "goal": self.goal}
         head |= {"protocol": self.protocol, "loss": self.loss}
         return head | shares | {name: getattr(self, name).tolist() for name in ("label", "clean", "attacked")}
 
@@ -93,9 +93,7 @@ def targeted_outcome(
     """Run PGD towards class ``goal`` on all samples, images of that class included.
 
     Args:
-        target: the classifier.
-        samples: the images.
-        threat: norm and radius.
+        target, samples, threat: whom, on which images, within which norm and radius.
         protocol: one of `eval.robustness.protocols.PROTOCOLS`.
         loss: a name of `attacks.core.losses`, in its targeted form.
         goal: the class, 0..K-1.
@@ -106,41 +104,30 @@ def targeted_outcome(
     Raises:
         InputError, AttackError: there is no such class, a wrong name, or a model that cannot be attacked.
     """
-    options, goal = pgd_options(protocol, loss, threat), int(goal)
+    goal = int(goal)
+    options = {**pgd_options(protocol, loss, threat), **vars(threat), "seed": seed, "batch_size": batch_size}
     labels, clean, attacked = [], [], []
     for rows in chunks(target, samples, batch_size):
         x, y = samples.batch(rows, target.device)
-        before = _predict(target, x)
+        before = logits_of(target.model, x)
         classes = before.shape[1]
         if goal >= classes:
             raise InputError(f"--target-class is {goal}; {samples.name} has the classes 0 to {classes - 1}")
         # An attack may not aim at the label: an image of the goal's class gets another one, which its loss ignores (ce,
         # mifpe) or which it moves away from.
         other = torch.where(y == goal, (goal + 1) % classes, y)
-        result = pgd(
-            target.model,
-            x,
-            other,
-            norm=threat.norm,
-            eps=threat.eps,
-            targets=torch.full_like(y, goal),
-            seed=seed,
-            sample_ids=samples.indices[rows].to(x.device),
-            batch_size=batch_size,
-            **options,
-        )
+        place: dict[str, Any] = {
+            "targets": torch.full_like(y, goal),
+            "sample_ids": samples.indices[rows].to(x.device),
+        }
+        result = pgd(target.model, x, other, **place, **options)
         labels.append(y)
         clean.append(_classes(before))
-        attacked.append(_classes(_predict(target, result.adversarial)))
+        attacked.append(_classes(logits_of(target.model, result.adversarial)))
         hit = torch.cat(attacked) == goal
         report(Progress(rows.stop, len(samples), 1 - float(hit.float().mean()), 0.0))
     columns = (torch.cat(parts).cpu().numpy() for parts in (labels, clean, attacked))
     return TargetedOutcome(target.name, threat, protocol, loss, goal, *columns)
-
-
-@torch.inference_mode()
-def _predict(target: Target, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([target.model(part) for part in x.split(256)])
 
 
 def _classes(logits: torch.Tensor) -> torch.Tensor:
@@ -150,32 +137,20 @@ def _classes(logits: torch.Tensor) -> torch.Tensor:
 
 def targeted_tables(outcomes: Sequence[TargetedOutcome], name: str = "") -> list[Table]:
     """Return a table per threat model: a row per model, protocol and loss; ``name``: of the class."""
-    headings = (
-        "as target, clean",
-        "attack success [95 %]",
-        "of all images",
-        "class, clean",
-        "class [95 %]",
-        "accuracy",
-    )
+    headings: tuple[str, ...] = ("as target, clean", "attack success [95 %]", "of all images")
+    headings += ("class, clean", "class [95 %]", "accuracy")
     tables = []
     for threat in dict.fromkeys(outcome.threat for outcome in outcomes):
         found = [outcome for outcome in outcomes if outcome.threat == threat]
-        title = (
-            f"PGD towards class {found[0].goal} {name}".rstrip() + f", {threat}, n = {len(found[0].label)}"
+        goal = f"PGD towards class {found[0].goal} {name}".rstrip()
+        table = make_table(
+            f"{goal}, {threat}, n = {len(found[0].label)}", ("model", "protocol", "loss"), headings
         )
-        table = make_table(title, ("model", "protocol", "loss"), headings)
         for outcome in found:
-            plain, rate, everyone, own_clean, own, left = outcome.shares.values()
-            table.add_row(
-                outcome.model,
-                outcome.protocol,
-                outcome.loss,
-                *(percent(item[0] if item else None) for item in (plain,)),
-                "-" if rate is None else with_interval(*rate),
-                *(percent(item[0] if item else None) for item in (everyone, own_clean)),
-                "-" if own is None else with_interval(*own),
-                percent(left[0] if left else None),
-            )
+            cells = [
+                percent(item and item[0]) if item is None or "[" not in heading else with_interval(*item)
+                for heading, item in zip(headings, outcome.shares.values(), strict=True)
+            ]
+            table.add_row(outcome.model, outcome.protocol, outcome.loss, *cells)
         tables.append(table)
     return tables

@@ -1,12 +1,13 @@
 """The command line ``python -m eval.trajectory``: every snapshot of one or several runs, attacked alike."""
 
-from contextlib import AbstractContextManager
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from agents.common.protocols import default_eps
 from agents.common.run_dir import RunDir, resolve_device
 from envs.errors import InputError
-from eval.attack.autosave import Report
 from eval.attack.runner import check_batch_size
 from eval.core.formatting import print_table
 from eval.core.progress import progress_bar
@@ -15,9 +16,9 @@ from eval.robustness.suite import battery
 from eval.trajectory.measure import follow, snapshots
 from eval.trajectory.options import TrajectoryCommand
 from eval.trajectory.options import main as main
-from eval.trajectory.outputs import alike, write_outputs
+from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import SUFFIX, Trajectory, read_trajectories
-from eval.trajectory.tables import summary_table, trajectory_tables, write_events
+from eval.trajectory.tables import alike, summary_table, trajectory_tables, write_events
 
 
 def trajectory_command(config: TrajectoryCommand) -> int:
@@ -34,8 +35,7 @@ def trajectory_command(config: TrajectoryCommand) -> int:
     battery(config.attacks, [threat], config.seed)  # wrong names end here, before anything is loaded
     kept = [read_trajectories(Path(text)) for text in config.targets if text.endswith(SUFFIX)]
     runs = [RunDir.open(text) for text in config.targets if not text.endswith(SUFFIX)]
-    trajectories = [trajectory for file in kept for trajectory in file]
-    trajectories += [_follow(config, run, threat) for run in runs]
+    trajectories = [*chain(*kept), *(_follow(config, run, threat) for run in runs)]
     for group in alike(trajectories):
         for trajectory in group:
             for table in trajectory_tables(trajectory):
@@ -48,23 +48,12 @@ def trajectory_command(config: TrajectoryCommand) -> int:
 
 
 def _follow(config: TrajectoryCommand, run: RunDir, threat: Threat) -> Trajectory:
-    def bar(label: str, total: int) -> AbstractContextManager[Report]:
-        return progress_bar(label, total, config.progress)
-
     targets = snapshots(run, resolve_device(config.device), config.network, config.points)
     samples = config.data.load(next(iter(targets.values())))
     if config.eps is None:
         threat = Threat(threat.norm, default_eps(threat.norm, samples.channels))
-    trajectory = follow(
-        run,
-        targets,
-        samples,
-        threat,
-        config.attacks,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        force=config.force,
-        bar=bar,
-    )
+    common: dict[str, Any] = {name: getattr(config, name) for name in ("seed", "batch_size", "force")}
+    bar = partial(progress_bar, shown=config.progress)
+    trajectory = follow(run, targets, samples, threat, config.attacks, bar=bar, **common)
     write_events(run.path / "trajectory", trajectory)
     return trajectory

@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.core.plot_style import INK, colour, legend_below, new_figure, tidy
+from eval.core.records import share
 from eval.core.stats import wilson
-from eval.trajectory.record import OUTSIDE, Point, Trajectory, share
-from eval.trajectory.tables import by_regime
+from eval.trajectory.record import OUTSIDE, Point, Trajectory
+from eval.trajectory.tables import alike, by_regime
 
 _PER_ROW = 4
 
@@ -34,13 +35,11 @@ def trajectory_figure(trajectories: Sequence[Trajectory]) -> Figure:
     Thick lines: means over seeds; thin: single seeds; bands: Wilson's 95 % over images at the mean. The space between
     the two is filled: robustness that is reported and not there.
     """
-    groups: dict[str, list[Trajectory]] = {}
-    for trajectory in trajectories:
-        groups.setdefault(trajectory.title, []).append(trajectory)
     rows = []
-    for title, members in groups.items():
-        panels = list(by_regime(members).items())
-        rows += [(title, panels[start : start + _PER_ROW]) for start in range(0, len(panels), _PER_ROW)]
+    for group in alike(trajectories):
+        panels = list(by_regime(group).items())
+        parts = [panels[start : start + _PER_ROW] for start in range(0, len(panels), _PER_ROW)]
+        rows += [(group[0].title, part) for part in parts]
     columns = max(len(panels) for _, panels in rows)
     figure = new_figure(max(2.7 * columns + 0.5, 7.2), 2.5 * len(rows) + 0.6)
     grid = figure.subplots(len(rows), columns, squeeze=False, sharey=True)
@@ -58,9 +57,7 @@ def _panel(axes: Axes, regime: str, members: Sequence[Trajectory]) -> None:
     n, seeds = len(members[0].indices), len(members)
     tidy(axes, f"{regime} ({seeds} seed{'s' if seeds > 1 else ''})", "images seen in training")
     runs = [{point.images: point for point in member.points} for member in members]
-    images = sorted(
-        set.intersection(*(set(points) for points in runs))
-    )  # seeds may differ in their snapshots
+    images = sorted(set.intersection(*map(set, runs)))  # seeds may differ in their snapshots
     means = []
     for label, row_of, shade, style in _SERIES:
         curves = np.asarray([[share(row_of(points[step])) for step in images] for points in runs])
@@ -72,13 +69,7 @@ def _panel(axes: Axes, regime: str, members: Sequence[Trajectory]) -> None:
         if style != ":":
             low, high = zip(*(wilson(value * n, n) for value in mean), strict=True)
             axes.fill_between(images, low, high, color=shade, alpha=0.15, linewidth=0)
-    gap: dict[str, Any] = {
-        "facecolor": "none",
-        "edgecolor": colour(1),
-        "hatch": "////",
-        "linewidth": 0,
-        "alpha": 0.5,
-    }
-    axes.fill_between(images, means[1], means[2], **gap)
+    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": colour(1), "hatch": "////", "alpha": 0.5}
+    axes.fill_between(images, means[1], means[2], linewidth=0, **hatched)
     axes.set_xscale("log")
     axes.set_ylim(-0.02, 1.02)

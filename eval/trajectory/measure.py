@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from agents.common.plain_numbers import takes_numbers
-from agents.common.protocols import CLEVERHANS_BATCH
 from agents.common.run_dir import RunDir, versions
 from agents.models.classifier_files import load_classifier
 from agents.training.snapshots import snapshot_paths
@@ -16,6 +15,7 @@ from attacks.core.losses import margin
 from envs.errors import InputError
 from envs.files import read_json, write_json
 from eval.attack.results import AttackResults, configuration_hash
+from eval.core.records import bits
 from eval.core.targets import Samples, Target, model_sha256
 from eval.core.threats import Threat
 from eval.mechanism.entropy import entropy_bits
@@ -23,21 +23,11 @@ from eval.mechanism.gradients import input_gradient, lengths
 from eval.mechanism.path_indicators import dynamic_indicators
 from eval.robustness.suite import BarFactory, battery, run_battery
 from eval.trajectory.options import ATTACKS
-from eval.trajectory.record import Outcome, Point, Trajectory, bits, rounded
+from eval.trajectory.record import Outcome, Point, Trajectory, rounded
 
 _STEPS = 100
-_PLACES = (
-    "dataset",
-    "run_dir",
-    "resume",
-    "data_root",
-    "device",
-    "preset",
-    "list_presets",
-    "hyperparameters",
-    "progress",
-    "attack",
-)
+_PLACES = {"dataset", "run_dir", "resume", "data_root", "device"}
+_PLACES |= {"preset", "list_presets", "hyperparameters", "progress", "attack"}
 
 
 @takes_numbers
@@ -57,14 +47,12 @@ def snapshots(
         raise InputError(
             f"{run.path} has no snapshots; train with --snapshots 12, or name passes such as 1,5,20"
         )
-    name, dataset = run.path.resolve().name, run.config.get("dataset")
-    targets = {}
-    for images, path in paths.items():
-        model = load_classifier(path, device, network)
-        targets[images] = Target(
-            f"{name} at {images:,}", model, model_sha256(model), run.results_dir / "trajectory", dataset
-        )
-    return targets
+    name, place = run.path.resolve().name, (run.results_dir / "trajectory", run.config.get("dataset"))
+    models = {images: load_classifier(path, device, network) for images, path in paths.items()}
+    return {
+        images: Target(f"{name} at {images:,}", model, model_sha256(model), *place)
+        for images, model in models.items()
+    }
 
 
 @takes_numbers
@@ -80,46 +68,24 @@ def follow(
     force: bool = False,
     bar: BarFactory | None = None,
 ) -> Trajectory:
-    """Attack every snapshot and measure its indicators.
+    """Attack every snapshot (``targets``, from `snapshots`) on the same images and measure its indicators.
 
-    Args:
-        run: the run directory.
-        targets: its snapshots, from :func:`snapshots`.
-        samples: the images, the same for every snapshot.
-        threat: norm and radius.
-        attacks: names of the battery.
-        seed: of the attacks.
-        batch_size: most images at once; None chooses.
-        force: attack again what is stored.
-        bar: shows the progress of one attack.
+    ``attacks`` and the options are those of `eval.robustness.suite.run_battery`; ``force``: also what is stored.
 
     Raises:
         InputError, AttackError: a wrong name or option, or a model that cannot be attacked.
     """
+    common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "force": force, "bar": bar}
     battery(attacks, [threat], seed)  # wrong names and options end here
     points = []
     for images, target in targets.items():
         target.results_dir.mkdir(parents=True, exist_ok=True)
-        report = run_battery(
-            target,
-            samples,
-            attacks,
-            [threat],
-            seed=seed,
-            results_dir=target.results_dir,
-            batch_size=batch_size,
-            force=force,
-            bar=bar,
-        )
+        report = run_battery(target, samples, attacks, [threat], results_dir=target.results_dir, **common)
         found = report.results[threat]
         clean = bits(next(iter(found.values())).clean_correct)
         outcomes = {name: _outcome(result) for name, result in found.items()}
         measured = _stored_indicators(target, samples, threat, seed, force)
         points.append(Point(images, target.sha256, clean, outcomes, measured))
-    return _trajectory(run, samples, threat, points)
-
-
-def _trajectory(run: RunDir, samples: Samples, threat: Threat, points: list[Point]) -> Trajectory:
     stored = run.config["config"]
     config = {key: value for key, value in stored.items() if key not in _PLACES and value is not None}
     return Trajectory(
@@ -157,7 +123,7 @@ def _stored_indicators(
     target: Target, samples: Samples, threat: Threat, seed: int, force: bool
 ) -> dict[str, list[float | None]]:
     """Return the indicators of a snapshot, from its file where that is there."""
-    what = {"name": "indicators", "norm": threat.norm, "eps": threat.eps, "steps": _STEPS}
+    what = {"name": "indicators", **vars(threat), "steps": _STEPS}
     images = {"fingerprint": samples.fingerprint, "indices": samples.indices.tolist()}
     digest = configuration_hash(what, images, target.sha256, seed)
     path: Path = target.results_dir / f"indicators-{digest}.json"
@@ -181,18 +147,8 @@ def indicators(
     """
     x, y = samples.batch(slice(None), target.device)
     at = input_gradient(target.model, x, y)
-    path = dynamic_indicators(
-        target.model,
-        x,
-        y,
-        norm=threat.norm,
-        eps=threat.eps,
-        steps=_STEPS,
-        protocol="cleverhans",
-        averaged_over=CLEVERHANS_BATCH,
-        seed=seed,
-        sample_ids=samples.indices.to(x.device),
-    )
+    about: dict[str, Any] = {**vars(threat), "steps": _STEPS, "protocol": "cleverhans", "seed": seed}
+    path = dynamic_indicators(target.model, x, y, **about, sample_ids=samples.indices.to(x.device))
     columns = {
         "gradient_norm": lengths(at.grad).masked_fill(at.logits.isnan().any(1), torch.nan),
         "margin": -margin(at.logits, y),

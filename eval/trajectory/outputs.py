@@ -7,7 +7,7 @@ from envs.files import write_json
 from eval.core.plot_style import save_figure
 from eval.trajectory.figure import trajectory_figure
 from eval.trajectory.record import SUFFIX, Trajectory, write_trajectories
-from eval.trajectory.tables import scalars, summary_rows
+from eval.trajectory.tables import alike, scalars, summary_rows
 
 
 def write_outputs(out: Path, trajectories: Sequence[Trajectory], outcomes: bool = True) -> None:
@@ -16,19 +16,6 @@ def write_outputs(out: Path, trajectories: Sequence[Trajectory], outcomes: bool 
     save_figure(out / "trajectory.png", trajectory_figure(trajectories))
     if outcomes:
         write_trajectories(out / f"trajectory{SUFFIX}", trajectories)
-    write_json(out / "trajectory.json", _figures(trajectories))
-
-
-def alike(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """Return those of one data set, network and threat model together."""
-    groups: dict[str, list[Trajectory]] = {}
-    for trajectory in trajectories:
-        groups.setdefault(trajectory.title, []).append(trajectory)
-    return list(groups.values())
-
-
-def _figures(trajectories: Sequence[Trajectory]) -> dict[str, object]:
-    """Return what tables show, as plain JSON: no outcomes per image."""
     rows = [
         {
             "name": item.name,
@@ -41,4 +28,4 @@ def _figures(trajectories: Sequence[Trajectory]) -> dict[str, object]:
         for item in trajectories
     ]
     ends = {group[0].title: summary_rows(group) for group in alike(trajectories)}
-    return {"format": 1, "trajectories": rows, "ends": ends}
+    write_json(out / "trajectory.json", {"format": 1, "trajectories": rows, "ends": ends})

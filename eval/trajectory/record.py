@@ -10,13 +10,11 @@ import numpy as np
 
 from envs.errors import InputError
 from envs.files import write_atomic
-from eval.core.stats import Interval, wilson
+from eval.core.records import FORMAT, decode
 
-FORMAT = 1
 SUFFIX = ".json.xz"
-OUTSIDE = (
-    "pgd-paper"  # the paper's call may leave [0, 1]: no image of the threat model, so it breaks nothing here
-)
+# The paper's call may leave [0, 1]: its points are no images of the threat model, so it breaks nothing here.
+OUTSIDE = "pgd-paper"
 _DIGITS = 4  # significant ones of what is measured per image: rounding of kernels changes those after them
 
 
@@ -98,30 +96,28 @@ class Trajectory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Data set, network and threat model: trajectories that may share a figure have the same."""
         return f"{self.data['dataset']}, {self.config.get('network')}, {self.threat}"
 
+    def __post_init__(self) -> None:
+        n = len(self.indices)
+        for point in self.points:
+            rows = [point.clean, *(outcome.robust for outcome in point.attacks.values())]
+            columns: list[Any] = [*rows, *point.indicators.values()]
+            columns += [
+                outcome.shortened for outcome in point.attacks.values() if outcome.shortened is not None
+            ]
+            if not n or any(len(column) != n for column in columns) or not set("".join(rows)) <= {"0", "1"}:
+                raise ValueError(
+                    f"{self.name} at {point.images} images lacks one outcome for each of {n} images"
+                )
+
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     trajectories: list[Trajectory]
 
 
-def bits(mask: np.ndarray) -> str:
-    """Return a boolean vector as text."""
-    return "".join("01"[int(value)] for value in mask)
-
-
 def worst(rows: Sequence[str]) -> str:
     """Return 1 for every image that all of the ``rows`` leave standing."""
     return "".join("1" if set(column) == {"1"} else "0" for column in zip(*rows, strict=True))
-
-
-def share(row: str) -> float:
-    """Return the share of 1 in a row."""
-    return row.count("1") / len(row)
-
-
-def interval(row: str) -> Interval:
-    """Return Wilson's 95 % interval of that share."""
-    return wilson(row.count("1"), len(row))
 
 
 def rounded(values: Sequence[float]) -> list[float | None]:
@@ -136,37 +132,13 @@ def write_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:
 
 
 def read_trajectories(path: Path) -> list[Trajectory]:
-    """Read what :func:`write_trajectories` wrote.
-
-    Raises:
-        InputError: the file is missing, damaged, or of another format.
-    """
+    """Read what `write_trajectories` wrote; errors as `eval.core.records.decode`, and where it cannot be read."""
     try:
-        found = msgspec.json.decode(lzma.decompress(path.read_bytes()), type=_File)
+        content = lzma.decompress(path.read_bytes())
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; expected a file of eval.trajectory"
         ) from None
-    except (lzma.LZMAError, EOFError, UnicodeDecodeError, msgspec.DecodeError) as error:
+    except (lzma.LZMAError, EOFError) as error:
         raise InputError(f"{path} is no file of eval.trajectory ({error}); write it again") from None
-    if found.format != FORMAT:
-        raise InputError(
-            f"{path} has format {found.format}, expected {FORMAT}; use the version that wrote it"
-        )
-    for trajectory in found.trajectories:
-        _check(trajectory, path)
-    return found.trajectories
-
-
-def _check(trajectory: Trajectory, path: Path) -> None:
-    n = len(trajectory.indices)
-    for point in trajectory.points:
-        columns: list[Any] = [point.clean, *point.indicators.values()]
-        columns += [outcome.robust for outcome in point.attacks.values()]
-        columns += [outcome.shortened for outcome in point.attacks.values() if outcome.shortened is not None]
-        texts = [column for column in columns if isinstance(column, str)]
-        if not n or any(len(column) != n for column in columns) or not set("".join(texts)) <= {"0", "1"}:
-            raise InputError(
-                f"{path}: {trajectory.name} at {point.images} images lacks outcomes; "
-                f"expected one for each of {n} images"
-            )
+    return decode(content, _File, str(path)).trajectories

@@ -9,8 +9,9 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from eval.core.formatting import count, make_table, percent, with_interval
+from eval.core.records import interval, share
 from eval.core.stats import wilson
-from eval.trajectory.record import Point, Trajectory, interval, share
+from eval.trajectory.record import Point, Trajectory
 
 # Indicators by column: how images are summarised, heading, format.
 _INDICATORS = {
@@ -65,12 +66,22 @@ def summary_rows(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
     return rows
 
 
-def by_regime(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
-    """Return trajectories by regime, in the order in which regimes come first."""
+def grouped(trajectories: Iterable[Trajectory], name: str) -> dict[str, list[Trajectory]]:
+    """Return trajectories by an attribute, in the order in which its values come first."""
     groups: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
-        groups.setdefault(trajectory.regime, []).append(trajectory)
+        groups.setdefault(getattr(trajectory, name), []).append(trajectory)
     return groups
+
+
+def by_regime(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
+    """Return trajectories by regime."""
+    return grouped(trajectories, "regime")
+
+
+def alike(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
+    """Return those of one data set, network and threat model together."""
+    return list(grouped(trajectories, "title").values())
 
 
 def summary_table(trajectories: Sequence[Trajectory]) -> Table:

@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from agents.common.protocols import default_eps
@@ -10,7 +12,7 @@ from agents.common.run_dir import resolve_device
 from envs.errors import InputError, unknown_name
 from eval.attack.runner import check_batch_size
 from eval.core.formatting import make_table, print_table, with_interval
-from eval.core.plot_style import INK, new_figure, save_figure, shorten
+from eval.core.plot_style import heat_map, panels, save_figure, shorten
 from eval.core.progress import warn_about
 from eval.core.targets import Target, check_fit, load_target
 from eval.core.threats import Threat, parse_eps, parse_norm
@@ -39,18 +41,11 @@ def transfer_command(config: TransferCommand) -> int:
         warn_about(target, samples, [threat], "mifpe")
     out = config.out or targets[0].results_dir / "transfer"
     stem = f"transfer-{norm}-{threat.eps:.4g}-{config.steps}-{len(samples)}-s{config.seed}"
-    matrix = fill(
-        out / f"{stem}.json",
-        targets,
-        samples,
-        threat,
-        crafts=crafts,
-        steps=config.steps,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        force=config.force,
-        report=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    options: dict[str, Any] = {
+        name: getattr(config, name) for name in ("steps", "seed", "batch_size", "force")
+    }
+    options["report"] = lambda line: print(line, file=sys.stderr, flush=True)
+    matrix = fill(out / f"{stem}.json", targets, samples, threat, crafts=crafts, **options)
     title = f"{samples.name} ({samples.split}, n = {len(samples)}), {threat}"
     names = shorten(target.name for target in targets)
     for craft in ("clean", *crafts):
@@ -87,20 +82,10 @@ def _print(matrix: Matrix, craft: str, targets: Sequence[Target], names: Sequenc
 def transfer_figure(matrix: Matrix, crafts: Sequence[str], targets: Sequence[Target], title: str) -> Figure:
     """Return one heat map per craft: sources down, targets across, accuracy in percent."""
     n, names = len(targets), shorten((target.name for target in targets), 20)
-    figure = new_figure(len(crafts) * (2.2 + 0.7 * n), 1.8 + 0.55 * n)
-    panels = figure.subplots(1, len(crafts), squeeze=False)[0]
-    for axes, craft in zip(panels, crafts, strict=True):
+    figure, grid = panels(1, len(crafts), (len(crafts) * (2.2 + 0.7 * n), 1.8 + 0.55 * n), title)
+    for axes, craft in zip(grid[0], crafts, strict=True):
         pairs = [[matrix.entry(craft, source.sha256, item.sha256) for item in targets] for source in targets]
-        shares = [[100 * item.accuracy for item in row if item is not None] for row in pairs]
-        shown = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100)
-        for i, row in enumerate(shares):
-            for j, share in enumerate(row):
-                axes.text(j, i, f"{share:.1f}", ha="center", va="center", color="w" if share < 55 else "k")
-        axes.set_xticks(range(n), names, rotation=30, ha="right", fontsize=8)
-        axes.set_yticks(range(n), names, fontsize=8)
-        axes.set_title(craft, loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("shown to", fontsize=9, color=INK)
-    panels[0].set_ylabel("made on", fontsize=9, color=INK)
-    figure.colorbar(shown, ax=list(panels), label="accuracy (%)")
-    figure.suptitle(title, fontsize=10, color=INK)
+        shares = np.asarray([[item.accuracy for item in row if item is not None] for row in pairs])
+        shown = heat_map(axes, shares, names, craft)
+    figure.colorbar(shown, ax=list(grid[0]), label="accuracy (%)")
     return figure

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import attacks
 from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import misclassified
+from eval.core.targets import logits_of
 from eval.core.threats import Threat
 
 # "paper": the protocol of Zou et al. 2026 (arXiv 2606.12251), which attacks the true labels, kept in [0, 1]; "strong":
@@ -16,7 +16,6 @@ CRAFTS: dict[str, dict[str, Any]] = {
     "paper": {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH},
     "strong": {"loss": "mifpe"},
 }
-_BATCH = 256
 
 
 def defined(craft: str, threat: Threat) -> bool:
@@ -41,36 +40,20 @@ def make_images(
     Args:
         craft: one of `CRAFTS`.
         model: images in [0, 1] to logits.
-        x: images in [0, 1], (N, C, H, W).
-        y: labels (N,).
+        x: images in [0, 1], (N, C, H, W), with labels ``y`` (N,).
         threat: norm and radius.
         steps: gradient steps.
-        seed: of the random starts.
-        ids: (N,), what each image's random start depends on.
+        seed: of the random starts, which depend on ``ids`` (N,), one an image.
         batch_size: most images at once; None chooses.
 
     Raises:
         AttackError: wrong inputs, or a model without gradients.
     """
-    return attacks.pgd(
-        model,
-        x,
-        y,
-        norm=threat.norm,
-        eps=threat.eps,
-        steps=steps,
-        step_size=threat.eps / 10,
-        keep="last",
-        early_stop=False,
-        batch_size=batch_size,
-        seed=seed,
-        sample_ids=ids,
-        **CRAFTS[craft],
-    ).adversarial
+    options: dict[str, Any] = {**vars(threat), **CRAFTS[craft], "keep": "last", "early_stop": False}
+    options |= {"steps": steps, "step_size": threat.eps / 10, "batch_size": batch_size}
+    return attacks.pgd(model, x, y, seed=seed, sample_ids=ids, **options).adversarial
 
 
-@torch.inference_mode()
 def still_correct(model: nn.Module, images: Tensor, labels: Tensor) -> list[bool]:
     """Return per image whether ``model`` classifies it correctly; images and labels on the model's device."""
-    parts = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
-    return (~torch.cat([misclassified(model(part), truth) for part, truth in parts])).tolist()
+    return (~misclassified(logits_of(model, images), labels)).tolist()

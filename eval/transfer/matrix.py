@@ -9,13 +9,11 @@ import msgspec
 from agents.common.plain_numbers import takes_numbers
 from agents.common.run_dir import versions
 from envs.errors import InputError
-from envs.files import write_atomic
-from eval.core.stats import Interval, wilson
+from eval.core.records import FORMAT, bits, interval, read_record, share, write_record
+from eval.core.stats import Interval
 from eval.core.targets import Samples, Target
 from eval.core.threats import Threat
 from eval.transfer.craft import CRAFTS, defined, make_images, still_correct
-
-FORMAT = 1
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,29 +61,18 @@ class Matrix(msgspec.Struct, forbid_unknown_fields=True):
 
     def entry(self, craft: str, source: str, target: str) -> Entry | None:
         """Return one entry, None where it is not known yet."""
-        known = (
-            item for item in self.entries if (item.craft, item.source, item.target) == (craft, source, target)
-        )
-        return next(known, None)
+        place = (craft, source, target)
+        return next((item for item in self.entries if (item.craft, item.source, item.target) == place), None)
+
+    def __post_init__(self) -> None:
+        n = len(self.question.get("data", {}).get("indices", ()))
+        if any(len(item.correct) != n for item in self.entries):
+            raise ValueError(f"an entry has not {n} outcomes")
 
 
 def read_matrix(path: Path) -> Matrix:
-    """Read what was written before.
-
-    Raises:
-        InputError: the file is damaged or of another format.
-    """
-    remedy = "move it away, or give another --out"
-    try:
-        matrix = msgspec.json.decode(path.read_bytes(), type=Matrix)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no file of eval.transfer ({error}); {remedy}") from None
-    n = len(matrix.question.get("data", {}).get("indices", ()))
-    if matrix.format != FORMAT or any(len(item.correct) != n for item in matrix.entries):
-        raise InputError(f"{path} is not of format {FORMAT} with {n} outcomes per entry; {remedy}")
-    return matrix
+    """Read what was written before; errors as `eval.core.records.read_record`."""
+    return read_record(path, Matrix, "move it away, or give another --out")
 
 
 @takes_numbers
@@ -105,22 +92,19 @@ def fill(
     """Show every target the images made on every other and on itself; save after each source, and skip what is known.
 
     Args:
-        path: of the JSON file, which names the same ``question`` where it exists.
+        path: of the JSON file, which names the same ``question`` where it exists; ``force`` ignores it.
         targets: the models, on one device.
         samples: the images.
         threat: norm and radius.
         crafts: ways of making images; what the threat model does not have is left out.
-        steps: gradient steps.
-        seed: of the random starts.
-        batch_size: most images at once.
-        force: find everything again.
+        steps, seed, batch_size: as `eval.transfer.craft.make_images`.
         report: given a line per source and craft.
 
     Raises:
         InputError: the file is damaged or answers another question.
     """
     data = samples.record() | {"indices": samples.indices.tolist()}
-    question = {"norm": threat.norm, "eps": threat.eps, "steps": steps, "seed": seed, "data": data}
+    question = {**vars(threat), "steps": steps, "seed": seed, "data": data}
     matrix = read_matrix(path) if path.exists() and not force else Matrix(question)
     if any(matrix.crafts.get(craft) != CRAFTS[craft] for craft in crafts):
         raise InputError(f"{path} was made by an earlier version's crafts; give another --out or --force")
@@ -138,23 +122,20 @@ def fill(
             if not left:
                 continue
             report(f"{craft}: images made on {source.name}")
-            images = make_images(
-                craft, source.model, x, y, threat, steps=steps, seed=seed, ids=ids, batch_size=batch_size
-            )
-            matrix.entries += [
-                _entry(craft, source, item, still_correct(item.model, images, y)) for item in left
-            ]
+            options: dict[str, Any] = {"steps": steps, "seed": seed, "ids": ids, "batch_size": batch_size}
+            images = make_images(craft, source.model, x, y, threat, **options)
+            for item in left:
+                matrix.entries.append(_entry(craft, source, item, still_correct(item.model, images, y)))
             _write(path, matrix)
     _write(path, matrix)
     return matrix
 
 
 def _entry(craft: str, source: Target, target: Target, correct: Sequence[bool]) -> Entry:
-    found, n = sum(correct), len(correct)
-    bits = "".join("01"[value] for value in correct)
-    return Entry(craft, source.sha256, target.sha256, found / n, wilson(found, n), bits)
+    row = bits(correct)
+    return Entry(craft, source.sha256, target.sha256, share(row), interval(row), row)
 
 
 def _write(path: Path, matrix: Matrix) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(matrix), indent=1))
+    write_record(path, matrix)

@@ -17,21 +17,13 @@ from agents.training.snapshots import snapshot_paths
 from attacks import pgd
 from envs.errors import InputError
 from eval.attack import runner
+from eval.core.records import bits, interval, share
 from eval.core.targets import load_samples
 from eval.core.threats import Threat
 from eval.trajectory.command import main
 from eval.trajectory.measure import follow, regime_name, snapshots
 from eval.trajectory.outputs import write_outputs
-from eval.trajectory.record import (
-    Outcome,
-    Point,
-    bits,
-    interval,
-    read_trajectories,
-    share,
-    worst,
-    write_trajectories,
-)
+from eval.trajectory.record import Outcome, Point, read_trajectories, worst, write_trajectories
 from eval.trajectory.tables import scalars, summary_rows
 from tests.support.nan_models import NanNear
 

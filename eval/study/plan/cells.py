@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +63,10 @@ def cells_of(grid: Grid) -> list[Cell]:
     Raises:
         InputError: a configuration is wrong, or two cells are the same.
     """
-    cells = [
-        Cell(
-            dataset,
-            network,
-            regime.name,
-            seed,
-            regime.config(dataset, network, seed, grid.train, grid.image_size),
-        )
-        for seed in grid.seeds
-        for dataset in grid.datasets
-        for network in grid.networks
-        for regime in grid.regimes
-    ]
+    cells = []
+    for seed, dataset, network, regime in product(grid.seeds, grid.datasets, grid.networks, grid.regimes):
+        config = regime.config(dataset, network, seed, grid.train, grid.image_size)
+        cells.append(Cell(dataset, network, regime.name, seed, config))
     seen: dict[str, Cell] = {}
     for cell in cells:
         twin = seen.setdefault(cell.hash, cell)
@@ -131,19 +122,5 @@ class CellFolder:
 
     def write(self, cell: Cell) -> None:
         """Write ``cell.json``, atomically."""
-        content = {
-            "format": FORMAT,
-            "id": cell.id,
-            "hash": cell.hash,
-            "config": training_key(cell.config),
-            "steps": self.steps,
-            "error": self.error,
-        }
-        write_json(self.record_path, content)
-
-
-def select(cells: list[Cell], **place: Any) -> Iterator[Cell]:
-    """Yield the cells whose attributes have the given values."""
-    for cell in cells:
-        if all(getattr(cell, key) == value for key, value in place.items()):
-            yield cell
+        content = {"format": FORMAT, "id": cell.id, "hash": cell.hash, "config": training_key(cell.config)}
+        write_json(self.record_path, content | {"steps": self.steps, "error": self.error})

@@ -5,22 +5,26 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
 
 from agents.config import TrainConfig
 from agents.presets import PRESETS as TRAINING_PRESETS
 from agents.presets import get_preset
 from envs.errors import InputError, unknown_name
 from eval.attack.registry import attack_names, resolve_options
+from eval.core.records import Count
 from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.robustness.suite import PRESETS as BATTERY
-from eval.study.plan.schema import build, check_keys, check_list, check_mapping
+from eval.study.plan.schema import build, check_keys
 from eval.transfer.craft import CRAFTS
 
 # Names that a study may list beside those of `eval.robustness.suite`; options as the attack's own.
-ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {
-    "autoattack-plus": ("autoattack", {"version": "plus"}),
-}
+ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {"autoattack-plus": BATTERY["plus"]}
+AUDITS = ("none", "quick", "full")
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+AtLeastTwo = Annotated[int, msgspec.Meta(ge=2)]
 # Set by the study itself, or of no influence on the weights that training ends with.
 _NOT_TRAINING = (
     *("run_dir", "resume", "list_presets", "preset", "hyperparameters"),
@@ -53,7 +57,7 @@ class TransferPlan:
     crafts: tuple[str, ...] = ("paper", "strong")
     """``paper``: last iterate of PGD by the paper's protocol; ``strong``: the same with steps of full length on the
     MIFPE loss, which no saturated softmax weakens. Empty: no transfer."""
-    steps: int = 100
+    steps: AtLeastOne = 100
     """Gradient steps."""
 
 
@@ -61,11 +65,11 @@ class TransferPlan:
 class MechanismPlan:
     """Indicators of `eval.mechanism`, under the first L2 threat model of the study (else its first)."""
 
-    images: int = 100
+    images: Count = 100
     """Test images; 0: no indicators."""
-    steps: int = 50
+    steps: AtLeastTwo = 50
     """Steps of PGD."""
-    resolution: int = 61
+    resolution: AtLeastTwo = 61
     """Points per axis of the landscapes."""
 
 
@@ -73,9 +77,9 @@ class MechanismPlan:
 class TrajectoryPlan:
     """Robustness through training, as `eval.trajectory` has it, under the threat model of the indicators."""
 
-    snapshots: int = 0
+    snapshots: Count = 0
     """Snapshots that every training keeps, evenly in the logarithm of images; 0: none."""
-    images: int = 100
+    images: AtLeastTwo = 100
     """Test images."""
 
 
@@ -85,9 +89,9 @@ class AuditPlan:
 
     mode: str = "quick"
     """none, quick or full."""
-    images: int = 100
+    images: AtLeastTwo = 100
     """Test images."""
-    seeds: int = 1
+    seeds: Count = 1
     """Audit the models of so many seeds, the first ones."""
 
 
@@ -121,13 +125,8 @@ class Regime:
             if any(name in level for name in _LENGTHS):  # one length replaces another
                 values |= dict.fromkeys(_LENGTHS)
             values = _merge(values, level)
-        values |= {"dataset": dataset, "network": network, "seed": seed}
-        values |= {
-            "image_size": image_size or start.image_size,
-            "attack": False,
-            "progress": False,
-            "preset": start.preset,
-        }
+        values |= {"dataset": dataset, "network": network, "seed": seed, "preset": start.preset}
+        values |= {"image_size": image_size or start.image_size, "attack": False, "progress": False}
         try:
             config = TrainConfig.from_dict(values)
             config.validate()
@@ -146,9 +145,9 @@ class Grid:
     regimes: tuple[Regime, ...]
     threats: tuple[Threat, ...]
     attacks: tuple[Attack, ...]
-    seeds: tuple[int, ...] = (0,)
-    images: int = 200
-    attack_seed: int = 0
+    seeds: tuple[Count, ...] = (0,)
+    images: AtLeastTwo = 200
+    attack_seed: Count = 0
     image_size: int | None = None
     data_root: Path | None = None
     train: dict[str, Any] = field(default_factory=dict)
@@ -156,7 +155,7 @@ class Grid:
     mechanism: MechanismPlan = field(default_factory=MechanismPlan)
     trajectory: TrajectoryPlan = field(default_factory=TrajectoryPlan)
     audit: AuditPlan = field(default_factory=AuditPlan)
-    gallery: int = 12
+    gallery: Count = 12
 
     def to_dict(self) -> dict[str, Any]:
         """Return the study as it would be written in a file, defaults included."""
@@ -206,47 +205,45 @@ def parse_grid(values: Mapping[str, Any]) -> Grid:
     Raises:
         InputError: an unknown key (with the nearest valid one), a wrong value, or two cells that are the same.
     """
-    hints = get_type_hints(Grid)
-    check_keys("a study", values, (*hints, "attack"))
+    check_keys("a study", values, (*get_type_hints(Grid), "attack"))
     plain: dict[str, Any] = dict(values)
     for key in ("datasets", "networks", "seeds", "threats", "attacks"):
-        if key in plain:
-            plain[key] = check_list(key, plain[key])
+        if not isinstance(plain.get(key, []), list | tuple):
+            raise InputError(f"{key} is {plain[key]!r}; expected a list, such as [{plain[key]!r}]")
     for key in ("datasets", "networks", "regimes", "threats", "attacks"):
         if not plain.get(key):
             raise InputError(f"{key} is missing or empty; name at least one")
-    regimes = check_mapping("regimes", plain["regimes"])
-    plain["regimes"] = tuple(
-        Regime(name, _training(f"regimes.{name}", options)) for name, options in regimes.items()
-    )
-    plain["threats"] = tuple(_threat(text) for text in plain["threats"])
-    plain["attacks"] = tuple(_attacks(plain["attacks"], plain.pop("attack", {})))
+    check_keys("regimes", plain["regimes"], plain["regimes"])
+    plain["regimes"] = [
+        Regime(name, _training(f"regimes.{name}", found)) for name, found in plain["regimes"].items()
+    ]
+    plain["threats"] = [_threat(text) for text in plain["threats"]]
+    plain["attacks"] = list(_attacks(plain["attacks"], plain.pop("attack", {})))
     plain["train"] = _training("train", plain.get("train", {}))
-    plain["data_root"] = (
-        None if plain.get("data_root") is None else Path(str(plain["data_root"])).expanduser()
-    )
-    plans = {
-        "transfer": TransferPlan,
-        "mechanism": MechanismPlan,
-        "trajectory": TrajectoryPlan,
-        "audit": AuditPlan,
-    }
-    for key, kind in plans.items():
-        plain[key] = build(kind, check_mapping(key, plain.get(key, {})), key)
+    for key, kind in get_type_hints(Grid).items():
+        if key in ("transfer", "mechanism", "trajectory", "audit"):
+            plain[key] = build(kind, plain.get(key, {}), key)
     grid = build(Grid, plain, "a study")
-    _check(grid)
+    for key in ("datasets", "networks", "seeds", "threats", "attacks"):
+        names = [item.name if isinstance(item, Attack) else item for item in getattr(grid, key)]
+        if len(set(names)) < len(names):
+            raise InputError(f"{key} names one twice: {', '.join(map(str, names))}; name each once")
+    for craft in grid.transfer.crafts:
+        if craft not in CRAFTS:
+            raise unknown_name("way to make transfer images", craft, CRAFTS)
+    if grid.audit.mode not in AUDITS:
+        raise unknown_name("audit mode", grid.audit.mode, AUDITS)
     return grid
 
 
 def _training(where: str, options: Any) -> dict[str, Any]:
     """Check the names of training settings, in nested sections too."""
-    options = check_mapping(where, options)
     hints = get_type_hints(TrainConfig)
     valid = [name for name in hints if name not in _OWN]
-    check_keys(where, options, [*valid, "preset"] if where != "train" else valid)
+    check_keys(where, options, valid if where == "train" else [*valid, "preset"])
     for key, value in options.items():
         if key != "preset" and dataclasses.is_dataclass(hints[key]):
-            check_keys(f"{where}.{key}", check_mapping(f"{where}.{key}", value), get_type_hints(hints[key]))
+            check_keys(f"{where}.{key}", value, get_type_hints(hints[key]))
     preset = options.get("preset")
     if isinstance(preset, str) and "{" not in preset and preset not in TRAINING_PRESETS:
         raise unknown_name("training preset", preset, TRAINING_PRESETS)
@@ -271,10 +268,11 @@ def _threat(text: Any) -> Threat:
 
 
 def _attacks(names: Iterable[Any], own: Any) -> Iterable[Attack]:
-    own = check_mapping("attack", own)
+    check_keys("attack", own, own)
     for name in names:
         if name in own:
-            options = dict(check_mapping(f"attack.{name}", own[name]))
+            check_keys(f"attack.{name}", own[name], own[name])
+            options = dict(own[name])
             attack = str(options.pop("attack", name)).replace("-", "_")
         elif name in ATTACKS:
             attack, options = ATTACKS[name]
@@ -289,39 +287,3 @@ def _attacks(names: Iterable[Any], own: Any) -> Iterable[Attack]:
             raise InputError(
                 f"attack.{name} is described but not listed in attacks; add it there or remove it"
             )
-
-
-def _check(grid: Grid) -> None:
-    least = {"images": 2, "attack_seed": 0, "gallery": 0}
-    for key, smallest in least.items():
-        if getattr(grid, key) < smallest:
-            raise InputError(f"{key} is {getattr(grid, key)}; expected at least {smallest}")
-    for key in ("datasets", "networks", "seeds", "threats"):
-        items = getattr(grid, key)
-        if len(set(items)) < len(items):
-            raise InputError(f"{key} names one twice: {', '.join(map(str, items))}; name each once")
-    names = [attack.name for attack in grid.attacks]
-    if len(set(names)) < len(names):
-        raise InputError(f"attacks names one twice: {', '.join(names)}; name each once")
-    if any(seed < 0 for seed in grid.seeds):
-        raise InputError(f"seeds are {', '.join(map(str, grid.seeds))}; expected 0 or more")
-    for craft in grid.transfer.crafts:
-        if craft not in CRAFTS:
-            raise unknown_name("way to make transfer images", craft, CRAFTS)
-    if grid.audit.mode not in AUDITS:
-        raise unknown_name("audit mode", grid.audit.mode, AUDITS)
-    for where, value, smallest in (
-        ("transfer.steps", grid.transfer.steps, 1),
-        ("mechanism.images", grid.mechanism.images, 0),
-        ("mechanism.steps", grid.mechanism.steps, 2),
-        ("mechanism.resolution", grid.mechanism.resolution, 2),
-        ("trajectory.snapshots", grid.trajectory.snapshots, 0),
-        ("trajectory.images", grid.trajectory.images, 2),
-        ("audit.images", grid.audit.images, 2),
-        ("audit.seeds", grid.audit.seeds, 0),
-    ):
-        if value < smallest:
-            raise InputError(f"{where} is {value}; expected at least {smallest}")
-
-
-AUDITS = ("none", "quick", "full")

@@ -1,17 +1,19 @@
 """The tables of accuracies: clean, PGD by protocol, AutoAttack, query attacks; and the list of all tables."""
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from statistics import mean
 from typing import NamedTuple
 
 from eval.attack.results import AttackResults
+from eval.core.stats import known_mean
 from eval.core.threats import Threat
 from eval.study.results.cell_results import CellResult
 from eval.study.results.model_tables import audit_table, mechanism_table, trajectory_table, transfer_table
 from eval.study.results.overview import Overview, clean, entries, is_cleverhans, outcome, pair, survives
 from eval.study.results.published import SOURCE, paper_pgd
 from eval.study.results.significance_tables import cost_table, tests_table
-from eval.study.results.statistics import rate_of
+from eval.study.results.statistics import Measure, rate_of
 from eval.study.results.table import Column, Measured, Table, Value
 
 PGD = ("pgd", "fgsm")
@@ -36,9 +38,8 @@ def clean_table(overview: Overview) -> Table:
     for place, found in overview.rows():
         whole = mean(item.train["test_accuracy"] for item in found)
         measured = Measured(whole, n=found[0].train.get("test_images"))
-        rows.append(
-            place | {"whole": measured, "seeds": len(found)} | entries("clean", rate_of(found, clean))
-        )
+        own = entries("clean", rate_of(found, clean))
+        rows.append(place | {"whole": measured, "seeds": len(found)} | own)
     columns = overview.columns(
         Column("regime", "regime"),
         Column("whole", "all test images", "percent"),
@@ -54,7 +55,8 @@ def pgd_table(overview: Overview) -> Table:
     for attack in overview.attacks(*PGD):
         parts.append(_accuracy(attack.name))
         if is_cleverhans(attack):
-            parts.append(_mean("shortened", "steps shortened", "percent", attack.name, _shortened))
+            shortened = attrgetter("shortened_l2")
+            parts.append(_mean("shortened", "steps shortened", "percent", attack.name, shortened))
     if any(paper_pgd(item.cell, threat) for item in overview.cells for threat in overview.grid.threats):
         parts.append(Part([Column("paper", f"paper ({SOURCE})")], _paper))
     note = (
@@ -71,12 +73,7 @@ def autoattack_table(overview: Overview) -> Table:
         _accuracy(attack.name, "AutoAttack fast" if attack.name == "fast" else attack.name)
         for attack in overview.attacks(*AUTOATTACK)
     ]
-    parts.append(
-        Part(
-            pair("worst", "worst case of all attacks"),
-            lambda found, threat: entries("worst", rate_of(found, survives(threat))),
-        )
-    )
+    parts.append(_rate("worst", "worst case of all attacks", survives))
     note = "Worst case: an image counts as robust if no attack of the study broke it. " + INTERVALS
     return _table(overview, "autoattack", "AutoAttack and the worst case", note, parts)
 
@@ -85,7 +82,9 @@ def query_table(overview: Overview) -> Table | None:
     """Attacks that ask for outputs alone."""
     parts = []
     for attack in overview.attacks(*QUERY_ATTACKS):
-        queries = _mean("queries", "queries/image", "integer", attack.name, _queries)
+        queries = _mean(
+            "queries", "queries/image", "integer", attack.name, lambda result: float(result.queries.mean())
+        )
         parts += [_accuracy(attack.name), queries]
     note = "Queries until success, averaged over all images. " + INTERVALS
     return _table(overview, "query", "Query attacks", note, parts) if parts else None
@@ -113,10 +112,11 @@ def _table(overview: Overview, id: str, title: str, note: str, parts: Sequence[P
 
 
 def _accuracy(name: str, label: str = "") -> Part:
-    return Part(
-        pair(name, label or name),
-        lambda found, threat: entries(name, rate_of(found, outcome(threat, name))),
-    )
+    return _rate(name, label or name, lambda threat: outcome(threat, name))
+
+
+def _rate(name: str, label: str, measure: Callable[[Threat], Measure]) -> Part:
+    return Part(pair(name, label), lambda found, threat: entries(name, rate_of(found, measure(threat))))
 
 
 def _mean(
@@ -126,18 +126,9 @@ def _mean(
 
     def values(found: Sequence[CellResult], threat: Threat) -> dict[str, Value]:
         results = (item.attacks.get(threat, {}).get(name) for item in found)
-        known = [value for item in results if item is not None and (value := number(item)) is not None]
-        return {f"{name}_{suffix}": mean(known) if known else None}
+        return {f"{name}_{suffix}": known_mean(number(item) for item in results if item is not None)}
 
     return Part([Column(f"{name}_{suffix}", label, kind)], values)  # type: ignore[arg-type]  # one of Kind
-
-
-def _shortened(result: AttackResults) -> float | None:
-    return result.shortened if result.threat.norm == "L2" else None
-
-
-def _queries(result: AttackResults) -> float:
-    return float(result.queries.mean())
 
 
 def _clean(found: Sequence[CellResult], threat: Threat) -> dict[str, Value]:
@@ -151,17 +142,7 @@ def _paper(found: Sequence[CellResult], threat: Threat) -> dict[str, Value]:
 
 def all_tables(overview: Overview) -> list[Table]:
     """Return every table that the study has numbers for."""
-    made: tuple[Callable[[Overview], Table | None], ...] = (
-        clean_table,
-        pgd_table,
-        autoattack_table,
-        query_table,
-        other_table,
-        transfer_table,
-        mechanism_table,
-        trajectory_table,
-        audit_table,
-        tests_table,
-        cost_table,
-    )
+    made: tuple[Callable[[Overview], Table | None], ...]
+    made = (clean_table, pgd_table, autoattack_table, query_table, other_table, transfer_table)
+    made += (mechanism_table, trajectory_table, audit_table, tests_table, cost_table)
     return [table for make in made if (table := make(overview)) is not None]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from envs.errors import InputError
 from eval.attack.results import AttackResults, read_results, worst_case
 from eval.audit.audit_file import AuditFile
 from eval.core.records import read_record
+from eval.core.stats import known_mean
 from eval.core.threats import Threat
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
@@ -47,10 +47,7 @@ class Mechanism(msgspec.Struct, frozen=True):
             number = found.all.mean
         else:
             number = found.median if isinstance(found, _Spread) else found
-        if not isinstance(number, list):
-            return number
-        known = [step for step in number if step is not None]
-        return mean(known) if known else None
+        return known_mean(number) if isinstance(number, list) else number
 
 
 class _MechanismFile(msgspec.Struct):
@@ -145,11 +142,8 @@ def _read_cell(grid: Grid, cell: Cell, folder: CellFolder) -> CellResult:
         attacks.setdefault(threat, {})[item["name"]] = read_results(results / item["file"])
     transfer: dict[str, dict[str, np.ndarray]] = {}
     if "transfer" in folder.steps:
-        content = read_record(folder.path / "transfer.json", _TransferFile)
-        transfer = {
-            source: {key: np.asarray(row, dtype=bool) for key, row in rows.items()}
-            for source, rows in content.correct.items()
-        }
+        for source, rows in read_record(folder.path / "transfer.json", _TransferFile).correct.items():
+            transfer[source] = {key: np.asarray(row, dtype=bool) for key, row in rows.items()}
     mechanism = None
     if "mechanism" in folder.steps and grid.mechanism.images:
         (mechanism,) = read_record(results / folder.steps["mechanism"]["file"], _MechanismFile).models

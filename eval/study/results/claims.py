@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.core.formatting import percent
+from eval.core.stats import known_mean
 from eval.core.threats import Threat
 from eval.study.results.cell_results import CellResult
 from eval.study.results.model_tables import indicator, transfer_rates
@@ -62,15 +63,11 @@ class _Reader:
 
     def _share(self, regime: str, threat: Threat, name: str) -> str:
         """Name the share of shortened steps where the protocol has a floor."""
-        attack = next((item for item in self.overview.grid.attacks if item.name == name), None)
-        if attack is None or not is_cleverhans(attack) or threat.norm != "L2":
+        if name not in [item.name for item in self.overview.grid.attacks if is_cleverhans(item)]:
             return ""
-        shares = [
-            share
-            for item in self.overview.regimes(self.group)[regime]
-            if (share := item.attacks[threat][name].shortened) is not None
-        ]
-        return f", {percent(sum(shares) / len(shares))} of the steps on {regime} shortened" if shares else ""
+        found = (item.attacks[threat][name] for item in self.overview.regimes(self.group)[regime])
+        share = known_mean(result.shortened_l2 for result in found)
+        return "" if share is None else f", {percent(share)} of the steps on {regime} shortened"
 
     def _clean_cost(self) -> Iterator[str]:
         regimes = self.overview.regimes(self.group)
@@ -94,7 +91,7 @@ class _Reader:
             for craft in self.overview.grid.transfer.crafts:
                 rates = transfer_rates(self.overview, self.group, craft, threat)
                 for words, other in ways:
-                    found = compare_pairs(_shown(regimes, other, (source, target), craft, threat))
+                    found = compare_pairs(_shown(regimes, (other, (source, target)), craft, threat))
                     first, second = rates[source, target][0], rates[other][0]
                     if found is not None and first is not None and second is not None:
                         yield (
@@ -106,10 +103,7 @@ class _Reader:
     def _gradients(self) -> Iterator[str]:
         regimes = self.overview.regimes(self.group)
         for name, label in (("gradient_norm", "input-gradient norm"), ("path_cosine", "cosine along PGD")):
-            medians = []
-            for regime in ("SL", "RL"):
-                values = [value for item in regimes[regime] if (value := indicator(item, name)) is not None]
-                medians.append(sum(values) / len(values) if values else None)
+            medians = (known_mean(indicator(item, name) for item in regimes[key]) for key in ("SL", "RL"))
             supervised, reinforced = medians
             if supervised is not None and reinforced is not None:
                 yield (
@@ -132,22 +126,18 @@ class _Reader:
 
 def _shown(
     regimes: Mapping[str, Sequence[CellResult]],
-    first: tuple[str, str],
-    second: tuple[str, str],
+    pairs: Sequence[tuple[str, str]],
     craft: str,
     threat: Threat,
-) -> list[tuple[Outcomes, Outcomes]]:
-    """Return, seed by seed, the outcomes of two (source, target) pairs of regimes."""
-    found: dict[tuple[str, str], dict[int, Outcomes]] = {first: {}, second: {}}
-    for (source, target), rows in found.items():
+) -> list[tuple[Outcomes, ...]]:
+    """Return, seed by seed, the outcomes of (source, target) pairs of regimes, where all are known."""
+    found: list[dict[int, Outcomes]] = []
+    for source, target in pairs:
         makers = {item.cell.seed: item.cell for item in regimes[source]}
-        for item in regimes[target]:
-            maker = makers.get(item.cell.seed)
-            row = None if maker is None else item.shown(maker, craft, threat)
-            if row is not None:
-                rows[item.cell.seed] = row
-    shared = sorted(found[first].keys() & found[second].keys())
-    return [(found[first][seed], found[second][seed]) for seed in shared]
+        tried = {item.cell.seed: item for item in regimes[target] if item.cell.seed in makers}
+        rows = {seed: item.shown(makers[seed], craft, threat) for seed, item in tried.items()}
+        found.append({seed: row for seed, row in rows.items() if row is not None})
+    return [tuple(rows[seed] for rows in found) for seed in sorted(set.intersection(*map(set, found)))]
 
 
 def _size(value: float, reference: float) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import mean
 from typing import Any
 
 import torch
@@ -10,14 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents.config import TrainConfig
 from agents.models.classifier import new_classifier
 from envs.errors import InputError
-from eval.core.plot_style import INK, colour, legend_below, new_figure, tidy
+from eval.core.plot_style import INK, colour, legend_below, panels, tidy
 from eval.core.stats import mean_interval
 from eval.study.plan.training_cost import training_passes
 from eval.study.results.cell_results import CellResult
-from eval.study.results.learning_curve import Validation, reached
+from eval.study.results.learning_curve import reached
 from eval.study.results.overview import Group, Overview
 from eval.study.results.plots import Picture, slug
-from eval.study.results.table import Column, Measured, Table, Value
+from eval.study.results.table import Measured, Table, Value, columns, filled
 
 NOTE = (
     "The level is the lowest of all trainings' best validation accuracies, per data set and network; what it took to "
@@ -57,9 +58,9 @@ def training_flops(config: TrainConfig, train: dict[str, Any], images: int) -> f
         train: its ``shape``, ``classes`` and ``images`` in all.
         images: trained on.
     """
-    each = (
-        forward_flops(config.network, tuple(train["shape"]), train["classes"]) if "shape" in train else None
-    )
+    if "shape" not in train:
+        return None
+    each = forward_flops(config.network, tuple(train["shape"]), train["classes"])
     if each is None:
         return None
     passes = [length for _, length in config.phases() if length]
@@ -80,36 +81,26 @@ def equal_accuracy_table(overview: Overview) -> Table | None:
         baseline: float | None = None
         for regime, found in regimes.items():
             points = [point for item in found if (point := reached(item.curve, level)) is not None]
-            flops = [
-                training_flops(item.cell.config, item.train, point.images)
-                for item, point in zip(found, points, strict=True)
-            ]
+            pairs = zip(found, points, strict=True)
+            flops = [training_flops(item.cell.config, item.train, point.images) for item, point in pairs]
             images = [float(point.images) for point in points]
-            baseline = baseline or sum(images) / len(images)
+            baseline = baseline or mean(images)
+            known = [value for value in flops if value is not None]
             rows.append(
                 overview.place(group)
-                | {"regime": regime, "level": level, "seeds": len(found)}
+                | {"regime": regime, "level": level, "seeds": len(found), "ratio": mean(images) / baseline}
                 | {"images": _over_seeds(images), "seconds": _over_seeds([point.seconds for point in points])}
-                | {
-                    "flops": None
-                    if None in flops
-                    else _over_seeds([value for value in flops if value is not None])
-                }
-                | {"ratio": sum(images) / len(images) / baseline}
+                | {"flops": _over_seeds(known) if len(known) == len(flops) else None}
             )
-    if not rows:
-        return None
     first = overview.grid.regimes[0].name
-    columns = overview.columns(
-        Column("regime", "regime"),
-        Column("level", "validation accuracy", "percent"),
-        Column("images", "images", "integer"),
-        Column("ratio", f"times those of {first}", "number"),
-        Column("seconds", "seconds", "number"),
-        Column("flops", "FLOPs", "number"),
-        Column("seeds", "seeds", "integer"),
+    shown = overview.columns(
+        *columns(regime="regime"),
+        *columns("percent", level="validation accuracy"),
+        *columns("integer", images="images"),
+        *columns("number", ratio=f"times those of {first}", seconds="seconds", flops="FLOPs"),
+        *columns("integer", seeds="seeds"),
     )
-    return Table("equal_accuracy", "Cost to equal accuracy", NOTE, columns, tuple(rows))
+    return filled("equal_accuracy", "Cost to equal accuracy", NOTE, shown, rows)
 
 
 def _over_seeds(values: Sequence[float]) -> Measured:
@@ -125,19 +116,16 @@ def learning_picture(overview: Overview, group: Group) -> Picture | None:
     level = common_level([item for found in regimes.values() for item in found])
     if level is None:
         return None
-    figure = new_figure(6.4, 4.2)
-    axes = figure.subplots()
+    title = f"Validation accuracy over training: {', '.join(group)}"
+    figure, ((axes,),) = panels(1, 1, (6.4, 4.2), f"{title}\n(dashed: the common level)")
     tidy(axes, "", "images seen", "validation accuracy")
     for k, (regime, found) in enumerate(regimes.items()):
         for item in found:
-            images, _, accuracy = zip(*(Validation(*point) for point in item.curve), strict=True)
-            axes.plot(
-                images, accuracy, color=colour(k), linewidth=1, label=regime if item is found[0] else None
-            )
+            images, _, accuracy = zip(*item.curve, strict=True)
+            label = regime if item is found[0] else None
+            axes.plot(images, accuracy, color=colour(k), linewidth=1, label=label)
     axes.axhline(level, color=INK, linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
-    title = f"Validation accuracy over training: {', '.join(group)}"
-    figure.suptitle(f"{title}\n(dashed: the common level)", fontsize=10, color=INK)
     legend_below(figure, axes)
     alt = "Validation accuracy over images, a line per training; the table of cost to equal accuracy has the numbers."
     return Picture(slug("learning", group), title, alt, figure)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eval.core.plot_style import INK, colour, legend_below, marker, new_figure, tidy
+from eval.core.plot_style import INK, colour, legend_below, marker, panels, tidy
 from eval.core.threats import Threat
 from eval.study.results.accuracy_tables import INTERVALS
 from eval.study.results.cell_results import CellResult
 from eval.study.results.overview import Group, Overview, clean, entries, pair, survives
 from eval.study.results.plots import Picture, slug
 from eval.study.results.statistics import Rate, rate_of
-from eval.study.results.table import Column, Table, Value
+from eval.study.results.table import Table, Value, columns, filled
 
 
 @dataclass(frozen=True)
@@ -73,34 +73,23 @@ def front_table(overview: Overview) -> Table | None:
     rows: list[dict[str, Value]] = []
     for group in overview.groups:
         for threat in overview.grid.threats:
-            shown = [
-                item for members in families(overview, group).values() for item in points(members, threat)
-            ]
+            found = families(overview, group).values()
+            shown = [item for members in found for item in points(members, threat)]
             best = undominated([(own.mean, worst.mean) for _, own, worst in shown])
             for (item, own, worst), kept in zip(shown, best, strict=True):
-                row = overview.place(group) | {
-                    "threat": str(threat),
-                    "family": item.family,
-                    "regime": item.regime,
-                }
-                row |= {"radius": item.radius if item.radius >= 0 else "default", "weight": item.weight}
-                rows.append(
-                    row | entries("clean", own) | entries("worst", worst) | {"front": "yes" if kept else "no"}
-                )
-    if not rows:
-        return None
-    columns = overview.columns(
-        Column("threat", "threat"),
-        Column("family", "family"),
-        Column("regime", "regime"),
-        Column("radius", "training radius", "number"),
-        Column("weight", "weight", "number"),
+                row = overview.place(group) | {"threat": str(threat), "family": item.family}
+                row |= {"regime": item.regime, "weight": item.weight, "front": "yes" if kept else "no"}
+                row |= {"radius": item.radius if item.radius >= 0 else "default"}
+                rows.append(row | entries("clean", own) | entries("worst", worst))
+    shown_columns = overview.columns(
+        *columns(threat="threat", family="family", regime="regime"),
+        *columns("number", radius="training radius", weight="weight"),
         *pair("clean", "clean"),
         *pair("worst", "worst case of all attacks"),
-        Column("front", "on the front"),
+        *columns(front="on the front"),
     )
     note = "On the front: no other regime of this table is at least as good in both means and better in one. "
-    return Table("front", "Clean-robust front", note + INTERVALS, columns, tuple(rows))
+    return filled("front", "Clean-robust front", note + INTERVALS, shown_columns, rows)
 
 
 def front_picture(overview: Overview, group: Group) -> Picture | None:
@@ -108,9 +97,10 @@ def front_picture(overview: Overview, group: Group) -> Picture | None:
     found, threats = families(overview, group), overview.grid.threats
     if not found:
         return None
-    figure = new_figure(5.2 * len(threats) + 0.4, 4.8)
-    panels = figure.subplots(1, len(threats), squeeze=False)[0]
-    for axes, threat in zip(panels, threats, strict=True):
+    title = f"Clean-robust front over training strength: {', '.join(group)}"
+    note = "means over seeds; bars: 95 % over seeds, with one seed over images"
+    figure, (row,) = panels(1, len(threats), (5.2 * len(threats) + 0.4, 4.8), f"{title}\n({note})")
+    for axes, threat in zip(row, threats, strict=True):
         tidy(axes, str(threat), "clean accuracy", "worst case of all attacks")
         for k, (family, members) in enumerate(found.items()):
             shown = points(members, threat)
@@ -121,10 +111,7 @@ def front_picture(overview: Overview, group: Group) -> Picture | None:
             )  # fmt: skip
             for (item, _, _), place in zip(shown, zip(x, y, strict=True), strict=True):
                 axes.annotate(item.regime, place, (3, 3), textcoords="offset points", fontsize=6, color=INK)
-    title = f"Clean-robust front over training strength: {', '.join(group)}"
-    note = "means over seeds; bars: 95 % over seeds, with one seed over images"
-    figure.suptitle(f"{title}\n({note})", fontsize=10, color=INK)
-    legend_below(figure, panels[0])
+    legend_below(figure, row[0])
     alt = "Worst-case over clean accuracy by strength of adversarial training; the table of the front has the numbers."
     return Picture(slug("front", group), title, alt, figure)
 

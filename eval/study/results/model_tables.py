@@ -1,8 +1,6 @@
 """The tables of models: transfer between them, mechanism indicators, trajectories, audit verdicts."""
 
-from collections.abc import Sequence
 from statistics import mean
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +9,7 @@ from eval.study.results.cell_results import CellResult
 from eval.study.results.overview import Group, Overview
 from eval.study.results.published import SOURCE, paper_transfer
 from eval.study.results.statistics import Outcomes, Rate, rate
-from eval.study.results.table import Column, Measured, Table, Value, columns
+from eval.study.results.table import Column, Measured, Table, Value, columns, filled
 from eval.trajectory.figure import claimed
 from eval.trajectory.tables import scalars
 
@@ -34,12 +32,8 @@ def transfer_rates(
                     row = taker.shown(maker.cell, craft, threat)
                     if row is not None:
                         (same if maker.cell.seed == taker.cell.seed else other).append(row)
-            found[source, target] = tuple(_rate(rows) for rows in (same, other))
-    return found  # type: ignore[return-value]
-
-
-def _rate(rows: Sequence[Any]) -> Rate | None:
-    return rate(rows) if rows else None
+            found[source, target] = (rate(same) if same else None, rate(other) if other else None)
+    return found
 
 
 def transfer_table(overview: Overview) -> Table | None:
@@ -62,8 +56,6 @@ def transfer_table(overview: Overview) -> Table | None:
                         row[f"{target}_paper"] = paper if craft == "paper" else None
                     if any(row.get(target) for target in regimes):
                         rows.append(row)
-    if not rows:
-        return None
     columns = [Column("threat", "threat"), Column("craft", "images"), Column("source", "made on")]
     for name in names:
         columns.append(Column(name, f"shown to {name}", "percent"))
@@ -75,7 +67,7 @@ def transfer_table(overview: Overview) -> Table | None:
         "the model itself, so a white-box attack. paper: last iterate of PGD by the paper's protocol; strong: "
         "last iterate of PGD with unit steps on the MIFPE loss. Brackets: Wilson's 95 % interval over images."
     )
-    return Table("transfer", "Transfer, source x target", note, overview.columns(*columns), tuple(rows))
+    return filled("transfer", "Transfer, source x target", note, overview.columns(*columns), rows)
 
 
 _INDICATORS: tuple[tuple[str, str, tuple[str, str]], ...] = (
@@ -116,8 +108,6 @@ def mechanism_table(overview: Overview) -> Table | None:
                 row[name] = Measured(mean(values), low, high, len(values))
         if len(row) > len(place):
             rows.append(row)
-    if not rows:
-        return None
     columns = [Column("regime", "regime")]
     columns += [
         Column(name, label, "percent" if name in _SHARES else "number") for name, label, _ in _INDICATORS
@@ -125,7 +115,7 @@ def mechanism_table(overview: Overview) -> Table | None:
     note = (
         "Medians over images (along PGD: averaged over its steps), mean over seeds; brackets: range of seeds."
     )
-    return Table("mechanism", "Mechanism indicators", note, overview.columns(*columns), tuple(rows))
+    return filled("mechanism", "Mechanism indicators", note, overview.columns(*columns), rows)
 
 
 def trajectory_table(overview: Overview) -> Table | None:
@@ -134,22 +124,15 @@ def trajectory_table(overview: Overview) -> Table | None:
     for place, found in overview.rows():
         followed = [item.trajectory for item in found if item.trajectory is not None]
         for points in zip(*(trajectory.points for trajectory in followed), strict=False):
-            shares = {
-                name: _rate([np.asarray(list(row_of(point))) == "1" for point in points])
-                for name, row_of in {
-                    "clean": lambda point: point.clean,
-                    "claimed": claimed,
-                    "left": lambda point: point.left,
-                }.items()
-            }
+            texts = {"clean": [point.clean for point in points], "left": [point.left for point in points]}
+            texts["claimed"] = [claimed(point) for point in points]
             numbers = [scalars(point) for point in points]
             row: dict[str, Value] = place | {"images": points[0].images}
-            row |= {name: None if share is None else share.entry() for name, share in shares.items()}
+            for name, bits in texts.items():
+                row[name] = rate([np.asarray(list(text)) == "1" for text in bits]).entry()
             for name in ("shortened/pgd-cleverhans", "gradient_norm", "margin"):
                 row[name] = mean(values[name] for values in numbers) if name in numbers[0] else None
             rows.append(row)
-    if not rows:
-        return None
     shown = overview.columns(
         *columns(regime="regime"),
         *columns("integer", images="images seen"),
@@ -161,7 +144,7 @@ def trajectory_table(overview: Overview) -> Table | None:
         "Weights as they were after so many images, not the selected ones; means over seeds. Left: worst case per "
         "image over all attacks inside [0, 1]. Brackets: Wilson's 95 % interval over images."
     )
-    return Table("trajectory", "Robustness through training", note, shown, tuple(rows))
+    return filled("trajectory", "Robustness through training", note, shown, rows)
 
 
 def audit_table(overview: Overview) -> Table | None:
@@ -176,8 +159,6 @@ def audit_table(overview: Overview) -> Table | None:
                 | {"regime": item.cell.regime, "seed": item.cell.seed, "threat": str(threat)}
                 | {"verdict": found.headline, "claimed": found.claimed_accuracy, "robust": robust}
             )
-    if not rows:
-        return None
     shown = overview.columns(
         *columns(threat="threat", regime="regime"),
         *columns("integer", seed="seed"),
@@ -185,6 +166,5 @@ def audit_table(overview: Overview) -> Table | None:
         *columns("percent", claimed="PGD on cross-entropy claims", robust="corrected robust accuracy"),
     )
     note = f"The {overview.grid.audit.mode} audit; surrogates are the other regimes' models of the same seed."
-    return Table(
-        "audit", "Audit verdicts", note, shown, tuple(sorted(rows, key=lambda row: str(row["threat"])))
-    )
+    ordered = sorted(rows, key=lambda row: str(row["threat"]))
+    return filled("audit", "Audit verdicts", note, shown, ordered)

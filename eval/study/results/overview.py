@@ -1,6 +1,7 @@
 """The results of a study, arranged by group and regime, and the measures that tables share."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 from eval.core.threats import Threat
@@ -24,19 +25,14 @@ class Overview:
     def __init__(self, grid: Grid, cells: Sequence[CellResult]) -> None:
         self.grid, self.cells = grid, list(cells)
         found = {item.cell.group[:2] for item in cells}
-        self.groups = [
-            (dataset, network)
-            for dataset in grid.datasets
-            for network in grid.networks
-            if (dataset, network) in found
-        ]
+        self.groups = [group for group in product(grid.datasets, grid.networks) if group in found]
 
     def regimes(self, group: Group) -> dict[str, list[CellResult]]:
         """Return the results of every regime of a group that has some."""
-        rows = {
-            regime.name: [item for item in self.cells if item.cell.group == (*group, regime.name)]
-            for regime in self.grid.regimes
-        }
+        rows: dict[str, list[CellResult]] = {regime.name: [] for regime in self.grid.regimes}
+        for item in self.cells:
+            if item.cell.group[:2] == group:
+                rows[item.cell.regime].append(item)
         return {name: found for name, found in rows.items() if found}
 
     def rows(self) -> Iterator[tuple[dict[str, Value], list[CellResult]]]:
@@ -62,12 +58,7 @@ class Overview:
 
 def outcome(threat: Threat, name: str) -> Measure:
     """Return the measure "survives this attack"."""
-
-    def measure(item: CellResult) -> Any:
-        found = item.attacks.get(threat, {}).get(name)
-        return None if found is None else found.robust
-
-    return measure
+    return lambda item: item.attacks[threat][name].robust if name in item.attacks.get(threat, ()) else None
 
 
 def survives(threat: Threat) -> Measure:

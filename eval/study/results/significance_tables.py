@@ -1,14 +1,12 @@
 """The tables of paired tests between regimes and of cost."""
 
-from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import mean
 
-from eval.attack.results import AttackResults
-from eval.study.results.cell_results import CellResult
+from eval.core.stats import known_mean
 from eval.study.results.overview import Overview, clean, is_cleverhans, outcome, survives
 from eval.study.results.statistics import Measure, compare, holm
-from eval.study.results.table import Table, columns
+from eval.study.results.table import Table, columns, filled
 
 
 def tests_table(overview: Overview) -> Table | None:
@@ -29,8 +27,6 @@ def tests_table(overview: Overview) -> Table | None:
                 if found is not None:
                     place = overview.place(group) | {"measure": label, "threat": threat_name}
                     rows.append(place | {"first": first, "second": second, **vars(found)})
-    if not rows:
-        return None
     for row, adjusted in zip(rows, holm([row["p_images"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
     shown = overview.columns(
@@ -45,23 +41,23 @@ def tests_table(overview: Overview) -> Table | None:
         "exact test), which says something of these trainings alone; Holm: adjusted for all rows of this table. Over "
         "seeds: paired t-test of the accuracies, which says something of other trainings."
     )
-    return Table("tests", "Paired tests between regimes", note, shown, tuple(rows))
+    return filled("tests", "Paired tests between regimes", note, shown, rows)
 
 
 def cost_table(overview: Overview) -> Table:
     """What training and attacking one model took."""
     rows = []
     for place, found in overview.rows():
-        attack_seconds = [sum(result.cost["seconds"] for result in _results(item)) for item in found]
-        passes = [
-            sum(result.cost["forwards"] + result.cost["backwards"] for result in _results(item))
-            for item in found
+        costs = [
+            [result.cost for item in cell.attacks.values() for result in item.values()] for cell in found
         ]
+        passes = [sum(cost["forwards"] + cost["backwards"] for cost in each) for each in costs]
         rows.append(
             place
-            | {"images": mean(item.train["images"] for item in found), "attacks": mean(attack_seconds)}
-            | {"train": mean(item.train["seconds"] for item in found), "passes": mean(passes)}
-            | {"audit": _mean_or_none([item.seconds["audit"] for item in found if "audit" in item.seconds])}
+            | {"images": mean(item.train["images"] for item in found), "passes": mean(passes)}
+            | {"attacks": mean(sum(cost["seconds"] for cost in each) for each in costs)}
+            | {"train": mean(item.train["seconds"] for item in found)}
+            | {"audit": known_mean(item.seconds.get("audit") for item in found)}
             | {"device": ", ".join(sorted({str(item.train["device"]) for item in found}))}
         )
     shown = overview.columns(
@@ -74,12 +70,3 @@ def cost_table(overview: Overview) -> Table:
     )
     note = "Means per model. Training images: shown, repetitions counted; passes: of one image, forward and backward."
     return Table("cost", "Cost", note, shown, tuple(rows))
-
-
-def _results(item: CellResult) -> Iterator[AttackResults]:
-    for found in item.attacks.values():
-        yield from found.values()
-
-
-def _mean_or_none(values: Sequence[float]) -> float | None:
-    return mean(values) if values else None

@@ -56,17 +56,11 @@ def rate(outcomes: Sequence[Outcomes]) -> Rate:
         raise InputError(
             "cannot average outcomes of different numbers of images, or none; run the study again"
         )
-    n = len(outcomes[0])
-    over_seeds = mean_interval([float(row.mean()) for row in outcomes])
-    images = wilson(sum(int(row.sum()) for row in outcomes) / len(outcomes), n)
-    spread = over_seeds.interval
-    return Rate(
-        over_seeds.mean,
-        images,
-        None if spread is None else (max(0.0, spread.low), min(1.0, spread.high)),
-        n,
-        len(outcomes),
-    )
+    n, trainings = len(outcomes[0]), len(outcomes)
+    mean, spread, _ = mean_interval([float(row.mean()) for row in outcomes])
+    images = wilson(sum(int(row.sum()) for row in outcomes) / trainings, n)
+    seeds = None if spread is None else (max(0.0, spread.low), min(1.0, spread.high))
+    return Rate(mean, images, seeds, n, trainings)
 
 
 def rate_of(results: Sequence[CellResult], measure: Measure) -> Rate | None:
@@ -97,29 +91,22 @@ class Comparison:
 
 def compare(first: Sequence[CellResult], second: Sequence[CellResult], measure: Measure) -> Comparison | None:
     """Compare two regimes on the seeds that both have; None where there is none."""
-    others = {item.cell.seed: row for item in second if (row := measure(item)) is not None}
-    pairs = [
-        (row, others[item.cell.seed])
-        for item in first
-        if item.cell.seed in others and (row := measure(item)) is not None
-    ]
-    return compare_pairs(pairs)
+    ours, theirs = (
+        {item.cell.seed: row for item in found if (row := measure(item)) is not None}
+        for found in (first, second)
+    )
+    return compare_pairs([(row, theirs[seed]) for seed, row in ours.items() if seed in theirs])
 
 
-def compare_pairs(pairs: Sequence[tuple[Outcomes, Outcomes]]) -> Comparison | None:
+def compare_pairs(pairs: Sequence[tuple[Outcomes, ...]]) -> Comparison | None:
     """Compare pairs of outcomes on the same images, one pair per seed; None where there is none."""
     if not pairs:
         return None
     a, b = (np.stack(rows).astype(np.int64) for rows in zip(*pairs, strict=True))
     difference = a - b
-    return Comparison(
-        float(difference.mean()),
-        int((difference > 0).sum()),
-        int((difference < 0).sum()),
-        sign_flip_test(difference.sum(0)),
-        paired_t_test(difference.mean(1)),
-        len(pairs),
-    )
+    only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
+    p_values = (sign_flip_test(difference.sum(0)), paired_t_test(difference.mean(1)))
+    return Comparison(float(difference.mean()), only_first, only_second, *p_values, len(pairs))
 
 
 def sign_flip_test(differences: NDArray[np.int64]) -> float:

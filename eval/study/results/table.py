@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,16 +11,9 @@ from eval.core.records import Text
 
 Kind = Literal["text", "percent", "number", "integer", "interval", "verdict"]
 MOST_ENTRIES = 200_000
-_LATEX = {
-    "&": r"\&",
-    "%": r"\%",
-    "_": r"\_",
-    "#": r"\#",
-    "$": r"\$",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-}
+_LATEX = str.maketrans(
+    {letter: rf"\{letter}" for letter in "&%_#${}"} | {"~": r"\textasciitilde{}", "\\": "/"}
+)
 
 
 class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,6 +65,13 @@ class Table(msgspec.Struct, frozen=True):
             raise ValueError(f"the table has {entries} entries; at most {MOST_ENTRIES} are read")
 
 
+def filled(
+    id: str, title: str, note: str, columns: tuple[Column, ...], rows: Sequence[dict[str, Value]]
+) -> Table | None:
+    """Return a table, None where it would have no rows."""
+    return Table(id, title, note, columns, tuple(rows)) if rows else None
+
+
 def markdown(table: Table) -> str:
     """Return the table in Markdown, with title and note."""
     lines = [f"### {table.title}", "", "| " + " | ".join(column.label for column in table.columns) + " |"]
@@ -97,12 +97,8 @@ def comma_separated(table: Table) -> str:
 
 def _parts(table: Table, column: Column) -> list[str]:
     found = [row.get(column.key) for row in table.rows]
-    extra = [
-        name
-        for name in ("low", "high", "n")
-        if any(isinstance(item, Measured) and getattr(item, name) is not None for item in found)
-    ]
-    return ["", *(f"_{name}" for name in extra)]
+    extra = ("_low", "_high", "_n")
+    return ["", *(name for name in extra if any(_part(item, name) is not None for item in found))]
 
 
 def _part(item: Value, suffix: str) -> Any:
@@ -129,7 +125,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _escape(words: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in words.replace("\\", "/"))
+    return words.translate(_LATEX)
 
 
 def text(item: Value, kind: Kind) -> str:

@@ -84,9 +84,8 @@ def write_study(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Tabl
     tables: list[Table] = []
     plots: list[PlotRecord] = []
     if overview.cells:
-        further = (make(overview) for make in (front_table, equal_accuracy_table))
-        made = [*all_tables(overview), *(table for table in further if table is not None)]
-        tables = [_write_table(table, directory) for table in made]
+        further = (front_table(overview), equal_accuracy_table(overview))
+        tables = [_write_table(table, directory) for table in (*all_tables(overview), *filter(None, further))]
         plots = _write_plots(overview, directory)
     content = msgspec.structs.replace(
         _record(grid, [_cell(grid, cell, directory) for cell in cells], directory),
@@ -165,10 +164,9 @@ def _write_table(table: Table, directory: Path) -> Table:
 def _write_plots(overview: Overview, directory: Path) -> list[PlotRecord]:
     (directory / "figures").mkdir(exist_ok=True)
     written = []
-    further = (
-        make(overview, group) for group in overview.groups for make in (front_picture, learning_picture)
-    )
-    for picture in (*all_pictures(overview), *(picture for picture in further if picture is not None)):
+    makers = (front_picture, learning_picture)
+    further = [make(overview, group) for group in overview.groups for make in makers]
+    for picture in (*all_pictures(overview), *filter(None, further)):
         file = f"figures/{picture.id}.png"
         save_figure(directory / file, picture.figure)
         written.append(PlotRecord(picture.id, picture.title, file, picture.alt))

@@ -102,37 +102,30 @@ class Pool(Engine):
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 outcomes = {future: _outcome(future) for future in done}
                 broken = None in outcomes.values()
-                if broken:
-                    outcomes = {
-                        future: _outcome(future) for future in running
-                    }  # the pool ends with one worker
-                    self._stop()
+                if broken:  # the pool ends with one worker
+                    outcomes = {future: _outcome(future) for future in running}
+                    self.close()
                 for future, outcome in outcomes.items():
                     yield running.pop(future), outcome or Outcome(CRASHED, retry=True)
                 if broken:
                     return list(reversed(queue))
         except KeyboardInterrupt:
-            self._stop()  # the workers were interrupted, too, and save
+            self.close()  # the workers were interrupted, too, and save
             raise
         return []
 
     def _start(self) -> ProcessPoolExecutor:
         if self.executor is None:
             context = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and threads
-            threads = max(1, (os.cpu_count() or 1) // self.workers)
-            self.executor = ProcessPoolExecutor(
-                self.workers, context, prepare_worker, (threads, context.Value("i", 0))
-            )
+            arguments = (max(1, (os.cpu_count() or 1) // self.workers), context.Value("i", 0))
+            self.executor = ProcessPoolExecutor(self.workers, context, prepare_worker, arguments)
         return self.executor
-
-    def _stop(self) -> None:
-        if self.executor is not None:
-            self.executor.shutdown(wait=True, cancel_futures=True)
-            self.executor = None
 
     def close(self) -> None:
         """End the workers."""
-        self._stop()
+        if self.executor is not None:
+            self.executor.shutdown(wait=True, cancel_futures=True)
+            self.executor = None
 
 
 def _outcome(future: Future) -> Outcome | None:

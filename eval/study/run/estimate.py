@@ -65,21 +65,12 @@ def print_plan(study: Study) -> None:
         if state != "finished":
             left += found.seconds or 0.0
             unknown |= found.seconds is None
+        training = "-" if found.training is None else count(found.training)
         shown = "-" if found.seconds is None else duration(found.seconds)
-        table.add_row(
-            cell.id,
-            cell.hash,
-            state,
-            "-" if found.training is None else count(found.training),
-            count(found.examination),
-            shown,
-        )
+        table.add_row(cell.id, cell.hash, state, training, count(found.examination), shown)
     print_table(table)
-    rest = (
-        "unknown: a data set is not at hand"
-        if unknown
-        else f"about {duration(left)} on this device, one job at a time"
-    )
+    known = f"about {duration(left)} on this device, one job at a time"
+    rest = "unknown: a data set is not at hand" if unknown else known
     Console(soft_wrap=True, highlight=False).print(f"left: {rest}")
 
 

@@ -72,6 +72,11 @@ class Outcome:
     seconds: float = 0.0
 
 
+def import_path(cell: Cell) -> str | None:
+    """Return the import path of a cell's network, None for one that is built in."""
+    return cell.network if ":" in cell.network else None
+
+
 class TrainedModel:
     """A trained cell on the device, with its images, loaded when first asked for."""
 
@@ -83,8 +88,7 @@ class TrainedModel:
     def target(self) -> Target:
         """The classifier of the run."""
         device = resolve_device(self.place.device)
-        network = self.cell.network if ":" in self.cell.network else None
-        return load_target(str(self.folder.run.path), device, network)
+        return load_target(str(self.folder.run.path), device, import_path(self.cell))
 
     @cached_property
     def samples(self) -> Samples:

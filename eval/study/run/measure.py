@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from eval.mechanism.analysis import AnalysisOptions, analyse
 from eval.mechanism.command import write_mechanism
 from eval.report.gallery import pack_gallery
 from eval.study.plan.cells import Cell, CellFolder
-from eval.study.run.jobs import TrainedModel
+from eval.study.run.jobs import TrainedModel, import_path
 from eval.trajectory.measure import follow, snapshots
 from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import SUFFIX
@@ -34,25 +35,15 @@ def craft_images(bench: TrainedModel) -> None:
     """Make the transfer images on this model: ``transfer/CRAFT-THREAT.safetensors`` in the cell's folder."""
     folder = bench.folder.path / "transfer"
     folder.mkdir(exist_ok=True)
-    x, y = bench.samples.batch(slice(None), bench.target.device)
-    ids = bench.samples.indices.to(x.device)
-    for threat in bench.grid.threats:
-        for craft in bench.grid.transfer.crafts:
-            if not defined(craft, threat):
-                continue
-            images = make_images(
-                craft,
-                bench.target.model,
-                x,
-                y,
-                threat,
-                steps=bench.grid.transfer.steps,
-                seed=bench.grid.attack_seed,
-                ids=ids,
-                batch_size=bench.place.batch_size,
-            )
-            content = {"adversarial": images.cpu(), "indices": bench.samples.indices}
-            write_atomic(folder / f"{craft}-{threat_slug(threat)}.safetensors", save(content))
+    grid, samples, model = bench.grid, bench.samples, bench.target.model
+    x, y = samples.batch(slice(None), bench.target.device)
+    options: dict[str, Any] = {"steps": grid.transfer.steps, "seed": grid.attack_seed}
+    options |= {"ids": samples.indices.to(x.device), "batch_size": bench.place.batch_size}
+    for threat, craft in product(grid.threats, grid.transfer.crafts):
+        if defined(craft, threat):
+            images = make_images(craft, model, x, y, threat, **options)
+            content = save({"adversarial": images.cpu(), "indices": samples.indices})
+            write_atomic(folder / f"{craft}-{threat_slug(threat)}.safetensors", content)
 
 
 def compare_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> None:
@@ -67,10 +58,8 @@ def compare_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> None:
         rows = {}
         for path in sorted((folder.path / "transfer").glob("*.safetensors")):
             content = load_file(path)
-            if content["indices"].tolist() != samples.indices.tolist():
-                continue
-            images = content["adversarial"].to(device)
-            rows[path.stem] = still_correct(bench.target.model, images, y)
+            if content["indices"].tolist() == samples.indices.tolist():
+                rows[path.stem] = still_correct(bench.target.model, content["adversarial"].to(device), y)
         found[cell.hash] = rows
     write_json(bench.folder.path / "transfer.json", {"format": 1, "correct": found})
 
@@ -86,18 +75,17 @@ def measure_mechanism(bench: TrainedModel, threat: Threat) -> dict[str, Any]:
     out = bench.target.results_dir / "mechanism"
     out.mkdir(parents=True, exist_ok=True)
     write_mechanism(out, [analysis], samples)
-    return {"file": "mechanism/mechanism.json", "norm": threat.norm, "eps": threat.eps}
+    return {"file": "mechanism/mechanism.json", **vars(threat)}
 
 
 def measure_trajectory(bench: TrainedModel, threat: Threat) -> dict[str, Any]:
     """Attack every snapshot: ``run/results/trajectory`` with JSON, picture, and outcomes per image."""
     plan, run = bench.grid.trajectory, bench.folder.run
-    network = _import_path(bench.cell)
-    targets = snapshots(run, bench.target.device, network)
+    targets = snapshots(run, bench.target.device, import_path(bench.cell))
     samples, seed = bench.images(plan.images), bench.grid.attack_seed
     found = follow(run, targets, samples, threat, seed=seed, batch_size=bench.place.batch_size)
     write_outputs(run.results_dir / "trajectory", [msgspec.structs.replace(found, regime=bench.cell.regime)])
-    return {"file": f"trajectory/trajectory{SUFFIX}", "norm": threat.norm, "eps": threat.eps}
+    return {"file": f"trajectory/trajectory{SUFFIX}", **vars(threat)}
 
 
 def audit_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> dict[str, Any]:
@@ -106,28 +94,20 @@ def audit_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> dict[st
     samples = bench.images(plan.images)
     x, y = samples.batch(slice(None), bench.target.device)
     surrogates = {
-        peer.regime: load_target(str(folder.run.path), bench.target.device, _import_path(peer)).model
+        peer.regime: load_target(str(folder.run.path), bench.target.device, import_path(peer)).model
         for peer, folder in peers.items()
         if peer.seed == cell.seed and peer != cell
     }
-    files = []
+    files, seed = [], bench.grid.attack_seed
+    options: dict[str, Any] = {"quick": plan.mode == "quick", "surrogates": surrogates, "seed": seed}
     for threat in bench.grid.threats:
-        report = audit(
-            bench.target.model,
-            x,
-            y,
-            norm=threat.norm,
-            eps=threat.eps,
-            quick=plan.mode == "quick",
-            surrogates=surrogates,
-            seed=bench.grid.attack_seed,
-        )
+        report = audit(bench.target.model, x, y, **vars(threat), **options)
         content = report.to_json() | {
             "format": 1,
             "model": {"name": cell.id, "sha256": bench.target.sha256},
             "data": samples.record() | {"n": len(samples), "indices": samples.indices.tolist()},
             "surrogates": list(surrogates),
-            "seed": bench.grid.attack_seed,
+            "seed": seed,
             "versions": versions(),
             "device": device_name(bench.target.device),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -135,12 +115,8 @@ def audit_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> dict[st
         bench.target.results_dir.mkdir(parents=True, exist_ok=True)
         name = f"audit-{threat_slug(threat)}-{plan.mode}.json"
         write_json(bench.target.results_dir / name, content)
-        files.append({"file": name, "norm": threat.norm, "eps": threat.eps})
+        files.append({"file": name, **vars(threat)})
     return {"files": files}
-
-
-def _import_path(cell: Cell) -> str | None:
-    return cell.network if ":" in cell.network else None
 
 
 def write_gallery(bench: TrainedModel, threat: Threat) -> None:
@@ -152,19 +128,9 @@ def write_gallery(bench: TrainedModel, threat: Threat) -> None:
     """
     samples = bench.images(bench.grid.gallery)
     x, y = samples.batch(slice(None), bench.target.device)
-    ids = samples.indices.to(x.device)
-    attacked = attacks.pgd(
-        bench.target.model,
-        x,
-        y,
-        norm=threat.norm,
-        eps=threat.eps,
-        loss="margin",
-        keep="loss",
-        early_stop=False,
-        sample_ids=ids,
-        seed=bench.grid.attack_seed,
-    ).adversarial
+    options: dict[str, Any] = {**vars(threat), "loss": "margin", "keep": "loss", "early_stop": False}
+    options |= {"sample_ids": samples.indices.to(x.device), "seed": bench.grid.attack_seed}
+    attacked = attacks.pgd(bench.target.model, x, y, **options).adversarial
     clean, attacked = ((images * 255).round() / 255 for images in (x, attacked))
     with torch.inference_mode():
         logits = bench.target.model(clean), bench.target.model(attacked)

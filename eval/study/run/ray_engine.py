@@ -46,7 +46,13 @@ class RayEngine(Engine):
             raise InputError(
                 f"--workers is {workers}, --cpus {cpus:g} and --gpus {gpus}; expected at least 1, above 0, 0 or more"
             )
-        self.ray = _import_ray()
+        try:
+            import ray
+        except ImportError:
+            raise InputError(
+                'Ray is not installed; install it with: pip install -e ".[ray]", or use --engine pool'
+            ) from None
+        self.ray: Any = ray
         self.owns = not self.ray.is_initialized()
         if self.owns:
             self._connect(workers, address)
@@ -61,12 +67,10 @@ class RayEngine(Engine):
 
     def _connect(self, workers: int, address: str | None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        local = {"num_cpus": workers, "include_dashboard": False}
+        where_to: dict[str, Any] = local if address is None else {"address": address}
         try:
-            if address is None:
-                self.ray.init(num_cpus=workers, include_dashboard=False, **quiet)
-            else:
-                self.ray.init(address=address, **quiet)
+            self.ray.init(logging_level=logging.ERROR, log_to_driver=False, **where_to)
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = "start a local Ray cluster" if address is None else f"reach a Ray cluster at {address}"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -119,13 +123,3 @@ def even_share(gpus: float, jobs: float) -> float:
 
 def _execute(job: Job) -> Outcome:
     return execute(job)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise InputError(
-            'Ray is not installed; install it with: pip install -e ".[ray]", or use --engine pool'
-        ) from None
-    return ray

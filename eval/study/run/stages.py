@@ -5,8 +5,7 @@ import dataclasses
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from agents.common.precision import tf32
@@ -38,41 +37,23 @@ def execute(job: Job) -> Outcome:
     Raises:
         KeyboardInterrupt: it was stopped; what was done is kept.
     """
-    start = time.perf_counter()
+    start, failure, retry = time.perf_counter(), None, False
     folder = CellFolder.open(job.place.directory, job.cell.hash)
     folder.path.mkdir(parents=True, exist_ok=True)
-    try:
-        with _logging(folder.path / "log.txt"):
-            try:
-                _STAGES[job.stage](job)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:
-                traceback.print_exc()
-                raise
-    except KeyboardInterrupt:
-        raise
-    except (InputError, AttackError) as error:
-        return _failed(job, " ".join(str(error).split()), False, start)
-    except Exception as error:  # a cell that fails, for whatever reason, must not end the study
-        reason = str(error).splitlines()[0] if str(error) else "no message"
-        return _failed(job, f"{type(error).__name__}: {reason}", True, start)
-    return Outcome(seconds=time.perf_counter() - start)
-
-
-def _failed(job: Job, error: str, retry: bool, start: float) -> Outcome:
-    return Outcome(f"{job.stage}: {error}", retry, time.perf_counter() - start)
-
-
-@contextlib.contextmanager
-def _logging(path: Path) -> Iterator[None]:
-    """Send what is printed to the cell's log."""
     with (
-        open(path, "a", encoding="utf-8") as log,
+        open(folder.path / "log.txt", "a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        yield
+        try:
+            _STAGES[job.stage](job)
+        except Exception as error:  # a cell that fails, for whatever reason, must not end the study
+            traceback.print_exc()
+            retry = not isinstance(error, InputError | AttackError)
+            reason = (str(error).splitlines() or ["no message"])[0]
+            text = f"{type(error).__name__}: {reason}" if retry else " ".join(str(error).split())
+            failure = f"{job.stage}: {text}"
+    return Outcome(failure, retry, time.perf_counter() - start)
 
 
 def _train(job: Job) -> None:
@@ -81,13 +62,12 @@ def _train(job: Job) -> None:
     if folder.has("train", job.cell.hash) and run.model_path.is_file():
         return
     count = job.grid.trajectory.snapshots
-    config = dataclasses.replace(
-        job.cell.config,
-        run_dir=run.path,
-        device=job.place.device,
-        data_root=job.place.data_root,
-        snapshots=str(count) if count else None,
-    )
+    place: dict[str, Any] = {
+        "run_dir": run.path,
+        "device": job.place.device,
+        "data_root": job.place.data_root,
+    }
+    config = dataclasses.replace(job.cell.config, **place, snapshots=str(count) if count else None)
     if run.config_path.is_file():
         resume(run.path, progress=False, network=config.network, algo=config.algo)
     else:
@@ -101,37 +81,30 @@ def _train(job: Job) -> None:
 def _shard(job: Job) -> None:
     """Attack one part of the images; the parts lie where `run_attack` looks for those of an interrupted call."""
     bench = TrainedModel(job)
-    samples, (k, n) = bench.samples, job.shard
+    target, samples, (k, n) = bench.target, bench.samples, job.shard
     rows = slice(len(samples) * k // n, len(samples) * (k + 1) // n)
-    bench.target.results_dir.mkdir(parents=True, exist_ok=True)
+    target.results_dir.mkdir(parents=True, exist_ok=True)
+    place: dict[str, Any] = {"results_dir": target.results_dir, "batch_size": job.place.batch_size}
     for _, spec in specs(job.grid):
-        if stored_results(result_path(bench.target, samples, spec, bench.target.results_dir)) is None:
-            attack_rows(
-                bench.target,
-                samples,
-                spec,
-                rows,
-                results_dir=bench.target.results_dir,
-                batch_size=job.place.batch_size,
-            )
+        if stored_results(result_path(target, samples, spec, target.results_dir)) is None:
+            attack_rows(target, samples, spec, rows, **place)
 
 
 def _examine(job: Job) -> None:
     """Attacks, gallery, transfer images and indicators of one model, for which no other is needed."""
-    bench, grid = TrainedModel(job), job.grid
-    bench.do("attacks", _attacks_key(grid), lambda: _attack(bench))
+    bench, grid, threat = TrainedModel(job), job.grid, lead_threat(job.grid.threats)
+    attacked = [grid.images, [[name, spec.record(), spec.seed] for name, spec in specs(grid)]]
+    place = [*vars(threat).values(), grid.attack_seed]
+    bench.do("attacks", attacked, lambda: _attack(bench))
     if grid.gallery:
-        threat = lead_threat(grid.threats)
-        bench.do("gallery", [grid.gallery, threat.norm, threat.eps], lambda: write_gallery(bench, threat))
+        bench.do("gallery", [grid.gallery, *place[:2]], lambda: write_gallery(bench, threat))
     if grid.transfer.crafts:
         bench.do("craft", craft_key(grid), lambda: craft_images(bench))
     if grid.mechanism.images:
-        threat = lead_threat(grid.threats)
-        key = [dataclasses.asdict(grid.mechanism), threat.norm, threat.eps, grid.attack_seed]
+        key = [dataclasses.asdict(grid.mechanism), *place]
         bench.do("mechanism", key, lambda: measure_mechanism(bench, threat))
     if grid.trajectory.snapshots:
-        threat = lead_threat(grid.threats)
-        key = [dataclasses.asdict(grid.trajectory), threat.norm, threat.eps, grid.attack_seed]
+        key = [dataclasses.asdict(grid.trajectory), *place]
         bench.do("trajectory", key, lambda: measure_trajectory(bench, threat))
 
 
@@ -140,11 +113,8 @@ def _compare(job: Job) -> None:
     bench, grid = TrainedModel(job), job.grid
     peers = {cell: CellFolder.open(job.place.directory, cell.hash) for cell in job.peers}
     if grid.transfer.crafts:
-        made = [
-            [cell.hash, folder.steps["craft"]["key"]]
-            for cell, folder in peers.items()
-            if "craft" in folder.steps
-        ]
+        crafts = {cell.hash: folder.steps.get("craft") for cell, folder in peers.items()}
+        made = [[name, step["key"]] for name, step in crafts.items() if step]
         bench.do("transfer", [made, craft_key(grid)], lambda: compare_cell(bench, peers))
     if grid.audit.mode != "none" and job.cell.seed in grid.seeds[: grid.audit.seeds]:
         twins = [cell.hash for cell in job.peers if cell.seed == job.cell.seed and cell != job.cell]
@@ -174,10 +144,6 @@ def specs(grid: Grid) -> list[tuple[str, AttackSpec]]:
     return found
 
 
-def _attacks_key(grid: Grid) -> Any:
-    return [grid.images, [[name, spec.record(), spec.seed] for name, spec in specs(grid)]]
-
-
 def _attack(bench: TrainedModel) -> dict[str, Any]:
     """Run every attack that is not stored; note the files by the attack's name and threat model."""
     target, samples, files = bench.target, bench.samples, []
@@ -186,10 +152,9 @@ def _attack(bench: TrainedModel) -> dict[str, Any]:
         path = result_path(target, samples, spec, target.results_dir)
         if stored_results(path) is None:
             print(f"attack {name}, {spec.threat}", flush=True)
-            run_attack(
-                target, samples, spec, results_dir=target.results_dir, batch_size=bench.place.batch_size
-            )
-        files.append({"name": name, "norm": spec.threat.norm, "eps": spec.threat.eps, "file": path.name})
+            place: dict[str, Any] = {"results_dir": target.results_dir, "batch_size": bench.place.batch_size}
+            run_attack(target, samples, spec, **place)
+        files.append({"name": name, **vars(spec.threat), "file": path.name})
     return {"files": files}
 
 
