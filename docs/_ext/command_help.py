@@ -15,7 +15,7 @@ class CommandHelp(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Run the command and return its help as one literal block."""
-        environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+        environment = os.environ | {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"}
         command = [sys.executable, "-m", self.arguments[0], "--help-all"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
