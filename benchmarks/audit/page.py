@@ -189,8 +189,9 @@ def _truths(rows: Sequence[Row]) -> list[str]:
     return [
         "## How the truth was found",
         "",
-        "Worst case per image of attacks that know the mask, listed below, and of the images that the audit found; all "
-        "judged by the model, random ones by the majority of 51 passes that a second majority confirms. The column "
+        "Worst case per image of attacks that know the mask, listed below, and, but for random models, of the images that "
+        "the audit found; all judged by the model, random ones by the majority of 51 passes, confirmed by 51 fresh ones "
+        "and again when all attacks are over. The column "
         '"adaptive attack" is what the former leave alone.',
         "",
         *lines,
