@@ -51,6 +51,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "largest_difference": max(gaps, default=None),
         "beyond_adaptive": sum(row["truth"] < row["adaptive"] - 1e-9 for row in rows),
         "seconds_sound_median": usual,
+        "over_four_times": [row["model"] for row in rows if usual and row["cpu_seconds"] > 4 * usual],
         "slowest_against_it": max((row["cpu_seconds"] for row in rows), default=0) / usual if usual else None,
         "others": {
             name: {
@@ -127,7 +128,8 @@ def _findings(found: Mapping[str, Any]) -> list[str]:
         f"- Corrected accuracy within 2 points of the truth: {within[0]} of {found['masked']} masked, {within[1]} of "
         f"{found['sound']} sound.",
         f"- Time: the median sound model takes {found['seconds_sound_median'] or 0:.0f} CPU seconds, the slowest of "
-        f"all {found['slowest_against_it'] or 0:.1f} times that.",
+        f"all {found['slowest_against_it'] or 0:.1f} times that. Over 4 times: "
+        f"{', '.join(found['over_four_times']) or 'none'}.",
         f"- On {found['beyond_adaptive']} models the audit broke images that the adaptive attack alone did not; the "
         "truth is the worst case of both.",
         "",
@@ -189,9 +191,9 @@ def _truths(rows: Sequence[Row]) -> list[str]:
     return [
         "## How the truth was found",
         "",
-        "Worst case per image of attacks that know the mask, listed below, and, but for random models, of the images that "
-        "the audit found; all judged by the model, random ones by the majority of 51 passes, confirmed by 51 fresh ones "
-        "and again when all attacks are over. The column "
+        "Worst case per image of attacks that know the mask, listed below, and, but for random models, of the images "
+        "that the audit found; all judged by the model, random ones by the majority of 51 passes, confirmed by 51 "
+        "fresh ones and again when all attacks are over. The column "
         '"adaptive attack" is what the former leave alone.',
         "",
         *lines,
