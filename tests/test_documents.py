@@ -235,6 +235,17 @@ def test_python_blocks_run(page, workplace, tmp_path, monkeypatch):
         assert torch.allclose(names["logits"], names["rebuilt"], atol=1e-4)
 
 
+def test_messages_that_the_faq_quotes_are_those_of_the_program():
+    folders = (ROOT / package for package in ("envs", "attacks", "agents", "eval"))
+    source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    source = re.sub(r'"\s*f?"', "", source)  # literals over several lines
+    quotes = re.findall(r'^\*\*"(.*?)"\*\*', (ROOT / "docs" / "faq.md").read_text(), flags=re.M)
+    assert len(quotes) >= 5
+    for quote in quotes:
+        longest = max(re.split(r"\.\.\.|'.*?'", quote), key=len)
+        assert longest.strip(" ,") in source, quote
+
+
 FORMER = {
     "eval.battery": ("eval.robustness.suite", "evaluate"),
     "eval.threats": ("eval.core.threats", "Threat"),
