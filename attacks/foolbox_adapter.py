@@ -5,6 +5,7 @@ adversarial image, whose distance the trace tells; one farther away than eps is 
 there. HopSkipJump and boundary draw for the batch as a whole, so with these two the batch size matters.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
 from attacks.core.model import CountedModel, Model, checked_logits, forward
 from attacks.core.norms import per_sample
-from attacks.core.repair import repair
 from attacks.core.result import AttackResult, finish, in_batches
 
 _CLASSES = {
@@ -183,7 +183,7 @@ def _run(
         if name in _NEED_START:
             rows, starts["starting_points"] = _starts(counted, rows, seed)
         if len(rows):
-            part, seen = problem[rows], _Counted(model)
+            part, seen = problem[rows], _Counted(model, lambda grad: counted.repaired(grad, rows))
             found = find(seen, part, starts)
             counted.queries[rows] += seen.passes
             counted.backwards[rows] += seen.backwards
@@ -198,9 +198,9 @@ def _run(
 class _Counted(nn.Module):
     """The model as foolbox sees it: every pass is over the whole batch, and counted."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, repaired: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.repaired = model, repaired
         self.training = False  # of the wrapper alone, for which foolbox looks
         self.passes = 0
         self.backwards = 0
@@ -209,15 +209,11 @@ class _Counted(nn.Module):
         self.passes += 1
         if x.requires_grad:
             x = x.view_as(x)
-            x.register_hook(self._repair)
+            x.register_hook(self.repaired)
         logits = checked_logits(self.model, x)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
         return logits
-
-    def _repair(self, grad: Tensor) -> Tensor:
-        repaired = repair(grad)
-        return grad if repaired is None else repaired.grad
 
     def _count_backward(self, grad: Tensor) -> None:
         self.backwards += 1

@@ -157,7 +157,7 @@ class CountedModel:
             parts.append(self._averaged(x[part], lambda logits: loss(logits, *labels)))  # noqa: B023
         _count(self._passes, rows, self.samples)
         found = Gradient(*(_joined(list(each)) for each in zip(*parts, strict=True)))
-        return found._replace(grad=self._repaired(found.grad, rows), loss=found.loss.to(x.dtype))
+        return found._replace(grad=self.repaired(found.grad, rows), loss=found.loss.to(x.dtype))
 
     def _averaged(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
         total = self._gradient(x, loss)
@@ -180,7 +180,7 @@ class CountedModel:
             grads = [_gradient_of(column, leaf) for column in logits.T]
         if all(grad is None for grad in grads):
             raise AttackError(_NO_GRADIENT)
-        slopes = [torch.zeros_like(x) if grad is None else self._repaired(grad, rows) for grad in grads]
+        slopes = [torch.zeros_like(x) if grad is None else self.repaired(grad, rows) for grad in grads]
         _count(self.queries, rows, 1)
         _count(self.backwards, rows, len(grads))
         return logits.detach().to(x.dtype), torch.stack(slopes, 1)
@@ -197,7 +197,7 @@ class CountedModel:
             "no_gradient": (self.backwards > 0) & (blind == self.backwards),
         }
 
-    def _repaired(self, grad: Tensor, rows: Tensor | None) -> Tensor:
+    def repaired(self, grad: Tensor, rows: Tensor | None) -> Tensor:
         """The gradient (n, ...) with finite entries alone; the others are noted."""
         found = repair(grad)
         if found is None:

@@ -71,6 +71,7 @@ class TestGradientsThatAreNotFinite:
             result = getattr(attacks, name)(model, x, model(x).argmax(1), norm=norm, eps=eps, **options)
             robust.append(result.robust_accuracy)
             assert result.adversarial.isfinite().all()
+            assert bool(result.trace["nonfinite_gradient"].any()) == (shift == 0)
         assert robust[0] <= robust[1] + 0.15
 
     @pytest.mark.parametrize("name", GRADIENT)
