@@ -210,7 +210,7 @@ class _Counted(nn.Module):
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(self.repaired)
-        logits = checked_logits(self.model, x)
+        logits = checked_logits(self.model, x).to(x.dtype)  # foolbox mixes them with the images
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
         return logits

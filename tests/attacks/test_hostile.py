@@ -17,6 +17,7 @@ from attacks.core.repair import repair
 from tests.attacks.test_table import CASES, FOOLBOX, TABLE, run
 
 GRADIENT = ("fgsm", "pgd", "apgd", "multitargeted", "fab", "fab_targeted")
+VERSIONS = ("standard", "plus", "fast")
 QUICK = [pytest.param(name, TABLE[name][1][0], id=name) for name in TABLE if name not in FOOLBOX]
 
 
@@ -133,16 +134,31 @@ class TestEveryAttack:
         assert torch.equal(model[1].running_mean, before)
 
 
-@pytest.mark.parametrize(("name", "norm"), QUICK)
+def run_any(name, norm, model, x, y, **changed):
+    """`run`, also for what its table leaves out: AutoAttack by version, transfer, BPDA in front of PGD."""
+    if name in VERSIONS:
+        return run("autoattack", norm, model, x, y, version=name, **changed)
+    if name == "transfer":
+        return attacks.transfer(model, x, y, sources=[model], norm=norm, steps=3, **changed)
+    if name == "bpda":
+        model, name = nn.Sequential(attacks.BPDA(lambda z: z.clone()), model), "pgd"
+    return run(name, norm, model, x, y, **changed)
+
+
+MORE = [pytest.param(name, TABLE[name][1][0], id=name) for name in ("deepfool", "ddn", "carlini_wagner")]
+MORE += [pytest.param(name, "Linf", id=name) for name in ("transfer", "bpda", *VERSIONS)]
+
+
 class TestTypes:
     @pytest.mark.slow
+    @pytest.mark.parametrize(("name", "norm"), QUICK + MORE)
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("answer", [torch.float64, torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
     def test_model_and_images_of_one_type(self, name, norm, dtype, answer, layout):
         model = Before(lambda z: z, net().to(dtype), lambda logits: logits.to(answer))
         x = images(3).to(dtype).contiguous(memory_format=layout)
-        result = run(name, norm, model, x, model(x).argmax(1), eps=0.1 if norm == "Linf" else 1.0)
+        result = run_any(name, norm, model, x, model(x).argmax(1), eps=0.1 if norm == "Linf" else 1.0)
         assert result.adversarial.dtype == dtype
         change = result.adversarial.double() - x.double()
         radius = 0.1 if norm == "Linf" else 1.0
@@ -150,6 +166,7 @@ class TestTypes:
         assert torch.equal(model(result.adversarial).argmax(1) != model(x).argmax(1), result.success)
 
     @pytest.mark.slow
+    @pytest.mark.parametrize(("name", "norm"), QUICK)
     def test_inside_inference_mode(self, name, norm):
         x = images(3)
         model = net()
