@@ -27,6 +27,34 @@ from eval.study.run.stages import steps_of
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10")
 NETWORKS = ("small", "strided", "mlp", "nature", "cnn4", "cnn6", "wrn16-4", "vit")
 
+# Of `benchmarks.study_cost` with its defaults.
+NOTES = """In a profile three quarters of a job's time went into flushing its record to disk (`fsync`): the file system
+that all nodes share is the first bottleneck, long before the scheduler. The second is `study.json`, which is written
+whole: it takes at most a twentieth of the time, and more than 5,000 cells are refused.
+
+A run of `small` on MNIST with 12 snapshots took 15 MB, most of it snapshots (0.67 MB each), the checkpoint (4 MB) and
+`policy.zip` (2 MB): 2,400 such cells take 36 GB.
+
+## What 2,400 cells would cost
+
+Estimated, not measured: 10 data sets x 8 networks x 6 regimes x 5 seeds, 100 passes over the data each, the passes
+counted as `eval.study --dry-run` does, on GPUs that are assumed to sustain 50 TFLOP/s in training and 15 in attacks.
+Networks for small images are bound by launches and stay below that.
+
+| data set | hours of one GPU, training | attacks and the rest |
+| --- | ---: | ---: |
+| digits | 0.1 | 0.5 |
+| mnist, fashion-mnist, each | 60 | 6 |
+| cifar10, cifar100, each | 65 | 7 |
+| stl10 at 96 pixels | 41 | 46 |
+| imagenet100 at 64 pixels | 654 | 29 |
+| three folders of 50,000 images at 64 pixels | 779 | 86 |
+| all | 1,725 | 187 |
+
+Repeat with `python -m benchmarks.study_cost`. Ray gives each job the share of a GPU that `--gpus` names, at most four
+jobs to one by default; a stage begins when the one before has ended, so the last and longest trainings decide how long
+the other GPUs wait: begin with the large data sets apart.""".splitlines()
+
 
 def fake(job: Job) -> Outcome:
     """Write what the stages of a real cell note, and nothing else."""
@@ -162,6 +190,8 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         ),
         "",
         machine_line(machine),
+        "",
+        *NOTES,
         "",
         "Repeat with `python -m benchmarks.study_scale`.",
     ]
