@@ -41,15 +41,12 @@ def export_command(config: ExportCommand) -> int:
     target = load_target(config.target, "cpu", config.network)
     samples = config.data.load(target)
     found = export(target, samples, config.out, formats, config.license)
-    table = make_table(
-        f"{target.name} in {config.out}", ("format", "file"), ("bytes", "largest difference", "tolerance")
-    )
+    headings = ("bytes", "largest difference", "tolerance")
+    table = make_table(f"{target.name} in {config.out}", ("format", "file"), headings)
     for kind in formats:
-        agreement = found[kind.name]
-        size = (config.out / kind.file).stat().st_size
-        table.add_row(
-            kind.name, kind.file, count(size), f"{agreement.difference:.2g}", f"{agreement.tolerance:.2g}"
-        )
+        size, agreement = (config.out / kind.file).stat().st_size, found[kind.name]
+        gaps = (f"{number:.2g}" for number in (agreement.difference, agreement.tolerance))
+        table.add_row(kind.name, kind.file, count(size), *gaps)
     print_table(table)
     first = next(iter(found.values()))
     sizes = ", ".join(map(str, first.batch_sizes))
@@ -98,18 +95,12 @@ def export(
             "versions": versions(),
         }
         write_json(folder / _DESCRIPTION, about)
-        _write_card(folder, target, samples, about, license)
+        evaluation, config = find_evaluation(target, samples), _settings(target)
+        card = model_card(target, samples, evaluation, about=about, config=config, license=license)
+        write_atomic(folder / CARD, card)
+        for threat in evaluation.threats:
+            write_json(folder / info_file(threat), model_info(target, samples, evaluation, threat, config))
     return found
-
-
-def _write_card(
-    folder: Path, target: Target, samples: Samples, about: dict[str, Any], license: str | None
-) -> None:
-    evaluation, config = find_evaluation(target, samples), _settings(target)
-    card = model_card(target, samples, evaluation, about=about, config=config, license=license)
-    write_atomic(folder / CARD, card)
-    for threat in evaluation.threats:
-        write_json(folder / info_file(threat), model_info(target, samples, evaluation, threat, config))
 
 
 def _settings(target: Target) -> dict[str, Any]:
@@ -138,12 +129,8 @@ def _describe(target: Target, samples: Samples) -> dict[str, Any]:
 
 def _entry(path: Path, agreement: Agreement) -> dict[str, Any]:
     content = path.read_bytes()
-    return {
-        "file": path.name,
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        **asdict(agreement),
-    }
+    digest = hashlib.sha256(content).hexdigest()
+    return {"file": path.name, "bytes": len(content), "sha256": digest, **asdict(agreement)}
 
 
 def _check_out(out: Path, force: bool) -> None:

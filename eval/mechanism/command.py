@@ -38,30 +38,27 @@ def mechanism_command(config: MechanismCommand) -> int:
     norm = parse_norm(config.norm)
     eps = None if config.eps is None else parse_eps(config.eps, norm)
     device = resolve_device(config.device)
-    loaded = []
-    for spec in config.targets:
-        target = load_target(spec, device, config.network, config.trust)
-        loaded.append((target, config.data.load(target)))
-    _check_same_images([samples for _, samples in loaded])
+    targets = [load_target(spec, device, config.network, config.trust) for spec in config.targets]
+    first, *others = (config.data.load(target) for target in targets)
+    for other in others:
+        if (other.fingerprint, other.indices.tolist()) != (first.fingerprint, first.indices.tolist()):
+            raise InputError(
+                f"the models are for different images ({first.name} and {other.name}); name one --dataset for all, "
+                "or measure them one by one"
+            )
+    threat = Threat(norm, default_eps(norm, first.channels) if eps is None else eps)
     analyses, console = [], Console(stderr=True)
-    for target, samples in loaded:
-        threat = Threat(norm, default_eps(norm, samples.channels) if eps is None else eps)
+    for target in targets:
         with console.status(target.name) if config.progress else nullcontext() as status:
             say = _teller(status, target.name)
-            analyses.append(analyse(target, samples, threat, config.analysis, seed=config.seed, say=say))
-    out = config.out or loaded[0][0].results_dir / "mechanism"
+            analyses.append(analyse(target, first, threat, config.analysis, seed=config.seed, say=say))
+    out = config.out or targets[0].results_dir / "mechanism"
     out.mkdir(parents=True, exist_ok=True)
     print_table(summary_table(analyses))
     print_table(direction_table(analyses))
-    targets, samples = [target for target, _ in loaded], loaded[0][1]
-    planes = shared_planes(targets, samples, analyses, config.analysis, seed=config.seed)
-    for path in write_mechanism(out, analyses, samples, planes):
+    planes = shared_planes(targets, first, analyses, config.analysis, seed=config.seed)
+    for path in write_mechanism(out, analyses, first, planes):
         print(path)
-    _warn_about_gaps(analyses)
-    return 0
-
-
-def _warn_about_gaps(analyses: Sequence[Analysis]) -> None:
     for analysis in analyses:
         missing = 1 - min(analysis.single.answered, analysis.average.answered)
         if missing > 0:
@@ -70,16 +67,7 @@ def _warn_about_gaps(analyses: Sequence[Analysis]) -> None:
                 "--clip-planes keeps its points in [0, 1]",
                 file=sys.stderr,
             )
-
-
-def _check_same_images(samples: Sequence[Samples]) -> None:
-    first = samples[0]
-    for other in samples[1:]:
-        if (other.fingerprint, other.indices.tolist()) != (first.fingerprint, first.indices.tolist()):
-            raise InputError(
-                f"the models are for different images ({first.name} and {other.name}); name one --dataset for all, "
-                "or measure them one by one"
-            )
+    return 0
 
 
 def _teller(status: Status | None, name: str) -> Callable[[str], None]:
@@ -99,8 +87,7 @@ def write_mechanism(
     threat = analyses[0].threat
     content = {
         "format": 1,
-        "norm": threat.norm,
-        "eps": threat.eps,
+        **vars(threat),
         "data": samples.record() | {"n": len(samples)},
         "models": [analysis.figures() for analysis in analyses],
         "planes": [[item.figures() for item in owned] for owned in planes],

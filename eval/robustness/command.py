@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -12,7 +11,6 @@ from rich.table import Table
 from agents.common.run_dir import resolve_device, versions
 from envs.errors import InputError
 from envs.files import write_json
-from eval.attack.autosave import Report
 from eval.attack.results import AttackResults
 from eval.attack.runner import check_batch_size
 from eval.core.formatting import make_table, percent, print_table, with_interval
@@ -42,7 +40,8 @@ def robustness_command(config: RobustnessCommand) -> int:
     config.pgd.check()
     battery(config.attacks, config.threats(1))  # wrong names and radii end here, before anything is loaded
     device = resolve_device(config.device)
-    loaded = [_load(config, spec, device) for spec in config.targets]
+    targets = [load_target(spec, device, config.network, config.trust) for spec in config.targets]
+    loaded = [(target, config.data.load(target)) for target in targets]
     for target, samples in loaded:
         warn_about(target, samples, config.threats(samples.channels))
     if config.pgd.iterations or config.pgd.target_class is not None:
@@ -92,11 +91,6 @@ def _ask_pgd(config: RobustnessCommand, loaded: Sequence[tuple[Target, Samples]]
     return 0
 
 
-def _load(config: RobustnessCommand, spec: str, device: object) -> tuple[Target, Samples]:
-    target = load_target(spec, str(device), config.network, config.trust)
-    return target, config.data.load(target)
-
-
 def _run(
     config: RobustnessCommand,
     target: Target,
@@ -104,21 +98,11 @@ def _run(
     names: Sequence[str] | None = None,
     threats: Sequence[Threat] | None = None,
 ) -> RobustnessReport:
-    def bar(label: str, total: int) -> AbstractContextManager[Report]:
-        return progress_bar(label, total, config.progress)
-
     target.results_dir.mkdir(parents=True, exist_ok=True)
-    return run_battery(
-        target,
-        samples,
-        names or config.attacks,
-        threats or config.threats(samples.channels),
-        seed=config.seed,
-        results_dir=target.results_dir,
-        batch_size=config.batch_size,
-        force=config.force,
-        bar=bar,
-    )
+    common: dict[str, Any] = {name: getattr(config, name) for name in ("seed", "batch_size", "force")}
+    common |= {"results_dir": target.results_dir, "bar": partial(progress_bar, shown=config.progress)}
+    chosen = threats or config.threats(samples.channels)
+    return run_battery(target, samples, names or config.attacks, chosen, **common)
 
 
 def print_reports(reports: Sequence[RobustnessReport]) -> None:
@@ -164,16 +148,13 @@ def comparisons(reports: Sequence[RobustnessReport]) -> list[str]:
     for first, second in combinations(reports, 2):
         for threat in [threat for threat in first.worst if threat in second.worst]:
             a, b = first.worst[threat], second.worst[threat]
-            if (
-                a.data.get("fingerprint") != b.data.get("fingerprint")
-                or a.indices.tolist() != b.indices.tolist()
-            ):
-                continue
-            test = mcnemar(a.robust, b.robust)
-            lines.append(
-                f"{threat}: {first.name} alone resists on {test.only_first} images, {second.name} alone on "
-                f"{test.only_second} (McNemar's exact test, p = {test.p_value:.2g})"
-            )
+            same = a.data.get("fingerprint") == b.data.get("fingerprint")
+            if same and a.indices.tolist() == b.indices.tolist():
+                test = mcnemar(a.robust, b.robust)
+                lines.append(
+                    f"{threat}: {first.name} alone resists on {test.only_first} images, {second.name} alone on "
+                    f"{test.only_second} (McNemar's exact test, p = {test.p_value:.2g})"
+                )
     return lines
 
 

@@ -70,8 +70,11 @@ def carry_out(study: Study, engine: Engine, tell: Callable[[str], None]) -> dict
         KeyboardInterrupt: the study was stopped; what was done is kept.
     """
     alive = list(study.cells)
-    for cell in alive:
-        _forgive(study, cell)
+    for cell in alive:  # forget earlier failures: such cells are tried again
+        folder = CellFolder.open(study.directory, cell.hash)
+        if folder.error is not None:
+            folder.error = None
+            folder.write(cell)
     file = StudyFile(study.grid, study.cells, study.directory)
     for stage in STAGES:
         jobs = study.jobs(stage, alive)
@@ -79,14 +82,6 @@ def carry_out(study: Study, engine: Engine, tell: Callable[[str], None]) -> dict
         failed = {job.cell for job, outcome in engine.run(jobs, progress).items() if outcome.error}
         alive = [cell for cell in alive if cell not in failed]
     return file.write()
-
-
-def _forgive(study: Study, cell: Cell) -> None:
-    """Forget an earlier failure: the cell is tried again."""
-    folder = CellFolder.open(study.directory, cell.hash)
-    if folder.error is not None:
-        folder.error = None
-        folder.write(cell)
 
 
 class _Progress:
