@@ -107,7 +107,8 @@ def _page(
         "",
         f"Quick audits at {first['norm']}, eps {first['eps']}, of {first['n']} test images of the digits; small "
         "networks, masked in known ways or sound. The audit sees a classifier and images, nothing else; its limits "
-        "were set on networks of other seeds.",
+        "were set on networks of other seeds. What the first rows showed to be missing (gradients taken inside the "
+        "forward pass, fresh votes for random models) was added since, and checked on other seeds or by tests.",
         "",
     ]
     if len(bed) < models:
