@@ -19,7 +19,8 @@ _OTHERS = (
 )
 _EARLIER = {
     "†": "rows were measured before the audit last changed: random models by the majority of 15 passes without fresh "
-    "ones, more differences where outputs are piecewise constant, and the truth is the lower of the adaptive attack's accuracy and, but for random models, the corrected one.",
+    "ones, more differences where outputs are piecewise constant, and the truth is the lower of the adaptive "
+    "attack's accuracy and, but for random models, the corrected one.",
     "‡": "rows were measured one change earlier; it concerns random models and those with straight-through gradients.",
 }
 Row = Mapping[str, Any]
