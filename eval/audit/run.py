@@ -1,5 +1,6 @@
 """The run of an audit: probes, attacks, checks, and what they add up to."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from agents.common.plain_numbers import takes_numbers
 from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
+from attacks.core.model import in_eval_mode
+from attacks.core.sharing import IN_TRAINING, layers_in_training
 from eval.audit import attacks as audit_attacks
 from eval.audit.attack_checks import attack_indicators, growing_radius, longer_runs, single_step
 from eval.audit.binarization import binarization_test
@@ -54,7 +57,8 @@ def audit(
 ) -> AuditReport:
     """Try to show that the model's resistance is an artefact, and say what was found.
 
-    The model and the images are all that the audit knows. Its mode (training or not) is left as it is.
+    The model and the images are all that the audit knows. It is judged in eval mode, as by every attack, and left in
+    its own; a warning says so where layers were in training mode.
 
     Args:
         model: any callable from images (n, C, H, W) in [0, 1] to logits (n, K). Random and batch-dependent outputs,
@@ -82,7 +86,9 @@ def audit(
     if minutes is not None and not minutes > 0:
         raise AttackError(f"minutes must be above 0, got {minutes}; leave them out for a complete audit")
     clock = Clock(minutes)
-    with torch.random.fork_rng():
+    if kinds := layers_in_training(model):
+        warnings.warn(IN_TRAINING.format(", ".join(kinds)), stacklevel=3)
+    with torch.random.fork_rng(), in_eval_mode(model):
         torch.manual_seed(seed)
         called = AnyCallable(model, problem.x)
         run = _Audit(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from agents.common.plain_numbers import takes_numbers
 from attacks.core.losses import get_loss
 from attacks.core.memory_format import fast_layout
+from attacks.core.model import in_eval_mode
 from attacks.core.norms import get_norm, per_sample
 from attacks.core.rng import draws_for
 
@@ -130,7 +131,7 @@ def landscape(
     line = torch.linspace(-extent * eps, extent * eps, resolution, device=x.device)
     sums = torch.zeros(4, resolution * resolution, dtype=torch.float64, device=x.device)
     size = batch_size or (_GPU_BATCH if x.is_cuda else _CPU_BATCH)
-    with fast_layout(model, x):
+    with in_eval_mode(model), fast_layout(model, x):
         for i in range(len(x)):
             losses, predicted = _one_plane(model, x[i], y[i], directions[i], line, size, clip)
             known = losses.isfinite().all(0)

@@ -10,6 +10,7 @@ from agents.common.plain_numbers import takes_numbers
 from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import get_loss, margin
 from attacks.core.memory_format import fast_layout
+from attacks.core.model import in_eval_mode
 from attacks.core.norms import get_norm
 from attacks.core.rng import Draws, draws_for
 from attacks.gradient.pgd import STEP_FLOOR
@@ -119,7 +120,7 @@ def static_indicators(
     """Measure the static indicators of every image.
 
     Args:
-        model: in eval mode, images (N, C, H, W) to logits (N, K).
+        model: images (N, C, H, W) to logits (N, K); used in eval mode and left as it is found.
         x: images in [0, 1], (N, C, H, W).
         y: labels, (N,).
         norm: of the ball in which stability and linearity are measured.
@@ -133,9 +134,9 @@ def static_indicators(
         sample_ids: (N,), what each image's points depend on.
     """
     ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
-    double = in_double(model)
     columns: list[dict[str, Tensor]] = []
-    with fast_layout(model, x):
+    with in_eval_mode(model), fast_layout(model, x):
+        double = in_double(model)
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             images, labels, stream = x[part], y[part], draws_for(seed, ids[part])

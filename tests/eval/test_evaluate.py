@@ -6,8 +6,12 @@ from torch import nn
 
 from attacks.core.errors import AttackError
 from envs.errors import InputError
+from eval.audit import audit
 from eval.core.threats import Threat
+from eval.mechanism.landscape import landscape
+from eval.mechanism.static_indicators import static_indicators
 from eval.robustness.suite import evaluate
+from tests.support.audit_budgets import TINY
 
 THREAT = Threat("L2", 0.8)
 
@@ -43,6 +47,25 @@ def test_a_model_in_training_mode():
     assert model.training
     assert any("training mode (BatchNorm2d)" in line for line in report.warnings)
     assert expected.warnings == ()
+
+
+@pytest.mark.slow
+def test_indicators_and_audits_of_a_model_in_training_mode():
+    model, x, y = problem(8)
+
+    def measure():
+        static = static_indicators(model, x, y, eps=0.1, draws=2, power_iterations=2)
+        plane = landscape(model, x, y, 1 - x, eps=0.1, resolution=4)
+        return static.gradient_norm, static.curvature, plane.cross_entropy
+
+    expected = measure()
+    model.train()
+    before = model[1].running_mean.clone()
+    assert all(torch.equal(*pair) for pair in zip(measure(), expected, strict=True))
+    with pytest.warns(UserWarning, match=r"training mode \(BatchNorm2d\)"):
+        assert audit(model, x, y, norm="L2", eps=0.1, budget=TINY).clean_accuracy == 1
+    assert torch.equal(model[1].running_mean, before)
+    assert all(module.training for module in model.modules())
 
 
 def test_gradients_that_are_not_finite_are_told_with_every_attack():
