@@ -22,10 +22,7 @@ def hash_ints(*values: int) -> int:
     """
     state = 0
     for value in values:
-        state = (state + value + _GAMMA) & _MASK
-        state = ((state ^ (state >> 30)) * _MULTIPLIER_1) & _MASK
-        state = ((state ^ (state >> 27)) * _MULTIPLIER_2) & _MASK
-        state ^= state >> 31
+        state = _mix(state + value + _GAMMA)
     return state >> 1
 
 
@@ -35,14 +32,31 @@ def hash_tensor(*values: int | Tensor) -> Tensor:
     Returns:
         int64, of the broadcast shape, each element in [0, 2**63), on the device of the tensors given.
     """
-    state = torch.zeros((), dtype=torch.int64)
+    numbers = 0  # the state before the first tensor
+    state: Tensor | None = None
     for value in values:
-        term = value if isinstance(value, Tensor) else to_int64(value)
-        state = (state + term).add_(to_int64(_GAMMA))
+        if isinstance(value, Tensor):
+            state = (
+                value + to_int64(numbers + _GAMMA)
+                if state is None
+                else (state + value).add_(to_int64(_GAMMA))
+            )
+        elif state is None:
+            numbers = _mix(numbers + value + _GAMMA)
+            continue
+        else:
+            state.add_(to_int64(value + _GAMMA))
         state.bitwise_xor_(_shift_right(state, 30)).mul_(to_int64(_MULTIPLIER_1))
         state.bitwise_xor_(_shift_right(state, 27)).mul_(to_int64(_MULTIPLIER_2))
         state.bitwise_xor_(_shift_right(state, 31))
-    return _shift_right(state, 1)
+    return torch.tensor(numbers >> 1) if state is None else _shift_right(state, 1)
+
+
+def _mix(state: int) -> int:
+    state &= _MASK
+    state = ((state ^ (state >> 30)) * _MULTIPLIER_1) & _MASK
+    state = ((state ^ (state >> 27)) * _MULTIPLIER_2) & _MASK
+    return state ^ (state >> 31)
 
 
 def to_int64(value: int) -> int:

@@ -7,6 +7,7 @@ statistics of another minibatch, change them at unchanged weights: then the firs
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from envs.errors import InputError
 from envs.rng import hash_tensor
 
-_seeds: ContextVar[Tensor | None] = ContextVar("seeds", default=None)
+_LAYERS = 8  # whose hashes are made together
+
+
+class _Seeds:
+    """Seeds of the images of a batch, ``values`` int64 ``(N,)``, and their hashes for each layer."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    @cached_property
+    def _hashes(self) -> Tensor:
+        layers = torch.arange(_LAYERS, device=self.values.device)
+        return hash_tensor(self.values[:, None], layers).to(torch.int32)
+
+    def hashes(self, layer: int) -> Tensor:
+        """Return int32 ``(N,)``."""
+        return self._hashes[:, layer] if layer < _LAYERS else hash_tensor(self.values, layer).to(torch.int32)
+
+
+_seeds: ContextVar[_Seeds | None] = ContextVar("seeds", default=None)
 
 
 @contextmanager
@@ -42,7 +62,7 @@ def sample_seeds(seeds: Tensor) -> Iterator[None]:
     Args:
         seeds: int64 ``(N,)``, on the device of the images; N is the batch size of every forward pass inside.
     """
-    token = _seeds.set(seeds)
+    token = _seeds.set(_Seeds(seeds))
     try:
         yield
     finally:
@@ -72,20 +92,17 @@ class ConsistentDropout(nn.Dropout):
         seeds = _seeds.get()
         if seeds is None or not self.training or self.p == 0:
             return F.dropout(x, self.p, self.training)
-        if len(seeds) != len(x):
+        if len(seeds.values) != len(x):
             raise InputError(
-                f"{len(seeds)} sample seeds for a batch of {len(x)} images; give one seed per image"
+                f"{len(seeds.values)} sample seeds for a batch of {len(x)} images; give one seed per image"
             )
         return x * self._keep(seeds, x).to(x.dtype).mul_(1 / (1 - self.p))
 
-    def _keep(self, seeds: Tensor, x: Tensor) -> Tensor:
+    def _keep(self, seeds: _Seeds, x: Tensor) -> Tensor:
         # 32-bit arithmetic, in place: on a CPU this costs what drawing the mask at random does.
-        samples = hash_tensor(seeds, self.layer).to(torch.int32)
-        positions = hash_tensor(torch.arange(x[0].numel(), device=x.device)).to(torch.int32)
-        positions = positions.view(1, *x.shape[1:])
-        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            positions = positions.contiguous(memory_format=torch.channels_last)
-        bits = samples.view(-1, *[1] * (x.dim() - 1)) ^ positions
+        bits = seeds.hashes(self.layer).view(-1, *[1] * (x.dim() - 1)) ^ _positions(
+            x.shape[1:], x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last), x.device
+        )
         bits.mul_(0x2C1B3C6D)
         bits.bitwise_xor_(bits >> 15)
         bits.mul_(0x297A2D39)
@@ -98,6 +115,13 @@ class ConsistentDropout(nn.Dropout):
 
 def _batchnorm_layers(module: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
+
+
+@lru_cache(maxsize=32)
+def _positions(shape: torch.Size, channels_last: bool, device: torch.device) -> Tensor:
+    """Return a hash of each position in activations of this shape, int32 ``(1, *shape)``, in their memory layout."""
+    hashes = hash_tensor(torch.arange(shape.numel(), device=device)).to(torch.int32).view(1, *shape)
+    return hashes.contiguous(memory_format=torch.channels_last) if channels_last else hashes
 
 
 @contextmanager

@@ -165,5 +165,5 @@ def _targeted_loss(classes: int) -> str:
 def no_attack(model: Model, problem: Problem, seed: int) -> AttackResult:
     """Which samples are wrong as they are, for one query each."""
     counted = CountedModel(model, problem, max_batch=default_batch_size(problem.x))
-    counted.queries += 1
+    counted.queries.add_(1)
     return finish(counted, problem, problem.x)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attacks.core import entry
-from attacks.core.batching import Rows
+from attacks.core.batching import Rows, leave_every
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
@@ -63,17 +63,21 @@ def _attack(model: Model, problem: Problem, queries: int, tolerance: float, earl
         best = torch.ones_like(problem.x).flatten(1)
         rows = (~clean_wrong).nonzero().squeeze(1)
         searches, part = _Searches(rows, best[rows]), problem[rows]
-        for _ in range(queries - 1):
+        every = leave_every(problem.x)
+        for query in range(1, queries):
             if not len(part):
                 break
             wrong = misclassified(counted.logits(_along(part, *searches.question()), searches.row), part.y)
             searches.answer(wrong, tolerance)
-            going = searches.radius > part.eps
-            if early_stop and not going.all():
-                searches.write(radius, best)
-                searches.keep(going)
-                part = part[going]
-        searches.write(radius, best)
+            if not early_stop:
+                continue
+            searches.void += ~searches.going
+            searches.going = searches.radius > part.eps
+            if query % every == 0 and len(left := searches.going.nonzero().squeeze(1)) < len(part):
+                searches.write(radius, best, counted.queries)
+                searches.keep(left)
+                part = part[left]
+        searches.write(radius, best, counted.queries)
     inside = per_sample(radius <= problem.eps, problem.x)
     candidate = torch.where(inside, _along(problem, best, radius), problem.x)
     return finish(counted, problem, candidate, clean_wrong=clean_wrong, trace={"radius": radius})
@@ -97,17 +101,22 @@ class _Searches(Rows):
         high: one at which it is misclassified, NaN until the first is found (n,).
         level: ``trial`` flips a block of an image cut into 2^level (n,).
         block: which one (n,).
+        going: False where a sample is done, and waits for others to leave together (n,).
+        void: queries since (n,).
     """
 
     def __init__(self, row: Tensor, best: Tensor) -> None:
         self.row, self.best, self.trial = row, best, -best
         self.low = torch.zeros_like(best[:, 0])
         self.radius, self.high = self.low + torch.inf, self.low + torch.nan
-        self.level, self.block = torch.zeros_like(row), torch.zeros_like(row)
+        self.level, self.block, self.void = (torch.zeros_like(row) for _ in range(3))
+        self.going = torch.ones_like(row, dtype=torch.bool)
 
-    def write(self, radius: Tensor, best: Tensor) -> None:
-        """Put radii (N,) and directions (N, D) into those of all samples."""
+    def write(self, radius: Tensor, best: Tensor, queries: Tensor) -> None:
+        """Put radii (N,) and directions (N, D) into those of all samples; take void ``queries`` (N,) back."""
         radius[self.row], best[self.row] = self.radius, self.best
+        queries[self.row] -= self.void
+        self.void = torch.zeros_like(self.void)
 
     def question(self) -> tuple[Tensor, Tensor]:
         """The direction (n, D) and the radius (n,) to ask about: first that known so far, then by bisection.
@@ -121,7 +130,7 @@ class _Searches(Rows):
         """Take in whether the point is misclassified (n,), and choose the next question."""
         _, asked = self.question()
         first = self.high.isnan()
-        better = wrong & (asked < self.radius)
+        better = wrong & (asked < self.radius) & self.going
         self.radius = torch.where(better, asked, self.radius)
         self.best = torch.where(better[:, None], self.trial, self.best)
         self.high = torch.where(wrong, asked, self.high)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.core import entry
-from attacks.core.batching import default_batch_size
+from attacks.core.batching import default_batch_size, leave_every
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
@@ -125,7 +125,7 @@ class _Adam:
         first = self.first[rows].lerp_(grad, 1 - _DECAY[0])
         second = self.second[rows].lerp_(grad.square(), 1 - _DECAY[1])
         self.first[rows], self.second[rows] = first, second
-        bias_first, bias_second = (1 - decay ** (step + 1) for decay in _DECAY)
+        bias_first, bias_second = (1 - decay**step for decay in _DECAY)
         direction = (first / bias_first) / ((second / bias_second).sqrt() + 1e-8)
         return torch.addcmul(x_adv, direction, per_sample(self.rate[rows], x_adv))
 
@@ -162,20 +162,25 @@ def _search(
         if random_start:
             x_adv = x_adv + part.norm.random(draws[rows].fork(_START), shape, part.eps)
             x_adv = part.norm.confine(x_adv, part.x, part.eps)
-        for step in range((queries - 1) // (samples + 1)):
+        going, every = torch.ones_like(rows, dtype=torch.bool), leave_every(problem.x)
+        for step in range(1, 1 + (queries - 1) // (samples + 1)):
             if not len(rows):
                 break
             part = problem[rows]
-            directions = draw(draws[rows].fork(_DIRECTIONS, step), (samples // 2, *shape)).to(x_adv.dtype)
+            directions = draw(draws[rows].fork(_DIRECTIONS, step - 1), (samples // 2, *shape)).to(x_adv.dtype)
             grad = _estimate(counted, objective, rows, x_adv, delta, directions)
             x_adv = part.norm.confine(climb(rows, part, x_adv, grad, step), part.x, part.eps)
             logits = counted.logits(x_adv, rows)
             value = objective(logits, part.y, None).to(best_loss.dtype)
             wrong = misclassified(logits, part.y)
-            better = wrong | (value > best_loss[rows])
+            better = (wrong | (value > best_loss[rows])) & going
             best[rows] = torch.where(per_sample(better, x_adv), x_adv, best[rows])
             best_loss[rows] = torch.where(better, value, best_loss[rows])
-            rows, x_adv = rows[~wrong], x_adv[~wrong]
+            counted.queries[rows] -= ~going * (samples + 1)
+            going &= ~wrong
+            if step % every == 0:
+                left = going.nonzero().squeeze(1)
+                rows, x_adv, going = rows[left], x_adv[left], going[left]
     return finish(counted, problem, best, clean_wrong=clean_wrong, trace={"loss": best_loss})
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from attacks.blackbox.square_proposals import Given, Moves, Proposals, moves_for
 from attacks.core import entry
-from attacks.core.batching import Rows, default_batch_size
+from attacks.core.batching import NEVER, Rows, default_batch_size
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
 from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
+from attacks.core.norms import per_sample
 from attacks.core.random_source import RandomSource, SampleSource
 from attacks.core.result import AttackResult, finish, in_batches
 from attacks.core.traced_forward import traced_forward
@@ -117,6 +118,8 @@ class _Run(Rows):
         tried: by proposal id (n, ids), the windows of one side that were asked about since ``best`` changed.
         numbers: uniform numbers of coming iterations (n, stock, k).
         unused: where in them the next iteration's are (n,).
+        spent: how large ``unused`` may be at most.
+        least: the least ``iteration``.
     """
 
     def __init__(self, problem: Problem, row: Tensor, moves: Moves) -> None:
@@ -125,6 +128,7 @@ class _Run(Rows):
         self.margin = torch.full_like(problem.eps[row], torch.inf)
         self.iteration = torch.full_like(row, -1)
         self.unused = torch.full_like(row, _STOCK)
+        self.spent, self.least = _STOCK, -1
         self.forget()
 
     def forget(self) -> None:
@@ -140,13 +144,24 @@ class _Run(Rows):
         self.tried.scatter_(1, proposal_id, torch.where(first == _KNOWN, _KNOWN, _UNKNOWN).to(torch.int16))
         return first == place
 
+    def note_asked(self, search: Tensor, ids: Tensor, asked: Tensor, found: Tensor, rows: Tensor) -> None:
+        """Note windows ``ids`` (m,) that were ``asked`` about; where a better one was ``found`` (n,) all are new."""
+        place = search * self.tried.shape[1] + ids
+        known = torch.where(asked, _KNOWN, _UNKNOWN).to(self.tried.dtype)
+        self.tried.view(-1).scatter_reduce_(0, place, known, "amin")
+        if found.is_cuda:
+            self.tried.masked_fill_(found[:, None], _UNKNOWN)
+        else:
+            self.tried.index_fill_(0, rows, _UNKNOWN)
+
     def draw(self, source: RandomSource, restart: int, ahead: int) -> Tensor:
         """The uniform numbers of the next ``ahead`` iterations of each search, (n, ahead, k)."""
-        if int(self.unused.max()) + ahead > _STOCK:
+        if self.spent + ahead > _STOCK:
             iteration = self.iteration[:, None] + torch.arange(_STOCK, device=self.row.device)
             each = self.ids.repeat_interleave(_STOCK)
             numbers = source.uniform(each, (self.moves.draws,), restart, 1, iteration.flatten())
             self.numbers, self.unused = numbers.view(*iteration.shape, -1), torch.zeros_like(self.row)
+            self.spent = 0
         place = self.unused[:, None] + torch.arange(ahead, device=self.row.device)
         return self.numbers[torch.arange(len(place), device=place.device)[:, None], place]
 
@@ -214,7 +229,7 @@ class _Attack:
             if side != before:
                 run.forget()
                 before = side
-            while len(run.row) and (run.iteration < stop).any():
+            while len(run.row) and run.least < stop:
                 asks = pace.asks(len(run.row), self.room)
                 held = self.held // (len(run.row) * side**2)
                 ahead = min(max(1, min(pace.windows(asks), held, _STOCK)), stop - start)
@@ -234,31 +249,40 @@ class _Attack:
             fresh &= run.first_time(proposals.ids)
         reached = valid if ahead <= asks else valid & (fresh.cumsum(1) <= asks)
         ask = fresh & reached
-        search, place = ask.nonzero(as_tuple=True)
+        search, place, each = _chosen(ask, asks)
         asked = proposals.images(search, place)
         margin, wrong, better = self._judge(run, search, asked)
+        better &= ask[search, place]
         first = torch.where(better, place, ahead)
         first = torch.full_like(run.row, ahead).scatter_reduce_(0, search, first, "amin")
-        chosen = (better & (place == first[search])).nonzero().squeeze(1)
-        tried = torch.where(first < ahead, first + 1, reached.sum(1))
-        # Those after the first better one are void.
-        void = (ask & (torch.arange(ahead, device=ask.device) >= tried[:, None])).sum(1)
-        self.counted.queries[run.row] -= void
+        found = first < ahead
+        best = torch.where(
+            better & (place == first[search]), torch.arange(len(search), device=ask.device), NEVER
+        )
+        best = torch.full_like(run.row, NEVER).scatter_reduce_(0, search, best, "amin")
+        tried = torch.where(found, first + 1, reached.sum(1))
+        used = (ask & (torch.arange(ahead, device=ask.device) < tried[:, None])).sum(1)
+        self.counted.queries[run.row] -= each - used  # those after the first better one are void
 
         run.iteration += tried
         run.unused += tried
-        kept = search[chosen]
-        run.best[kept], run.margin[kept] = asked[chosen], margin[chosen]
+        broken = torch.zeros_like(found)
+        # A GPU would wait for the number of those found, and goes through all.
+        rows = torch.arange(len(found), device=ask.device) if ask.is_cuda else found.nonzero().squeeze(1)
+        take, which = found[rows], best[rows].clamp_max(len(search) - 1)
+        run.best[rows] = torch.where(per_sample(take, asked), asked[which], run.best[rows])
+        run.margin[rows] = torch.where(take, margin[which], run.margin[rows])
+        broken[rows] = take & wrong[which]
         if proposals.ids is not None:
-            run.tried[search, proposals.ids[search, place]] = _KNOWN
-            run.tried[kept] = _UNKNOWN
-        pace.note(int(reached.sum()), len(search), len(search) - int(void.sum()), len(kept))
-        if wrong[chosen].any():
-            broken = torch.zeros_like(run.row, dtype=torch.bool)
-            broken[kept] = wrong[chosen]
-            self.broken[run.row[broken]] = True
+            run.note_asked(search, proposals.ids[search, place], ask[search, place], found, rows)
+        going = torch.where(broken, NEVER, run.iteration).amin()
+        counts = [reached.sum(), ask.sum(), used.sum(), found.sum(), broken.sum(), run.unused.amax(), going]
+        *shares, leave, run.spent, run.least = torch.stack(counts).tolist()
+        pace.note(*shares)
+        if leave:
+            self.broken[run.row] = broken
             self._close(run)
-            run.keep(~broken)
+            run.keep(broken.int().argsort(stable=True)[: len(broken) - leave])
 
     def _judge(self, run: _Run, search: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Margins (m,) of the images ``asked`` (m, ...) of searches (m,), whether they succeed, and are better."""
@@ -274,8 +298,21 @@ class _Attack:
     def _close(self, run: _Run) -> None:
         """Write down where the searches have come to."""
         better = run.margin < self.margin[run.row]
-        self.best[run.row[better]] = run.best[better]
-        self.margin[run.row[better]] = run.margin[better]
+        self.best[run.row] = torch.where(per_sample(better, run.best), run.best, self.best[run.row])
+        self.margin[run.row] = torch.where(better, run.margin, self.margin[run.row])
+
+
+def _chosen(ask: Tensor, most: int) -> tuple[Tensor, Tensor, int | Tensor]:
+    """Searches (m,) and places (m,) of the windows to ``ask`` about, (n, K) bool, and how many each search gets.
+
+    On a GPU, which would wait for their number, each gets ``most``, others among them.
+    """
+    if not ask.is_cuda:
+        search, place = ask.nonzero(as_tuple=True)
+        return search, place, ask.sum(1)
+    place = (~ask).int().argsort(dim=1, stable=True)[:, :most]
+    search = torch.arange(len(place), device=place.device)[:, None].expand_as(place)
+    return search.flatten(), place.flatten(), place.shape[1]
 
 
 def levels(queries: int) -> list[tuple[int, int]]:

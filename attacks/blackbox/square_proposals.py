@@ -207,7 +207,7 @@ class _MassMoves(Moves):
 
     def _patterns(self, side: int, turned: Tensor, signs: Tensor) -> Tensor:
         """Patterns (..., P) of unit mass, transposed where ``turned`` (..., 1) > .5, times ``signs`` (..., 1)."""
-        upright = pattern(side, self.power).to(self.x)
+        upright = pattern(side, self.power, self.x.dtype, self.x.device)
         return torch.where(turned > 0.5, upright.T.flatten(), upright.flatten()) * signs
 
     @abstractmethod

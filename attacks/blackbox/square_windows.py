@@ -41,10 +41,12 @@ def overlap(down: Tensor, right: Tensor, side: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def pattern(side: int, power: int) -> Tensor:
+def pattern(
+    side: int, power: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
     """Two opposite bumps, one above the other, (side, side); L2 mass 1 for power 2, L1 mass 1 for power 4."""
     above, below = _bump(side // 2, side, power), _bump(side - side // 2, side, power)
-    return _unit_mass(torch.cat([above, -below]), power)
+    return _unit_mass(torch.cat([above, -below]), power).to(device, dtype)
 
 
 def _bump(height: int, width: int, power: int) -> Tensor:

@@ -15,6 +15,8 @@ from attacks.core.errors import AttackError, is_out_of_memory
 from attacks.core.inputs import Problem
 
 T = TypeVar("T")
+NEVER = 2**31
+_WAVE = 10
 
 
 class Batches:
@@ -86,6 +88,8 @@ class Rows:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these ``rows`` (mask (n,) or indices) alone; nested states follow."""
+        if rows.dtype == torch.bool:  # once, for each mask makes a GPU wait
+            rows = rows.nonzero().squeeze(1)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[rows])
@@ -97,6 +101,34 @@ class Rows:
         other = copy(self)
         other.keep(rows)
         return other
+
+
+def leave_every(x: Tensor) -> int:
+    """Steps after which samples that are done leave: every one on a CPU; ten on a GPU, which asking makes wait."""
+    return _WAVE if x.is_cuda else 1
+
+
+class Searches(Rows):
+    """n runs, several of which may work on the same sample; all leave when one has broken it.
+
+    Attributes:
+        row: the sample, an index into the problem (n,).
+        slot: the place of this run among all that started together (n,).
+        broke_at: the step that broke the sample, or `NEVER` (n,).
+    """
+
+    def __init__(self, row: Tensor) -> None:
+        self.row, self.slot = row, torch.arange(len(row), device=row.device)
+        self.broke_at = torch.full_like(row, NEVER)
+
+    def first_to_break(self, samples: int) -> tuple[Tensor, Tensor]:
+        """Which runs' samples are broken, and which runs broke them first, bool (n,); of so many ``samples``.
+
+        Runs that go on until all leave together must not count what they find meanwhile.
+        """
+        first = self.row.new_full((samples,), NEVER).scatter_reduce_(0, self.row, self.broke_at, "amin")
+        first = first[self.row]
+        return first < NEVER, (self.broke_at == first) & (first < NEVER)
 
 
 def restart_groups(tries: int, all_at_once: bool) -> list[range]:
@@ -116,7 +148,7 @@ def split_rows(problem: Problem, rows: Tensor, tries: int) -> Iterator[Tensor]:
 
 def runs_of(rows: Tensor, group: range) -> tuple[Tensor, Tensor]:
     """The runs of these samples ``rows`` (n,) for every try of ``group``: sample and try of each, sample by sample."""
-    tries = torch.tensor(list(group), device=rows.device)
+    tries = torch.arange(group.start, group.stop, device=rows.device)
     return rows.repeat_interleave(len(tries)), tries.repeat(len(rows))
 
 

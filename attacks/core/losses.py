@@ -106,7 +106,8 @@ def get_loss(name: str) -> Loss:
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
     """bool (N,): the largest logit is not that of ``y``, or a logit is NaN (a model that answers NaN has failed)."""
-    return (logits.argmax(dim=1) != y) | logits.isnan().any(dim=1)
+    largest, found = logits.max(dim=1)  # NaN, if there is one
+    return (found != y) | largest.isnan()
 
 
 def _at(logits: Tensor, labels: Tensor) -> Tensor:

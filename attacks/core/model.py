@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, towards
 from attacks.core.memory_format import plain_convolutions, takes_channels_last
-from attacks.core.repair import repair
+from attacks.core.pass_counts import PassCounts
 from attacks.core.sharing import freeze, held, ordinary_copies, to_eval_mode
 
 Model = Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ def forward(model: Model, x: Tensor) -> Tensor:
         return checked_logits(model, x)
 
 
-class CountedModel:
+class CountedModel(PassCounts):
     """The attacked model, counting passes per sample; attacks use it for every pass they are charged for.
 
     Each method takes the ``rows`` (indices (n,) into the problem, None for all) that its images belong to, so that an
@@ -70,8 +70,6 @@ class CountedModel:
 
     Attributes:
         scorer: what `logits` asks: the model, or a faster function with the same logits.
-        queries: forward passes so far (N,) int64.
-        backwards: backward passes so far (N,) int64.
     """
 
     def __init__(
@@ -81,14 +79,10 @@ class CountedModel:
 
         ``max_batch`` is how many images `gradient` passes at once; more are split evenly.
         """
+        super().__init__(len(problem), samples, problem.x.device)
         self.model = self.scorer = model
         self.problem = problem
-        self.samples = samples
         self.max_batch = max_batch
-        # Gradients with entries that are not finite, and those with nothing else.
-        self._odd = torch.zeros(2, len(problem), dtype=torch.int64, device=problem.x.device)
-        self._passes = torch.zeros(2, len(problem), dtype=torch.int64, device=problem.x.device)
-        self.queries, self.backwards = self._passes  # two views
         weights = (layer.weight for layer in plain_convolutions(model))
         self._witness = next((w for w in weights if w.shape[1] > 1 < w[0, 0].numel()), None)
         self._asked: dict[int, int] = {}
@@ -98,7 +92,7 @@ class CountedModel:
         x = self._on_grid(x, rows)
         parts = x.split(2 * self.max_batch) if self.max_batch else [x]  # scores alone take half the memory
         logits = _joined([self._scores(part) for part in parts])
-        _count(self.queries, rows, 1)
+        self._count(rows, 1)
         return logits
 
     def _scores(self, x: Tensor) -> Tensor:
@@ -121,7 +115,7 @@ class CountedModel:
             x = towards(self.problem.x[rows][:, None].expand_as(x), x, self.problem.grid)
         parts = x.flatten(0, 1).split(batch_size)
         logits = torch.cat([forward(self.model, self._lay_out(part)) for part in parts])
-        _count(self.queries, rows, k)
+        self._count(rows, k)
         return logits.view(n, k, -1)
 
     def clean_logits(self) -> Tensor:
@@ -155,7 +149,7 @@ class CountedModel:
         for part in self._parts(len(x)):
             labels = [None if values is None else values[part] for values in along]
             parts.append(self._averaged(x[part], lambda logits: loss(logits, *labels)))  # noqa: B023
-        _count(self._passes, rows, self.samples)
+        self._count(rows, self.samples, self.samples)
         found = Gradient(*(_joined(list(each)) for each in zip(*parts, strict=True)))
         return found._replace(grad=self.repaired(found.grad, rows), loss=found.loss.to(x.dtype))
 
@@ -180,34 +174,9 @@ class CountedModel:
             grads = [_gradient_of(column, leaf) for column in logits.T]
         if all(grad is None for grad in grads):
             raise AttackError(_NO_GRADIENT)
+        self._count(rows, 1, len(grads))
         slopes = [torch.zeros_like(x) if grad is None else self.repaired(grad, rows) for grad in grads]
-        _count(self.queries, rows, 1)
-        _count(self.backwards, rows, len(grads))
         return logits.detach().to(x.dtype), torch.stack(slopes, 1)
-
-    def trace(self) -> dict[str, Tensor]:
-        """What to know of the gradients so far, per sample.
-
-        "nonfinite_gradient" (N,) is the share of them with infinite or NaN entries, "no_gradient" (N,) bool says that
-        there was none with anything else: such a sample was not attacked by them.
-        """
-        odd, blind = self._odd
-        return {
-            "nonfinite_gradient": odd / self.backwards.clamp_min(1),
-            "no_gradient": (self.backwards > 0) & (blind == self.backwards),
-        }
-
-    def repaired(self, grad: Tensor, rows: Tensor | None) -> Tensor:
-        """The gradient (n, ...) with finite entries alone; the others are noted."""
-        found = repair(grad)
-        if found is None:
-            return grad
-        seen = torch.stack([found.odd, found.blind]).to(self._odd.dtype) * self.samples
-        if rows is None:
-            self._odd += seen
-        else:
-            self._odd.index_add_(1, rows, seen)
-        return found.grad
 
     def _on_grid(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """The points ``x`` (n, ...) as the model may see them: finite, and of the type of the caller's images."""
@@ -228,7 +197,7 @@ class CountedModel:
             losses = loss(logits)
             if not losses.requires_grad:
                 raise AttackError(_NO_GRADIENT)
-            (grad,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+            (grad,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses), allow_unused=True)
         if grad is None:
             raise AttackError(_NO_GRADIENT)
         return Gradient(grad[: len(x)], losses.detach(), logits.detach())
@@ -338,12 +307,3 @@ def checked_logits(model: Model, x: Tensor) -> Tensor:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _count(counts: Tensor, rows: Tensor | None, times: int) -> None:
-    """Add ``times`` to the counts (..., N) of ``rows``, which may name a sample more than once."""
-    if rows is None:
-        counts += times
-    else:
-        one = torch.ones((), dtype=counts.dtype, device=counts.device)
-        counts.index_add_(-1, rows, one.expand(*counts.shape[:-1], len(rows)), alpha=times)

@@ -96,6 +96,8 @@ def to_hyperplane(norm: str, points: Tensor, w: Tensor, b: Tensor) -> Tensor:
 def _by_level(excess: Tensor, slope: Tensor, room: Tensor, speed: Tensor | None) -> Tensor:
     """Sizes min(level * speed, room) (n, D) with sum(slope * size) = excess, or all the room; speed 1 if None."""
     rate = slope if speed is None else slope * speed
+    if slope.is_cuda:
+        return _by_level_sorted(excess, slope, room, rate, speed)
     tiny = torch.finfo(rate.dtype).tiny
     # At level 0 every pixel with room moves. Newton's steps never overshoot a concave function from below.
     level = (excess / (rate * (room > 0)).sum(1).clamp_min(tiny)).clamp_max(_FAR)
@@ -109,6 +111,22 @@ def _by_level(excess: Tensor, slope: Tensor, room: Tensor, speed: Tensor | None)
             break
         level = torch.where(short, level + missing / free, level).clamp_max(_FAR)
     return sizes
+
+
+def _by_level_sorted(
+    excess: Tensor, slope: Tensor, room: Tensor, rate: Tensor, speed: Tensor | None
+) -> Tensor:
+    """`_by_level` by sorting the levels at which pixels reach their bounds, where asking for the end would wait."""
+    reach, order = (room if speed is None else room / speed).sort(dim=1)
+    gain, rate = (slope * room).gather(1, order), rate.gather(1, order)
+    before = gain.cumsum(1) - gain
+    moving = rate.flip(1).cumsum(1).flip(1)  # of the pixels that have not reached their bounds before
+    k = (before + reach * moving < excess[:, None]).sum(1, keepdim=True)
+    last = k.clamp_max(room.shape[1] - 1)
+    missing, moving = excess[:, None] - before.gather(1, last), moving.gather(1, last)
+    level = missing / moving.clamp_min(torch.finfo(rate.dtype).tiny)
+    level = torch.where(k > last, _FAR, level.clamp(0, _FAR))
+    return torch.minimum(room, level if speed is None else level * speed)
 
 
 def _by_steepness(excess: Tensor, slope: Tensor, room: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Gradients with infinite or NaN entries, as of roots and logarithms at black pixels, made fit to step along."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -7,11 +8,21 @@ from torch import Tensor
 
 
 class Repaired(NamedTuple):
-    """A gradient (n, ...) without such entries, which samples had some (n,), and which have nothing else (n,)."""
+    """A gradient (n, ...) without such entries, and the largest entry (n,) of each sample before and after."""
 
     grad: Tensor
-    odd: Tensor
-    blind: Tensor
+    before: Tensor
+    after: Tensor
+
+    @property
+    def odd(self) -> Tensor:
+        """Which samples had such entries, bool (n,)."""
+        return ~(self.before < torch.inf)  # also where it is NaN
+
+    @property
+    def blind(self) -> Tensor:
+        """Which samples had nothing else, but zeros, bool (n,)."""
+        return self.odd & (self.after == 0)
 
 
 def repair(grad: Tensor) -> Repaired | None:
@@ -24,11 +35,8 @@ def repair(grad: Tensor) -> Repaired | None:
     """
     if not grad.is_cuda and bool(grad.sum().isfinite()):
         return None
-    dims = tuple(range(1, grad.ndim))
-    finite = grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    odd = (finite != grad).any(dim=dims, keepdim=True)
-    limit = torch.linalg.vector_norm(finite, torch.inf, dim=dims, keepdim=True)
-    limit = limit.masked_fill(limit == 0, 1)
-    repaired = torch.maximum(torch.minimum(grad.nan_to_num(nan=0.0), limit), -limit)
-    blind = odd & ~repaired.any(dim=dims, keepdim=True)
-    return Repaired(repaired, odd.view(-1), blind.view(-1))
+    largest = partial(torch.linalg.vector_norm, ord=torch.inf, dim=tuple(range(1, grad.ndim)))
+    limit = largest(grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), keepdim=True)
+    limit += limit == 0
+    repaired = grad.nan_to_num(nan=0.0).clamp(-limit, limit)
+    return Repaired(repaired, largest(grad), largest(repaired))

@@ -22,7 +22,8 @@ class AttackResult:
     Attributes:
         adversarial: (N, C, H, W), inside the ball and [0, 1].
         success: (N,) bool, the model misclassifies ``adversarial`` (errors on the clean image included).
-        queries: (N,) int64, forward passes that the attack used on that image, the final verification apart.
+        queries: (N,) int64, forward passes that the attack used on that image, the final verification apart. On a GPU
+            broken samples leave gradient attacks after every tenth step, and their passes until then count.
         backwards: (N,) int64, backward passes.
         trace: what the attack recorded, samples in the last dimension. Always "nan" (N,) bool, the final logits held
             NaN (which counts as success), and "outside" (N,) bool, the attack's own point lay outside the threat model

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from attacks.core import entry
 from attacks.core.batching import (
-    Rows,
+    NEVER,
+    Searches,
     default_batch_size,
+    leave_every,
     ranked_targets,
     restart_groups,
     runs_of,
@@ -166,7 +168,7 @@ def run_steps(
     runs.best, runs.best_grad, runs.best_loss = runs.point, runs.grad, runs.loss
     runs.steps.begin(runs.point, runs.loss, iterations)
     found.zero_gradient[runs.slot] |= (runs.grad == 0).flatten(1).all(1)
-    wait = runs.steps.window
+    wait, every, left = runs.steps.window, leave_every(runs.point), -1
     for iteration in range(iterations + 1):
         if iteration:
             runs.evaluate(counted, loss, runs.steps.advance(runs.point, runs.grad))
@@ -178,12 +180,13 @@ def run_steps(
         elif iteration in _PEEKS or iteration == iterations:
             point = runs.ball.nearest(runs.best)
             wrong = misclassified(counted.logits(point, runs.row), runs.y)
-        if wrong is not None and wrong.any():
-            found.adversarial[runs.slot[wrong]] = point[wrong]
-            found.broken[runs.slot[wrong]] = True
-            if leave:
-                found.note(runs)
-                runs.keep(~torch.isin(runs.row, runs.row[wrong]))
+        if wrong is not None and (every > 1 or wrong.any()):
+            runs.succeed(point, wrong, iteration, first=leave)
+            if leave and (iteration - left >= every or iteration == iterations):
+                left = iteration
+                gone, first = runs.first_to_break(len(counted.problem))
+                found.note(runs, first)
+                runs.keep(~gone)
                 if not len(runs.row):
                     return
         if iteration and not wait:
@@ -191,15 +194,14 @@ def run_steps(
             runs.point = torch.where(back, runs.best, runs.point)
             runs.grad = torch.where(back, runs.best_grad, runs.grad)
             wait = runs.steps.window
-    found.note(runs)
+    found.note(runs, runs.broke_at < NEVER)
 
 
-class Runs(Rows):
+class Runs(Searches):
     """n runs in progress.
 
     Attributes:
-        row: the sample, an index into the problem (n,).
-        slot: the place of this run among all that started together (n,).
+        adversarial: where the run broke its sample, if it did (n, ...).
         goal: the class to reach (n,), or None.
         point, grad, loss, logits: where the run is and what the model says there.
         best, best_grad, best_loss: the point of highest loss so far.
@@ -212,9 +214,8 @@ class Runs(Rows):
     best_loss: Tensor
 
     def __init__(self, problem: Problem, row: Tensor, goal: Tensor | None) -> None:
-        self.row = row
-        self.slot = torch.arange(len(row), device=row.device)
-        self.y = problem.y[row]
+        super().__init__(row)
+        self.y, self.adversarial = problem.y[row], problem.x[row]
         self.goal = goal
 
     def enter(self, problem: Problem, point: Tensor, factor: float = 1.0, shrink: float = 1.0) -> None:
@@ -228,6 +229,12 @@ class Runs(Rows):
         self.point = point
         found = counted.gradient(point, loss, self.row, (self.y, self.goal))
         self.grad, self.loss, self.logits = found.grad.contiguous(), found.loss, found.logits
+
+    def succeed(self, point: Tensor, wrong: Tensor, iteration: int, *, first: bool) -> None:
+        """Note the ``first`` ``point`` (n, ...) that is ``wrong`` (n,), or the last."""
+        fresh = wrong & (self.broke_at == NEVER) if first else wrong
+        self.adversarial = torch.where(per_sample(fresh, point), point, self.adversarial)
+        self.broke_at = torch.where(fresh, iteration, self.broke_at)
 
     def keep_best(self) -> None:
         """Keep the present point where it is the best so far."""
@@ -254,9 +261,11 @@ class Best:
         self.broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.zero_gradient = torch.zeros_like(self.broken)
 
-    def note(self, runs: Runs) -> None:
-        """Note the best points of ``runs``."""
+    def note(self, runs: Runs, broken: Tensor) -> None:
+        """Note the best points of ``runs``, and the adversarial ones of those that have ``broken`` (n,) the sample."""
         self.point[runs.slot], self.loss[runs.slot] = runs.best, runs.best_loss
+        self.adversarial[runs.slot] = runs.adversarial
+        self.broken[runs.slot] = broken
 
     def merge(self, rows: Tensor, runs: Best) -> None:
         """Take over, for samples ``rows`` (n,), the first success and the highest loss of their ``runs``."""

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from attacks.core import entry
 from attacks.core.batching import (
-    Rows,
+    NEVER,
+    Searches,
     default_batch_size,
+    leave_every,
     ranked_targets,
     restart_groups,
     runs_of,
@@ -165,7 +167,8 @@ def run_steps(
     """
     norm = counted.problem.norm.name
     nearest, distance = runs.nearest.clone(), runs.distance.clone()
-    for _ in range(steps):
+    every = leave_every(runs.point)
+    for step in range(steps):
         gap, slope = _boundary(counted, runs)
         w, point, x = slope.flatten(1), runs.point.flatten(1), runs.x.flatten(1)
         b = -gap + (slope * runs.point).flatten(1).sum(1)
@@ -178,22 +181,22 @@ def run_steps(
         # A gap that is not finite leads nowhere: such a search stays where it is.
         moved = torch.where(moved.isfinite(), moved, point)
         runs.point = moved.clamp(0, 1).view_as(runs.point)
-        runs.judge(counted.logits(runs.point, runs.row), norm)
-        nearest[runs.slot], distance[runs.slot] = runs.nearest, runs.distance
-        inside = runs.distance <= runs.eps
-        if early_stop and inside.any():
-            runs.keep(~torch.isin(runs.row, runs.row[inside]))
+        inside = runs.judge(counted.logits(runs.point, runs.row), norm, step, early_stop)
+        due = (step + 1) % every == 0 if every > 1 else inside.any()
+        if (early_stop and due) or step == steps - 1:
+            gone, first = runs.first_to_break(len(counted.problem))
+            nearest[runs.slot] = runs.nearest
+            distance[runs.slot] = torch.where(gone & ~first, torch.inf, runs.distance)
+            runs.keep(~gone)
             if not len(runs.row):
                 break
     return nearest, distance
 
 
-class Runs(Rows):
+class Runs(Searches):
     """n runs in progress.
 
     Attributes:
-        row: the sample, an index into the problem (n,).
-        slot: the place of this run among all that started together (n,).
         x, y, eps: its image, label and radius.
         goal: the class whose boundary is sought (n,), or None for the nearest.
         point: where the search is (n, ...).
@@ -201,23 +204,30 @@ class Runs(Rows):
     """
 
     def __init__(self, problem: Problem, row: Tensor, goal: Tensor | None, point: Tensor) -> None:
-        self.row = row
-        self.slot = torch.arange(len(row), device=row.device)
+        super().__init__(row)
         self.x, self.y, self.eps = problem.x[row], problem.y[row], problem.eps[row]
         self.goal = goal
         self.point = point
         self.nearest = self.x
         self.distance = torch.full_like(self.eps, torch.inf)
 
-    def judge(self, logits: Tensor, norm: str) -> None:
-        """Note adversarial points, given the ``logits`` (n, K) here, and pull these runs back towards ``x``."""
+    def judge(self, logits: Tensor, norm: str, step: int, early_stop: bool) -> Tensor:
+        """Note adversarial points, given the ``logits`` (n, K) here, and pull these runs back towards ``x``.
+
+        Returns which runs are inside the ball for the first time, bool (n,); with ``early_stop`` they find no more.
+        """
         delta = self.point - self.x
         wrong = misclassified(logits, self.y)
         distance = plain_length(norm, delta)
         closer = wrong & (distance < self.distance)
+        closer &= self.broke_at == NEVER
+        inside = closer & (distance <= self.eps)
+        if early_stop:
+            self.broke_at = torch.where(inside, step, self.broke_at)
         self.nearest = torch.where(per_sample(closer, delta), self.point, self.nearest)
         self.distance = torch.where(closer, distance, self.distance)
         self.point = torch.where(per_sample(wrong, delta), self.x + delta * _PULL_BACK, self.point)
+        return inside
 
 
 def _start(problem: Problem, row: Tensor, source: RandomSource, attempt: Tensor, restarts: int) -> Tensor:

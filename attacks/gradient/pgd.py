@@ -213,17 +213,19 @@ def _take_steps(
     part, state = counted.problem[rows], states.taken(rows)
     along = (state.labels, state.goals)
     scale, floor = (averaged_over, 1) if cleverhans else (1, averaged_over)
+    lengths = []
     for index in stretch:
         grad, value, logits = counted.gradient(state.point, lambda z: objective(z, *along) / scale, rows)
         if keep != "last":
             state.consider(value * scale, _reaches(part, logits, keep))
         if on_step:
             on_step(Step(restart, index, rows, state.point, grad, value * scale, logits))
-        state.shortened += _is_shortened(part, grad, floor)
+        lengths.append(part.norm.length(grad))
         state.point = _step(part, state.point, grad, state.length, cleverhans)
     if to_the_end:
         logits = counted.logits(state.point, rows)
         state.consider(objective(logits, *along), _reaches(part, logits, keep))
+    state.shortened += _is_shortened(part, torch.stack(lengths), floor).sum(0)
     state.steps_taken += len(stretch)
     states.write(rows, state)
 
@@ -297,9 +299,8 @@ def _confine(part: Problem, x_adv: Tensor) -> Tensor:
     return part.x + part.norm.project(x_adv - part.x, part.eps)
 
 
-def _is_shortened(part: Problem, grad: Tensor, averaged_over: int) -> Tensor:
-    """Where cleverhans' floor shortens the step, bool (n,); at Linf and L1, where the gradient is exactly 0."""
-    length = part.norm.length(grad)
+def _is_shortened(part: Problem, length: Tensor, averaged_over: int) -> Tensor:
+    """Where cleverhans' floor shortens steps along gradients of this ``length``; at Linf and L1, of exactly 0."""
     return length == 0 if part.norm.name != "L2" else length < STEP_FLOOR * averaged_over
 
 

@@ -1,0 +1,78 @@
+"""Forward and backward passes per sample, and gradients that had to be repaired; a GPU is asked as rarely as can be."""
+
+import torch
+from torch import Tensor
+
+from attacks.core.repair import Repaired, repair
+
+
+class PassCounts:
+    """Counts for N samples; passes of the same tensor of rows are summed up before the device hears of them."""
+
+    def __init__(self, count: int, samples: int, device: torch.device) -> None:
+        """Start at 0 for ``count`` samples, whose gradients are means over ``samples`` passes."""
+        self.samples = samples
+        # Forward and backward passes; gradients with entries that are not finite, and those with nothing else.
+        self._counts = torch.zeros(4, count, dtype=torch.int64, device=device)
+        # What is not yet in it: passes of each of these rows, and which of their gradients were repaired.
+        self._rows: Tensor | None = None
+        self._passes = [0, 0]
+        self._repairs: list[Repaired] = []
+
+    @property
+    def queries(self) -> Tensor:
+        """Forward passes so far (N,) int64."""
+        return self._settled()[0]
+
+    @property
+    def backwards(self) -> Tensor:
+        """Backward passes so far (N,) int64."""
+        return self._settled()[1]
+
+    def trace(self) -> dict[str, Tensor]:
+        """What to know of the gradients so far, per sample.
+
+        "nonfinite_gradient" (N,) is the share of them with infinite or NaN entries, "no_gradient" (N,) bool says that
+        there was none with anything else: such a sample was not attacked by them.
+        """
+        _, backwards, odd, blind = self._settled()
+        return {
+            "nonfinite_gradient": odd / backwards.clamp_min(1),
+            "no_gradient": (backwards > 0) & (blind == backwards),
+        }
+
+    def _count(self, rows: Tensor | None, queries: int, backwards: int = 0) -> None:
+        """Count passes of the ``rows`` (n,), which may name a sample repeatedly; None for all."""
+        if rows is not self._rows:
+            self._settled()
+            self._rows = rows
+        self._passes = [self._passes[0] + queries, self._passes[1] + backwards]
+
+    def repaired(self, grad: Tensor, rows: Tensor | None) -> Tensor:
+        """The gradient (n, ...) with finite entries alone; the others are noted."""
+        found = repair(grad)
+        if found is None:
+            return grad
+        self._count(rows, 0)
+        self._repairs.append(found._replace(grad=grad[:0]))
+        return found.grad
+
+    def _settled(self) -> Tensor:
+        """All counts (4, N), up to date."""
+        for counts, times in zip(self._counts, self._passes, strict=False):
+            if times:
+                size = len(counts if self._rows is None else self._rows)
+                one = torch.ones((), dtype=counts.dtype, device=counts.device)
+                self._add(counts, times, one.expand(size))
+        if self._repairs:
+            _, *largest = (torch.stack(each) for each in zip(*self._repairs, strict=True))
+            found = Repaired(self._repairs[0].grad, *largest)
+            self._add(self._counts[2:], self.samples, torch.stack([found.odd, found.blind]).sum(1))
+        self._passes, self._repairs = [0, 0], []
+        return self._counts
+
+    def _add(self, counts: Tensor, times: int, what: Tensor) -> None:
+        if self._rows is None:
+            counts.add_(what, alpha=times)
+        else:
+            counts.index_add_(-1, self._rows, what, alpha=times)

@@ -1,0 +1,57 @@
+"""What steps cost the host: attacks wait once a wave of steps at most, and launch few operators of their own."""
+
+import pytest
+
+from tests.support.gpu_counts import ATTACKS, NORMS, attack_counts, training_counts
+
+ROUNDS = ("square",)  # a round is a wave of windows decided ahead
+CASES = [(name, norm) for name in ATTACKS for norm in NORMS if name != "rays" or norm == "Linf"]
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_an_attack_waits_once_a_wave(name, norm):
+    assert attack_counts(name, norm).waits <= (1.01 if name in ROUNDS else 0.125)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_waits_no_more_where_samples_break(name):
+    assert attack_counts(name, "Linf", robust=False).waits <= (2.0 if name in ROUNDS else 0.125)
+
+
+# Operators of a step beyond the network's passes (its loss included); Square's round makes many windows.
+OPERATORS = {
+    "pgd": (48, 57, 111),
+    "multitargeted": (53, 62, 116),
+    "apgd": (50, 74, 121),
+    "apgd_targeted": (78, 102, 149),
+    "fab_targeted": (116, 121, 106),
+    "fab": (345, 352, 336),
+    "square": (310, 330, 390),
+    "spsa": (138, 141, 185),
+    "nes": (140, 149, 203),
+    "rays": (64,),
+}
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_an_attack_launches_few_operators(name, norm):
+    assert attack_counts(name, norm).operators <= OPERATORS[name][list(NORMS).index(norm)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "most"),
+    [
+        ("reinforce", 93),
+        ("reinforce, augmentation", 146),
+        ("epg", 98),
+        ("supervised", 88),
+        ("ppo", 340),
+        ("a2c", 335),
+        ("dqn", 133),
+    ],
+)
+def test_an_update_launches_few_operators_and_never_waits(case, most):
+    found = training_counts(case)
+    assert found.operators <= most
+    assert found.waits == 0
