@@ -14,6 +14,7 @@ from eval.study.plan.presets import preset
 from eval.study.results.writer import locked, write_study
 from eval.study.run.engines import InProcess
 from eval.study.run.scheduler import carry_out
+from eval.trajectory import command as trajectory
 from eval.transfer import command as transfer
 from tests.support.agent_runs import short
 from tests.support.audit_budgets import TINY
@@ -27,6 +28,7 @@ COMMANDS = {
     "mechanism": (mechanism, ["--norm", "L2", "--eps", "0.5", "--n", "8"]),
     "audit": (audit, ["--norm", "L2", "--eps", "0.5", "--n", "8"]),
     "transfer": (transfer, ["--norm", "L2", "--eps", "0.5", "--n", "8", "--steps", "5"]),
+    "trajectory": (trajectory, ["--norm", "L2", "--eps", "0.5", "--n", "8", "--force"]),
 }
 
 
@@ -56,6 +58,8 @@ def test_dry_run_of_a_study(name, gpu, tmp_path):
 def test_a_command_prints_on_the_gpu_what_it_prints_on_the_cpu(name, digits_run, tmp_path, capsys):
     module, options = COMMANDS[name]
     targets = [str(digits_run)]
+    if name == "trajectory":
+        targets = [str(train(short(tmp_path / "run", "reinforce", snapshots="2")).path)]
     if name == "transfer":
         targets += [str(train(short(tmp_path / "other", "supervised")).path)]
     capsys.readouterr()
