@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import attacks
 from agents.common.command_line import parse_number
 from agents.common.protocols import CLEVERHANS_BATCH
+from attacks.core.model import in_eval_mode
 from attacks.core.result import AttackResult
 from envs.errors import InputError, unknown_name
 from envs.rng import hash_tensor
@@ -213,7 +214,7 @@ def result_warnings(result: AttackResult) -> tuple[str, ...]:
 
 def choose_targets(how: str, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor) -> Tensor:
     """Return a class other than the label for every image, (N,), chosen in one of the ways of `TARGETED`."""
-    with torch.inference_mode():
+    with torch.inference_mode(), in_eval_mode(model):
         logits = model(x).float()
     classes = logits.shape[1]
     if how == "next":

@@ -17,6 +17,7 @@ from agents.common.run_dir import RunDir
 from agents.models.classifier_files import load_classifier
 from agents.models.sb3_trusted import load_trusted_zip
 from attacks.core.errors import is_machine_error
+from attacks.core.model import in_eval_mode
 from envs.datasets import load_dataset
 from envs.errors import InputError
 from envs.sampling import choose_indices
@@ -175,8 +176,9 @@ def model_sha256(model: nn.Module, salt: str = "") -> str:
 
 @torch.inference_mode()
 def logits_of(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Return the logits (N, K) of images (N, C, H, W), ``batch_size`` at once."""
-    return torch.cat([model(part) for part in images.split(batch_size)])
+    """Return the logits (N, K) of images (N, C, H, W), ``batch_size`` at once, in eval mode."""
+    with in_eval_mode(model):
+        return torch.cat([model(part) for part in images.split(batch_size)])
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core.losses import get_loss
-from attacks.core.model import frozen
+from attacks.core.model import frozen, in_eval_mode
 
 
 class InputGradient(NamedTuple):
@@ -22,12 +22,12 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> 
     """Return the gradient of each image's ``loss`` with respect to that image; samples do not mix.
 
     Args:
-        model: in eval mode, images (N, C, H, W) to logits (N, K).
+        model: images (N, C, H, W) to logits (N, K); evaluated in eval mode.
         x: images, (N, C, H, W); the gradient has their type.
         y: labels, (N,).
         loss: a name of `attacks.core.losses`.
     """
-    with frozen(model), torch.enable_grad():
+    with frozen(model), in_eval_mode(model), torch.enable_grad():
         leaf = x.detach().requires_grad_()
         logits = model(leaf)
         losses = get_loss(loss)(logits, y, None)

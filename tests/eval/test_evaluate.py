@@ -6,8 +6,11 @@ from torch import nn
 
 from attacks.core.errors import AttackError
 from envs.errors import InputError
+from eval.attack.registry import choose_targets
 from eval.audit import audit
 from eval.core.threats import Threat
+from eval.mechanism.entropy import entropy_split
+from eval.mechanism.gradients import input_gradient
 from eval.mechanism.landscape import landscape
 from eval.mechanism.static_indicators import static_indicators
 from eval.robustness.suite import evaluate
@@ -56,7 +59,17 @@ def test_indicators_and_audits_of_a_model_in_training_mode():
     def measure():
         static = static_indicators(model, x, y, eps=0.1, draws=2, power_iterations=2)
         plane = landscape(model, x, y, 1 - x, eps=0.1, resolution=4)
-        return static.gradient_norm, static.curvature, plane.cross_entropy
+        entropy = entropy_split(model, x, y)
+        gradient = input_gradient(model, x, y)
+        chosen = choose_targets("second", model, x, y, torch.arange(len(x)))
+        return (
+            static.gradient_norm,
+            static.curvature,
+            plane.cross_entropy,
+            entropy.logits,
+            gradient.grad,
+            chosen,
+        )
 
     expected = measure()
     model.train()
