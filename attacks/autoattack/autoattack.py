@@ -26,7 +26,7 @@ _SQUARE_SHARE = 0.002  # as in the published check
 State = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AutoAttackResult(AttackResult):
     """The worst case over all stages.
 

@@ -15,7 +15,7 @@ from attacks.core.model import CountedModel, forward
 from attacks.core.norms import ball_and_box, get_norm, per_sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttackResult:
     """The outcome per sample, verified by `finish`.
 
@@ -51,13 +51,20 @@ class AttackResult:
             broken = broken | self.trace["not_attacked"]
         return 1 - broken.double().mean().item()
 
+    def _shown(self) -> dict[str, str]:
+        shown = {"images": f"{len(self)}", "robust accuracy": f"{100 * self.robust_accuracy:.1f} %"}
+        if len(self):
+            shown["queries per image"] = f"{self.queries.double().mean().item():.1f}"
+            shown["backward passes per image"] = f"{self.backwards.double().mean().item():.1f}"
+        return shown
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}: {value}" for name, value in self._shown().items())
+        return f"<{type(self).__name__} {shown}>"
+
     def _repr_html_(self) -> str:
         """Return a small table for notebooks."""
-        figures = {"images": f"{len(self)}", "robust accuracy": f"{100 * self.robust_accuracy:.1f} %"}
-        if len(self):
-            figures["queries per image"] = f"{self.queries.double().mean().item():.1f}"
-            figures["backward passes per image"] = f"{self.backwards.double().mean().item():.1f}"
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in figures.items())
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._shown().items())
         return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
 
     def distance(self, x: Tensor, norm: str) -> Tensor:

@@ -54,6 +54,8 @@ def test_results_show_their_numbers():
     assert any(word.startswith(accuracy) for word in words(result._repr_html_()))
     found = pgd(nearest_mean(), x, y, norm="L2", eps=0.5)
     assert f"{100 * found.robust_accuracy:.1f} %" in words(found._repr_html_())
+    assert f"robust accuracy: {100 * found.robust_accuracy:.1f} %" in repr(found)
+    assert "tensor" not in repr(found)
 
 
 @pytest.mark.slow
