@@ -269,10 +269,11 @@ class _Attack:
         broken = torch.zeros_like(found)
         # A GPU would wait for the number of those found, and goes through all.
         rows = torch.arange(len(found), device=ask.device) if ask.is_cuda else found.nonzero().squeeze(1)
-        take, which = found[rows], best[rows].clamp_max(len(search) - 1)
-        run.best[rows] = torch.where(per_sample(take, asked), asked[which], run.best[rows])
-        run.margin[rows] = torch.where(take, margin[which], run.margin[rows])
-        broken[rows] = take & wrong[which]
+        if len(rows):
+            take, which = found[rows], best[rows].clamp_max(len(search) - 1)
+            run.best[rows] = torch.where(per_sample(take, asked), asked[which], run.best[rows])
+            run.margin[rows] = torch.where(take, margin[which], run.margin[rows])
+            broken[rows] = take & wrong[which]
         if proposals.ids is not None:
             run.note_asked(search, proposals.ids[search, place], ask[search, place], found, rows)
         going = torch.where(broken, NEVER, run.iteration).amin()
