@@ -19,7 +19,7 @@ extensions = [
     "sphinx_design",
     "command_help",
 ]
-exclude_patterns = ["_build", "_ext", "results/study-*"]
+exclude_patterns = ["_build", "_ext"]
 default_role = "code"
 html_theme = "furo"
 html_title = "labelbandit"
