@@ -5,7 +5,7 @@ import pytest
 CELLS = (
     """
 from eval.attack.autosave import Progress
-from eval.core.options import progress_bar
+from eval.core.progress import progress_bar
 
 with progress_bar("pgd", 4, True) as report:
     report(Progress(done=3, total=4, robust=0.5, images_per_second=10.0))

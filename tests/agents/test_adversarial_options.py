@@ -68,7 +68,7 @@ MISTAKES = [
     ),
     (config("dqn", "trades"), "trades needs the logits of clean images in the loss, and dqn has none"),
     (config("ppo", "trades"), "trades needs the logits of clean images in the loss, and ppo has none"),
-    (config("dqn"), "--adversarial pgd is not offered for dqn; use a2c, ppo, reinforce, epg, supervised"),
+    (config("dqn"), "--adversarial pgd is not offered for dqn; use a2c, epg, ppo, reinforce, supervised"),
     (config(schedule="supervised:1,a2c:1", method="trades"), "and a2c has none"),
     (config("ppo", mix="add"), "ppo sees attacked images in place of clean ones"),
     (config("a2c", weight=0.2), "--adv-mix add and --adv-weight have no meaning; .*--adv-share"),

@@ -67,10 +67,12 @@ def test_weights_and_json_rebuild_the_model_without_this_project(exported, digit
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 15
     images = np.random.default_rng(0).random((9, 1, 8, 8), dtype=np.float32)
     np.save(tmp_path / "images.npy", images)
-    script = snippet.replace("OUT/", f"{exported}/") + (
-        "\nimport numpy, sys\nassert not {'agents', 'envs', 'attacks', 'eval'} & sys.modules.keys()\n"
-        "torch.set_num_threads(1)\n"
-        "numpy.save('logits.npy', model(torch.from_numpy(numpy.load('images.npy'))).detach().numpy())\n"
+    script = (
+        "import numpy, sys, torch\ntorch.set_num_threads(1)\n"
+        "images = torch.from_numpy(numpy.load('images.npy'))\n"
+        + snippet.replace("OUT/", f"{exported}/")
+        + "\nassert not {'agents', 'envs', 'attacks', 'eval'} & sys.modules.keys()\n"
+        "numpy.save('logits.npy', rebuilt.detach().numpy())\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
     with torch.inference_mode():

@@ -198,10 +198,10 @@ def test_attacks_on_a_read_only_run(digits_run, tmp_path, capsys):
 
 
 INTERRUPT = """
-import os, signal, sys
+import os, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 sys.orig_argv[:] = ["python", "-m", "{program}"]
-sys.argv[:] = ["-m"]
+sys.argv[:] = ["-m", *"{arguments}".split()]
 
 class Raise:
     def find_spec(self, name, path=None, target=None):
@@ -209,30 +209,39 @@ class Raise:
             signal.raise_signal(signal.SIGINT)
 
 sys.meta_path.insert(0, Raise())
-import {package}
+{code}
 print("unreachable")
 """
 
 
+def interrupted(**parts):
+    script = INTERRUPT.format(**parts)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("program", "module"),
+    ("program", "arguments", "module"),
     [
-        ("agents.train", "torch"),
-        ("agents.train", "stable_baselines3"),
-        ("attacks", "attacks.gradient.pgd"),
-        ("eval.robustness", "torch"),
+        ("agents.train", "", "tyro"),
+        ("agents.train", "", "stable_baselines3"),
+        ("attacks", "RUN --attack pgd", "torch"),
+        ("eval.robustness", "RUN", "torch"),
     ],
 )
-def test_ctrl_c_while_a_program_is_imported(program, module):
-    """Python sets ``sys.argv[0]`` to -m while it imports the package of a program; so does this script."""
-    code = INTERRUPT.format(program=program, module=module, package=program.partition(".")[0])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def test_ctrl_c_while_a_program_is_imported(program, arguments, module):
+    """Before its command line is read, and after it, when what does the work is imported.
+
+    Python sets ``sys.argv[0]`` to -m while it imports the package of a program; so does this script.
+    """
+    package = program.partition(".")[0]
+    code = f"import {package}; runpy.run_module({program!r}, run_name='__main__', alter_sys=True)"
+    done = interrupted(program=program, arguments=arguments, module=module, code=code)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.slow
 def test_ctrl_c_is_left_alone_in_libraries():
-    code = INTERRUPT.format(program="pytest", module="attacks.gradient.pgd", package="attacks")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = "import attacks; attacks.pgd"
+    done = interrupted(program="pytest", arguments="", module="attacks.gradient.pgd", code=code)
     assert done.stderr.endswith("KeyboardInterrupt\n")
