@@ -107,6 +107,7 @@ def test_another_attempt_is_made_where_it_may_help(tmp_path, failures, retry, fi
         assert carried_out(item, InProcess(0))[0]["finished"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'")
 def test_a_local_ray_cluster_survives_a_killed_worker(tmp_path, armed):
     from eval.study.run.ray_engine import RayEngine

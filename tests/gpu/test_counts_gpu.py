@@ -4,6 +4,8 @@ import pytest
 
 from tests.support.gpu_counts import ATTACKS, NORMS, attack_counts, training_counts
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = ("square",)  # a round is a wave of windows decided ahead
 CASES = [(name, norm) for name in ATTACKS for norm in NORMS if name != "rays" or norm == "Linf"]
 

@@ -3,6 +3,7 @@
 ``python -m tests.support.gpu_counts`` prints the table of docs/results/not-run.md.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -95,6 +96,7 @@ def attack_events(name: str, norm: str, length: int, robust: bool) -> tuple[Even
     return events, len(asked)
 
 
+@functools.cache
 def attack_counts(name: str, norm: str, robust: bool = True) -> Counts:
     """Operators and waits that each further step of an attack costs; of a ``robust`` model nothing is broken."""
     case = ATTACKS[name]
@@ -130,6 +132,7 @@ TRAININGS: dict[str, dict[str, object]] = {
 }
 
 
+@functools.cache
 def training_counts(case: str, network: str = "cnn4", updates: int = 16) -> Counts:
     """Operators and waits of one update, passes and optimizer apart, of 32 images."""
     options = {"algo": "reinforce", "network": network, "batch_size": 32, "total_images": 10_000}
