@@ -1,9 +1,9 @@
 """Policies, algorithms and the training of image classifiers by reinforcement learning."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attacks.starting as _starting  # noqa: F401 - before what takes long
+from envs.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from agents.algorithms.a2c import A2C as A2C
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from agents.models.image_network import register_network as register_network
     from agents.models.policy import ImagePolicy as ImagePolicy
 
-# Imported when first asked for, so that command lines answer before PyTorch is there.
 _HOMES = {
     "agents.algorithms.a2c": ("A2C",),
     "agents.algorithms.adversarial_env": ("AdversarialObservation",),
@@ -39,15 +38,9 @@ _HOMES = {
     "agents.models.image_network": ("NETWORKS", "ImageNetwork", "register_network"),
     "agents.models.policy": ("ImagePolicy",),
 }
+__getattr__ = lazy_names(__name__, _HOMES)
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
 def __dir__() -> list[str]:
     return __all__
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,10 @@
 """Gymnasium and Stable-Baselines3 environments whose observations are images and whose actions are labels."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gymnasium
+
+from envs.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from envs.allocator import keep_freed_memory as keep_freed_memory
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from envs.sb3 import sb3_env as sb3_env
     from envs.task import ImageTask as ImageTask
 
-# Imported when first asked for, so that command lines answer before PyTorch is there.
 _HOMES = {
     "envs.allocator": ("keep_freed_memory",),
     "envs.augment": ("Augmentation",),
@@ -26,18 +26,12 @@ _HOMES = {
     "envs.sb3": ("ImageVecEnv", "sb3_env"),
     "envs.task": ("ImageTask",),
 }
+__getattr__ = lazy_names(__name__, _HOMES)
 __all__ = sorted(name for names in _HOMES.values() for name in names)
 
 
 def __dir__() -> list[str]:
     return __all__
-
-
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 gymnasium.register(
