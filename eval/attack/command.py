@@ -23,7 +23,7 @@ from eval.attack.runner import (
 )
 from eval.core.formatting import make_table, percent, print_table
 from eval.core.progress import progress_bar, warn_about
-from eval.core.targets import check_fit, load_target
+from eval.core.targets import check_fit
 from eval.core.threats import Threat, parse_eps, parse_norm
 
 
@@ -59,10 +59,10 @@ def attack_command(config: AttackCommand) -> int:
     norm = parse_norm(config.norm)
     eps = None if config.eps is None else parse_eps(config.eps, norm)
     device = resolve_device(config.device)
-    target = load_target(config.target, device, config.network, config.trust)
+    target = config.model.load(config.target, device)
     samples = config.data.load(target)
     eps = default_eps(norm, samples.channels) if eps is None else eps
-    sources = tuple(load_target(source, device, config.network, config.trust) for source in config.source)
+    sources = tuple(config.model.load(source, device) for source in config.source)
     for source in sources:
         check_fit(source, samples)
     spec = AttackSpec(name, Threat(norm, eps), options, config.seed, sources)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from agents.common.command_line import run_cli
-from eval.core.options import DataOptions
+from eval.core.options import DataOptions, ModelOptions
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,9 @@ class AttackCommand:
     """Seed of the attack's random draws."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     batch_size: int | None = None
     """Most images at once. Default: chosen by image size and device; halved when memory runs out."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    trust: bool = False
-    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
     save_images: bool = False
     """Also keep the adversarial images, as safetensors beside the result."""
     results_dir: Path | None = None

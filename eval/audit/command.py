@@ -19,7 +19,7 @@ from eval.audit.report import AuditReport
 from eval.audit.run import audit
 from eval.core.formatting import print_table, with_interval
 from eval.core.progress import is_live
-from eval.core.targets import Samples, Target, load_target
+from eval.core.targets import Samples, Target
 from eval.core.threats import Threat
 
 
@@ -34,9 +34,9 @@ def audit_command(config: AuditCommand) -> int:
             f"--minutes must be above 0, got {config.minutes}; leave it out for a complete audit"
         )
     config.threats(1)  # wrong norms and radii end here, before anything is loaded
-    device = str(resolve_device(config.device))
+    device = resolve_device(config.device)
     loaded = [_load(config, spec, device) for spec in config.targets]
-    surrogates = {spec: load_target(spec, device, config.network, config.trust) for spec in config.surrogate}
+    surrogates = {spec: config.model.load(spec, device) for spec in config.surrogate}
     for target, samples in loaded:
         models = {found.name: _checked(found, target, samples) for found in surrogates.values()}
         for threat in config.threats(samples.channels):
@@ -44,8 +44,8 @@ def audit_command(config: AuditCommand) -> int:
     return 0
 
 
-def _load(config: AuditCommand, spec: str, device: str) -> tuple[Target, Samples]:
-    target = load_target(spec, device, config.network, config.trust)
+def _load(config: AuditCommand, spec: str, device: torch.device) -> tuple[Target, Samples]:
+    target = config.model.load(spec, device)
     return target, config.data.load(target)
 
 

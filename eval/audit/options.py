@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import tyro
 
-from eval.core.options import DataOptions
+from eval.core.options import DataOptions, ModelOptions
 from eval.core.threats import Threat, chosen_threat, default_threats
 
 
@@ -35,10 +35,7 @@ class AuditCommand:
     """Seed of every random draw."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    trust: bool = False
-    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     out: Path | None = None
     """Where the JSON goes. Default: each model's results directory."""
     progress: bool = True

@@ -1,11 +1,29 @@
-"""The options that command lines of the evaluation share: the choice of images."""
+"""The options that command lines of the evaluation share: how models are loaded, and which images they see."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from eval.core.targets import Samples, Target
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How models that need more than their file are read."""
+
+    network: str | None = None
+    """package.module:Callable that builds your own network, where weights alone are not enough."""
+    trust: bool = False
+    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
+
+    def load(self, spec: str, device: "torch.device") -> "Target":
+        """Load the classifier that ``spec`` names; errors as in `eval.core.targets.load_target`."""
+        from eval.core.targets import load_target
+
+        return load_target(spec, device, **vars(self))
 
 
 @dataclass(frozen=True)

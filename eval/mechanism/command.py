@@ -17,7 +17,7 @@ from envs.files import write_atomic, write_json
 from envs.sampling import spread
 from eval.core.formatting import percent, print_table
 from eval.core.plot_style import save_figure
-from eval.core.targets import Samples, load_target
+from eval.core.targets import Samples
 from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.mechanism.analysis import Analysis, analyse, shared_planes
 from eval.mechanism.landscape import Landscape
@@ -38,7 +38,7 @@ def mechanism_command(config: MechanismCommand) -> int:
     norm = parse_norm(config.norm)
     eps = None if config.eps is None else parse_eps(config.eps, norm)
     device = resolve_device(config.device)
-    targets = [load_target(spec, device, config.network, config.trust) for spec in config.targets]
+    targets = [config.model.load(spec, device) for spec in config.targets]
     first, *others = (config.data.load(target) for target in targets)
     for other in others:
         if (other.fingerprint, other.indices.tolist()) != (first.fingerprint, first.indices.tolist()):

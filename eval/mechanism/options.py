@@ -8,7 +8,7 @@ import tyro
 
 from agents.common.command_line import run_cli
 from agents.common.plain_numbers import PlainNumbers
-from eval.core.options import DataOptions
+from eval.core.options import DataOptions, ModelOptions
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,7 @@ class MechanismCommand:
     """Seed of every random draw."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    trust: bool = False
-    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     out: Path | None = None
     """Where figures and pictures go. Default: results/mechanism of the first model."""
     progress: bool = True

@@ -17,7 +17,7 @@ from eval.core.formatting import make_table, percent, print_table, with_interval
 from eval.core.plot_style import save_figure
 from eval.core.progress import progress_bar, warn_about
 from eval.core.stats import mcnemar
-from eval.core.targets import Samples, Target, load_target
+from eval.core.targets import Samples, Target
 from eval.core.threats import Threat
 from eval.mechanism.plots import SecurityCurve, nested_curve, security_figure
 from eval.robustness.iterations import IterationCurve, iteration_curve, iteration_figure, iteration_tables
@@ -40,7 +40,7 @@ def robustness_command(config: RobustnessCommand) -> int:
     config.pgd.check()
     battery(config.attacks, config.threats(1))  # wrong names and radii end here, before anything is loaded
     device = resolve_device(config.device)
-    targets = [load_target(spec, device, config.network, config.trust) for spec in config.targets]
+    targets = [config.model.load(spec, device) for spec in config.targets]
     loaded = [(target, config.data.load(target)) for target in targets]
     for target, samples in loaded:
         warn_about(target, samples, config.threats(samples.channels))

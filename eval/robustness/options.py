@@ -9,7 +9,7 @@ import tyro
 
 from agents.common.command_line import run_cli
 from envs.errors import InputError, unknown_name
-from eval.core.options import DataOptions
+from eval.core.options import DataOptions, ModelOptions
 from eval.core.threats import Threat, chosen_threats
 
 DEFAULT_BATTERY = ("fgsm", "pgd", "pgd-cleverhans", "pgd-margin", "pgd-mifpe")
@@ -76,12 +76,9 @@ class RobustnessCommand:
     """Seed of the attacks' random draws."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     batch_size: int | None = None
     """Most images at once. Default: chosen by image size and device."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    trust: bool = False
-    """Execute the code in a .zip that cannot be read without, such as one with a features extractor of its own."""
     out: Path | None = None
     """Where robustness.json and the pictures go. Default: the first model's results directory."""
     force: bool = False

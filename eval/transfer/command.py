@@ -14,7 +14,7 @@ from eval.attack.runner import check_batch_size
 from eval.core.formatting import make_table, print_table, with_interval
 from eval.core.plot_style import heat_map, panels, save_figure, shorten
 from eval.core.progress import warn_about
-from eval.core.targets import Target, check_fit, load_target
+from eval.core.targets import Target, check_fit
 from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.transfer.craft import CRAFTS, defined
 from eval.transfer.matrix import Matrix, fill
@@ -28,7 +28,7 @@ def transfer_command(config: TransferCommand) -> int:
     norm = parse_norm(config.norm)
     given = None if config.eps is None else parse_eps(config.eps, norm)
     device = resolve_device(config.device)
-    targets = [load_target(text, device, config.network, config.trust) for text in config.targets]
+    targets = [config.model.load(text, device) for text in config.targets]
     if len({target.sha256 for target in targets}) < len(targets):
         raise InputError("two of the models have the same weights; name each model once")
     samples = config.data.load(targets[0])

@@ -7,7 +7,7 @@ from typing import ClassVar
 import tyro
 
 from agents.common.command_line import run_cli
-from eval.core.options import DataOptions
+from eval.core.options import DataOptions, ModelOptions
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,9 @@ class TransferCommand:
     """Seed of the random starts."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     batch_size: int | None = None
     """Most images at once. Default: chosen by image size and device."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
-    trust: bool = False
-    """Execute the code in a .zip that cannot be read without."""
     out: Path | None = None
     """Where JSON and picture go. Default: results/transfer of the first run."""
     force: bool = False
