@@ -42,8 +42,24 @@ def main(passes: float = 100.0, training_teraflops: float = 50.0, attack_teraflo
         training_teraflops: assumed sustained rate of training, in bf16 or TF32.
         attack_teraflops: assumed sustained rate of attacks, in float32.
     """
-    print("| data set | hours, training | hours, attacks and the rest |\n| --- | ---: | ---: |")
-    total = [0.0, 0.0]
+    print(*table(gpu_hours(passes, training_teraflops, attack_teraflops)), sep="\n")
+
+
+def table(hours: dict[str, tuple[float, float]]) -> list[str]:
+    """Return the lines of a Markdown table, the sum last."""
+    total = tuple(map(sum, zip(*hours.values(), strict=True)))
+    return [
+        "| data set | hours of one GPU, training | attacks and the rest |",
+        "| --- | ---: | ---: |",
+        *(f"| {name} | {one:,.1f} | {rest:,.1f} |" for name, (one, rest) in (hours | {"all": total}).items()),
+    ]
+
+
+def gpu_hours(
+    passes: float = 100.0, training_teraflops: float = 50.0, attack_teraflops: float = 15.0
+) -> dict[str, tuple[float, float]]:
+    """Return the hours of training and of the rest by data set; arguments as of `main`."""
+    found = {}
     for name, (images, channels, side, classes) in DATA.items():
         hours = [0.0, 0.0]
         folders = 3 if name.startswith("three") else 1
@@ -52,9 +68,8 @@ def main(passes: float = 100.0, training_teraflops: float = 50.0, attack_teraflo
             for training, rest in cells(network, images // folders, passes):
                 hours[0] += SEEDS * folders * training * flops / training_teraflops / 1e12 / 3600
                 hours[1] += SEEDS * folders * rest * flops / attack_teraflops / 1e12 / 3600
-        total = [whole + part for whole, part in zip(total, hours, strict=True)]
-        print(f"| {name} | {hours[0]:,.1f} | {hours[1]:,.1f} |")
-    print(f"| all | {total[0]:,.0f} | {total[1]:,.0f} |")
+        found[name] = (hours[0], hours[1])
+    return found
 
 
 def forward_flops(network: str, shape: tuple[int, int, int], classes: int) -> float:

@@ -8,12 +8,16 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from agents.config import TrainConfig
+from agents.training.run import train
 from benchmarks.common import describe_machine, machine_line, write_results
+from benchmarks.study_cost import gpu_hours, table
 from eval.core.threats import Threat
 from eval.study.plan.cells import CellFolder, cells_of
 from eval.study.plan.config import Attack, Grid, Regime
@@ -27,33 +31,15 @@ from eval.study.run.stages import steps_of
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10")
 NETWORKS = ("small", "strided", "mlp", "nature", "cnn4", "cnn6", "wrn16-4", "vit")
 
-# Of `benchmarks.study_cost` with its defaults.
-NOTES = """In a profile three quarters of a job's time went into flushing its record to disk (`fsync`): the file system
-that all nodes share is the first bottleneck, long before the scheduler. The second is `study.json`, which is written
-whole: it takes at most a twentieth of the time, and more than 5,000 cells are refused.
-
-A run of `small` on MNIST with 12 snapshots took 15 MB, most of it snapshots (0.67 MB each), the checkpoint (4 MB) and
-`policy.zip` (2 MB): 2,400 such cells take 36 GB.
-
-## What 2,400 cells would cost
+COST = """## What 2,400 cells would cost
 
 Estimated, not measured: 10 data sets x 8 networks x 6 regimes x 5 seeds, 100 passes over the data each, the passes
 counted as `eval.study --dry-run` does, on GPUs that are assumed to sustain 50 TFLOP/s in training and 15 in attacks.
-Networks for small images are bound by launches and stay below that.
+Networks for small images are bound by launches and stay below that.""".splitlines()
 
-| data set | hours of one GPU, training | attacks and the rest |
-| --- | ---: | ---: |
-| digits | 0.1 | 0.5 |
-| mnist, fashion-mnist, each | 60 | 6 |
-| cifar10, cifar100, each | 65 | 7 |
-| stl10 at 96 pixels | 41 | 46 |
-| imagenet100 at 64 pixels | 654 | 29 |
-| three folders of 50,000 images at 64 pixels | 779 | 86 |
-| all | 1,725 | 187 |
-
-Repeat with `python -m benchmarks.study_cost`. Ray gives each job the share of a GPU that `--gpus` names, at most four
-jobs to one by default; a stage begins when the one before has ended, so the last and longest trainings decide how long
-the other GPUs wait: begin with the large data sets apart.""".splitlines()
+PLACES = """Repeat with `python -m benchmarks.study_cost`. Ray gives each job the share of a GPU that `--gpus` names, at
+most four jobs to one by default; a stage begins when the one before has ended, so the last and longest trainings decide
+how long the other GPUs wait: begin with the large data sets apart.""".splitlines()
 
 
 def fake(job: Job) -> Outcome:
@@ -94,11 +80,13 @@ def main(cells: int = 2000, workers: int = 2, write: bool = True) -> None:
             engine = ray
         rows += measure(name, engine, cells)
         engine.close()
-    machine = describe_machine()
-    text = markdown(rows, machine)
+    machine, hours, kept = describe_machine(), gpu_hours(), bytes_of_a_run()
+    text = markdown(rows, hours, kept, machine)
     print(text)
     if write:
-        write_results("study-scale", {"machine": machine, "rows": rows}, text)
+        write_results(
+            "study-scale", {"machine": machine, "rows": rows, "gpu_hours": hours, "run_bytes": kept}, text
+        )
 
 
 def first_job() -> Job:
@@ -132,7 +120,8 @@ def measure(name: str, engine: Engine, least: int) -> list[dict[str, Any]]:
 
             study = Study(grid, study.cells, study.place)
             before, start, cpu = memory(), time.perf_counter(), time.process_time()
-            counts = carry_out(study, _telling(engine, seen), seen)
+            with timed_fsync() as flushes:
+                counts = carry_out(study, _telling(engine, seen), seen)
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             jobs = len(study.cells) * (len(STAGES) - 1)
             size = sum(path.stat().st_size for path in (Path(folder) / "cells").rglob("*") if path.is_file())
@@ -143,6 +132,7 @@ def measure(name: str, engine: Engine, least: int) -> list[dict[str, Any]]:
                     "finished": counts["finished"],
                     "milliseconds_per_job": 1000 * seconds / jobs,
                     "driver_milliseconds_per_job": 1000 * cpu / jobs,
+                    "fsync_milliseconds_per_job": 1000 * sum(flushes) / jobs,
                     "mebibytes_grown": memory() - before,
                     "bytes_per_record": size // len(study.cells),
                     "study_json_bytes": (Path(folder) / STUDY_FILE).stat().st_size,
@@ -171,7 +161,50 @@ def memory() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+@contextmanager
+def timed_fsync() -> Iterator[list[float]]:
+    """Within, the seconds of every `os.fsync` of this process are noted in the list."""
+    real, seconds = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        start = time.perf_counter()
+        real(descriptor)
+        seconds.append(time.perf_counter() - start)
+
+    os.fsync = fsync
+    try:
+        yield seconds
+    finally:
+        os.fsync = real
+
+
+def bytes_of_a_run() -> dict[str, int]:
+    """Train one small cell with 12 snapshots; return the bytes that it keeps, the largest kinds apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = train(
+            TrainConfig(
+                algo="supervised",
+                passes=12,
+                snapshots="12",
+                attack=False,
+                progress=False,
+                run_dir=Path(folder) / "run",
+            )
+        )
+        sizes = {
+            path.relative_to(run.path): path.stat().st_size for path in run.path.rglob("*") if path.is_file()
+        }
+    kept = {name: sizes[Path(name)] for name in ("checkpoint.pt", "policy.zip")}
+    kept["snapshots"] = sum(size for path, size in sizes.items() if path.parts[0] == "snapshots")
+    return kept | {"all": sum(sizes.values())}
+
+
+def markdown(
+    rows: list[dict[str, Any]],
+    hours: dict[str, tuple[float, float]],
+    kept: dict[str, int],
+    machine: dict[str, Any],
+) -> str:
     """Return the results as a Markdown page."""
     lines = [
         "# Studies of thousands of cells: the cost of scheduling",
@@ -179,19 +212,32 @@ def markdown(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
         "Cells that train nothing and only write their record, three jobs each (train, examine, compare); what is left "
         "is the scheduler, the engine and the file system.",
         "",
-        "| engine | cells | ms per job | of it processor time of the driver | MiB grown | bytes per record | "
+        "| engine | cells | ms per job | of it in the driver: processor | flushing files | MiB grown "
+        "| bytes per record | "
         "`study.json`, bytes | written |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *(
             f"| {row['engine']} | {row['cells']:,} | {row['milliseconds_per_job']:.1f} "
-            f"| {row['driver_milliseconds_per_job']:.1f} | {row['mebibytes_grown']:.1f} "
+            f"| {row['driver_milliseconds_per_job']:.1f} | {row['fsync_milliseconds_per_job']:.1f} "
+            f"| {row['mebibytes_grown']:.1f} "
             f"| {row['bytes_per_record']:,} | {row['study_json_bytes']:,} | {row['study_json_written']}x |"
             for row in rows
         ),
         "",
         machine_line(machine),
         "",
-        *NOTES,
+        "Every record is flushed to disk (`fsync`) on the file system that all nodes share. `study.json` is written "
+        "whole: it takes at most a twentieth of the time, and more than 5,000 cells are refused.",
+        "",
+        f"A run of `small` on the digits with 12 snapshots keeps {kept['all'] / 1e6:.1f} MB: "
+        f"snapshots {kept['snapshots'] / 1e6:.1f}, checkpoint {kept['checkpoint.pt'] / 1e6:.1f}, "
+        f"`policy.zip` {kept['policy.zip'] / 1e6:.1f}; larger networks keep more in proportion to their weights.",
+        "",
+        *COST,
+        "",
+        *table(hours),
+        "",
+        *PLACES,
         "",
         "Repeat with `python -m benchmarks.study_scale`.",
     ]

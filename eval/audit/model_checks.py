@@ -124,11 +124,8 @@ def check_gradients(
     unexplained = None if fidelity is None else fidelity[0]
     top = logits_of(model, x).topk(2, dim=1).values
     saturated = float((top[:, 0] - top[:, 1] > settings.SATURATED_GAP).double().mean())
-    note = (
-        ""
-        if fidelity is None
-        else f"correlation {fidelity[1]:.2f}; halving the distance changes {fidelity[2]:.0%}"
-    )
+    words = "correlation {1:.2f}; halving the distance changes {2:.0%}"
+    note = "" if fidelity is None else words.format(*fidelity)
     findings += [
         Finding(
             "equal logits at points 1e-5 per pixel apart",

@@ -102,14 +102,7 @@ def dynamic_indicators(
         sample_ids=sample_ids,
         on_step=recorder,
     )
-    return DynamicIndicators(
-        **recorder.single.columns(),
-        gradient_norm=recorder.single.norms.cpu(),
-        loss=recorder.losses.cpu(),
-        correct=recorder.right.float().mean(1).cpu(),
-        adversarial=result.adversarial,
-        double=None if recorder.double is None else Directions(**recorder.double.columns()),
-    )
+    return recorder.indicators(result.adversarial)
 
 
 class _Recorder:
@@ -135,3 +128,14 @@ class _Recorder:
         if self.double is not None:
             grad = input_gradient(self.model, step.x_adv.double(), self.y[rows], self.loss).grad
             self.double.take(t, rows, grad.nan_to_num(0, 0, 0))
+
+    def indicators(self, adversarial: Tensor) -> DynamicIndicators:
+        """Return what was collected, with the images (N, C, H, W) that PGD ended at."""
+        return DynamicIndicators(
+            **self.single.columns(),
+            gradient_norm=self.single.norms.cpu(),
+            loss=self.losses.cpu(),
+            correct=self.right.float().mean(1).cpu(),
+            adversarial=adversarial,
+            double=None if self.double is None else Directions(**self.double.columns()),
+        )
