@@ -47,6 +47,7 @@ def measure(
     start = time.process_time()
     report = audit(model, x, y, norm=norm, eps=eps, seed=seed, minutes=minutes)
     seconds = time.process_time() - start
+    torch.manual_seed(seed)  # of random models' draws, here and in the checks of others
     truth, alone, how = adaptive_truth(case, seed, x, y, norm, eps, report.adversarial)
     return {
         "model": name,
