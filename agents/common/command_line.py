@@ -45,6 +45,7 @@ def run_cli(
     prog: str,
     argv: Sequence[str] | None = None,
     defaults: Callable[[Sequence[str]], Any | None] | None = None,
+    first_line: Callable[[Any], str] | None = None,
 ) -> int:
     """Parse ``argv`` into ``config_class``, call ``main`` with it, and return the exit status.
 
@@ -52,7 +53,8 @@ def run_cli(
 
     Errors meant for people (:class:`InputError`, :class:`AttackError`, :class:`OSError`) become one line on standard
     error and status 2; Ctrl-C becomes status 130. ``--debug`` anywhere on the line shows the traceback as well.
-    ``defaults`` may look at the arguments and return the configuration that they override.
+    ``defaults`` may look at the arguments and return the configuration that they override. What ``first_line`` makes
+    of the configuration is printed on standard error before PyTorch is imported, where that is a terminal.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -64,6 +66,8 @@ def run_cli(
             print_help(config_class, prog, config_class.__doc__, start, "--help-all" in asked)
         keep_freed_memory()
         config = _parse(config_class, {"prog": prog, "args": arguments, **known})
+        if first_line and sys.stderr.isatty() and (line := first_line(config)):
+            print(line, file=sys.stderr)
         function: Any = main
         if isinstance(main, str):
             module, _, name = main.partition(":")

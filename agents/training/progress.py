@@ -24,7 +24,8 @@ class _Rate(ProgressColumn):
 
 
 class TrainingProgress:
-    """A bar with images seen, speed, validation accuracy and the time left; a context manager.
+    """A bar with images seen, speed, validation accuracy and the time left; a context manager that may be entered
+    again within itself and ends with the inner one.
 
     On narrow terminals the description and the total are left out: a bar that wraps would print itself again and again.
 
@@ -52,12 +53,16 @@ class TrainingProgress:
         self._updated = 0.0
 
     def __enter__(self) -> "TrainingProgress":
-        self._bar.start()
+        self._bar.start()  # does nothing where it has been started
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._bar.live.is_started:
+            return
+        if error is not None and not self._updated:  # nothing has been trained
+            self._bar.update(self._task, visible=False)
         self._bar.stop()
 
     def update(self, model: Any, force: bool = False) -> None:

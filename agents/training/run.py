@@ -64,17 +64,20 @@ def train(config: TrainConfig) -> RunDir:
     check_names(config)
     splits = _load(config)
     settings = resolve(config, splits.train)
-    try_out(settings, splits.train)
-    build_probe(settings, splits.val)
-    if notes := settings.phases[0].algorithm.notes(config, settings.phases[0].algorithm.algorithm):
-        print(f"note: {notes}", file=sys.stderr)
-    network = config.network.replace(":", ".")
-    name = f"{_dataset_slug(config.dataset)}-{_algorithm_slug(config)}-{network}-s{config.seed}"
-    run = RunDir.create(config.run_dir, name)
-    with run.lock():
-        run.remove_leftovers()
-        run.write_config(_describe(config, splits.train))
-        _run(settings, splits, run)
+    with _progress(
+        settings
+    ) as progress:  # before the first optimiser, for which PyTorch imports its compiler
+        try_out(settings, splits.train)
+        build_probe(settings, splits.val)
+        if notes := settings.phases[0].algorithm.notes(config, settings.phases[0].algorithm.algorithm):
+            progress.say(f"note: {notes}")
+        network = config.network.replace(":", ".")
+        name = f"{_dataset_slug(config.dataset)}-{_algorithm_slug(config)}-{network}-s{config.seed}"
+        run = RunDir.create(config.run_dir, name)
+        with run.lock():
+            run.remove_leftovers()
+            run.write_config(_describe(config, splits.train))
+            _run(settings, splits, run, progress)
     return run
 
 
@@ -104,7 +107,8 @@ def resume(path: Path, progress: bool = True, network: str | None = None, algo: 
         splits = _load(config)
         if splits.train.fingerprint != fingerprint:
             raise InputError(f"the training data of {path} has changed since the run began; train a new run")
-        _run(resolve(config, splits.train), splits, run, checkpoint)
+        settings = resolve(config, splits.train)
+        _run(settings, splits, run, _progress(settings), checkpoint)
     return run
 
 
@@ -147,15 +151,21 @@ def _load(config: TrainConfig) -> Splits:
     return Splits(*(part.to(device) for part in splits))
 
 
+def _progress(settings: ResolvedConfig) -> TrainingProgress:
+    config = settings.options
+    return TrainingProgress(f"{_algorithm_slug(config)} on {config.dataset}", settings.total, config.progress)
+
+
 def _run(
-    settings: ResolvedConfig, splits: Splits, run: RunDir, checkpoint: dict[str, Any] | None = None
+    settings: ResolvedConfig,
+    splits: Splits,
+    run: RunDir,
+    progress: TrainingProgress,
+    checkpoint: dict[str, Any] | None = None,
 ) -> None:
-    """Train from the start or from ``checkpoint``, then close the run."""
+    """Train from the start or from ``checkpoint``, then close the run; ``progress`` ends with the training."""
     config, attacks = settings.options, settings.attacks
     env = build_env(settings, splits.train)
-    progress = TrainingProgress(
-        f"{_algorithm_slug(config)} on {config.dataset}", settings.total, config.progress
-    )
     with contextlib.ExitStack() as logs:
         logs.enter_context(_torch_settings(settings))
         logs.enter_context(tf32(False))  # all but the updates
