@@ -21,7 +21,7 @@ from agents import A2C, PPO, ExpectedPolicyGradient, Reinforce, Supervised
 from agents.common.precision import emulates_bf16
 from agents.models.policy import ImagePolicy
 from benchmarks.common import Side, describe_machine, machine_line, take_turns, write_results
-from benchmarks.training.cpu import peers, regime_cost
+from benchmarks.training import peers, regime_cost
 from envs import ImageDataset, keep_freed_memory, sb3_env
 
 EPOCHS, ROLLOUT_STEPS = 4, 4
