@@ -105,8 +105,8 @@ def get_loss(name: str) -> Loss:
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """bool (N,): the largest logit is not that of ``y``, or a logit is NaN (a model that answers NaN has failed)."""
-    largest, found = logits.max(dim=1)  # NaN, if there is one
+    """bool (..., N) of ``logits`` (..., N, K): the largest is not that of ``y``, or one is NaN (such a model has failed)."""
+    largest, found = logits.max(dim=-1)  # NaN, if there is one
     return (found != y) | largest.isnan()
 
 

@@ -86,6 +86,7 @@ class CountedModel(PassCounts):
         weights = (layer.weight for layer in plain_convolutions(model))
         self._witness = next((w for w in weights if w.shape[1] > 1 < w[0, 0].numel()), None)
         self._asked: dict[int, int] = {}
+        self._made: tuple[tuple[float, torch.dtype], Tensor] | None = None
 
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
@@ -134,8 +135,9 @@ class CountedModel(PassCounts):
         loss: Callable[..., Tensor],
         rows: Tensor | None = None,
         along: tuple[Tensor | None, ...] = (),
+        scale: float = 1.0,
     ) -> Gradient:
-        """Gradient of the sum of per-sample losses ``loss(logits, *along) -> (n,)`` with respect to ``x``.
+        """Gradient of ``scale`` times the sum of per-sample losses ``loss(logits, *along) -> (n,)`` with respect to ``x``.
 
         One query and one backward pass each, times ``samples``, over which gradient, loss and logits are averaged.
         Call it inside `frozen`. What ``loss`` needs of each sample belongs into ``along``, tensors (n,) or None, for
@@ -148,15 +150,15 @@ class CountedModel(PassCounts):
         parts = []
         for part in self._parts(len(x)):
             labels = [None if values is None else values[part] for values in along]
-            parts.append(self._averaged(x[part], lambda logits: loss(logits, *labels)))  # noqa: B023
+            parts.append(self._averaged(x[part], lambda logits: loss(logits, *labels), scale))  # noqa: B023
         self._count(rows, self.samples, self.samples)
         found = Gradient(*(_joined(list(each)) for each in zip(*parts, strict=True)))
         return found._replace(grad=self.repaired(found.grad, rows), loss=found.loss.to(x.dtype))
 
-    def _averaged(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
-        total = self._gradient(x, loss)
+    def _averaged(self, x: Tensor, loss: Callable[[Tensor], Tensor], scale: float) -> Gradient:
+        total = self._gradient(x, loss, scale)
         for _ in range(self.samples - 1):
-            more = self._gradient(x, loss)
+            more = self._gradient(x, loss, scale)
             total = Gradient(total.grad + more.grad, total.loss + more.loss, total.logits + more.logits)
         return total if self.samples == 1 else Gradient(*(part / self.samples for part in total))
 
@@ -171,12 +173,16 @@ class CountedModel(PassCounts):
             logits = checked_logits(self.model, leaf)
             if not logits.requires_grad:
                 raise AttackError(_NO_GRADIENT)
-            grads = [_gradient_of(column, leaf) for column in logits.T]
-        if all(grad is None for grad in grads):
+            count = logits.shape[1]
+            each = torch.eye(count, dtype=logits.dtype, device=x.device)[:, None].repeat(1, len(x), 1)
+            back = partial(torch.autograd.grad, logits, leaf, retain_graph=True, allow_unused=True)
+            grads = [back(one)[0] for one in each]
+        if any(grad is None for grad in grads):
             raise AttackError(_NO_GRADIENT)
         self._count(rows, 1, len(grads))
-        slopes = [torch.zeros_like(x) if grad is None else self.repaired(grad, rows) for grad in grads]
-        return logits.detach().to(x.dtype), torch.stack(slopes, 1)
+        slopes = torch.stack(grads, 1)
+        repaired = self.repaired(slopes.flatten(0, 1), rows, len(grads))
+        return logits.detach().to(x.dtype), repaired.view_as(slopes)
 
     def _on_grid(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """The points ``x`` (n, ...) as the model may see them: finite, and of the type of the caller's images."""
@@ -188,7 +194,7 @@ class CountedModel(PassCounts):
             x = towards(self.problem.x[rows] if clean is None else clean, x, self.problem.grid)
         return x
 
-    def _gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Gradient:
+    def _gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor], scale: float) -> Gradient:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = self._lay_out(self._pad(x.detach())).requires_grad_()
             logits = checked_logits(self.model, leaf)
@@ -197,10 +203,17 @@ class CountedModel(PassCounts):
             losses = loss(logits)
             if not losses.requires_grad:
                 raise AttackError(_NO_GRADIENT)
-            (grad,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses), allow_unused=True)
+            weights = self._constant(scale, losses).expand_as(losses)
+            (grad,) = torch.autograd.grad(losses, leaf, weights, allow_unused=True)
         if grad is None:
             raise AttackError(_NO_GRADIENT)
         return Gradient(grad[: len(x)], losses.detach(), logits.detach())
+
+    def _constant(self, value: float, like: Tensor) -> Tensor:
+        """``value`` as a tensor () on the device, made once."""
+        if self._made is None or self._made[0] != (value, like.dtype):
+            self._made = (value, like.dtype), like.new_full((), value)
+        return self._made[1]
 
     def _parts(self, count: int) -> list[slice]:
         """Slices of ``count`` images that pass at once."""
@@ -255,12 +268,6 @@ _NO_GRADIENT = (
     "the model's logits carry no gradient to the input (detached, rounded, or computed under no_grad); give "
     "the model a differentiable stand-in (attacks.bpda) or use a gradient-free attack (square, spsa, rays)"
 )
-
-
-def _gradient_of(column: Tensor, leaf: Tensor) -> Tensor | None:
-    if not column.requires_grad:
-        return None
-    return torch.autograd.grad(column.sum(), leaf, retain_graph=True, allow_unused=True)[0]
 
 
 _IN_PLACE = "the model changes its input in place, which would corrupt the images; make it work on x.clone()"

@@ -6,6 +6,7 @@ Perturbations ``delta`` have any shape (N, ...); radii ``eps`` are per sample (N
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -57,11 +58,15 @@ class Norm(ABC):
         return torch.addcmul(x_adv, self.step(grad), per_sample(step, x_adv))
 
     def confine(self, x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-        """A point inside ball and [0, 1] near ``x_adv``, as projected attacks use it: on the ball, then clipped.
+        """A point inside ball and [0, 1] near ``x_adv``, see `within`."""
+        return self.within(x, eps)(x_adv)
 
-        Clipping cannot leave the ball, because ``x`` lies in the box. At Linf this is the nearest point.
+    @abstractmethod
+    def within(self, x: Tensor, eps: Tensor, box: bool = True) -> Callable[[Tensor], Tensor]:
+        """What brings points into the ball of radius ``eps`` (N,) around ``x`` (N, ...), then into [0, 1] if ``box``.
+
+        Clipping cannot leave the ball, because ``x`` lies in the box. At Linf and L1 it is the nearest point.
         """
-        return (x + self.project(x_adv - x, eps)).clamp_(0, 1)
 
     @abstractmethod
     def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
@@ -88,6 +93,14 @@ class _Linf(Norm):
         radius = per_sample(eps, delta)
         return torch.clamp(delta, torch.maximum(lower, -radius), torch.minimum(upper, radius))
 
+    def within(self, x: Tensor, eps: Tensor, box: bool = True) -> Callable[[Tensor], Tensor]:
+        radius = per_sample(eps, x)
+        bounds = (
+            (x - radius).clamp_min_(0 if box else -math.inf),
+            (x + radius).clamp_max_(1 if box else math.inf),
+        )
+        return lambda x_adv: torch.clamp(x_adv, *bounds)
+
     def step(self, grad: Tensor) -> Tensor:
         return grad.sign()
 
@@ -109,6 +122,17 @@ class _L2(Norm):
 
     def project(self, delta: Tensor, eps: Tensor) -> Tensor:
         return delta * per_sample(_shrink(self.length(delta), eps), delta)
+
+    def within(self, x: Tensor, eps: Tensor, box: bool = True) -> Callable[[Tensor], Tensor]:
+        least = eps.clamp_min(_tiny(eps))
+
+        def confined(x_adv: Tensor) -> Tensor:
+            delta = x_adv - x
+            share = eps / torch.maximum(self.length(delta), least)
+            moved = torch.addcmul(x, delta, per_sample(share, x))
+            return moved.clamp_(0, 1) if box else moved
+
+        return confined
 
     def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
         """By the optimality conditions the answer is clip(s * delta) for one s in [0, 1], found among the sorted
@@ -133,11 +157,10 @@ class _L2(Norm):
         return torch.where(per_sample(self.length(clipped) > eps, delta), self.project(scaled, eps), clipped)
 
     def step(self, grad: Tensor) -> Tensor:
-        # Squares of gradients under 1e-19 leave float32, so the length is taken of the gradient scaled to at
-        # most 1.
-        scale = torch.linalg.vector_norm(grad, ord=math.inf, dim=_dims(grad))
-        scaled = grad / per_sample(scale.masked_fill(scale == 0, 1), grad)
-        return scaled / per_sample(self.length(scaled).clamp_min(1), grad)
+        # Squares of gradients under 1e-19 leave float32.
+        length = torch.linalg.vector_norm(grad, dim=_dims(grad), dtype=torch.float64)
+        least = _tiny(grad) * torch.finfo(grad.dtype).eps
+        return grad / per_sample(length.clamp_min_(least).to(grad.dtype), grad)
 
     def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
         direction = draws.fork(0).normal(shape).to(eps.dtype)
@@ -165,6 +188,10 @@ class _L1(Norm):
         size = delta.abs().flatten(1)
         far = torch.copysign(delta.new_full((), math.inf), delta)
         room = torch.clamp(far, lower, upper).abs_().flatten(1)
+        return self._shrunk(delta, size, room, eps)
+
+    def _shrunk(self, delta: Tensor, size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+        """``delta`` (N, ...) of the sizes ``size`` (N, D), less one threshold, at most ``room`` (N, D)."""
         shrunk = torch.minimum((size - threshold(size, room, eps)[:, None]).clamp_min_(0), room)
         shrunk *= _shrink(self.length(shrunk), eps)[:, None]
         return torch.copysign(shrunk.view_as(delta), delta)
@@ -177,16 +204,27 @@ class _L1(Norm):
     def ascend(self, x_adv: Tensor, grad: Tensor, step: Tensor) -> Tensor:
         """Spend the length on the pixels of largest gradient, each as far as [0, 1] allows: steepest in the box."""
         slope = grad.flatten(1)
-        room = torch.where(slope > 0, 1 - x_adv.flatten(1), x_adv.flatten(1)).masked_fill(slope == 0, 0)
+        room = torch.where(
+            slope > 0, 1 - x_adv.flatten(1), x_adv.flatten(1)
+        )  # where it is 0, the sign will be
         order = slope.abs().argsort(dim=1, descending=True)
         room = room.gather(1, order)
-        spent = torch.clamp(step[:, None] - (room.cumsum(1) - room), min=0).minimum(room)
-        move = torch.zeros_like(slope).scatter_(1, order, spent) * slope.sign()
-        return x_adv + move.view_as(x_adv)
+        spent = (step[:, None] - (room.cumsum(1) - room)).clamp_min_(0).minimum(room)
+        move = torch.empty_like(slope).scatter_(1, order, spent).view_as(x_adv)
+        return torch.addcmul(x_adv, move, grad.sign())
 
-    def confine(self, x_adv: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-        """The nearest point; clipping after the projection would waste much of an L1 ball (Croce and Hein 2021)."""
-        return ball_and_box(x_adv, x, eps, self)
+    def within(self, x: Tensor, eps: Tensor, box: bool = True) -> Callable[[Tensor], Tensor]:
+        """In the box the nearest point: clipping afterwards would waste much of the ball (Croce and Hein 2021)."""
+        if not box:
+            return lambda x_adv: x + self.project(x_adv - x, eps)
+        up = 1 - x
+
+        def nearest(x_adv: Tensor) -> Tensor:
+            delta = x_adv - x
+            room = torch.where(delta > 0, up, x).flatten(1)
+            return self._shrunk(delta, delta.abs().flatten(1), room, eps).add_(x).clamp_(0, 1)
+
+        return nearest
 
     def random(self, draws: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
         """Exponential lengths divided by their sum and one more are uniform in the simplex."""
@@ -243,7 +281,11 @@ def _summed(delta: Tensor, order: int) -> Tensor:
 
 def _shrink(length: Tensor, eps: Tensor) -> Tensor:
     """The factor that brings ``length`` down to ``eps``; 1 inside the ball."""
-    return (eps / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
+    return (eps / length.clamp_min(_tiny(length))).clamp_max_(1)
+
+
+def _tiny(like: Tensor) -> float:
+    return torch.finfo(like.dtype).tiny
 
 
 def _flat_room(delta: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,13 +48,14 @@ class PassCounts:
             self._rows = rows
         self._passes = [self._passes[0] + queries, self._passes[1] + backwards]
 
-    def repaired(self, grad: Tensor, rows: Tensor | None) -> Tensor:
-        """The gradient (n, ...) with finite entries alone; the others are noted."""
+    def repaired(self, grad: Tensor, rows: Tensor | None, each: int = 1) -> Tensor:
+        """The gradients (n * each, ...), so many of each row, with finite entries alone; the others are noted."""
         found = repair(grad)
         if found is None:
             return grad
         self._count(rows, 0)
-        self._repairs.append(found._replace(grad=grad[:0]))
+        largest = (values.view(-1, each).unbind(1) for values in found[1:])
+        self._repairs += (Repaired(grad[:0], *pair) for pair in zip(*largest, strict=True))
         return found.grad
 
     def _settled(self) -> Tensor:

@@ -53,19 +53,16 @@ def by_newton(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
 
 def by_sorting(size: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     """`threshold` by sorting the values of t where a pixel leaves its bound or reaches 0."""
-    leave = (size - room).clamp_min(0)
-    marks, order = torch.cat([leave, size], dim=1).sort(dim=1)
-    # One more pixel shrinks after each "leave", one fewer after each "reaches 0".
-    slope = torch.where(order < size.shape[1], 1, -1).cumsum(1)
-    fall = (slope[:, :-1] * marks.diff(dim=1)).cumsum(1)
-    excess = torch.minimum(size, room).sum(1) - eps
-    k = (fall < excess[:, None]).sum(1, keepdim=True).clamp_max(marks.shape[1] - 1)
-    mark = marks.gather(1, k)
-    # Between marks k and k+1 the shrinking pixels are known: solve for t without the rounded sums.
-    shrinking = (leave <= mark) & (size > mark)
-    held = torch.where(leave > mark, room, 0).sum(1)
-    total = torch.where(shrinking, size, 0).sum(1) + held - eps
-    return torch.where(excess > 0, (total / shrinking.sum(1).clamp_min(1)).clamp_min(0), 0)
+    marks = torch.cat([size, (size - room).clamp_min_(0)], dim=1)
+    marks, order = marks.sort(dim=1, descending=True)
+    # The sum is that of max(size - t, 0) less that of max(size - room - t, 0): where t lies between two marks, that of
+    # all marks above it, signed, less t for each. In float64, for the sums are long.
+    sign = torch.where(order < size.shape[1], 1, -1)
+    slope, level = sign.cumsum(1), (sign * marks).cumsum(1, dtype=torch.float64)
+    spent = torch.addcmul(level[:, :-1], slope[:, :-1], marks[:, 1:], value=-1)
+    k = (spent < eps[:, None]).sum(1, keepdim=True)
+    slope, level = slope.gather(1, k).squeeze(1), level.gather(1, k).squeeze(1)
+    return ((level - eps) / slope.clamp_min_(1)).clamp_min_(0).to(size.dtype)
 
 
 def to_hyperplane(norm: str, points: Tensor, w: Tensor, b: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class Repaired(NamedTuple):
 
 
 def repair(grad: Tensor) -> Repaired | None:
-    """Count NaN as 0 and infinity as the largest finite entry of the sample, sign kept (1 where that is 0).
+    """Count NaN as 0 and infinity as the largest finite entry of the sample, sign kept (a tiny one where that is 0).
 
     Returns None where nothing was to be done. A GPU is never waited for: there all gradients take the same way.
 
@@ -36,7 +36,7 @@ def repair(grad: Tensor) -> Repaired | None:
     if not grad.is_cuda and bool(grad.sum().isfinite()):
         return None
     largest = partial(torch.linalg.vector_norm, ord=torch.inf, dim=tuple(range(1, grad.ndim)))
-    limit = largest(grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), keepdim=True)
-    limit += limit == 0
-    repaired = grad.nan_to_num(nan=0.0).clamp(-limit, limit)
-    return Repaired(repaired, largest(grad), largest(repaired))
+    tiny = torch.finfo(grad.dtype).tiny
+    limit = largest(grad.nan_to_num(nan=0.0, posinf=tiny, neginf=tiny), keepdim=True)
+    repaired = grad.nan_to_num(nan=0.0).clamp_(-limit, limit)
+    return Repaired(repaired, largest(grad), limit.flatten())

@@ -31,6 +31,7 @@ PROTOCOLS = ("normalized", "cleverhans")
 # cleverhans divides an L2 step by sqrt(max(1e-12, sum grad^2)): a gradient shorter than this gives a shorter step.
 STEP_FLOOR = 1e-6
 _ODI_STEPS = 2
+_WAVE = 10  # points that are kept until the best of them is chosen
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,19 @@ class _States(Rows):
         self.reached = torch.zeros_like(problem.y, dtype=torch.bool)
         self.shortened, self.steps_taken = torch.zeros_like(problem.eps), torch.zeros_like(problem.eps)
 
-    def consider(self, loss: Tensor, reached: Tensor) -> None:
-        """Keep the present points where they are the best so far."""
-        loss = loss.to(self.loss.dtype)
-        better = torch.where(reached == self.reached, loss > self.loss, reached)
-        torch.where(per_sample(better, self.x), self.point, self.x, out=self.x)
-        self.loss = torch.where(better, loss, self.loss)
-        self.reached = self.reached | reached
+    def consider(self, part: Problem, seen: list[tuple[Tensor, Tensor, Tensor]], keep: str) -> None:
+        """Keep the best point so far, given those ``seen`` since the last time, with losses and logits; empty the list."""
+        points, losses, logits = zip(*seen, strict=True)
+        seen.clear()
+        loss = torch.stack([self.loss, *(one.to(self.loss.dtype) for one in losses)])
+        reached = torch.cat([self.reached[None], _reaches(part, torch.stack(logits), keep)])
+        self.reached = reached.any(0)
+        # What has not reached the goal counts where nothing has; NaN as the least.
+        least = torch.finfo(loss.dtype).min
+        rank = loss.nan_to_num(least, torch.inf, least).masked_fill_(reached != self.reached, -torch.inf)
+        best = rank.argmax(0, keepdim=True)
+        self.loss = loss.gather(0, best)[0]
+        self.x = torch.stack([self.x, *points])[best[0], torch.arange(len(loss[0]), device=loss.device)]
 
     def write(self, rows: Tensor, part: _States) -> None:
         """Put what became of the samples ``rows`` back."""
@@ -212,19 +219,23 @@ def _take_steps(
     """Take the steps of a ``stretch``; the state is written at the end alone, for memory may run out before."""
     part, state = counted.problem[rows], states.taken(rows)
     along = (state.labels, state.goals)
-    scale, floor = (averaged_over, 1) if cleverhans else (1, averaged_over)
-    lengths = []
+    scale, floor = (1 / averaged_over, 1) if cleverhans else (1.0, averaged_over)
+    take, lengths, seen = _stepper(part, state.length, cleverhans), [], []
     for index in stretch:
-        grad, value, logits = counted.gradient(state.point, lambda z: objective(z, *along) / scale, rows)
-        if keep != "last":
-            state.consider(value * scale, _reaches(part, logits, keep))
+        grad, value, logits = counted.gradient(state.point, objective, rows, along, scale)
         if on_step:
-            on_step(Step(restart, index, rows, state.point, grad, value * scale, logits))
+            on_step(Step(restart, index, rows, state.point, grad, value, logits))
         lengths.append(part.norm.length(grad))
-        state.point = _step(part, state.point, grad, state.length, cleverhans)
+        if keep != "last":
+            seen.append((state.point, value, logits))
+        if len(seen) == _WAVE:
+            state.consider(part, seen, keep)
+        state.point = take(state.point, grad)
     if to_the_end:
         logits = counted.logits(state.point, rows)
-        state.consider(objective(logits, *along), _reaches(part, logits, keep))
+        seen.append((state.point, objective(logits, *along), logits))
+    if seen:
+        state.consider(part, seen, keep)
     state.shortened += _is_shortened(part, torch.stack(lengths), floor).sum(0)
     state.steps_taken += len(stretch)
     states.write(rows, state)
@@ -261,7 +272,7 @@ def _start(
             delta = (2 * uniform - 1) * per_sample(part.eps, uniform)
         else:
             delta = part.norm.random(draws, shape, part.eps)
-        x_adv = _confine(part, part.x + delta)
+        x_adv = part.norm.within(part.x, part.eps, part.box)(part.x + delta)
         if random_start == "odi":
             x_adv = _diversify(counted, x_adv, rows, part, draws)
     states.point[rows] = x_adv
@@ -274,29 +285,28 @@ def _diversify(counted: CountedModel, x_adv: Tensor, rows: Tensor, part: Problem
         weights = 2 * draws.fork(0).uniform((logits.shape[1],)).to(logits.dtype) - 1
         return (weights * logits).sum(1)
 
+    take = _stepper(part, part.eps, cleverhans=False)
     for _ in range(_ODI_STEPS):
-        grad = counted.gradient(x_adv, mixed, rows).grad
-        x_adv = _confine(part, part.norm.ascend(x_adv, grad, part.eps))
+        x_adv = take(x_adv, counted.gradient(x_adv, mixed, rows).grad)
     return x_adv
 
 
-def _step(part: Problem, x_adv: Tensor, grad: Tensor, length: Tensor, cleverhans: bool) -> Tensor:
-    """One step of these lengths (n,), then projected into ball and box."""
+def _stepper(part: Problem, length: Tensor, cleverhans: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """The step from points (n, ...) along gradients there, of these lengths (n,), then into ball and box."""
+    norm, confine = part.norm, part.norm.within(part.x, part.eps, part.box)
     if not cleverhans:
-        return _confine(part, part.norm.ascend(x_adv, grad, length))
-    # cleverhans clips to [0, 1] before the projection too; its sign step at Linf has no floor.
-    if part.norm.name == "L2":
-        direction = grad / per_sample(part.norm.length(grad).clamp_min(STEP_FLOOR), grad)
-    else:
-        direction = part.norm.step(grad)
-    moved = torch.addcmul(x_adv, direction, per_sample(length, x_adv))
-    return _confine(part, moved.clamp_(0, 1) if part.box else moved)
+        return lambda x_adv, grad: confine(norm.ascend(x_adv, grad, length))
 
+    def step(x_adv: Tensor, grad: Tensor) -> Tensor:
+        # cleverhans clips to [0, 1] before the projection too; its sign step at Linf has no floor.
+        if norm.name == "L2":
+            direction = grad / per_sample(norm.length(grad).clamp_min(STEP_FLOOR), grad)
+        else:
+            direction = norm.step(grad)
+        moved = torch.addcmul(x_adv, direction, per_sample(length, x_adv))
+        return confine(moved.clamp_(0, 1) if part.box else moved)
 
-def _confine(part: Problem, x_adv: Tensor) -> Tensor:
-    if part.box:
-        return part.norm.confine(x_adv, part.x, part.eps)
-    return part.x + part.norm.project(x_adv - part.x, part.eps)
+    return step
 
 
 def _is_shortened(part: Problem, length: Tensor, averaged_over: int) -> Tensor:
@@ -305,10 +315,10 @@ def _is_shortened(part: Problem, length: Tensor, averaged_over: int) -> Tensor:
 
 
 def _reaches(part: Problem, logits: Tensor, keep: str) -> Tensor:
-    """Whether the goal is met, bool (n,): the target, or any wrong class; never where only the loss counts."""
+    """Whether the goal is met, bool (..., n) of logits (..., n, K): the target, or any wrong class; never where only the loss counts."""
     if keep == "loss":
-        return torch.zeros_like(part.y, dtype=torch.bool)
-    return misclassified(logits, part.y) if part.targets is None else logits.argmax(1) == part.targets
+        return torch.zeros_like(logits[..., 0], dtype=torch.bool)
+    return misclassified(logits, part.y) if part.targets is None else logits.argmax(-1) == part.targets
 
 
 def _step_lengths(step_size: float | Tensor | None, problem: Problem, steps: int) -> Tensor:
