@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attacks.core.batching import Rows, default_batch_size, ranked_targets, runs_of, split_rows
+from attacks.core.batching import Rows, default_batch_size, runs_of, split_rows
 from attacks.core.inputs import Problem
 from attacks.core.losses import get_loss, misclassified
 from attacks.core.memory_format import fast_layout
@@ -21,6 +21,7 @@ from attacks.core.random_source import SampleSource
 from attacks.core.result import AttackResult, finish
 from attacks.gradient.apgd import Best, Runs, run_steps
 from attacks.gradient.apgd_steps import steps_for
+from attacks.gradient.target_order import Order, by_distance
 
 _STREAM = 4
 
@@ -37,7 +38,13 @@ ROUNDS = (Round(9, 2, 1.0), Round(6, 4, 1.0), Round(3, 30, 0.5), Round(1, 100, 0
 
 
 def run_successive_halving(
-    model: Model, problem: Problem, seed: int, *, loss: str = "dlr", rounds: tuple[Round, ...] = ROUNDS
+    model: Model,
+    problem: Problem,
+    seed: int,
+    *,
+    loss: str = "dlr",
+    rounds: tuple[Round, ...] = ROUNDS,
+    order: Order = by_distance,
 ) -> AttackResult:
     """Attack one batch of validated inputs, inside `attacks.core.model.frozen`, at its radius alone."""
     counted = CountedModel(model, problem, max_batch=default_batch_size(problem.x))
@@ -46,7 +53,7 @@ def run_successive_halving(
         clean = counted.clean_logits()
         wrong = misclassified(clean, problem.y)
         best.broken |= wrong
-        targets = ranked_targets(clean, problem.y, rounds[0].targets)
+        targets = order(counted, clean, rounds[0].targets)
         field = _start(problem, (~wrong).nonzero().squeeze(1), targets, SampleSource(seed, _STREAM))
         for round_ in rounds:
             field.keep(~best.broken[field.rows])

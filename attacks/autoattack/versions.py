@@ -19,6 +19,7 @@ from attacks.core.model import CountedModel, Model
 from attacks.core.result import AttackResult, finish
 from attacks.gradient.apgd import run_apgd
 from attacks.gradient.fab import run_fab
+from attacks.gradient.target_order import by_distance
 
 VERSIONS = ("standard", "plus", "rand", "fast")
 STAGES = ("apgd-ce", "apgd-dlr", "apgd-mifpe", "fab", "square", "apgd-t", "fab-t")
@@ -115,7 +116,7 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     ]
     if l1:
         stages.append(Stage("apgd-ce-on", _apgd_at_once(restarts=5)))
-    targeted = _apgd_at_once(loss=loss, num_targets=5 if l1 else 9)
+    targeted = _apgd_at_once(loss=loss, num_targets=5 if l1 else 9, order=by_distance)
     stages.append(Stage("apgd-t", targeted, None if l1 else lambda scores: _best(scores) > _APGD_FROM))
     stages.append(Stage("square", partial(run_square, queries=200)))
     square = len(stages)  # its position in the version, which "clean" begins
@@ -135,10 +136,10 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
         return (scores[:, square_on] > _SQUARE_FROM[1]) | (lead(scores) > 0)
 
     # At L1 steps onto the boundary find what ascents leave, masked or not.
-    boundary = _fab_at_once(steps=50, num_targets=3)
+    boundary = _fab_at_once(steps=50, num_targets=3, order=by_distance)
     stages.append(Stage("fab-t", boundary, None if l1 else lambda scores: lead(scores) > -_MASKED))
     stages.append(Stage("square-on", partial(run_square, queries=1000), further))
-    stages.append(Stage("fab-t-on", _fab_at_once(num_targets=9), close))
+    stages.append(Stage("fab-t-on", _fab_at_once(num_targets=9, order=by_distance), close))
     if not l1:
         stages.append(Stage("apgd-ce-on", _apgd_at_once(restarts=5), close))
     stages.append(Stage("square-to-the-end", run_square, to_the_end))

@@ -17,7 +17,6 @@ from attacks.core.batching import (
     Searches,
     default_batch_size,
     leave_every,
-    ranked_targets,
     restart_groups,
     runs_of,
     split_rows,
@@ -30,6 +29,7 @@ from attacks.core.norms import per_sample
 from attacks.core.random_source import RandomSource, SampleSource
 from attacks.core.result import AttackResult, finish, in_batches
 from attacks.gradient.apgd_steps import radii_schedule, steps_for
+from attacks.gradient.target_order import Order, by_logit
 
 _STREAM = 1
 # Iterations of a stage with larger radii after which the best point is tried in the ball itself; and its last one.
@@ -121,10 +121,11 @@ def run_apgd(
     early_stop: bool = True,
     random_source: RandomSource | None = None,
     all_restarts_at_once: bool = False,
+    order: Order = by_logit,
 ) -> AttackResult:
     """Attack one batch of validated inputs, inside `attacks.core.model.frozen`; untargeted without ``num_targets``.
 
-    ``all_restarts_at_once`` is for samples that withstood another attack.
+    ``all_restarts_at_once`` is for samples that withstood another attack; ``order`` ranks the targets.
     """
     counted = CountedModel(model, problem, samples=eot_samples, max_batch=default_batch_size(problem.x))
     source, objective = random_source or SampleSource(seed, _STREAM), get_loss(loss)
@@ -133,7 +134,7 @@ def run_apgd(
         clean = counted.clean_logits()
         wrong = misclassified(clean, problem.y)
         best.broken |= wrong
-        targets = ranked_targets(clean, problem.y, num_targets) if num_targets else None
+        targets = order(counted, clean, num_targets) if num_targets else None
         tries = restarts * (1 if targets is None else targets.shape[1])
         for group in restart_groups(tries, all_restarts_at_once):
             for part in split_rows(problem, (~best.broken).nonzero().squeeze(1), len(group)):

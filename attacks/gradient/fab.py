@@ -18,7 +18,6 @@ from attacks.core.batching import (
     Searches,
     default_batch_size,
     leave_every,
-    ranked_targets,
     restart_groups,
     runs_of,
     split_rows,
@@ -32,6 +31,7 @@ from attacks.core.projections import to_hyperplane
 from attacks.core.random_source import RandomSource, SampleSource
 from attacks.core.result import AttackResult, finish, in_batches
 from attacks.core.traced_forward import traced_forward
+from attacks.gradient.target_order import Order, by_logit
 
 _STREAM = 2
 _OVERSHOOT = 1.05  # eta
@@ -125,10 +125,11 @@ def run_fab(
     early_stop: bool = True,
     random_source: RandomSource | None = None,
     all_restarts_at_once: bool = False,
+    order: Order = by_logit,
 ) -> AttackResult:
     """Attack one batch of validated inputs, inside `attacks.core.model.frozen`; untargeted without ``num_targets``.
 
-    ``all_restarts_at_once`` is for samples that withstood another attack.
+    ``all_restarts_at_once`` is for samples that withstood another attack; ``order`` ranks the targets.
     """
     x, source = problem.x, random_source or SampleSource(seed, _STREAM)
     counted = CountedModel(model, problem, max_batch=default_batch_size(x))
@@ -138,7 +139,7 @@ def run_fab(
         clean = counted.clean_logits()
         wrong = misclassified(clean, problem.y)
         distance[wrong] = 0
-        targets = ranked_targets(clean, problem.y, num_targets) if num_targets else None
+        targets = order(counted, clean, num_targets) if num_targets else None
         tries = restarts * (1 if targets is None else targets.shape[1])
         for group in restart_groups(tries, all_restarts_at_once):
             left = distance > problem.eps if early_stop else ~wrong

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attacks.core import entry
-from attacks.core.batching import Batches, Rows, ranked_targets
+from attacks.core.batching import Batches, Rows
 from attacks.core.errors import AttackError, unknown_name
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
@@ -26,6 +26,7 @@ from attacks.core.model import CountedModel, Model, check_labels
 from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish
 from attacks.core.rng import Draws
+from attacks.gradient.target_order import Order, by_logit
 
 PROTOCOLS = ("normalized", "cleverhans")
 # cleverhans divides an L2 step by sqrt(max(1e-12, sum grad^2)): a gradient shorter than this gives a shorter step.
@@ -132,6 +133,7 @@ def run_pgd(
     averaged_over: int | None = None,
     predicted_labels: bool = False,
     num_targets: int = 0,
+    order: Order = by_logit,
     keep: Literal["best", "loss", "last"] = "best",
     early_stop: bool = True,
     eot_samples: int = 1,
@@ -139,8 +141,8 @@ def run_pgd(
 ) -> AttackResult:
     """The loop of `pgd` on validated inputs.
 
-    With ``num_targets`` > 0 restart r aims at the class that ranks r (modulo this) among the wrong ones on the clean
-    image, and any misclassification counts.
+    With ``num_targets`` > 0 restart r aims at the class that ranks r (modulo this) among the wrong ones by ``order``,
+    and any misclassification counts.
     """
     x, y, objective = problem.x, problem.y, get_loss(loss)
     length = _step_lengths(step_size, problem, steps)
@@ -150,7 +152,7 @@ def run_pgd(
         rows = torch.arange(len(problem), device=x.device)
         clean = torch.cat(batches.map(lambda part: counted.logits(x[part], part), rows))
         check_labels(problem, clean.shape[1])
-        ranked = ranked_targets(clean, y, num_targets) if num_targets else None
+        ranked = order(counted, clean, num_targets) if num_targets else None
         goals = problem.targets if ranked is None else ranked[:, 0]
         states = _States(problem, clean.argmax(1) if predicted_labels else y, goals, length)
         if keep != "last":
