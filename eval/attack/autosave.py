@@ -13,21 +13,13 @@ SHARE = 0.05  # of the time, at most, goes into saving states
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an evaluation is.
+    """How far an evaluation is."""
 
-    Attributes:
-        done: images attacked; of an attack in stages, by its present stage.
-        total: images to attack; of an attack in stages, those that reached its present stage.
-        robust: share of the images looked at that nothing has broken yet.
-        images_per_second: in this process, since the present stage began.
-        stage: what an attack in stages is doing, such as ``apgd-t (2/4)``.
-    """
-
-    done: int
-    total: int
-    robust: float
-    images_per_second: float
-    stage: str = ""
+    done: int  #: images attacked; of an attack in stages, by its present stage
+    total: int  #: images to attack; of an attack in stages, those that reached its present stage
+    robust: float  #: share of the images looked at that nothing has broken yet
+    images_per_second: float  #: in this process, since the present stage began
+    stage: str = ""  #: what an attack in stages is doing, such as ``apgd-t (2/4)``
 
 
 Report = Callable[[Progress], None]

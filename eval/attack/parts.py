@@ -34,23 +34,15 @@ class _Words(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Part:
-    """Outcomes of the samples ``start <= row < stop``.
+    """Outcomes of the samples ``start <= row < stop``."""
 
-    Attributes:
-        start: first row.
-        stop: one past the last row.
-        columns: per-sample tensors on the CPU; ``broken_by`` holds positions in ``names``, -1 for survivors.
-        names: of the attacks that ``broken_by`` refers to.
-        seconds: what the part took.
-        warnings: what the attack found doubtful.
-    """
-
-    start: int
-    stop: int
+    start: int  #: first row
+    stop: int  #: one past the last row
+    #: per-sample tensors on the CPU; ``broken_by`` holds positions in ``names``, -1 for survivors
     columns: dict[str, Tensor]
-    names: tuple[str, ...]
-    seconds: float
-    warnings: tuple[str, ...] = ()
+    names: tuple[str, ...]  #: of the attacks that ``broken_by`` refers to
+    seconds: float  #: what the part took
+    warnings: tuple[str, ...] = ()  #: what the attack found doubtful
 
     @property
     def broken_by(self) -> tuple[str | None, ...]:

@@ -47,21 +47,13 @@ _ALARMS = {
 
 @dataclass(frozen=True)
 class AttackSpec(PlainNumbers):
-    """One attack with everything that its outcome depends on, beside model and images.
+    """One attack with everything that its outcome depends on, beside model and images."""
 
-    Attributes:
-        name: of the attack, see `eval.attack.registry`.
-        threat: norm and radius.
-        options: of the attack; those left out have its defaults.
-        seed: of its random draws.
-        sources: the models on which a transfer attack makes its images.
-    """
-
-    name: str
-    threat: Threat
-    options: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    sources: tuple[Target, ...] = ()
+    name: str  #: of the attack, see `eval.attack.registry`
+    threat: Threat  #: norm and radius
+    options: dict[str, Any] = field(default_factory=dict)  #: of the attack; those left out have its defaults
+    seed: int = 0  #: of its random draws
+    sources: tuple[Target, ...] = ()  #: the models on which a transfer attack makes its images
 
     def record(self) -> dict[str, Any]:
         """Return name, norm, eps, every option with its value, and the sources, as plain JSON.

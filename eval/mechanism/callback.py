@@ -16,14 +16,8 @@ from envs.errors import InputError
 from envs.sampling import choose_indices, spread
 from eval.core.targets import logits_of
 from eval.core.threats import Threat
-from eval.mechanism.path_indicators import DynamicIndicators, dynamic_indicators
-from eval.mechanism.plots import (
-    SecurityCurve,
-    adversarial_grid,
-    dynamic_figure,
-    nested_curve,
-    security_figure,
-)
+from eval.mechanism.path_indicators import dynamic_indicators
+from eval.mechanism.plots import adversarial_grid, dynamic_figure, nested_curve, security_figure
 
 _GRID_IMAGES = 8
 _RADII = (0.25, 0.5, 0.75, 1.0, 1.5)  # of the security curve, in radii of the threat
@@ -76,7 +70,7 @@ class PictureCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         if self.num_timesteps >= self._next:
-            self._next = (self.num_timesteps // self.every + 1) * self.every
+            self._on_training_start()
             exclude = ("stdout", "log", "json", "csv")
             for name, picture in self.pictures().items():
                 self.logger.record(f"pictures/{name}", Figure(picture, close=True), exclude=exclude)
@@ -87,37 +81,28 @@ class PictureCallback(BaseCallback):
         policy = self.model.policy
         modes = {module: module.training for module in policy.modules()}
         try:
-            return self._draw(policy)
+            return self._draw(extract_classifier(policy).eval())
         finally:
             for module, training in modes.items():
                 module.training = training
 
-    def _draw(self, policy: torch.nn.Module) -> dict[str, Picture]:
-        classifier = extract_classifier(policy).eval()  # type: ignore[arg-type]
+    def _draw(self, classifier: torch.nn.Module) -> dict[str, Picture]:
         x = self.dataset.images.to(self.model.device).float() / 255
         y = self.dataset.labels.to(self.model.device)
         found = dynamic_indicators(classifier, x, y, **vars(self.threat), steps=self.steps)
-        now = f"{self.num_timesteps:,} images"
-        curves = {self.threat.norm: {now: self._curve(classifier, x, y)}}
-        return {
-            "adversarial": self._grid(classifier, x, y, found),
-            "path": dynamic_figure({now: found}, self.threat),
-            "security": security_figure(curves, f"(PGD-{self.steps})"),
-        }
-
-    def _curve(self, classifier: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> SecurityCurve:
-        """Return the accuracy under PGD on the margin at radii around the threat's."""
+        now, clean = f"{self.num_timesteps:,} images", logits_of(classifier, x)
         radii = [factor * self.threat.eps for factor in _RADII]
         options: dict[str, Any] = {"norm": self.threat.norm, "steps": self.steps, "loss": "margin"}
         masks = [~pgd(classifier, x, y, eps=eps, **options).success.cpu() for eps in radii]
-        return nested_curve(radii, (logits_of(classifier, x).argmax(1) == y).cpu(), masks)
-
-    def _grid(
-        self, classifier: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, found: DynamicIndicators
-    ) -> Picture:
-        first = spread(len(x), _GRID_IMAGES)
-        images = (x[first], found.adversarial[first])
-        answers = [logits_of(classifier, part) for part in images]
-        clean, attacked, labels, before, after = (item.cpu() for item in (*images, y[first], *answers))
-        title = f"PGD, {self.threat}, after {self.num_timesteps:,} images"
-        return adversarial_grid(clean, attacked, labels, before, after, self.dataset.classes, title)
+        curves = {self.threat.norm: {now: nested_curve(radii, (clean.argmax(1) == y).cpu(), masks)}}
+        rows = spread(len(x), _GRID_IMAGES)
+        grid = (x, found.adversarial, y, clean, logits_of(classifier, found.adversarial))
+        caption: dict[str, Any] = {
+            "classes": self.dataset.classes,
+            "title": f"PGD, {self.threat}, after {now}",
+        }
+        return {
+            "adversarial": adversarial_grid(*(item[rows].cpu() for item in grid), **caption),
+            "path": dynamic_figure({now: found}, self.threat),
+            "security": security_figure(curves, f"(PGD-{self.steps})"),
+        }

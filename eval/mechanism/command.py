@@ -1,8 +1,9 @@
 """The command line ``python -m eval.mechanism``: why one or several models resist, side by side."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -19,13 +20,12 @@ from eval.core.formatting import percent, print_table
 from eval.core.plot_style import save_figure
 from eval.core.targets import Samples
 from eval.core.threats import Threat, parse_eps, parse_norm
-from eval.mechanism.analysis import Analysis, analyse, shared_planes
+from eval.mechanism.analysis import Analysis, analyse, direction_table, shared_planes, summary_table
 from eval.mechanism.landscape import Landscape
 from eval.mechanism.landscape_plots import landscape_figure, shared_figure
 from eval.mechanism.options import MechanismCommand
 from eval.mechanism.options import main as main
 from eval.mechanism.plots import adversarial_grid, dynamic_figure, entropy_figure, static_figure
-from eval.mechanism.tables import direction_table, summary_table
 from eval.report.gallery import pack_gallery
 
 _GRID_IMAGES = 10
@@ -50,12 +50,12 @@ def mechanism_command(config: MechanismCommand) -> int:
     analyses, console = [], Console(stderr=True)
     for target in targets:
         with console.status(target.name) if config.progress else nullcontext() as status:
-            say = _teller(status, target.name)
+            say = partial(_say, status, target.name)
             analyses.append(analyse(target, first, threat, config.analysis, seed=config.seed, say=say))
     out = config.out or targets[0].results_dir / "mechanism"
     out.mkdir(parents=True, exist_ok=True)
-    print_table(summary_table(analyses))
-    print_table(direction_table(analyses))
+    for table in (summary_table(analyses), direction_table(analyses)):
+        print_table(table)
     planes = shared_planes(targets, first, analyses, config.analysis, seed=config.seed)
     for path in write_mechanism(out, analyses, first, planes):
         print(path)
@@ -70,24 +70,21 @@ def mechanism_command(config: MechanismCommand) -> int:
     return 0
 
 
-def _teller(status: Status | None, name: str) -> Callable[[str], None]:
-    return lambda text: status.update(f"{name}: {text}") if status else None
+def _say(status: Status | None, name: str, text: str) -> None:
+    if status:
+        status.update(f"{name}: {text}")
 
 
 def write_mechanism(
-    out: Path,
-    analyses: Sequence[Analysis],
-    samples: Samples,
-    planes: Sequence[Sequence[Landscape]] = (),
+    out: Path, analyses: Sequence[Analysis], samples: Samples, planes: Sequence[Sequence[Landscape]] = ()
 ) -> list[Path]:
     """Write the figures as JSON, every picture as PNG, images of the first model for reports; return the paths.
 
     ``planes``: of `shared_planes`, where they were drawn.
     """
-    threat = analyses[0].threat
     content = {
         "format": 1,
-        **vars(threat),
+        **vars(analyses[0].threat),
         "data": samples.record() | {"n": len(samples)},
         "models": [analysis.figures() for analysis in analyses],
         "planes": [[item.figures() for item in owned] for owned in planes],
@@ -106,7 +103,9 @@ def _pictures(
 ) -> dict[str, Figure]:
     threat = analyses[0].threat
     attack = f"under PGD, {threat}"
-    named = dict(zip(_distinct([analysis.name for analysis in analyses]), analyses, strict=True))
+    named: dict[str, Analysis] = {}
+    for k, analysis in enumerate(analyses):  # names that repeat are numbered
+        named[f"{analysis.name} ({k + 1})" if analysis.name in named else analysis.name] = analysis
     published = {name: analysis.published for name, analysis in named.items() if analysis.published}
     pictures = {
         "landscape": landscape_figure({k: a.single for k, a in named.items()}, classes),
@@ -130,8 +129,3 @@ def _examples(analysis: Analysis) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     rows = spread(len(analysis.x), _GRID_IMAGES)
     images = (analysis.x[rows].cpu(), analysis.dynamic.adversarial[rows].cpu())
     return *images, analysis.clean.labels[rows], analysis.clean.logits[rows], analysis.attacked.logits[rows]
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, numbered where they repeat."""
-    return [f"{name} ({k + 1})" if name in names[:k] else name for k, name in enumerate(names)]

@@ -12,15 +12,10 @@ from eval.core.targets import logits_of
 
 @dataclass(frozen=True)
 class EntropySplit:
-    """Predictions of one set of images, and how uncertain they are.
+    """Predictions of one set of images, and how uncertain they are."""
 
-    Attributes:
-        logits: (N, K) float32 on the CPU.
-        labels: true labels (N,).
-    """
-
-    logits: Tensor
-    labels: Tensor
+    logits: Tensor  #: (N, K) float32 on the CPU
+    labels: Tensor  #: true labels (N,)
 
     @property
     def bits(self) -> Tensor:
@@ -40,21 +35,16 @@ class EntropySplit:
     def figures(self, bins: int = 20) -> dict[str, Any]:
         """Return count, mean, quartiles and histogram over [0, log2 K] for all, correct and wrong images."""
         entropy, right = self.bits, self.correct
-        groups = {"all": entropy, "correct": entropy[right], "wrong": entropy[~right]}
-        found = {name: _group(values, self.most, bins) for name, values in groups.items()}
-        return {"max_bits": self.most} | found
-
-
-def _group(bits: Tensor, most: float, bins: int) -> dict[str, Any]:
-    if not len(bits):
-        return {"n": 0, "mean": None, "quartiles": None, "histogram": [0] * bins}
-    quartiles = torch.quantile(bits.double(), torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
-    return {
-        "n": len(bits),
-        "mean": float(bits.double().mean()),
-        "quartiles": quartiles.tolist(),
-        "histogram": torch.histc(bits.float(), bins=bins, min=0, max=most).long().tolist(),
-    }
+        points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        found: dict[str, Any] = {"max_bits": self.most}
+        for name, bits in (("all", entropy), ("correct", entropy[right]), ("wrong", entropy[~right])):
+            found[name] = {
+                "n": len(bits),
+                "mean": float(bits.double().mean()) if len(bits) else None,
+                "quartiles": torch.quantile(bits.double(), points).tolist() if len(bits) else None,
+                "histogram": torch.histc(bits, bins=bins, min=0, max=self.most).long().tolist(),
+            }
+        return found
 
 
 def entropy_bits(logits: Tensor) -> Tensor:

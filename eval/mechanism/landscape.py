@@ -22,29 +22,21 @@ class Landscape:
     """Losses on a grid, rows along the random direction, columns along the adversarial one.
 
     Images without a finite answer at a point are left out of the averages there; NaN where no image has one.
-
-    Attributes:
-        coordinates: (R,), positions along either axis, lengths in the threat model's norm, 0 at the image.
-        cross_entropy: (R, R), natural logarithm, averaged over the images.
-        margin: (R, R), largest wrong logit minus the true one, averaged over the images; above 0 is an error.
-        correct: (R, R), share of the images that are classified correctly.
-        predicted: (R, R) int64, predicted class for a single image, -1 for an answer of NaN; None for an average.
-        norm: of the axes.
-        eps: radius of the threat model; the axes reach from -3 to 3 of it by default.
-        images: how many were averaged.
-        label: true class for a single image, else None.
-        reach: where on the adversarial axis the attacked image of a single image lies, else None.
     """
 
+    #: (R,), positions along either axis, lengths in the threat model's norm, 0 at the image
     coordinates: Tensor
-    cross_entropy: Tensor
+    cross_entropy: Tensor  #: (R, R), natural logarithm, averaged over the images
+    #: (R, R), largest wrong logit minus the true one, averaged over the images; above 0 is an error
     margin: Tensor
-    correct: Tensor
+    correct: Tensor  #: (R, R), share of the images that are classified correctly
+    #: (R, R) int64, predicted class for a single image, -1 for an answer of NaN; None for an average
     predicted: Tensor | None
-    norm: str
-    eps: float
-    images: int
-    label: int | None
+    norm: str  #: of the axes
+    eps: float  #: radius of the threat model; the axes reach from -3 to 3 of it by default
+    images: int  #: how many were averaged
+    label: int | None  #: true class for a single image, else None
+    #: where on the adversarial axis the attacked image of a single image lies, else None
     reach: float | None = None
 
     @property
@@ -54,8 +46,8 @@ class Landscape:
 
     def figures(self) -> dict[str, Any]:
         """Return extremes, what happens inside the radius eps of the plane, and the share of points with an answer."""
-        distance = (self.coordinates[:, None].square() + self.coordinates[None, :].square()).sqrt()
-        inside = distance <= self.eps
+        squares = self.coordinates.square()
+        inside = (squares[:, None] + squares).sqrt() <= self.eps
         return {
             "images": self.images,
             "resolution": len(self.coordinates),
@@ -114,20 +106,16 @@ def landscape(
 
     Args:
         model: images (N, C, H, W) to logits (N, K).
-        x: images in [0, 1], (N, C, H, W).
-        y: labels (N,).
+        x, y: images in [0, 1], (N, C, H, W), and labels (N,).
         adversarial: attacked images, (N, C, H, W): they give the first direction.
-        norm: in which the axes are measured.
-        eps: radius of the threat model.
-        extent: the axes reach from -extent * eps to extent * eps.
+        norm, eps: in which the axes are measured, and radius: they reach from -extent * eps to extent * eps.
         resolution: points per axis, R; the model sees N * R * R images.
         clip: clip the points to [0, 1], where images lie. This bends the plane, and is for models that answer NaN
             outside, such as those that take logarithms or powers of pixels.
         batch_size: images at once; by default 64 on a CPU, 2048 on a GPU.
-        seed: of the random direction.
-        sample_ids: (N,), what each image's random direction depends on.
+        seed: of the random direction; sample_ids: (N,), what each image's depends on.
     """
-    directions = plane(x, adversarial, norm, seed, sample_ids)
+    directions, grid = plane(x, adversarial, norm, seed, sample_ids), (resolution, resolution)
     line = torch.linspace(-extent * eps, extent * eps, resolution, device=x.device)
     sums = torch.zeros(4, resolution * resolution, dtype=torch.float64, device=x.device)
     size = batch_size or (_GPU_BATCH if x.is_cuda else _CPU_BATCH)
@@ -137,21 +125,12 @@ def landscape(
             known = losses.isfinite().all(0)
             sums[:2] += losses.where(known, 0)
             sums[2:] += torch.stack([known, predicted == y[i]])
-    ce, margin = (sums[:2] / sums[2]).view(2, resolution, resolution).float().cpu()
-    correct = (sums[3] / len(x)).view(resolution, resolution).float().cpu()
-    one = len(x) == 1
-    return Landscape(
-        coordinates=line.cpu(),
-        cross_entropy=ce,
-        margin=margin,
-        correct=correct,
-        predicted=predicted.view(resolution, resolution).cpu() if one else None,
-        norm=norm,
-        eps=eps,
-        images=len(x),
-        label=int(y[0]) if one else None,
-        reach=float(get_norm(norm).length(adversarial - x)[0]) if one else None,
-    )
+    means = torch.stack([*sums[:2] / sums[2], sums[3] / len(x)]).view(3, *grid).float().cpu()
+    ce, margin, correct = means
+    if len(x) > 1:
+        return Landscape(line.cpu(), ce, margin, correct, None, norm, eps, len(x), None)
+    reach, classes = float(get_norm(norm).length(adversarial - x)[0]), predicted.view(grid).cpu()
+    return Landscape(line.cpu(), ce, margin, correct, classes, norm, eps, 1, int(y[0]), reach)
 
 
 def _one_plane(

@@ -1,15 +1,18 @@
 """Pictures of loss landscapes: contours, the decision region beside them, and the surfaces in 3-D."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from eval.core.plot_style import COLOURS, INK, new_figure, shorten, tidy
 from eval.core.threats import Threat
@@ -23,47 +26,35 @@ _OTHERS = (*(COLOURS[k] for k in (1, 5, 3, 2, 4)), "#F0E442", "#999999", "#8C510
 def landscape_figure(landscapes: Mapping[str, Landscape], classes: Sequence[str] = ()) -> Figure:
     """Draw landscapes side by side, one row per model, with the same colour scale in every row.
 
-    Columns: cross-entropy, margin, decision region (share correct for an average), and both losses in 3-D.
-
-    Args:
-        landscapes: by the model's name.
-        classes: names of the classes, for the legend of the decision region.
+    Columns: cross-entropy, margin, decision region (share correct for an average; its legend names the classes), and
+    both losses in 3-D.
     """
     figure = new_figure(17, 3.7 * len(landscapes) + 0.4)
     first = next(iter(landscapes.values()))
     kind = "one image" if first.images == 1 else f"mean of {first.images} images"
     figure.suptitle(f"Loss landscape, {kind}, {Threat(first.norm, first.eps)}", fontsize=12, color=INK)
-    losses = ("cross_entropy", "margin")
-    scales = {
-        loss: _limits([np.asarray(getattr(item, loss)) for item in landscapes.values()]) for loss in losses
-    }
     for row, (name, item) in enumerate(zip(shorten(landscapes), landscapes.values(), strict=True)):
-        panels = [figure.add_subplot(len(landscapes), 5, 5 * row + 1 + k) for k in range(3)]
+        place = partial(figure.add_subplot, len(landscapes), 5)
         captions = {"cross_entropy": f"{name}\ncross-entropy (nats)", "margin": "\nmargin (logits)"}
-        for axes, (loss, caption) in zip(panels, captions.items(), strict=False):
-            _contour(figure, axes, item, loss, scales[loss], caption)
-        _region(figure, panels[2], item, classes)
-        for k, loss in enumerate(losses):
-            axes = figure.add_subplot(len(landscapes), 5, 5 * row + 4 + k, projection="3d")
-            _surface(axes, item, loss, scales[loss])
+        for k, (loss, caption) in enumerate(captions.items(), 5 * row + 1):
+            limits = _limits([getattr(item, loss) for item in landscapes.values()])
+            _contour(figure, place(k), item, loss, limits, caption)
+            _surface(place(k + 3, projection="3d"), item, loss, limits)
+        _region(figure, place(5 * row + 3), item, classes)
     return figure
 
 
 def shared_figure(names: Sequence[str], planes: Sequence[Sequence[Landscape]]) -> Figure:
     """Draw every model (row) on the plane of every model (pair of columns): cross-entropy, and correct or wrong.
 
-    All cross-entropies have one colour scale.
-
-    Args:
-        names: of the models.
-        planes: by owner of the plane, then by model.
+    All cross-entropies have one colour scale. ``planes``: by owner of the plane, then by model.
     """
     n, (first, *_) = len(names), planes[0]
     figure = new_figure(max(7.0 * n, 8.0), 3.5 * n + 0.6)
     kind = f"One image on the same planes, {Threat(first.norm, first.eps)}"
     figure.suptitle(f"{kind} (cross: the image attacked on the published path)", fontsize=12, color=INK)
     panels = figure.subplots(n, 2 * n, squeeze=False)
-    limits = _limits([np.asarray(item.cross_entropy) for owned in planes for item in owned])
+    limits = _limits([item.cross_entropy for owned in planes for item in owned])
     short = shorten(names, 26)
     for column, (owner, owned) in enumerate(zip(short, planes, strict=True)):
         for row, (name, item) in enumerate(zip(short, owned, strict=True)):
@@ -81,14 +72,12 @@ def _correct(axes: Axes, item: Landscape) -> None:
     line, unknown = np.asarray(item.coordinates), ~np.asarray(item.cross_entropy.isfinite())
     values = np.ma.masked_array(np.asarray(item.correct), mask=unknown)
     axes.pcolormesh(line, line, values, cmap=ListedColormap([COLOURS[1], COLOURS[0]]), vmin=0, vmax=1)
-    patches = [Patch(color=COLOURS[k], label=label) for k, label in ((0, "correct"), (1, "wrong"))]
-    axes.legend(handles=patches, fontsize=6.5, loc="upper right", framealpha=0.85)
-    _frame(axes, item, "\ncorrect or wrong")
+    _frame(axes, item, "\ncorrect or wrong", {"correct": COLOURS[0], "wrong": COLOURS[1]})
 
 
-def _limits(values: list[np.ndarray]) -> tuple[float, float]:
+def _limits(values: Sequence[Tensor]) -> tuple[float, float]:
     """Return the least and largest finite value of all."""
-    known = np.concatenate([v[np.isfinite(v)] for v in values])
+    known = torch.cat([v[v.isfinite()] for v in values])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     return low, high if high > low else low + 1e-6
 
@@ -127,20 +116,18 @@ def _region(figure: Figure, axes: Axes, item: Landscape, classes: Sequence[str])
     place[present] = range(len(present))
     norm = BoundaryNorm(np.arange(len(present) + 1) - 0.5, len(present))
     axes.pcolormesh(line, line, place[predicted], cmap=ListedColormap(colours), norm=norm)
-    patches = [
-        Patch(color=shade, label=_class_name(k, classes) + (" (true)" if k == item.label else ""))
+    shown = {
+        "no answer" if k < 0 else (classes[k] if classes else str(k)) + " (true)" * (k == item.label): shade
         for k, shade in zip(present[:8], colours, strict=False)
-    ]
-    axes.legend(handles=patches, fontsize=6.5, loc="upper right", framealpha=0.85)
-    _frame(axes, item, "\npredicted class")
+    }
+    _frame(axes, item, "\npredicted class", shown)
 
 
-def _class_name(k: int, classes: Sequence[str]) -> str:
-    return "no answer" if k < 0 else classes[k] if classes else str(k)
-
-
-def _frame(axes: Axes, item: Landscape, title: str) -> None:
-    """Label the axes and mark the image and the radius eps."""
+def _frame(axes: Axes, item: Landscape, title: str, shown: Mapping[str, str] | None = None) -> None:
+    """Label the axes, mark the image and the radius eps, and explain the colours ``shown``, where there are any."""
+    if shown:
+        patches = [Patch(color=shade, label=label) for label, shade in shown.items()]
+        axes.legend(handles=patches, fontsize=6.5, loc="upper right", framealpha=0.85)
     tidy(axes, title, f"adversarial direction ({item.norm})", f"random direction ({item.norm})")
     axes.grid(visible=False)
     axes.set_facecolor(_UNKNOWN)

@@ -1,4 +1,7 @@
-"""Dynamic indicators: how the gradients behave along the path of a PGD attack, step by step."""
+"""How gradients behave along the path of a PGD attack, step by step: their lengths and directions.
+
+Directions are the true ones, and clamped ones as published indicators use them.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,8 +13,127 @@ from agents.common.plain_numbers import takes_numbers
 from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import misclassified
 from attacks.gradient.pgd import Step, pgd
-from eval.mechanism.directions import DirectionRecorder, Directions, band
-from eval.mechanism.gradients import in_double, input_gradient
+from eval.mechanism.gradients import cosines, in_double, input_gradient, lengths, units
+
+CLAMP = 1e-12  # by which the authors' indicators divide at least, in place of the gradient's length
+_BANDS = ("cosine", "clamped_cosine", "same_sign")  # shown as bands over the images
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Directions over T steps and N images, on the CPU.
+
+    The true direction of a gradient g is g / |g|. Zou et al. 2026 (arXiv 2606.12251) take g of the loss averaged over a
+    batch and divide by max(1e-12, |g|): under that clamp "directions" are shorter than 1, so cosines of them tend to 0
+    and dispersions to 1 whatever the angles are. ``clamped_...`` are the same indicators by that definition.
+    """
+
+    cosine: Tensor  #: (T - 1, N), cosine of the gradient to that of the step before; NaN where either is zero
+    #: (T - 1, N), share of the pixels whose gradient has the sign of the step before, zeros included
+    same_sign: Tensor
+    #: (T,), 1 - mean cosine of the images' gradients to their common direction, the sum of the
+    #: gradients scaled to length 1: 0 when all agree, 1 when they cancel
+    dispersion: Tensor
+    #: 1 - mean cosine over all pairs of steps of the common directions, which the authors call the
+    #: diversity of the path
+    drift: float
+    clamped: Tensor  #: (T, N) bool, the gradient of the averaged loss is shorter than the clamp
+    clamped_cosine: Tensor  #: (T - 1, N); 0 where a gradient is zero, as in the authors' code
+    clamped_dispersion: Tensor  #: (T,)
+    clamped_drift: float  #: of the means of the clamped directions
+
+    def figures(self) -> dict[str, Any]:
+        """Return, per step, mean and quartiles over the images, as plain JSON (None where undefined)."""
+        bands: dict[str, Any] = {name: band(getattr(self, name)) for name in _BANDS}
+        lists = {name: getattr(self, name).tolist() for name in ("dispersion", "clamped_dispersion")}
+        lists["clamped"] = self.clamped.float().mean(1).tolist()
+        return bands | lists | {"drift": self.drift, "clamped_drift": self.clamped_drift}
+
+
+def band(values: Tensor) -> dict[str, list[float | None]]:
+    """Return mean and quartiles over the images (last dimension), per step; undefined values are left out."""
+    points = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    low, median, high = torch.nanquantile(values.double(), points, dim=1)
+    curves = {"mean": values.double().nanmean(dim=1), "q25": low, "median": median, "q75": high}
+    return {name: [None if v != v else v for v in curve.tolist()] for name, curve in curves.items()}
+
+
+def clamped_lengths(gradient_norm: Tensor, averaged_over: int) -> Tensor:
+    """Return the lengths that the authors' "directions" have, below 1 where the clamp takes the place of the norm.
+
+    ``gradient_norm``, of any shape: of each image's own loss; ``averaged_over``: images that their loss averages over.
+    """
+    return (gradient_norm.double() / averaged_over / CLAMP).clamp(max=1)
+
+
+class DirectionRecorder:
+    """Collects the directions of the batches over T ``steps``, one batch's path after the other's.
+
+    ``x``: the images (N, C, H, W), for their number, size and device; ``averaged_over``: images over which the authors'
+    loss is averaged; ``dtype``: of the gradients.
+    """
+
+    def __init__(self, steps: int, x: Tensor, averaged_over: int, dtype: torch.dtype) -> None:
+        n, self.steps, self.averaged_over = len(x), steps, averaged_over
+        self.norms = x.new_zeros(steps, n, dtype=dtype)
+        self.cosine = x.new_zeros(steps - 1, n, dtype=dtype)
+        self.signs = x.new_zeros(steps - 1, n, dtype=torch.float32)
+        # Sums of true and of clamped directions.
+        self.common = x.new_zeros(2, steps, x[0].numel(), dtype=dtype)
+        self.path = torch.zeros_like(self.common)  # those of the batch under way
+        self.before: Tensor | None = None
+
+    def take(self, t: int, rows: Tensor, grad: Tensor) -> None:
+        """Take the gradients (n, C, H, W) of the images' own losses at step ``t``."""
+        norms, direction = lengths(grad), units(grad)
+        self.norms[t, rows] = norms
+        if t and self.before is not None:
+            self.cosine[t - 1, rows] = cosines(self.before, grad)
+            self.signs[t - 1, rows] = (self.before.sign() == grad.sign()).flatten(1).float().mean(1)
+        self.before = grad
+        short = clamped_lengths(norms, self.averaged_over).to(grad.dtype)
+        self.path[0, t], self.path[1, t] = direction.sum(0), short @ direction
+        if t == self.steps - 1:  # only whole paths count: one that ran out of memory is taken again
+            self.common += self.path
+
+    def columns(self) -> dict[str, Any]:
+        """Return the attributes of `Directions`."""
+        shown, (true, clamped) = clamped_lengths(self.norms, self.averaged_over), self.common
+        return {
+            "cosine": self.cosine.cpu(),
+            "same_sign": self.signs.cpu(),
+            "dispersion": dispersion(true, (self.norms > 0).sum(1)).cpu(),
+            "drift": drift(true),
+            "clamped": (shown < 1).cpu(),
+            "clamped_cosine": (self.cosine.nan_to_num(0) * shown[1:] * shown[:-1]).cpu(),
+            "clamped_dispersion": 1 - clamped.norm(dim=1).cpu() / self.norms.shape[1],
+            "clamped_drift": drift(clamped / self.norms.shape[1], CLAMP),
+        }
+
+
+def dispersion(common: Tensor, count: Tensor) -> Tensor:
+    """Return 1 - mean cosine to the common direction, (T,).
+
+    For unit vectors u_i with sum s, the cosines u_i.s / |s| add up to |s|: their mean is |s| / N, the mean
+    resultant length of directional statistics, so one pass over the images is enough. ``common``: (T, D), sums of the
+    unit gradients; ``count``: (T,), how many are not zero; where none is, the dispersion is 1.
+    """
+    return 1 - common.norm(dim=1) / count.clamp_min(1)
+
+
+def drift(common: Tensor, clamp: float = 0.0) -> float:
+    """Return 1 - mean cosine over all pairs of the T common directions (T, D); 0 for a single step.
+
+    ``clamp``: divide by this where a direction is shorter, as the authors' indicator does.
+    """
+    if len(common) < 2:
+        return 0.0
+    directions = units(common)
+    if clamp:
+        directions = directions * (lengths(common) / clamp).clamp(max=1)[:, None]
+    cosine = directions @ directions.T
+    pairs = torch.triu_indices(len(common), len(common), offset=1)
+    return float(1 - cosine[pairs[0], pairs[1]].mean())
 
 
 @dataclass(frozen=True)
@@ -19,27 +141,20 @@ class DynamicIndicators(Directions):
     """Indicators of T steps over N images (Zou et al. 2026, arXiv 2606.12251), on the CPU.
 
     The attributes of `Directions` are those of the model's own arithmetic, as a rule float32.
-
-    Attributes:
-        gradient_norm: (T, N), L2 length of the input gradient of each image's cross-entropy.
-        loss: (T, N), cross-entropy before each step.
-        correct: (T,), share of the images classified correctly before each step.
-        adversarial: (N, C, H, W) on the images' device, what the attack returned.
-        double: the directions of float64 gradients at the same points, where they were asked for.
     """
 
-    gradient_norm: Tensor
-    loss: Tensor
-    correct: Tensor
-    adversarial: Tensor
+    gradient_norm: Tensor  #: (T, N), L2 length of the input gradient of each image's cross-entropy
+    loss: Tensor  #: (T, N), cross-entropy before each step
+    correct: Tensor  #: (T,), share of the images classified correctly before each step
+    adversarial: Tensor  #: (N, C, H, W) on the images' device, what the attack returned
+    #: the directions of float64 gradients at the same points, where they were asked for
     double: Directions | None = None
 
     def figures(self) -> dict[str, Any]:
         """Return, per step, mean and quartiles over the images, as plain JSON (None where undefined)."""
-        more: dict[str, Any] = {"gradient_norm": band(self.gradient_norm), "loss": band(self.loss)}
+        more: dict[str, Any] = {name: band(getattr(self, name)) for name in ("gradient_norm", "loss")}
         more["correct"] = self.correct.tolist()
-        double = {} if self.double is None else {"float64": self.double.figures()}
-        return super().figures() | more | double
+        return super().figures() | more | ({"float64": self.double.figures()} if self.double else {})
 
 
 @takes_numbers
@@ -66,10 +181,8 @@ def dynamic_indicators(
 
     Args:
         model: in eval mode, images (N, C, H, W) to logits (N, K).
-        x: images in [0, 1], (N, C, H, W).
-        y: labels, (N,).
-        norm: of the ball.
-        eps: its radius.
+        x, y: images in [0, 1], (N, C, H, W), and labels, (N,).
+        norm, eps: the ball.
         steps: T, gradients taken.
         step_size: length of a step in ``norm``; eps / 10 by default.
         loss: a name of `attacks.core.losses`.
@@ -78,30 +191,23 @@ def dynamic_indicators(
         box: False leaves out the clipping to [0, 1]; with ``protocol="cleverhans"`` this is the published path.
         double: also take float64 gradients at every point of the path.
         random_start: start uniformly in the ball instead of at the image.
-        batch_size: images at once; no indicator depends on it. seed: of the random start.
-        sample_ids: (N,), what each image's start depends on.
+        batch_size: images at once; no indicator depends on it.
+        seed: of the random start; sample_ids: (N,), what each image's start depends on.
     """
     recorder = _Recorder(model, x, y, steps, averaged_over, loss, double)
     recorder.scale = averaged_over if protocol == "cleverhans" else 1
-    result = pgd(
-        model,
-        x,
-        y,
-        norm=norm,
-        eps=eps,
-        steps=steps,
-        step_size=eps / 10 if step_size is None else step_size,
-        loss=loss,
-        random_start=random_start,
-        protocol=protocol,
-        averaged_over=averaged_over,
-        box=box,
-        early_stop=False,
-        batch_size=batch_size,
-        seed=seed,
-        sample_ids=sample_ids,
-        on_step=recorder,
-    )
+    length = eps / 10 if step_size is None else step_size
+    how: dict[str, Any] = {
+        "norm": norm,
+        "eps": eps,
+        "steps": steps,
+        "step_size": length,
+        "loss": loss,
+        "box": box,
+    }
+    how |= {"random_start": random_start, "protocol": protocol, "averaged_over": averaged_over}
+    how |= {"batch_size": batch_size, "seed": seed, "sample_ids": sample_ids}
+    result = pgd(model, x, y, early_stop=False, on_step=recorder, **how)
     return recorder.indicators(result.adversarial)
 
 

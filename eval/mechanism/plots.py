@@ -23,26 +23,17 @@ from eval.mechanism.static_indicators import StaticIndicators
 
 @dataclass(frozen=True)
 class SecurityCurve:
-    """Robust accuracy against the radius.
+    """Robust accuracy against the radius."""
 
-    Attributes:
-        eps: radii, increasing; 0 stands for the clean images.
-        accuracy: one per radius.
-        intervals: 95 % intervals, one per radius.
-    """
-
-    eps: Sequence[float]
-    accuracy: Sequence[float]
-    intervals: Sequence[Interval]
+    eps: Sequence[float]  #: radii, increasing; 0 stands for the clean images
+    accuracy: Sequence[float]  #: one per radius
+    intervals: Sequence[Interval]  #: 95 % intervals, one per radius
 
 
 def nested_curve(radii: Sequence[float], clean: ArrayLike, robust: Sequence[ArrayLike]) -> SecurityCurve:
-    """Return the curve of images (n,) right at 0, ``clean``, and at every radius: balls nest, what broke stays broken.
+    """Return the curve of images right at 0, ``clean``, and at increasing radii, ``robust`` (each (n,) bool).
 
-    Args:
-        radii: increasing.
-        clean: (n,) bool.
-        robust: (n,) bool per radius.
+    Balls nest: what broke stays broken.
     """
     alive = np.logical_and.accumulate([np.asarray(mask, dtype=bool) for mask in (clean, *robust)])
     counts, n = alive.sum(1).tolist(), alive.shape[1]
@@ -62,29 +53,22 @@ def adversarial_grid(
 ) -> Figure:
     """Draw original, perturbation (magnified around grey) and attacked image, with predictions and confidences.
 
-    Args:
-        x: images in [0, 1], (N, C, H, W) with 1 or 3 channels, one column each.
-        adversarial: attacked images, the same shape.
-        labels: true labels, (N,).
-        clean_logits: (N, K), of the images.
-        adversarial_logits: (N, K), of the attacked images.
-        classes: names of the classes.
-        title: of the figure.
+    A column for each of the images ``x`` in [0, 1], (N, C, H, W) with 1 or 3 channels; true ``labels`` (N,), logits
+    (N, K) of clean and attacked images, and names of the classes.
     """
-    n = len(x)
+    n, change = len(x), adversarial - x
     figure, grid = panels(3, n, (1.35 * n + 1.1, 5.2), title)
-    change = adversarial - x
     largest = change.flatten(1).abs().amax(1).clamp_min(1e-12)
     magnified = 0.5 + change / (2 * largest.view(-1, 1, 1, 1))
     for i in range(n):
-        clean = _prediction(clean_logits[i], int(labels[i]), classes)
-        attacked = _prediction(adversarial_logits[i], int(labels[i]), classes)
-        captions = (clean, (f"×{0.5 / float(largest[i]):.3g}", INK), attacked)
-        images = (x[i], magnified[i], adversarial[i])
-        for axes, image, caption in zip(grid[:, i], images, captions, strict=True):
-            _show(axes, image, *caption)
-    for row, text in enumerate(("original", "perturbation", "attacked")):
-        grid[row, 0].set_ylabel(text, fontsize=9, color=INK)
+        clean, attacked = (
+            _prediction(logits[i], int(labels[i]), classes) for logits in (clean_logits, adversarial_logits)
+        )
+        _show(grid[0, i], x[i], *clean)
+        _show(grid[1, i], magnified[i], f"×{0.5 / float(largest[i]):.3g}", INK)
+        _show(grid[2, i], adversarial[i], *attacked)
+    for axes, text in zip(grid[:, 0], ("original", "perturbation", "attacked"), strict=True):
+        axes.set_ylabel(text, fontsize=9, color=INK)
     return figure
 
 
@@ -103,11 +87,9 @@ def _show(axes: Axes, image: Tensor, caption: str, shade: str) -> None:
 
 
 def security_figure(curves: Mapping[str, Mapping[str, SecurityCurve]], attack: str = "") -> Figure:
-    """Draw robust accuracy against eps, one panel per norm, one line with its 95 % band per model.
+    """Draw robust accuracy against eps, a panel per norm, a line with its 95 % band per model.
 
-    Args:
-        curves: by norm, then by the model's name.
-        attack: what was run, for the title.
+    ``curves``: by norm, then by the model's name; ``attack``: what was run, for the title.
     """
     title = f"Robust accuracy against the radius {attack}".strip()
     figure, grid = panels(1, len(curves), (4.6 * len(curves) + 0.4, 4.0), title)
@@ -126,7 +108,7 @@ def security_figure(curves: Mapping[str, Mapping[str, SecurityCurve]], attack: s
 def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat, path: str = "PGD") -> Figure:
     """Draw the indicators along a path: medians over the images with quartile bands, per step.
 
-    Indicators of directions by both definitions, see `eval.mechanism.directions`; dotted: float64.
+    Indicators of directions by both definitions, see `Directions`; dotted: float64.
     """
     title = f"Gradients along the path of {path}, {threat} (median, band: quartiles; dotted: float64)"
     figure, grid = panels(3, 3, (12.5, 9.2), title)
@@ -144,15 +126,13 @@ def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat, path
     for axes, (name, title, unit) in zip(grid.flat, titles, strict=True):
         tidy(axes, title, "step", unit)
         for k, (label, item) in enumerate(zip(shorten(models), models.values(), strict=True)):
-            values = getattr(item, name)
-            if name == "clamped":
-                values = values.double().mean(1)
-            style: dict[str, Any] = {"color": colour(k), "linestyle": ("-", "--", "-.")[k % 3]}
-            _curve(axes, values, len(item.correct), **style, label=label)
-            if item.double is not None and hasattr(item.double, name):
-                values = getattr(item.double, name).double()
-                middle = values.mean(1) if name == "clamped" else values
-                _curve(axes, middle, len(item.correct), color=colour(k), linestyle=":", banded=False)
+            style: dict[str, Any] = {"linestyle": ("-", "--", "-.")[k % 3], "label": label}
+            for found in (item, item.double):
+                values = getattr(found, name, None)
+                if values is not None:
+                    shown = values.double().mean(1) if name == "clamped" else values
+                    _curve(axes, shown, len(item.correct), banded=found is item, color=colour(k), **style)
+                style = {"linestyle": ":"}
         if name == "gradient_norm" and any((item.gradient_norm > 0).any() for item in models.values()):
             axes.set_yscale("log")
         if name in ("same_sign", "correct", "clamped"):
@@ -161,7 +141,7 @@ def dynamic_figure(models: Mapping[str, DynamicIndicators], threat: Threat, path
     return figure
 
 
-def _curve(axes: Axes, values: Tensor, steps: int, *, banded: bool = True, **style: Any) -> None:
+def _curve(axes: Axes, values: Tensor, steps: int, *, banded: bool, **style: Any) -> None:
     """Draw values per step (T,), or medians and quartiles over images (T, N); those of step pairs begin at 1."""
     values = values.double()
     place = np.arange(steps - len(values), steps)
@@ -189,9 +169,9 @@ def static_figure(models: Mapping[str, StaticIndicators]) -> Figure:
         tidy(axes, title, unit, "share of images")
         for k, (label, item) in enumerate(zip(shorten(models), models.values(), strict=True)):
             values = getattr(item, name).abs() if name == "curvature" else getattr(item, name)
-            _cumulative(axes, values, logarithmic, colour(k), label, "-")
+            _cumulative(axes, values, logarithmic, color=colour(k), label=label)
             if name == "gradient_norm":
-                _cumulative(axes, item.gradient_norm64, logarithmic, colour(k), None, ":")
+                _cumulative(axes, item.gradient_norm64, logarithmic, color=colour(k), linestyle=":")
         if logarithmic:
             axes.set_xscale("log")
         if name == "gradient_norm":
@@ -203,16 +183,14 @@ def static_figure(models: Mapping[str, StaticIndicators]) -> Figure:
     return figure
 
 
-def _cumulative(
-    axes: Axes, values: Tensor, logarithmic: bool, shade: str, label: str | None, style: str
-) -> None:
+def _cumulative(axes: Axes, values: Tensor, logarithmic: bool, **style: Any) -> None:
     """Draw the share of images up to each value; on a logarithmic axis exact zeros raise the curve's start."""
     values = values.double()
     finite = values[values.isfinite()].sort().values
     share = torch.arange(1, len(finite) + 1) / max(len(values), 1)
     if logarithmic:
         finite, share = finite[finite > 0], share[finite > 0]
-    axes.step(finite.numpy(), share.numpy(), where="post", color=shade, label=label, linestyle=style)
+    axes.step(finite.numpy(), share.numpy(), where="post", **style)
 
 
 def entropy_figure(models: Mapping[str, tuple[EntropySplit, EntropySplit]], attack: str = "") -> Figure:

@@ -20,42 +20,33 @@ from eval.mechanism.gradients import InputGradient, cosines, in_double, input_gr
 
 @dataclass(frozen=True)
 class StaticIndicators:
-    """Per-image values, each (N,) on the CPU; NaN where a zero gradient has no direction.
+    """Per-image values, each (N,) on the CPU; NaN where a zero gradient has no direction."""
 
-    Attributes:
-        gradient_norm: L2 length of the input gradient of the loss, per unit of pixel, float32.
-        gradient_norm64: the same computed in float64.
-        zero: bool, every element of the float32 gradient is exactly 0.
-        under_floor: bool, the gradient of the loss averaged over ``batch`` images is shorter than 1e-6, so that the
-            cleverhans protocol shortens its step.
-        stability: mean cosine between the gradient at the image and at random points of the eps ball.
-        nonlinearity: largest |l(x + d) - l(x) - d.g| over random d of the ball and the gradient step of length eps
-            (Qin et al. 2019, local linearity measure, by sampling).
-        logit_scale: standard deviation of the logits over the classes.
-        margin: true logit minus the largest other; negative for an error.
-        curvature: largest eigenvalue, by size, of the loss's Hessian with respect to the image (power iteration on
-            finite differences of gradients, as Moosavi-Dezfooli et al. 2019).
-    """
-
-    gradient_norm: Tensor
-    gradient_norm64: Tensor
-    zero: Tensor
+    gradient_norm: Tensor  #: L2 length of the input gradient of the loss, per unit of pixel, float32
+    gradient_norm64: Tensor  #: the same computed in float64
+    zero: Tensor  #: bool, every element of the float32 gradient is exactly 0
+    #: bool, the gradient of the loss averaged over ``batch`` images is shorter than 1e-6, so that the
+    #: cleverhans protocol shortens its step
     under_floor: Tensor
-    stability: Tensor
+    stability: Tensor  #: mean cosine between the gradient at the image and at random points of the eps ball
+    #: largest |l(x + d) - l(x) - d.g| over random d of the ball and the gradient step of length eps
+    #: (Qin et al. 2019, local linearity measure, by sampling)
     nonlinearity: Tensor
-    logit_scale: Tensor
-    margin: Tensor
+    logit_scale: Tensor  #: standard deviation of the logits over the classes
+    margin: Tensor  #: true logit minus the largest other; negative for an error
+    #: largest eigenvalue, by size, of the loss's Hessian with respect to the image (power iteration on
+    #: finite differences of gradients, as Moosavi-Dezfooli et al. 2019)
     curvature: Tensor
 
     def figures(self) -> dict[str, Any]:
         """Return shares of the flags and mean, quartiles and extremes of the rest, as plain JSON."""
         return {
-            name: float(values.double().mean()) if values.dtype == torch.bool else spread(values)
+            name: float(values.double().mean()) if values.dtype == torch.bool else summary(values)
             for name, values in vars(self).items()
         }
 
 
-def spread(values: Tensor) -> dict[str, Any]:
+def summary(values: Tensor) -> dict[str, Any]:
     """Return count, mean with its bootstrap interval, extremes and quartiles of the finite values.
 
     Entries are None where there is no value, or no interval because there is only one.
@@ -72,25 +63,15 @@ def spread(values: Tensor) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Images, what the model says at them, and the ball in which the indicators look around.
+    """Images, what the model says at them, and the ball in which the indicators look around."""
 
-    Attributes:
-        model: in eval mode, images (N, C, H, W) to logits (N, K).
-        x: images in [0, 1], (N, C, H, W).
-        y: labels, (N,).
-        loss: a name of `attacks.core.losses`.
-        norm: of the ball.
-        eps: its radius.
-        centre: gradient, loss and logits at the images.
-    """
-
-    model: nn.Module
-    x: Tensor
-    y: Tensor
-    loss: str
-    norm: str
-    eps: float
-    centre: InputGradient
+    model: nn.Module  #: in eval mode, images (N, C, H, W) to logits (N, K)
+    x: Tensor  #: images in [0, 1], (N, C, H, W)
+    y: Tensor  #: labels, (N,)
+    loss: str  #: a name of `attacks.core.losses`
+    norm: str  #: of the ball
+    eps: float  #: its radius
+    centre: InputGradient  #: gradient, loss and logits at the images
 
     def move(self, stream: Draws) -> Tensor:
         """Return one perturbation per image, uniform in the ball."""
@@ -121,42 +102,35 @@ def static_indicators(
 
     Args:
         model: images (N, C, H, W) to logits (N, K); used in eval mode and left as it is found.
-        x: images in [0, 1], (N, C, H, W).
-        y: labels, (N,).
-        norm: of the ball in which stability and linearity are measured.
-        eps: its radius.
+        x, y: images in [0, 1], (N, C, H, W), and labels, (N,).
+        norm, eps: the ball in which stability and linearity are measured.
         loss: a name of `attacks.core.losses`.
-        draws: random points per image.
-        power_iterations: of the curvature.
-        batch: images over which the cleverhans protocol averages its loss.
-        batch_size: images at once.
-        seed: of the random points.
-        sample_ids: (N,), what each image's points depend on.
+        draws: random points per image; power_iterations: of the curvature.
+        batch: images over which the cleverhans protocol averages its loss; batch_size: images at once.
+        seed: of the random points; sample_ids: (N,), what each image's points depend on.
     """
     ids = torch.arange(len(x), device=x.device) if sample_ids is None else sample_ids
-    columns: list[dict[str, Tensor]] = []
+    rows: list[tuple[Tensor, ...]] = []
     with in_eval_mode(model), fast_layout(model, x):
         double = in_double(model)
-        for start in range(0, len(x), batch_size):
-            part = slice(start, start + batch_size)
-            images, labels, stream = x[part], y[part], draws_for(seed, ids[part])
-            centre = input_gradient(model, images, labels, loss)
+        for images, labels, known in zip(*(item.split(batch_size) for item in (x, y, ids)), strict=True):
+            stream, centre = draws_for(seed, known), input_gradient(model, images, labels, loss)
             place = Neighbourhood(model, images, labels, loss, norm, eps, centre)
             norms = lengths(centre.grad)
-            columns.append(
-                {
-                    "gradient_norm": norms,
-                    "gradient_norm64": lengths(input_gradient(double, images.double(), labels, loss).grad),
-                    "zero": norms == 0,
-                    "under_floor": norms / batch < STEP_FLOOR,
-                    "stability": stability(place, draws, stream.fork(0)),
-                    "nonlinearity": nonlinearity(place, draws, stream.fork(1)),
-                    "logit_scale": centre.logits.std(dim=1, correction=0),
-                    "margin": -margin(centre.logits, labels),
-                    "curvature": curvature(place, power_iterations, stream.fork(2)),
-                }
+            rows.append(
+                (  # in the order of the fields
+                    norms,
+                    lengths(input_gradient(double, images.double(), labels, loss).grad),
+                    norms == 0,
+                    norms / batch < STEP_FLOOR,
+                    stability(place, draws, stream.fork(0)),
+                    nonlinearity(place, draws, stream.fork(1)),
+                    centre.logits.std(dim=1, correction=0),
+                    -margin(centre.logits, labels),
+                    curvature(place, power_iterations, stream.fork(2)),
+                )
             )
-    return StaticIndicators(**{key: torch.cat([row[key] for row in columns]).cpu() for key in columns[0]})
+    return StaticIndicators(*(torch.cat(column).cpu() for column in zip(*rows, strict=True)))
 
 
 def stability(place: Neighbourhood, draws: int, stream: Draws) -> Tensor:

@@ -28,31 +28,22 @@ _LINES = ("-", "--", "-.", ":")
 
 
 class IterationCurve(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One protocol and loss on one model.
+    """One protocol and loss on one model."""
 
-    Attributes:
-        model: its name; sha256: of its weights.
-        threat: as text, such as ``L2 1``; protocol: such as ``pgd-cleverhans``; loss: such as ``ce``.
-        iterations: increasing.
-        robust: for every number of iterations a character per image, 1 where the image withstands: by protocol ``pgd``
-            if no iterate so far is misclassified, by the others if the last one is classified correctly.
-        attack: options of `attacks.pgd`.
-        data: data set, split, fingerprint, indices of the images.
-        seed: of the random starts.
-        format: of the file.
-    """
-
-    model: str
-    sha256: str
-    threat: str
-    protocol: str
-    loss: str
-    iterations: list[int]
+    model: str  #: its name
+    sha256: str  #: of its weights
+    threat: str  #: as text, such as ``L2 1``
+    protocol: str  #: such as ``pgd-cleverhans``
+    loss: str  #: such as ``ce``
+    iterations: list[int]  #: increasing
+    #: for every number of iterations a character per image, 1 where the image withstands: by protocol
+    #: ``pgd`` if no iterate so far is misclassified, by the others if the last one is classified
+    #: correctly
     robust: list[str]
-    attack: dict[str, Any]
-    data: dict[str, Any]
-    seed: int
-    format: int = FORMAT
+    attack: dict[str, Any]  #: options of `attacks.pgd`
+    data: dict[str, Any]  #: data set, split, fingerprint, indices of the images
+    seed: int  #: of the random starts
+    format: int = FORMAT  #: of the file
 
     @property
     def label(self) -> str:

@@ -22,25 +22,16 @@ from eval.robustness.protocols import chunks, pgd_options
 
 @dataclass(frozen=True)
 class TargetedOutcome:
-    """PGD towards class ``goal`` on one model.
+    """PGD towards class ``goal`` on one model."""
 
-    Attributes:
-        model: its name.
-        threat: norm and radius; protocol, loss: of PGD.
-        goal: the class.
-        label: (n,) true labels.
-        clean: (n,) predictions of the images, -1 for an answer of NaN.
-        attacked: (n,) predictions of the attacked images.
-    """
-
-    model: str
-    threat: Threat
+    model: str  #: its name
+    threat: Threat  #: norm and radius; protocol, loss: of PGD
     protocol: str
     loss: str
-    goal: int
-    label: np.ndarray
-    clean: np.ndarray
-    attacked: np.ndarray
+    goal: int  #: the class
+    label: np.ndarray  #: (n,) true labels
+    clean: np.ndarray  #: (n,) predictions of the images, -1 for an answer of NaN
+    attacked: np.ndarray  #: (n,) predictions of the attacked images
 
     def share(self, hits: np.ndarray, among: np.ndarray) -> tuple[float, Interval] | None:
         """Return the share of ``hits`` among some images with Wilson's interval; None where there are none."""

@@ -6,11 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from eval.mechanism.directions import DirectionRecorder, clamped_lengths, dispersion, drift
 from eval.mechanism.entropy import entropy_bits, entropy_split
 from eval.mechanism.gradients import cosines, input_gradient, lengths, units
-from eval.mechanism.path_indicators import dynamic_indicators
-from eval.mechanism.static_indicators import spread, static_indicators
+from eval.mechanism.path_indicators import (
+    DirectionRecorder,
+    clamped_lengths,
+    dispersion,
+    drift,
+    dynamic_indicators,
+)
+from eval.mechanism.static_indicators import static_indicators, summary
 from tests.support.quadratic import Quadratic, quadratic_problem
 
 
@@ -284,6 +289,6 @@ def test_entropy_splits_correct_from_wrong():
     assert perfect["wrong"] == {"n": 0, "mean": None, "quartiles": None, "histogram": [0] * 20}
 
 
-def test_spread_leaves_undefined_values_out():
-    figures = spread(torch.tensor([1.0, float("nan"), 3.0]))
+def test_summary_leaves_undefined_values_out():
+    figures = summary(torch.tensor([1.0, float("nan"), 3.0]))
     assert (figures["n"], figures["mean"], figures["min"], figures["median"]) == (2, 2.0, 1.0, 2.0)
