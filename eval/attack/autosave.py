@@ -26,25 +26,18 @@ Report = Callable[[Progress], None]
 
 
 class Watch:
-    """Called by an attack in stages with its state after every batch; reports, and saves now and then.
+    """Called by an attack in stages with its state after every batch; tells ``report``, and saves now and then.
 
-    Attributes:
-        state: from which the attack goes on, or None.
-
-    Args:
-        store: where states are kept; None keeps nothing.
-        report: told about the progress.
+    ``store`` is where states are kept; None keeps nothing.
     """
 
     def __init__(self, store: PartialStore | None, report: Report | None) -> None:
         self.store, self.report = store, report
         saved = {"state": None, "seconds": 0.0} | ((store.read_state() if store else None) or {})
-        self.state: dict[str, Any] | None = saved["state"]
+        self.state: dict[str, Any] | None = saved["state"]  # from which the attack goes on
         self._before = float(saved["seconds"])
         self._started = self._saved = self._stage_started = time.perf_counter()
-        self._pause = LEAST_SECONDS
-        self._stage = -1
-        self._entered = self._seen = 0
+        self._pause, self._stage, self._entered, self._seen = LEAST_SECONDS, -1, 0, 0
 
     @property
     def seconds(self) -> float:

@@ -11,24 +11,18 @@ ATTACK_HEADINGS = ("robust [95 %]", "steps shortened", "queries/image", "time")
 def attack_label(results: AttackResults) -> str:
     """Return what a table calls an attack: its name, its length, and the options that make it another attack."""
     options = results.attack
-    words = [options["name"].replace("_", "-")]
-    if "steps" in options and options["steps"] is not None:
-        words[0] += f"-{options['steps']}"
-    if options.get("loss", "ce") != "ce":
-        words.append(options["loss"])
-    if options.get("labels") == "predicted":
-        words.append("own labels")
-    if options.get("keep") == "last":
-        words.append("last iterate")
-    if not results.in_box:
-        words.append("unclipped")
-    if options.get("restarts", 1) not in (1, None):
-        words.append(f"x{options['restarts']}")
-    if options.get("sources"):
-        words.append("from " + ", ".join(source["name"] for source in options["sources"]))
-    if options.get("targeted"):
-        words.append(f"targeted: {options['targeted']}")
-    return " ".join(words)
+    name, steps, loss = options["name"].replace("_", "-"), options.get("steps"), options.get("loss", "ce")
+    words = {
+        name if steps is None else f"{name}-{steps}": True,
+        loss: loss != "ce",
+        "own labels": options.get("labels") == "predicted",
+        "last iterate": options.get("keep") == "last",
+        "unclipped": not results.in_box,
+        f"x{options.get('restarts')}": options.get("restarts", 1) not in (1, None),
+        "from " + ", ".join(one["name"] for one in options.get("sources") or ()): options.get("sources"),
+        f"targeted: {options.get('targeted')}": options.get("targeted"),
+    }
+    return " ".join(word for word, told in words.items() if told)
 
 
 def protocol_label(results: AttackResults) -> str:

@@ -44,14 +44,11 @@ def _is_attack(candidate: Any) -> bool:
     if not inspect.isfunction(candidate):
         return False
     parameters = inspect.signature(candidate).parameters
-    given = {
-        key
-        for key, item in parameters.items()
-        if item.kind is item.VAR_KEYWORD or item.default is not item.empty
+    needed = {
+        k for k, item in parameters.items() if item.kind != item.VAR_KEYWORD and item.default is item.empty
     }
-    fixed = {"model", "x", "y", "norm", "eps"}
-    leads = list(parameters)[:3] == ["model", "x", "y"]
-    return leads and fixed <= set(parameters) <= {*fixed, "sources", *given}
+    fixed = ["model", "x", "y", "norm", "eps"]
+    return list(parameters)[:3] == fixed[:3] and {*fixed} <= {*parameters} and needed <= {*fixed, "sources"}
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
@@ -80,11 +77,9 @@ def attack_options(name: str) -> dict[str, Any]:
     An attack that can be aimed at a class takes ``targeted``: None, ``next`` (the label plus one), ``random``,
     ``second`` (the likeliest wrong class of the clean image) or ``least-likely``.
     """
-    defaults = {
-        key: parameter.default for key, parameter in _parameters(name).items() if key not in _RESERVED
-    }
-    options = {key: default for key, default in defaults.items() if isinstance(default, _PLAIN)}
-    return options | ({"targeted": None} if "targets" in _parameters(name) else {})
+    defaults = {key: item.default for key, item in _parameters(name).items()}
+    options = {k: value for k, value in defaults.items() if k not in _RESERVED and isinstance(value, _PLAIN)}
+    return options | ({"targeted": None} if "targets" in defaults else {})
 
 
 def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,39 +149,27 @@ def run_function(
     y: Tensor,
     *,
     options: Mapping[str, Any],
-    seed: int,
     sample_ids: Tensor,
-    batch_size: int | None,
-    state: dict[str, Any] | None = None,
-    on_progress: Callable[[dict[str, Any]], None] | None = None,
     sources: Sequence[nn.Module] = (),
-    **threat: Any,
+    **common: Any,
 ) -> AttackResult:
     """Call an attack with its resolved ``options`` and with those of the other arguments that it takes.
 
     Args:
         name: of the attack.
-        model: the classifier.
-        x: images in [0, 1], (N, C, H, W).
-        y: labels, (N,).
+        model, x, y: the classifier, images in [0, 1], (N, C, H, W), and labels, (N,).
         options: as `resolve_options` returns them.
-        seed: of the random draws.
-        sample_ids: (N,), what each image's draws depend on.
-        batch_size: most images at once, or None.
-        state: from which an attack that keeps one goes on; such an attack calls ``on_progress`` with its state.
+        sample_ids: (N,), what each image's random draws depend on, beside the ``seed``.
         sources: models on which a transfer attack makes its images.
-        threat: ``norm`` and ``eps``.
+        common: ``norm``, ``eps``, ``seed``, ``batch_size`` (most images at once, or None), ``state``, from which an
+            attack that keeps one goes on, and ``on_progress``, which such an attack calls with its state.
     """
-    function, options = attack_function(name), dict(options)
-    targeted = options.pop("targeted", None)
-    common = {"seed": seed, "sample_ids": sample_ids, "batch_size": batch_size}
-    common |= {"state": state, "on_progress": on_progress}
-    if sources:
-        common["sources"] = [source.to(x.device) for source in sources]
-    taken = {key: value for key, value in common.items() if key in _parameters(name)}
-    if targeted is not None:
+    common |= {"sample_ids": sample_ids, "sources": [source.to(x.device) for source in sources]}
+    taken = {key: common[key] for key in _parameters(name) if key in common}
+    further = dict(options)
+    if (targeted := further.pop("targeted", None)) is not None:
         taken["targets"] = choose_targets(targeted, model, x, y, sample_ids)
-    return function(model, x, y, **threat, **taken, **options)
+    return attack_function(name)(model, x, y, **taken, **further)
 
 
 def takes_sources(name: str) -> bool:
@@ -197,19 +180,6 @@ def takes_sources(name: str) -> bool:
 def takes_state(name: str) -> bool:
     """Return whether an attack can go on from its own state: it takes ``state`` and ``on_progress``."""
     return {"state", "on_progress"} <= set(inspect.signature(attack_function(name)).parameters)
-
-
-def result_stages(result: AttackResult, name: str) -> tuple[str, ...]:
-    """Return the names of the attack's stages, or its own ``name`` where it has none."""
-    stages = getattr(result, "stages", ("clean", name))
-    return tuple(stages[1:])
-
-
-def result_warnings(result: AttackResult) -> tuple[str, ...]:
-    """Return what the attack found doubtful in its own outcome, less what was said of the model before."""
-    report = getattr(result, "report", None)
-    before = () if report is None else report.warnings
-    return tuple(line for line in getattr(result, "warnings", ()) if line not in before)
 
 
 def choose_targets(how: str, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor) -> Tensor:

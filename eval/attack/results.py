@@ -91,8 +91,7 @@ class AttackResults:
     @property
     def not_attacked(self) -> np.ndarray:
         """(n,) bool: no finite gradient led anywhere, so that the attack says nothing of the image."""
-        skipped = self.extra.get("not_attacked")
-        return np.zeros(self.n, dtype=bool) if skipped is None else skipped > 0
+        return self.extra.get("not_attacked", np.zeros(self.n)) > 0
 
     @property
     def robust_accuracy(self) -> float:
@@ -112,8 +111,7 @@ class AttackResults:
     @property
     def shortened(self) -> float | None:
         """Mean share of steps that the floor of the cleverhans protocol shortened; None if not traced."""
-        shares = self.extra.get("shortened")
-        return None if shares is None else float(shares.mean())
+        return float(self.extra["shortened"].mean()) if "shortened" in self.extra else None
 
     @property
     def shortened_l2(self) -> float | None:
@@ -125,22 +123,26 @@ class AttackResults:
         title = f"{self.model['name']} on {self.data.get('dataset')} ({self.data.get('split')}, n = {self.n})"
         headings = ("clean", "robust [95 %]", "steps shortened", "queries/image", "warnings")
         table = make_table(title, ("attack", "threat"), headings)
-        robust = with_interval(self.robust_accuracy, self.interval)
-        queries = count(float(self.queries.mean()))
-        shares = (percent(self.clean_accuracy), robust, percent(self.shortened), queries)
-        table.add_row(self.attack["name"], str(self.threat), *shares, "; ".join(self.warnings) or "-")
+        table.add_row(
+            self.attack["name"],
+            str(self.threat),
+            percent(self.clean_accuracy),
+            with_interval(self.robust_accuracy, self.interval),
+            percent(self.shortened),
+            count(float(self.queries.mean())),
+            "; ".join(self.warnings) or "-",
+        )
         return html_tables([table])
 
     def summary(self) -> dict[str, Any]:
         """Return the figures a table needs, as plain JSON values."""
-        figures: dict[str, Any] = {
+        return {
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": self.robust_accuracy,
             "ci95": list(self.interval),
             "queries_per_image": float(self.queries.mean()),
+            **{f"mean_{name}": float(values.mean()) for name, values in self.extra.items()},
         }
-        figures |= {f"mean_{name}": float(values.mean()) for name, values in self.extra.items()}
-        return figures
 
 
 def configuration_hash(attack: dict[str, Any], data: dict[str, Any], model_sha256: str, seed: int) -> str:
@@ -182,23 +184,18 @@ def write_results(path: Path, results: AttackResults) -> None:
 def _dump(content: dict[str, Any]) -> str:
     """Return JSON with one line per column: readable, and no line per sample."""
 
-    def line(value: Any) -> str:
-        return json.dumps(value, allow_nan=False)
+    def lines(value: Any, depth: int) -> str:
+        if not depth or not isinstance(value, dict) or not value:
+            return json.dumps(value, allow_nan=False)
+        pad = "\n" + " " * (2 - depth)
+        entries = (f"{pad} {json.dumps(key)}: {lines(item, depth - 1)}" for key, item in value.items())
+        return "{" + ",".join(entries) + pad + "}"
 
-    def section(value: Any) -> str:
-        if not isinstance(value, dict) or not value:
-            return line(value)
-        return "{\n  " + ",\n  ".join(f"{line(key)}: {line(item)}" for key, item in value.items()) + "\n }"
-
-    return "{\n " + ",\n ".join(f"{line(key)}: {section(value)}" for key, value in content.items()) + "\n}\n"
+    return lines(content, 2) + "\n"
 
 
 def read_results(path: str | Path) -> AttackResults:
-    """Read and check one result file.
-
-    Raises:
-        InputError: the file is missing, damaged, or of another format.
-    """
+    """Read and check one result file; InputError where it is missing, damaged, or of another format."""
     return parse_results(read_json(path), str(path))
 
 
@@ -258,8 +255,8 @@ class _File(msgspec.Struct):
             ValueError: a section lacks something, its columns differ in length, or they contradict each other.
         """
         attack, data = msgspec.convert(self.attack, _Attack), msgspec.convert(self.data, _Data)
-        samples, model = msgspec.convert(self.samples, _Samples), msgspec.convert(self.model, _Model)
-        fixed = msgspec.structs.asdict(samples)
+        msgspec.convert(self.model, _Model)
+        fixed = msgspec.structs.asdict(msgspec.convert(self.samples, _Samples))
         more = {name: values for name, values in self.samples.items() if name not in fixed}
         extra = msgspec.convert(more, dict[str, list[float | None]])
         if {len(column) for column in (data.indices, *fixed.values(), *extra.values())} != {data.n}:
@@ -271,16 +268,15 @@ class _File(msgspec.Struct):
             raise ValueError("a clean error is counted as robust")
         if not np.isfinite(columns["distance"]).all():
             raise ValueError("a distance is not finite")
-        further = {name: getattr(self, name) for name in _FURTHER}
         return AttackResults(
             attack=self.attack | {"eps": attack.eps},
             data={key: value for key, value in self.data.items() if key not in ("n", "indices")},
-            model=self.model | {"sha256": model.sha256},
+            model=self.model,
             indices=np.asarray(data.indices, dtype=np.int64),
-            broken_by=tuple(samples.broken_by),
+            broken_by=tuple(fixed["broken_by"]),
             extra={name: np.asarray(values, dtype=np.float64) for name, values in extra.items()},
             **columns,
-            **further,
+            **{name: getattr(self, name) for name in _FURTHER},
         )
 
 
@@ -305,10 +301,10 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
         raise InputError(
             "no results inside [0, 1] to combine; run at least one attack that stays there first"
         )
-    results, names = zip(*inside, strict=True)
-    first = results[0]
-    for other in results[1:]:
+    (first, *others), names = zip(*inside, strict=True)
+    for other in others:
         _check_comparable(first, other)
+    results = (first, *others)
     success: np.ndarray = np.stack([result.success for result in results])
     distance = np.where(success, np.stack([result.distance for result in results]), np.inf).min(axis=0)
     broken: np.ndarray = np.any(success, axis=0)

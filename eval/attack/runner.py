@@ -14,22 +14,13 @@ from agents.common.plain_numbers import PlainNumbers, takes_numbers
 from agents.common.run_dir import device_name, versions
 from attacks.core.batching import default_batch_size
 from attacks.core.losses import misclassified
-from attacks.core.model import in_eval_mode
 from attacks.core.norms import get_norm
 from attacks.core.result import AttackResult
 from envs.errors import InputError
 from envs.files import write_atomic
 from eval.attack.autosave import Progress, Report, Watch
 from eval.attack.parts import REQUIRED, Part, PartialStore, gaps, joined
-from eval.attack.registry import (
-    recorded_options,
-    resolve_options,
-    result_stages,
-    result_warnings,
-    run_function,
-    takes_sources,
-    takes_state,
-)
+from eval.attack.registry import recorded_options, resolve_options, run_function, takes_sources, takes_state
 from eval.attack.results import AttackResults, configuration_hash, read_results, result_name, write_results
 from eval.core.targets import Samples, Target, logits_of
 from eval.core.threats import Threat
@@ -64,11 +55,11 @@ class AttackSpec(PlainNumbers):
         record = {"name": self.name, **vars(self.threat)} | recorded_options(self.name, self.options)
         if takes_sources(self.name) != bool(self.sources):
             remedy = "leave --source out" if self.sources else "add --source RUN"
-            found = f"{self.name} got {len(self.sources)} source models"
-            raise InputError(f"{found}; {remedy}, or choose another attack")
-        if self.sources:
-            record["sources"] = [{"name": source.name, "sha256": source.sha256} for source in self.sources]
-        return record
+            raise InputError(
+                f"{self.name} got {len(self.sources)} source models; {remedy}, or choose another attack"
+            )
+        sources = [{"name": source.name, "sha256": source.sha256} for source in self.sources]
+        return record | ({"sources": sources} if sources else {})
 
 
 def result_path(target: Target, samples: Samples, spec: AttackSpec, results_dir: Path) -> Path:
@@ -124,7 +115,7 @@ def run_attack(
 ) -> AttackResults:
     """Attack the samples, going on from the parts that an interrupted call left.
 
-    The outcome of an image depends on neither the chunk it is in nor on interruptions: its random draws hang on its
+    The outcome of an image depends on neither the chunk it is in nor on interruptions: its random draws depend on its
     index in the data set.
 
     Args:
@@ -139,18 +130,14 @@ def run_attack(
         KeyboardInterrupt: with a message on how to go on.
     """
     check_batch_size(batch_size)
-    attack = spec.record()
+    spec.record()  # what cannot run ends here
     if results_dir is None:
-        outcome = _Run(target, samples, spec, batch_size, report=report).finish()
-        return _assemble(target, samples, spec, attack, outcome)
+        return _assemble(_Run(target, samples, spec, batch_size, report=report))
     path = result_path(target, samples, spec, results_dir)
     store = _store(path, save_images)
     with store.hold():
-        outcome = _Run(target, samples, spec, batch_size, save_images, store, report).finish()
-        images = outcome.columns.pop("adversarial", None)
-        results = _assemble(target, samples, spec, attack, outcome)
-        if images is not None:
-            write_atomic(images_path(path), save({"adversarial": images, "indices": samples.indices}))
+        run = _Run(target, samples, spec, batch_size, save_images, store, report)
+        results = _assemble(run, images_path(path))
         write_results(path, results)
         store.remove()
     return results
@@ -169,16 +156,8 @@ def attack_rows(
     """Attack some of the samples and leave their outcomes where `run_attack` finds those of an interrupted call.
 
     Workers that share the directory so divide the images of one model among them; a last `run_attack` joins the parts
-    and does what is missing. No outcome depends on the division.
-
-    Args:
-        target, samples, spec: the classifier, all of the images, and the attack.
-        rows: which of the samples, ``start`` and ``stop`` given.
-        results_dir: where `run_attack` writes the result file.
-        batch_size: most images at once; chosen by the attack by default.
-
-    Raises:
-        InputError, AttackError: a wrong option or model.
+    and does what is missing. No outcome depends on the division. Arguments and errors are those of `run_attack`;
+    ``rows``: which of the samples, ``start`` and ``stop`` given.
     """
     check_batch_size(batch_size)
     store = _store(result_path(target, samples, spec, results_dir))
@@ -217,7 +196,8 @@ class _Run:
                     self.store.write(part)
                 if self.report is not None:
                     rate = (self._done() - kept) / max(time.perf_counter() - started, 1e-9)
-                    self.report(Progress(self._done(), n, self._robust(), rate))
+                    robust = sum(int((~part.columns["success"]).sum()) for part in self.parts)
+                    self.report(Progress(self._done(), n, robust / self._done(), rate))
         except KeyboardInterrupt:
             hint = "; the same command goes on from there" if self.store is not None else ""
             raise KeyboardInterrupt(f"interrupted after {self._done()} of {n} images{hint}") from None
@@ -226,48 +206,37 @@ class _Run:
     def _done(self) -> int:
         return sum(part.stop - part.start for part in self.parts)
 
-    def _robust(self) -> float:
-        return sum(int((~part.columns["success"]).sum()) for part in self.parts) / self._done()
-
     def _chunk(self) -> int:
         """Images per part; an attack that keeps its own state gets all at once, so that its survivors share batches."""
         if takes_state(self.spec.name):
             return len(self.samples)
-        return self.batch_size or max(_LEAST_CHUNK, default_batch_size(self._images(slice(0, 1))[0]))
-
-    def _images(self, rows: slice) -> tuple[Tensor, Tensor]:
-        return self.samples.batch(rows, self.target.device)
+        one, _ = self.samples.batch(slice(0, 1), self.target.device)
+        return self.batch_size or max(_LEAST_CHUNK, default_batch_size(one))
 
     def attack(self, rows: slice) -> Part:
         """Attack some rows of the samples."""
-        x, y = self._images(rows)
+        x, y = self.samples.batch(rows, self.target.device)
         watch = Watch(self.store, self.report)
-        result = run_function(
-            self.spec.name,
-            self.target.model,
-            x,
-            y,
-            **vars(self.spec.threat),
-            options=self.options,
-            seed=self.spec.seed,
-            sample_ids=self.samples.indices[rows].to(x.device),
-            batch_size=self.batch_size,
-            state=watch.state,
-            on_progress=watch,
-            sources=[source.model for source in self.spec.sources],
-        )
-        columns, names = self._columns(result, x, y)
-        return Part(rows.start, rows.stop, columns, names, watch.seconds, tuple(result_warnings(result)))
+        given: dict[str, Any] = {
+            "options": self.options,
+            "seed": self.spec.seed,
+            "batch_size": self.batch_size,
+        }
+        given |= {"sample_ids": self.samples.indices[rows].to(x.device), **vars(self.spec.threat)}
+        given |= {"state": watch.state, "on_progress": watch}
+        sources = [source.model for source in self.spec.sources]
+        result = run_function(self.spec.name, self.target.model, x, y, sources=sources, **given)
+        # Stages and warnings are AutoAttack's; what it found odd about the model was said before.
+        names = ("clean", *getattr(result, "stages", ("clean", self.spec.name))[1:])
+        before = getattr(getattr(result, "report", None), "warnings", ())
+        warnings = tuple(line for line in getattr(result, "warnings", ()) if line not in before)
+        return Part(rows.start, rows.stop, self._columns(result, x, y), names, watch.seconds, warnings)
 
-    def _columns(
-        self, result: AttackResult, x: Tensor, y: Tensor
-    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        size = self.batch_size or default_batch_size(x)
-        with in_eval_mode(self.target.model):
-            clean_correct = ~misclassified(logits_of(self.target.model, x, size), y)
+    def _columns(self, result: AttackResult, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        clean = logits_of(self.target.model, x, self.batch_size or default_batch_size(x))
+        clean_correct = ~misclassified(clean, y)
         # A clean error counts as broken even where another batch shape rounds the logits the other way.
         success = result.success | ~clean_correct
-        names = ("clean", *result_stages(result, self.spec.name))
         # Position of the attack or stage that broke the image: "clean" is 0, survivors have -1.
         stage = result.trace.get("broken_by", torch.ones_like(y))
         columns = {
@@ -283,13 +252,15 @@ class _Run:
                 columns[f"trace.{name}"] = values
         if self.save_images:
             columns["adversarial"] = result.adversarial
-        return {name: values.cpu() for name, values in columns.items()}, names
+        return {name: values.cpu() for name, values in columns.items()}
 
 
-def _assemble(
-    target: Target, samples: Samples, spec: AttackSpec, attack: dict[str, Any], outcome: Part
-) -> AttackResults:
+def _assemble(run: _Run, images: Path | None = None) -> AttackResults:
+    """Finish the run and return its results; ``images``: where adversarial images go, if they are asked for."""
+    target, samples, outcome = run.target, run.samples, run.finish()
     columns = outcome.columns
+    if "adversarial" in columns and images is not None:
+        write_atomic(images, save({"adversarial": columns["adversarial"], "indices": samples.indices}))
     traces = {name.removeprefix("trace."): values for name, values in columns.items() if "." in name}
     rang = {name: int(values.bool().sum()) for name, values in traces.items() if name in _ALARMS}
     warnings = [f"{_ALARMS[name]} on {n} of {len(samples)} images" for name, n in rang.items() if n]
@@ -297,25 +268,20 @@ def _assemble(
         left = int(traces["left_box"].sum())
         warnings.append(f"{left} of {len(samples)} points left [0, 1]: no robust accuracy under that box")
     forwards, backwards = (int(columns[name].sum()) for name in ("queries", "backwards"))
+    shown = {k: v for k, v in traces.items() if k not in _ALARMS or (k == "not_attacked" and v.any())}
     return AttackResults(
-        attack=attack,
+        attack=run.spec.record(),
         data=samples.record(),
         model={"sha256": target.sha256, "name": target.name},
         indices=samples.indices.numpy(),
         label=samples.labels.cpu()[samples.indices].numpy(),
-        clean_correct=columns["clean_correct"].numpy(),
-        success=columns["success"].numpy(),
         distance=columns["distance"].double().numpy(),
-        queries=columns["queries"].numpy(),
+        **{name: columns[name].numpy() for name in ("clean_correct", "success", "queries")},
         broken_by=outcome.broken_by,
-        extra={
-            name: values.double().numpy()
-            for name, values in traces.items()
-            if name not in _ALARMS or (name == "not_attacked" and values.any())
-        },
+        extra={name: values.double().numpy() for name, values in shown.items()},
         cost={"seconds": outcome.seconds, "forwards": forwards, "backwards": backwards},
         warnings=(*warnings, *outcome.warnings),
-        seed=spec.seed,
+        seed=run.spec.seed,
         versions=versions(),
         device=device_name(target.device),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,6 +1,7 @@
 """The command line ``python -m eval.robustness``: a battery of attacks on one or several models, side by side."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
@@ -46,7 +47,7 @@ def robustness_command(config: RobustnessCommand) -> int:
         warn_about(target, samples, config.threats(samples.channels))
     if config.pgd.iterations or config.pgd.target_class is not None:
         return _ask_pgd(config, loaded)
-    reports = [_run(config, target, samples) for target, samples in loaded]
+    reports = [_run(config, *pair, config.attacks, config.threats(pair[1].channels)) for pair in loaded]
     out = config.out or loaded[0][0].results_dir
     out.mkdir(parents=True, exist_ok=True)
     print_reports(reports)
@@ -68,21 +69,21 @@ def _ask_pgd(config: RobustnessCommand, loaded: Sequence[tuple[Target, Samples]]
     curves: list[IterationCurve] = []
     outcomes: list[TargetedOutcome] = []
     for target, samples in loaded:
-        for threat, protocol, loss in asked.cells(config.threats(samples.channels)):
+        kept = {"folder": target.results_dir / "iterations", "force": config.force}
+        for cell in asked.cells(config.threats(samples.channels)):
+            threat, protocol, loss = cell
             label = f"{target.name}: {protocol} {loss} {threat}"
             with progress_bar(label, len(samples), config.progress) as report:
-                cell = (target, samples, threat, protocol, loss)
+                common["report"] = report
                 if asked.target_class is not None:
-                    outcomes.append(targeted_outcome(*cell, asked.target_class, report=report, **common))
-                    continue
-                common |= {"folder": target.results_dir / "iterations", "force": config.force}
-                curves.append(iteration_curve(*cell, asked.iterations, report=report, **common))
+                    outcomes.append(targeted_outcome(target, samples, *cell, asked.target_class, **common))
+                else:
+                    curves.append(iteration_curve(target, samples, *cell, asked.iterations, **kept, **common))
     stem = "iterations" if curves else f"targeted-{asked.target_class}"
-    tables = iteration_tables(curves) if curves else targeted_tables(outcomes)
-    for table in tables:
+    for table in iteration_tables(curves) if curves else targeted_tables(outcomes):
         print_table(table)
     out.mkdir(parents=True, exist_ok=True)
-    rows = [*(curve.figures() for curve in curves), *(outcome.figures() for outcome in outcomes)]
+    rows = [found.figures() for found in (*curves, *outcomes)]
     write_json(out / f"{stem}.json", {"format": 1, "rows": rows, "versions": versions()})
     print(f"figures: {out / stem}.json")
     if curves:
@@ -95,30 +96,26 @@ def _run(
     config: RobustnessCommand,
     target: Target,
     samples: Samples,
-    names: Sequence[str] | None = None,
-    threats: Sequence[Threat] | None = None,
+    names: Sequence[str],
+    threats: Sequence[Threat],
 ) -> RobustnessReport:
     target.results_dir.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {name: getattr(config, name) for name in ("seed", "batch_size", "force")}
     common |= {"results_dir": target.results_dir, "bar": partial(progress_bar, shown=config.progress)}
-    chosen = threats or config.threats(samples.channels)
-    return run_battery(target, samples, names or config.attacks, chosen, **common)
+    return run_battery(target, samples, names, threats, **common)
 
 
 def print_reports(reports: Sequence[RobustnessReport]) -> None:
-    """Print the tables and, on standard error, every warning of a model or of one attack on it."""
-    for table in report_tables(reports):
-        print_table(table)
+    """Print a table per threat model and, on standard error, every warning of a model or of one attack on it.
+
+    Rows are attacks and worst case, columns costs for one model, models for several.
+    """
+    make = reports[0].table if len(reports) == 1 else partial(_side_by_side, reports)
+    for threat in dict.fromkeys(threat for report in reports for threat in report.results):
+        print_table(make(threat))
     for report in reports:
         for line in report.warnings:
             print(f"warning: {report.name}: {line}", file=sys.stderr)
-
-
-def report_tables(reports: Sequence[RobustnessReport]) -> list[Table]:
-    """Return one table per threat model: attacks and worst case as rows; costs for one model, columns for several."""
-    threats = list(dict.fromkeys(threat for report in reports for threat in report.results))
-    make = reports[0].table if len(reports) == 1 else partial(_side_by_side, reports)
-    return [make(threat) for threat in threats]
 
 
 def _side_by_side(reports: Sequence[RobustnessReport], threat: Threat) -> Table:
@@ -161,14 +158,14 @@ def comparisons(reports: Sequence[RobustnessReport]) -> list[str]:
 def _curves(
     config: RobustnessCommand, loaded: Sequence[tuple[Target, Samples]]
 ) -> dict[str, dict[str, SecurityCurve]]:
-    curves: dict[str, dict[str, SecurityCurve]] = {}
+    curves: dict[str, dict[str, SecurityCurve]] = defaultdict(dict)
     for target, samples in loaded:
         chosen = config.threats(samples.channels)
         for norm in dict.fromkeys(threat.norm for threat in chosen):
             largest = max(threat.eps for threat in chosen if threat.norm == norm)
             grid = [Threat(norm, factor * largest) for factor in _CURVE_FACTORS]
             report = _run(config, target, samples, ("pgd-margin",), grid)
-            curves.setdefault(norm, {})[target.name] = security_curve(report)
+            curves[norm][target.name] = security_curve(report)
     return curves
 
 

@@ -131,14 +131,13 @@ def evaluate_shared(
 @contextmanager
 def _group(rank: Rank) -> Iterator[None]:
     """Join the other processes, where there are any."""
-    if rank.world == 1:
-        yield
-        return
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    if rank.world > 1:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if rank.world > 1:
+            dist.destroy_process_group()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

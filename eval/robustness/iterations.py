@@ -1,5 +1,6 @@
 """Accuracy against PGD's iterations: one pass of the longest attack, read off after given numbers of steps."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from eval.core.records import FORMAT, bits, interval, read_record, share, write_
 from eval.core.stats import Interval
 from eval.core.targets import Samples, Target, logits_of
 from eval.core.threats import Threat
-from eval.robustness.protocols import chunks, pgd_options
+from eval.robustness.suite import chunks, pgd_options
 
 _LINES = ("-", "--", "-.", ":")
 
@@ -93,8 +94,7 @@ def iteration_curve(
 
     Args:
         target, samples, threat: whom, on which images, within which norm and radius.
-        protocol: one of `eval.robustness.protocols.PROTOCOLS`.
-        loss: a name of `attacks.core.losses`.
+        protocol, loss: of `eval.robustness.options.PROTOCOLS`, and a name of `attacks.core.losses`.
         iterations: numbers of steps, at least 1.
         seed: of the random starts.
         batch_size: most images at once; no outcome depends on it.
@@ -150,9 +150,8 @@ def _one_pass(
             left = float(right[-1].float().mean())
             report(Progress(rows.start, len(samples), left, 0.0, f"step {step.index}"))
 
-    result = pgd(
-        target.model, x, y, sample_ids=samples.indices[rows].to(x.device), on_step=on_step, **options
-    )
+    ids = samples.indices[rows].to(x.device)
+    result = pgd(target.model, x, y, sample_ids=ids, on_step=on_step, **options)
     note(options["steps"], slice(None), result.success)
     clean = logits_of(target.model, x, options["batch_size"] or 256)
     return (right & ~misclassified(clean, y) & ~result.trace["not_attacked"]).cpu()
@@ -160,9 +159,9 @@ def _one_pass(
 
 def iteration_tables(curves: Sequence[IterationCurve]) -> list[Table]:
     """Return a table per model and threat model: a row per number of iterations, a column per protocol and loss."""
-    groups: dict[tuple[str, str], list[IterationCurve]] = {}
+    groups: dict[tuple[str, str], list[IterationCurve]] = defaultdict(list)
     for curve in curves:
-        groups.setdefault((curve.model, curve.threat), []).append(curve)
+        groups[curve.model, curve.threat].append(curve)
     tables = []
     for (model, threat), found in groups.items():
         title = f"{model}: {threat}, robust [95 %] after so many iterations of PGD (n = {len(found[0].robust[0])})"

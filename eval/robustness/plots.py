@@ -38,23 +38,26 @@ def _panel(axes: Axes, threat: Threat, reports: Sequence[RobustnessReport], name
             continue
         axes.axvline(report.clean_accuracy, color=colour(k), linestyle=":", linewidth=1)
         shift = 0.16 * (k - (len(reports) - 1) / 2)
-        rows = {**report.results[threat], "worst case": report.worst[threat]}
-        for name, result in rows.items():
-            place = len(shown) if name == "worst case" else shown.index(name)
-            _point(axes, result, place + shift, k, label if name == "worst case" else None)
+        for name, result in report.results[threat].items():
+            _point(axes, result, shown.index(name) + shift, k)
+        _point(axes, report.worst[threat], len(shown) + shift, k, label)
     axes.axhspan(len(shown) - 0.5, len(shown) + 0.5, color=INK, alpha=0.07, linewidth=0)
     axes.set_yticks(range(len(shown) + 1), [*shown, "worst case"])
     axes.set_ylim(len(shown) + 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
 
 
-def _point(axes: Axes, result: AttackResults, height: float, k: int, label: str | None) -> None:
-    low, high = result.interval
-    accuracy = result.robust_accuracy
-    style: dict[str, Any] = {"fmt": marker(k), "markersize": 5, "color": colour(k), "linewidth": 1.2}
-    bars = [[accuracy - low], [high - accuracy]]
-    axes.errorbar(accuracy, height, xerr=bars, label=label, capsize=2, **style)
-    if result.threat.norm == "L2" and result.shortened and result.shortened >= 0.005:
-        text = f"{100 * result.shortened:.0f} % short"
+def _point(axes: Axes, result: AttackResults, height: float, k: int, label: str | None = None) -> None:
+    accuracy, (low, high) = result.robust_accuracy, result.interval
+    style: dict[str, Any] = {
+        "fmt": marker(k),
+        "markersize": 5,
+        "color": colour(k),
+        "linewidth": 1.2,
+        "capsize": 2,
+    }
+    axes.errorbar(accuracy, height, xerr=[[accuracy - low], [high - accuracy]], label=label, **style)
+    if result.shortened_l2 and result.shortened_l2 >= 0.005:
+        text = f"{100 * result.shortened_l2:.0f} % short"
         place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(text, (high, height), fontsize=6.5, color=INK, **place)

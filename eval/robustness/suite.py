@@ -1,8 +1,10 @@
 """The battery: which attacks a robustness report runs, and their per-image worst case per threat model."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from agents.common.plain_numbers import takes_numbers
+from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.checks import check_model
+from attacks.core.batching import default_batch_size
 from envs.errors import InputError, unknown_name
 from envs.files import write_json
 from envs.sampling import spread
@@ -98,20 +102,22 @@ class RobustnessReport:
 
     def _repr_html_(self) -> str:
         """Return the tables and warnings for notebooks."""
+        warnings = make_table("", ("warnings",), ())
+        for line in self.warnings:
+            warnings.add_row(line)
         tables = [self.table(threat) for threat in self.results]
-        if self.warnings:
-            tables.append(make_table("", ("warnings",), ()))
-            for line in self.warnings:
-                tables[-1].add_row(line)
-        return html_tables(tables)
+        return html_tables([*tables, warnings] if self.warnings else tables)
 
     def figures(self) -> dict[str, Any]:
         """Return everything a table or a study needs, as plain JSON."""
         threats = []
         for threat, attacks in self.results.items():
             rows = {name: _row(result) for name, result in attacks.items()}
-            worst = _row(self.worst[threat]) | {"broken_by": _tally(self.worst[threat])}
-            threats.append({**vars(threat), "attacks": rows, "worst_case": worst})
+            worst = self.worst[threat]  # the attacks by how many images each was the first to break
+            tally = Counter(name for name in worst.broken_by if name is not None)
+            threats.append(
+                {**vars(threat), "attacks": rows, "worst_case": _row(worst) | {"broken_by": tally}}
+            )
         first = next(iter(self.worst.values()))
         return {
             "name": self.name,
@@ -134,12 +140,6 @@ def _row(result: AttackResults) -> dict[str, Any]:
     }
 
 
-def _tally(result: AttackResults) -> dict[str, int]:
-    """Return how many images each attack of the worst case was the first to break."""
-    names = [name for name in result.broken_by if name is not None]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
-
-
 def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> list[tuple[str, AttackSpec]]:
     """Return the attacks to run, by name; ``names`` are presets or attacks.
 
@@ -149,15 +149,13 @@ def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> l
         InputError: a name is neither a preset nor an attack, the attack needs source models, or all attacks may
             leave [0, 1].
     """
-    plan = []
     for name in names:
         if name not in PRESETS and name.replace("-", "_") not in attack_names():
             raise unknown_name("attack", name, dict.fromkeys((*PRESETS, *attack_names())))
-    for threat in threats:
-        for name in names:
-            attack, options = PRESETS.get(name) or (attack_function(name).__name__, {})
-            if options.get("protocol") == "cleverhans" and threat.norm == "L1":
-                continue
+    plan = []
+    for threat, name in product(threats, names):
+        attack, options = PRESETS.get(name) or (attack_function(name).__name__, {})
+        if options.get("protocol") != "cleverhans" or threat.norm != "L1":
             plan.append((name, AttackSpec(attack, threat, scaled(name, options, threat), seed)))
     inside = [spec.record().get("box", True) for _, spec in plan]  # what cannot run like this ends here
     if plan and not any(inside):
@@ -170,6 +168,21 @@ def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> l
 def scaled(name: str, options: dict[str, Any], threat: Threat) -> dict[str, Any]:
     """Return the options of an attack called ``name`` with the step length that its protocol has at this radius."""
     return options if name not in _STEPS else {"step_size": threat.eps * _STEPS[name]} | options
+
+
+def pgd_options(protocol: str, loss: str, threat: Threat, steps: int | None = None) -> dict[str, Any]:
+    """Return all options of `attacks.pgd` for a protocol; ``steps`` replaces their number and leaves their length."""
+    whole: dict[str, Any] = {"step_size": threat.eps / 8, "steps": 100, "keep": "best", "box": True}
+    whole |= scaled(protocol, PRESETS[protocol][1], threat)
+    whole |= {"loss": loss, "averaged_over": CLEVERHANS_BATCH}
+    return whole if steps is None else whole | {"steps": steps}
+
+
+def chunks(target: Target, samples: Samples, batch_size: int | None) -> Iterator[slice]:
+    """Yield the rows to attack at once; no outcome depends on the division."""
+    size = batch_size or max(128, default_batch_size(samples.batch(slice(0, 1), target.device)[0]))
+    for start in range(0, len(samples), size):
+        yield slice(start, min(start + size, len(samples)))
 
 
 @takes_numbers
@@ -188,13 +201,11 @@ def run_battery(
     """Run what is missing of the battery, and combine it with what is stored.
 
     Args:
-        target: the classifier.
-        samples: the images.
+        target, samples: the classifier and the images.
         names: presets or attacks.
         threats: norms and radii; by the kind of image by default.
-        seed: of the attacks.
+        seed, batch_size: of the attacks; most images at once.
         results_dir: where results are kept; None keeps nothing.
-        batch_size: most images at once.
         force: run stored attacks again too.
         bar: shows the progress of one attack.
 
@@ -205,9 +216,8 @@ def run_battery(
     results: dict[Threat, dict[str, AttackResults]] = {threat: {} for threat in threats}
     place: dict[str, Any] = {"results_dir": results_dir, "batch_size": batch_size}
     for name, spec in battery(names, threats, seed):
-        found = None
-        if results_dir is not None and not force:
-            found = stored_results(result_path(target, samples, spec, results_dir))
+        kept = None if results_dir is None or force else result_path(target, samples, spec, results_dir)
+        found = stored_results(kept) if kept else None
         if found is None:
             label = f"{target.name}: {name} {spec.threat}"
             with bar(label, len(samples)) if bar else nullcontext() as report:
@@ -233,13 +243,11 @@ def evaluate(
 
     Args:
         classifier: images in [0, 1], (N, C, H, W), to logits (N, K); used in eval mode and left as it is found.
-        images: floats in [0, 1] or uint8, (N, C, H, W).
-        labels: (N,) int64.
+        images, labels: floats in [0, 1] or uint8, (N, C, H, W), and (N,) int64.
         names: presets or attacks of the battery.
         threats: norms and radii; by the kind of image by default.
         name: of the model, for tables.
-        seed: of the attacks.
-        batch_size: most images at once.
+        seed, batch_size: of the attacks; most images at once.
 
     Raises:
         InputError, AttackError: a wrong name, images out of range, or a model that cannot be attacked.

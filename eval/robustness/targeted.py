@@ -17,7 +17,7 @@ from eval.core.formatting import make_table, percent, with_interval
 from eval.core.stats import Interval, wilson
 from eval.core.targets import Samples, Target, logits_of
 from eval.core.threats import Threat
-from eval.robustness.protocols import chunks, pgd_options
+from eval.robustness.suite import chunks, pgd_options
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def targeted_outcome(
 
     Args:
         target, samples, threat: whom, on which images, within which norm and radius.
-        protocol: one of `eval.robustness.protocols.PROTOCOLS`.
-        loss: a name of `attacks.core.losses`, in its targeted form.
+        protocol, loss: of `eval.robustness.options.PROTOCOLS`, and of `attacks.core.losses`, in its targeted form.
         goal: the class, 0..K-1.
         seed: of the random starts.
         batch_size: most images at once; no outcome depends on it.
@@ -95,9 +94,8 @@ def targeted_outcome(
     Raises:
         InputError, AttackError: there is no such class, a wrong name, or a model that cannot be attacked.
     """
-    goal = int(goal)
+    goal, labels, clean, attacked = int(goal), [], [], []
     options = {**pgd_options(protocol, loss, threat), **vars(threat), "seed": seed, "batch_size": batch_size}
-    labels, clean, attacked = [], [], []
     for rows in chunks(target, samples, batch_size):
         x, y = samples.batch(rows, target.device)
         before = logits_of(target.model, x)
@@ -107,10 +105,7 @@ def targeted_outcome(
         # An attack may not aim at the label: an image of the goal's class gets another one, which its loss ignores (ce,
         # mifpe) or which it moves away from.
         other = torch.where(y == goal, (goal + 1) % classes, y)
-        place: dict[str, Any] = {
-            "targets": torch.full_like(y, goal),
-            "sample_ids": samples.indices[rows].to(x.device),
-        }
+        place = {"targets": torch.full_like(y, goal), "sample_ids": samples.indices[rows].to(x.device)}
         result = pgd(target.model, x, other, **place, **options)
         labels.append(y)
         clean.append(_classes(before))
@@ -128,15 +123,20 @@ def _classes(logits: torch.Tensor) -> torch.Tensor:
 
 def targeted_tables(outcomes: Sequence[TargetedOutcome], name: str = "") -> list[Table]:
     """Return a table per threat model: a row per model, protocol and loss; ``name``: of the class."""
-    headings: tuple[str, ...] = ("as target, clean", "attack success [95 %]", "of all images")
-    headings += ("class, clean", "class [95 %]", "accuracy")
+    headings = [
+        "as target, clean",
+        "attack success [95 %]",
+        "of all images",
+        "class, clean",
+        "class [95 %]",
+        "accuracy",
+    ]
     tables = []
     for threat in dict.fromkeys(outcome.threat for outcome in outcomes):
         found = [outcome for outcome in outcomes if outcome.threat == threat]
         goal = f"PGD towards class {found[0].goal} {name}".rstrip()
-        table = make_table(
-            f"{goal}, {threat}, n = {len(found[0].label)}", ("model", "protocol", "loss"), headings
-        )
+        title = f"{goal}, {threat}, n = {len(found[0].label)}"
+        table = make_table(title, ("model", "protocol", "loss"), headings)
         for outcome in found:
             cells = [
                 percent(item and item[0]) if item is None or "[" not in heading else with_interval(*item)

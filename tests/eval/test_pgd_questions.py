@@ -14,7 +14,7 @@ from eval.core.threats import Threat
 from eval.robustness import command, iterations
 from eval.robustness.iterations import iteration_curve, iteration_figure
 from eval.robustness.options import PgdOptions
-from eval.robustness.protocols import pgd_options
+from eval.robustness.suite import pgd_options
 from eval.robustness.targeted import targeted_outcome
 from tests.eval.test_attack import MODEL
 
