@@ -26,15 +26,11 @@ _ALWAYS = ("adversarial.method", "max_grad_norm")  # settings that are named eve
 
 @dataclass(frozen=True)
 class Source:
-    """Where the settings of a preset come from.
+    """Where the settings of a preset come from."""
 
-    Attributes:
-        origin: the publication, or ``chosen here``.
-        chosen: the settings, such as ``adversarial.start``, that `origin` does not have and that are chosen here; None
-            where all of them are.
-    """
-
-    origin: str = "chosen here"
+    origin: str = "chosen here"  #: the publication, or ``chosen here``
+    #: the settings, such as ``adversarial.start``, that `origin` does not have and that are chosen
+    #: here; None where all of them are
     chosen: tuple[str, ...] | None = None
 
     def __str__(self) -> str:

@@ -30,11 +30,9 @@ def parse_number(text: str) -> float:
     Raises:
         ValueError: the text is neither.
     """
-    match = re.fullmatch(r"\s*([^/\s]+)\s*(?:/\s*([^/\s]+)\s*)?", text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a number; expected e.g. 0.1 or 8/255")
+    above, slash, below = text.partition("/")
     try:
-        return float(match[1]) / float(match[2] or 1)
+        return float(above) / (float(below) if slash else 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r} is not a number; expected e.g. 0.1 or 8/255") from None
 
@@ -125,9 +123,8 @@ def _gist(message: str) -> str:
     if not unknown or "Perhaps you meant" not in message:
         return text
     names = [name for line in lines if line.startswith("--") for name in re.findall(r"--[\w.-]+", line)]
-    return text + "".join(
-        f"; did you mean {name}?" for name in difflib.get_close_matches(unknown[0], names, 1, 0)
-    )
+    near = difflib.get_close_matches(unknown[0], names, 1, 0)
+    return text + "".join(f"; did you mean {name}?" for name in near)
 
 
 def one_line(error: BaseException) -> str:
@@ -139,6 +136,4 @@ def one_line(error: BaseException) -> str:
         text = " ".join(str(error).split())
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

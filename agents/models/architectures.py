@@ -50,13 +50,9 @@ class _Stack:
         return self
 
     def pool(self) -> "_Stack":
-        """Append a 2x2 max pool; a side of one pixel stays."""
+        """Insert a 2x2 max pool before the last ReLU, which then sees a quarter; a side of one pixel stays."""
         sides = (min(2, self.height), min(2, self.width))
-        pool = nn.MaxPool2d(sides)
-        if isinstance(self.layers[-1], nn.ReLU):  # they commute, and ReLU after the pool sees a quarter
-            self.layers.insert(-1, pool)
-        else:
-            self.layers.append(pool)
+        self.layers.insert(-1, nn.MaxPool2d(sides))
         self.height, self.width = self.height // sides[0], self.width // sides[1]
         return self
 
@@ -141,55 +137,43 @@ def vit(shape: Shape) -> nn.Module:
     return VisionTransformer(shape, patch=2 if side < 16 else 4 if side < _STANDARD_STEM else 16)
 
 
-def _small_images(shape: Shape) -> bool:
-    return min(shape[1:]) < _STANDARD_STEM
-
-
-def _resnet(name: str, shape: Shape) -> nn.Module:
+def _of_torchvision(
+    name: str, shape: Shape, stem: str = "conv1", pool: str = "maxpool", head: str = "fc"
+) -> nn.Module:
+    """Return torchvision's network without its head; under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
     net = getattr(import_torchvision("models"), name)(weights=None)
-    if _small_images(shape):
-        net.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-        net.maxpool = nn.Identity()
+    if min(shape[1:]) < _STANDARD_STEM:
+        net.set_submodule(stem, nn.Conv2d(shape[0], 64, 3, padding=1, bias=False))
+        net.set_submodule(pool, nn.Identity())
     elif shape[0] != 3:
-        net.conv1 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
-    net.fc = nn.Identity()
+        net.set_submodule(stem, nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False))
+    net.set_submodule(head, nn.Identity())
     return net
 
 
 @register_network("resnet18")
 def resnet18(shape: Shape) -> nn.Module:
     """ResNet-18 (He et al. 2016); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    return _resnet("resnet18", shape)
+    return _of_torchvision("resnet18", shape)
 
 
 @register_network("resnet50")
 def resnet50(shape: Shape) -> nn.Module:
     """ResNet-50 (He et al. 2016); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    return _resnet("resnet50", shape)
+    return _of_torchvision("resnet50", shape)
 
 
 @register_network("densenet121")
 def densenet121(shape: Shape) -> nn.Module:
     """DenseNet-121 (Huang et al. 2017); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    net = import_torchvision("models").densenet121(weights=None)
-    if _small_images(shape):
-        net.features.conv0 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
-        net.features.pool0 = nn.Identity()
-    elif shape[0] != 3:
-        net.features.conv0 = nn.Conv2d(shape[0], 64, 7, stride=2, padding=3, bias=False)
-    net.classifier = nn.Identity()
-    return net
+    return _of_torchvision("densenet121", shape, "features.conv0", "features.pool0", "classifier")
 
 
 def load_pretrained(body: nn.Module, name: str, shape: Shape) -> None:
-    """Give ``body`` the weights that torchvision publishes for ImageNet (``IMAGENET1K_V1``), but for its head.
+    """Give ``body`` of `NETWORKS` the weights that torchvision publishes for ImageNet (``IMAGENET1K_V1``).
 
-    They are downloaded to ``torch.hub.get_dir()`` unless they lie there.
-
-    Args:
-        body: of `NETWORKS`.
-        name: its name, one of `PRETRAINED`.
-        shape: of its images, (C, H, W).
+    They are those of ``name``, one of `PRETRAINED`, but for the head, and are downloaded to ``torch.hub.get_dir()``
+    unless they lie there.
 
     Raises:
         InputError: the network has no such weights or another stem, or the download fails.
@@ -198,7 +182,7 @@ def load_pretrained(body: nn.Module, name: str, shape: Shape) -> None:
         raise InputError(
             f"network {name!r} has no weights of torchvision; use one of {', '.join(PRETRAINED)}"
         )
-    if shape[0] != 3 or _small_images(shape):
+    if shape[0] != 3 or min(shape[1:]) < _STANDARD_STEM:
         raise InputError(
             f"torchvision's weights are for colour images of at least {_STANDARD_STEM} pixels a side, and these are "
             f"{shape}; resize them, such as by --image-size 224"

@@ -21,9 +21,8 @@ class Classifier(nn.Module):
 
     def __init__(self, body: ImageNetwork, head: nn.Linear, hidden: nn.Sequential | None = None) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.head = body, head
         self.hidden = nn.Sequential() if hidden is None else hidden
-        self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits ``(N, K)``."""
@@ -75,17 +74,11 @@ def new_classifier(
         InputError: as `ImageNetwork` does.
     """
     body = ImageNetwork(image_space(shape), network, mean, std)
-    layers: list[nn.Module] = []
-    width = body.features_dim
+    layers, width = nn.Sequential(), body.features_dim
     for layer in hidden:
-        if isinstance(layer, str):
-            activation = make_activation(layer)
-            if activation is None:
-                raise InputError(
-                    f"hidden layer {layer!r}; expected a width or one of {', '.join(ACTIVATIONS)}"
-                )
-            layers.append(activation)
-        else:
-            layers.append(nn.Linear(width, layer))
-            width = layer
-    return Classifier(body, nn.Linear(width, num_classes), nn.Sequential(*layers))
+        made = make_activation(layer) if isinstance(layer, str) else nn.Linear(width, layer)
+        if made is None:
+            raise InputError(f"hidden layer {layer!r}; expected a width or one of {', '.join(ACTIVATIONS)}")
+        layers.append(made)
+        width = layer if isinstance(layer, int) else width
+    return Classifier(body, nn.Linear(width, num_classes), layers)

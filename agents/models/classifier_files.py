@@ -38,16 +38,10 @@ def classifier_bytes(classifier: Classifier) -> bytes:
     Raises:
         InputError: the extra state of a module is neither a tensor nor plain JSON values.
     """
-    tensors = {
-        name: value.detach().to("cpu", copy=True).contiguous()
-        for name, value in as_tensors(classifier.state_dict(), f"network {classifier.network!r}").items()
-    }
-    metadata = {"format": FORMAT, "spec": classifier.spec.to_json()}
-    return _in_order(safetensors.torch.save(tensors, metadata))
-
-
-def _in_order(content: bytes) -> bytes:
-    """Return the safetensors file with its metadata sorted, which come in random order: equal weights, equal files."""
+    state = as_tensors(classifier.state_dict(), f"network {classifier.network!r}")
+    tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+    content = safetensors.torch.save(tensors, {"format": FORMAT, "spec": classifier.spec.to_json()})
+    # Metadata come in random order; sorted, equal weights make equal files.
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -147,9 +141,8 @@ def _check_shapes(classifier: Classifier, state: dict[str, Tensor], origin: str)
             )
     for name, own in expected.items():
         found = state[name]
-        if name.endswith(EXTRA_STATE):  # of any size
-            continue
-        if found.shape != own.shape or found.dtype != own.dtype:
+        extra_state = name.endswith(EXTRA_STATE)  # of any size
+        if not extra_state and (found.shape != own.shape or found.dtype != own.dtype):
             raise InputError(
                 f"{origin}: {name} is {found.dtype} {tuple(found.shape)}, network {classifier.network!r} expects "
                 f"{own.dtype} {tuple(own.shape)}; pass the right one as network="
@@ -159,8 +152,7 @@ def _check_shapes(classifier: Classifier, state: dict[str, Tensor], origin: str)
 def _check_values(state: dict[str, Tensor], origin: str) -> None:
     for name, tensor in state.items():
         if not tensor.isfinite().all():
-            raise InputError(
-                f"{origin}: {name} has NaN or infinite values; load an earlier checkpoint or train again"
-            )
+            remedy = "load an earlier checkpoint or train again"
+            raise InputError(f"{origin}: {name} has NaN or infinite values; {remedy}")
     if (state["body.std"] <= 0).any():
         raise InputError(f"{origin}: body.std has values that are not positive; save the weights again")

@@ -24,18 +24,13 @@ _Width = Annotated[int, Meta(ge=1, le=2**16)]
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """What is needed to build a classifier again.
+    """What is needed to build a classifier again."""
 
-    Attributes:
-        network: name of the body.
-        shape: image shape (C, H, W).
-        num_classes: K.
-        hidden: layers between body and head: widths of linear layers, and activations as `activation_text` has them.
-    """
-
-    network: Annotated[str, Meta(min_length=1, max_length=200)]
-    shape: tuple[_Side, _Side, _Side]
-    num_classes: Annotated[int, Meta(ge=1, le=2**17)]
+    network: Annotated[str, Meta(min_length=1, max_length=200)]  #: name of the body
+    shape: tuple[_Side, _Side, _Side]  #: image shape (C, H, W)
+    num_classes: Annotated[int, Meta(ge=1, le=2**17)]  #: K
+    #: layers between body and head: widths of linear layers, and activations as `activation_text` has
+    #: them
     hidden: Annotated[tuple[_Width | str, ...], Meta(max_length=32)] = ()
 
     def to_json(self) -> str:
@@ -60,10 +55,10 @@ class Spec(msgspec.Struct, frozen=True):
             )
 
         def wrong(name: str, reason: str) -> InputError:
-            what = (
+            found = (
                 f"{name} is {str(fields.get(name))[:60]!r}" if name else "the network's description is wrong"
             )
-            return InputError(f"{origin}: {what} ({reason}); save the weights again")
+            return InputError(f"{origin}: {found} ({reason}); save the weights again")
 
         try:
             spec = msgspec.convert(fields, cls)

@@ -48,9 +48,7 @@ def assemble_classifier(policy: BasePolicy) -> Classifier:
         extractor, layers = parts.pi_features_extractor, [*parts.mlp_extractor.policy_net, parts.action_net]
     else:
         kind = type(policy).__name__
-        raise InputError(
-            f"a {kind} has no classifier inside; expected an actor-critic, a DQN or a QR-DQN policy"
-        )
+        raise InputError(f"a {kind} has no classifier inside; expected an actor-critic, DQN or QR-DQN policy")
     space = policy.observation_space
     discrete = isinstance(policy.action_space, spaces.Discrete)
     if not isinstance(space, spaces.Box) or len(space.shape) != 3 or not discrete:
@@ -86,8 +84,7 @@ def _as_image_network(
         body.mean, body.std = (extractor.mean - low) / span, extractor.std / span
         return body
     name = "nature" if type(extractor) is NatureCNN else network_name(type(extractor))
-    mode = extractor.training
-    channels = (space.shape or (0,))[0]
+    mode, channels = extractor.training, (space.shape or (0,))[0]
     body = ImageNetwork(space, lambda shape: extractor, [-low / span] * channels, [1 / span] * channels, name)
     return body.train(mode).to(device)
 
@@ -114,10 +111,8 @@ def _check_answers(policy: Any, classifier: Classifier) -> None:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"a {type(policy).__name__} is no classifier of single images ({reason})") from error
     allowed = _TOLERANCE * (found.max() - found.min())
-    best = found.max(1).values
-    if (found - own.log_softmax(1)).abs().max() > allowed or (
-        best - found.gather(1, actions)[:, 0] > allowed
-    ).any():
+    away, worse = (found - own.log_softmax(1)).abs(), found.amax(1) - found.gather(1, actions)[:, 0]
+    if away.max() > allowed or worse.max() > allowed:
         raise InputError(
             f"a {type(policy).__name__} decides otherwise than its network does; name a package.module:factory of "
             "an nn.Module from images in [0, 1] to logits instead"

@@ -76,9 +76,8 @@ def resolve_network(name: str, allow_import: bool = False) -> Build:
             f"cannot import network {name!r}: {error}; expected package.module:Callable"
         ) from error
     if not callable(build):
-        raise InputError(
-            f"network {name!r} is a {type(build).__name__}; expected a callable (shape) -> nn.Module"
-        )
+        kind = type(build).__name__
+        raise InputError(f"network {name!r} is a {kind}; expected a callable (shape) -> nn.Module")
     return register_network(name, build)
 
 
@@ -106,8 +105,7 @@ class ImageNetwork(BaseFeaturesExtractor):
     Args:
         observation_space: ``Box`` of shape (C, H, W).
         network: a name in `NETWORKS`, or a function from (C, H, W) to an ``nn.Module``.
-        mean: per channel ``(C,)``, of pixels in [0, 1]; subtracted. None: zeros.
-        std: per channel ``(C,)``, above 0; divides. None: ones.
+        mean, std: per channel ``(C,)``, of pixels in [0, 1], std above 0; None: zeros and ones.
         name: how weights shall call the network. None: its registered name, else its import path.
 
     Raises:
@@ -183,10 +181,8 @@ def _per_channel(name: str, values: Sequence[float] | Tensor | None, default: fl
         return torch.full((channels,), default)
     tensor = torch.as_tensor(values, dtype=torch.float32).detach().clone()
     if tensor.shape != (channels,) or not tensor.isfinite().all() or (name == "std" and (tensor <= 0).any()):
-        wanted = "positive" if name == "std" else "finite"
-        raise InputError(
-            f"{name} {tensor.tolist()} does not fit; expected {channels} {wanted} numbers, one per channel"
-        )
+        wanted = f"{channels} {'positive' if name == 'std' else 'finite'} numbers, one per channel"
+        raise InputError(f"{name} {tensor.tolist()} does not fit; expected {wanted}")
     return tensor
 
 

@@ -7,6 +7,7 @@ statistics of another minibatch, change them at unchanged weights: then the firs
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
@@ -20,11 +21,11 @@ from envs.rng import hash_tensor
 _LAYERS = 8  # whose hashes are made together
 
 
+@dataclass
 class _Seeds:
-    """Seeds of the images of a batch, ``values`` int64 ``(N,)``, and their hashes for each layer."""
+    """Seeds of the images of a batch, int64 ``(N,)``, and their hashes for each layer."""
 
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
+    values: Tensor
 
     @cached_property
     def _hashes(self) -> Tensor:
@@ -59,8 +60,7 @@ def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
 def sample_seeds(seeds: Tensor) -> Iterator[None]:
     """Within this context a `ConsistentDropout` in train mode takes the mask of image i from ``seeds[i]`` alone.
 
-    Args:
-        seeds: int64 ``(N,)``, on the device of the images; N is the batch size of every forward pass inside.
+    ``seeds``: int64 ``(N,)``, on the device of the images; N is the batch size of every forward pass inside.
     """
     token = _seeds.set(_Seeds(seeds))
     try:
@@ -74,11 +74,7 @@ class ConsistentDropout(nn.Dropout):
 
     The paper stores the masks of the rollout; here they are hashes of (seed of the image, layer, position),
     so nothing is stored and minibatches may group images in any way. Outside of `sample_seeds` it is
-    ``nn.Dropout``.
-
-    Args:
-        p: probability of zeroing an element, in [0, 1).
-        layer: number of this layer in its network; equal numbers share masks.
+    ``nn.Dropout`` with probability ``p``, in [0, 1). Layers of one network with equal numbers ``layer`` share masks.
     """
 
     def __init__(self, p: float, layer: int) -> None:
@@ -100,9 +96,9 @@ class ConsistentDropout(nn.Dropout):
 
     def _keep(self, seeds: _Seeds, x: Tensor) -> Tensor:
         # 32-bit arithmetic, in place: on a CPU this costs what drawing the mask at random does.
-        bits = seeds.hashes(self.layer).view(-1, *[1] * (x.dim() - 1)) ^ _positions(
-            x.shape[1:], x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last), x.device
-        )
+        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        images = seeds.hashes(self.layer).view(-1, *[1] * (x.dim() - 1))
+        bits = images ^ _positions(x.shape[1:], channels_last, x.device)
         bits.mul_(0x2C1B3C6D)
         bits.bitwise_xor_(bits >> 15)
         bits.mul_(0x297A2D39)
@@ -147,9 +143,8 @@ def frozen_batchnorm(module: nn.Module) -> Iterator[None]:
 def refresh_batchnorm(module: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running statistics of BatchNorm layers by their mean over ``batches`` at the present weights.
 
-    Args:
-        module: called on every batch in train mode, without gradients; its modes are restored.
-        batches: inputs of ``module``, of about the same size; each of at least two images.
+    ``module`` is called in train mode, without gradients, on every batch, all of about the same size and of at least
+    two images; its modes are restored.
     """
     layers = _batchnorm_layers(module)
     if not layers:

@@ -31,12 +31,10 @@ class ImagePolicy(ActorCriticPolicy):
     The action head reads the features directly, so both together are a plain classifier (:attr:`classifier`).
 
     Args:
-        observation_space: Box of images, channels first.
-        action_space: Discrete, one action per class.
+        observation_space, action_space: Box of images, channels first; Discrete, one action per class.
         lr_schedule: learning rate as a function of the remaining progress (1 to 0).
         network: a registered network, see :data:`agents.models.image_network.NETWORKS`.
-        mean: per-channel mean of the pixels in [0, 1], for the normalisation inside the network.
-        std: per-channel standard deviation, likewise.
+        mean, std: of the pixels in [0, 1] per channel, for the normalisation inside the network.
         precision: ``bf16`` runs the network under autocast while training; predictions are always float32.
         channels_last: memory layout of images and convolutions.
         compile: compile the network's training forward with ``torch.compile``.
@@ -44,8 +42,7 @@ class ImagePolicy(ActorCriticPolicy):
         exploration_mode: ``mixture``: the policy is ``(1 - exploration) softmax + exploration / K``, with exact
             log-probabilities. ``batch``: the whole batch acts at random at once, and log-probabilities are those of
             the softmax (arXiv 2606.12251).
-        optimizer_class: AdamW unless given.
-        optimizer_kwargs: passed to the optimiser.
+        optimizer_class, optimizer_kwargs: AdamW unless given, and what it is given.
     """
 
     _features: Callable[[Tensor], Tensor]  # the features extractor, compiled if asked for
@@ -69,16 +66,11 @@ class ImagePolicy(ActorCriticPolicy):
         use_sde: bool = False,
     ) -> None:
         if not isinstance(action_space, gym.spaces.Discrete):
-            raise InputError(
-                f"an image policy acts by labels; expected a Discrete action space, got {action_space}"
-            )
-        self.network = network
-        self.num_actions = int(action_space.n)
-        self.precision = precision
-        self.channels_last = channels_last
-        self.compile_network = compile
-        self.exploration = exploration
-        self.exploration_mode = exploration_mode
+            wanted = "an image policy acts by labels; expected a Discrete action space"
+            raise InputError(f"{wanted}, got {action_space}")
+        self.network, self.num_actions = network, int(action_space.n)
+        self.precision, self.channels_last, self.compile_network = precision, channels_last, compile
+        self.exploration, self.exploration_mode = exploration, exploration_mode
         super().__init__(
             observation_space,
             action_space,
@@ -173,7 +165,11 @@ class ImagePolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: Any) -> CategoricalDistribution:
         """Return the distribution over labels of uint8 observations, in float32 at any training precision."""
-        return self._distribution(self.features_extractor(self.pixels(obs)))
+        distribution = CategoricalDistribution(self.num_actions)
+        # SB3's own constructor validates every batch, which costs more than the sampling and waits for the device.
+        logits = self.action_net(self.features_extractor(self.pixels(obs)))
+        distribution.distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
+        return distribution
 
     def set_training_mode(self, mode: bool) -> None:
         """Put the policy in train or eval mode; only on change, since visiting every layer takes time."""
@@ -185,10 +181,3 @@ class ImagePolicy(ActorCriticPolicy):
         if deterministic:
             return self.action_net(self.features_extractor(self.pixels(observation))).argmax(-1)
         return super()._predict(observation)
-
-    def _distribution(self, features: Tensor) -> CategoricalDistribution:
-        distribution = CategoricalDistribution(self.num_actions)
-        # SB3's own constructor validates every batch, which costs more than the sampling and waits for the device.
-        logits = self.action_net(features)
-        distribution.distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
-        return distribution

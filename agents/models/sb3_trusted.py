@@ -14,29 +14,30 @@ from agents.models.classifier import Classifier
 from agents.models.extraction import extract_classifier
 from envs.errors import InputError
 
-_UNUSED = (
+_UNUSED = [
     "learning_rate",
     "lr_schedule",
     "clip_range",
     "clip_range_vf",
     "exploration_schedule",
     "replay_buffer_class",
-)
+]
 
 
 def load_trusted_zip(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
-    """Return the classifier inside the policy saved at ``path``, in eval mode; executes the code in the file.
+    """Return the classifier inside the policy that an SB3 algorithm saved at ``path``, in eval mode, on ``device``.
 
-    Args:
-        path: a zip saved by an SB3 algorithm (PPO, A2C, DQN).
-        device: where to put it.
+    Executes the code in the file.
 
     Raises:
         InputError: SB3 cannot load the file, or its policy is not a classifier of images followed by an argmax.
     """
     try:
         data, parameters, _ = load_from_zip_file(path, device="cpu", custom_objects=dict.fromkeys(_UNUSED))
-        policy = _build_policy(data or {})
+        saved: dict[str, Any] = data or {}
+        options = dict(saved["policy_kwargs"]) | ({"use_sde": True} if saved.get("use_sde") else {})
+        spaces = saved["observation_space"], saved["action_space"]
+        policy = saved["policy_class"](*spaces, lambda _: 0.0, **options)
         policy.load_state_dict(parameters["policy"])
         policy.set_training_mode(False)
     except Exception as error:  # the code in the file may raise anything
@@ -46,10 +47,3 @@ def load_trusted_zip(path: str | Path, device: str | torch.device = "cpu") -> Cl
         return extract_classifier(policy).eval().to(device)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def _build_policy(data: dict[str, Any]) -> Any:
-    options = dict(data["policy_kwargs"])
-    if data.get("use_sde"):
-        options["use_sde"] = True
-    return data["policy_class"](data["observation_space"], data["action_space"], lambda _: 0.0, **options)

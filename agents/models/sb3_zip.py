@@ -38,14 +38,11 @@ def read_sb3_zip(path: Path) -> tuple[Spec, dict[str, Tensor]]:
     """
     origin = str(path)
     try:
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
+        if (size := path.stat().st_size) > _MAX_BYTES:
             raise InputError(f"{path} has {size} bytes; at most {_MAX_BYTES} are read")
         archive = _open_zip(path.read_bytes(), origin)
     except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; check the path and its permissions"
-        ) from None
+        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from None
     weights = _tensors(_member(archive, "policy.pth", origin, _MAX_BYTES), f"policy.pth in {origin}")
     descriptions = _json(_member(archive, "data", origin, _MAX_DATA), f"data in {origin}")
     return _classifier_parts(weights, descriptions, origin)
@@ -163,11 +160,9 @@ def _classifier_parts(
             if name.startswith(old):
                 state[new + name.removeprefix(old)] = tensor
                 break
-    if (low, high) != (0, 1) and all(state[f"body.{name}"].is_floating_point() for name in ("mean", "std")):
-        state |= {
-            "body.mean": (state["body.mean"] - low) / (high - low),
-            "body.std": state["body.std"] / (high - low),
-        }
+    mean, std, span = state["body.mean"], state["body.std"], high - low
+    if (low, high) != (0, 1) and mean.is_floating_point() and std.is_floating_point():
+        state |= {"body.mean": (mean - low) / span, "body.std": std / span}
     return spec, state
 
 
@@ -196,11 +191,9 @@ def _pixel_range(descriptions: dict[str, Any], origin: str) -> tuple[float, floa
             "and std instead"
         )
     raw = _described(descriptions, "policy_kwargs", "normalize_images", "False")
-    bounds = [
-        sorted({float(value) for value in side}) or [default] for side, default in ((low, 0.0), (high, 255.0))
-    ]
+    bounds = min(map(float, low), default=0.0), max(map(float, high), default=255.0)
     try:
-        return pixel_range("undivided" if raw else dtype, bounds[0][0], bounds[1][-1])
+        return pixel_range("undivided" if raw else dtype, *bounds)
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
 
@@ -211,9 +204,8 @@ def _activation(descriptions: dict[str, Any], default: str, origin: str) -> str:
     name = r"<class 'torch\.nn\.modules\.activation\.(\w+)'>"
     if not found:
         return default
-    match = re.fullmatch(name, found) or re.fullmatch(
-        rf"functools\.partial\({name}(?:, ([\w.+='-]+))?\)", found
-    )
+    partial = rf"functools\.partial\({name}(?:, ([\w.+='-]+))?\)"
+    match = re.fullmatch(name, found) or re.fullmatch(partial, found)
     text = "" if match is None else match[1]
     if match is not None and match.lastindex == 2:
         text += f"({match[2]})".replace("'", "")
@@ -235,12 +227,9 @@ def _check_code(descriptions: dict[str, Any], origin: str) -> None:
 
 def _linear_layers(weights: dict[str, Tensor], prefix: str) -> dict[int, int]:
     """Return the output width of every linear layer under ``prefix``, by its number."""
-    found = {}
-    for name, tensor in weights.items():
-        match = re.fullmatch(re.escape(prefix) + r"(\d{1,2})\.weight", name)
-        if match:
-            found[int(match[1])] = tensor.shape[0] if tensor.dim() else 0
-    return found
+    pattern = re.compile(re.escape(prefix) + r"(\d{1,2})\.weight")
+    layers = ((pattern.fullmatch(name), tensor) for name, tensor in weights.items())
+    return {int(match[1]): tensor.shape[0] if tensor.dim() else 0 for match, tensor in layers if match}
 
 
 def _body_fields(

@@ -24,14 +24,10 @@ class _Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images (N, C, H, W) of one size to the mean of the last tokens, (N, width).
+    """Images (N, C, H, W) of one size to the mean of the last tokens, (N, width), after ``depth`` blocks.
 
-    Args:
-        shape: (C, H, W); sides that are no multiple of ``patch`` are padded with zeros on the right and at the bottom.
-        patch: side of the patches, in pixels.
-        width: of the tokens, a multiple of ``heads``.
-        depth: number of blocks.
-        heads: of the attention.
+    Sides that are no multiple of ``patch`` pixels are padded with zeros on the right and at the bottom; ``width`` is a
+    multiple of the attention's ``heads``.
     """
 
     def __init__(

@@ -29,13 +29,8 @@ class _Block(nn.Module):
 class WideResNet(nn.Sequential):
     """Body of WRN-``depth``-``widen``: images (N, C, H, W) of any size to features (N, 64 widen).
 
-    Args:
-        channels: C.
-        depth: 6 n + 4, with n blocks in each of three groups; the later two halve the sides.
-        widen: factor of the groups' 16, 32 and 64 channels.
-
-    Raises:
-        InputError: no such depth.
+    ``depth`` is 6 n + 4, else InputError is raised, with n blocks in each of three groups of 16, 32 and 64 times
+    ``widen`` channels; the later two halve the sides.
     """
 
     def __init__(self, channels: int, depth: int = 16, widen: int = 4) -> None:
@@ -47,9 +42,8 @@ class WideResNet(nn.Sequential):
             for block in range((depth - 4) // 6):
                 first = block == 0
                 layers.append(_Block(before if first else after, after, 2 if first and group else 1))
-        super().__init__(
-            *layers, nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        )
+        layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*layers)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -1,9 +1,14 @@
 """Work between rollouts, where the state is complete: logs, validation, checkpoints, progress, a clean stop."""
 
+import contextlib
 import math
 import shlex
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -15,10 +20,38 @@ from agents.models.extraction import extract_classifier
 from agents.training.checkpoint import diverged, refuse_divergence, save_checkpoint
 from agents.training.logs import JSONLines
 from agents.training.progress import TrainingProgress
-from agents.training.selection import Selection, Validator, copied
-from agents.training.signals import StopRequest
+from agents.training.validation import Selection, Validator, copied
 
 LOGS_PER_VALIDATION = 4
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request, which the run honours when its state is whole.
+
+    The second one has its default effect: the process ends at once. Outside the main thread signals stay as they are.
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+        signal.signal(number, signal.SIG_DFL)
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @dataclass
@@ -33,10 +66,8 @@ class TrainingCallback(BaseCallback):
     """Acts at the start of every rollout; see the module's docstring.
 
     Args:
-        run: the run directory.
-        config: the options of the run.
-        total: images of the whole run.
-        validate_every: images between validations.
+        run, config: the run directory and the options of the run.
+        total, validate_every: images of the whole run, and between validations.
         validator: validates the policy and keeps the best weights.
         stop: asked to stop by Ctrl-C.
         progress: the bar.
@@ -55,19 +86,17 @@ class TrainingCallback(BaseCallback):
         progress: TrainingProgress,
     ) -> None:
         super().__init__()
-        self.run = run
-        self.config = config
-        self.total = total
-        self.validate_every = validate_every
-        self.log_every = max(validate_every // LOGS_PER_VALIDATION, 1)
-        self.validator = validator
-        self.stop = stop
-        self.progress = progress
+        self.run, self.config, self.total = run, config, total
+        self.validator, self.stop, self.progress = validator, stop, progress
+        self.validate_every, self.log_every = validate_every, max(validate_every // LOGS_PER_VALIDATION, 1)
         self.phase = 0
         self.milestones = Milestones(validate_every, self.log_every)
         self._began = time.perf_counter()
         self._seconds_before = 0.0
-        self._clock: tuple[float, int] | None = None
+        self._clock = (
+            self._began,
+            -1,
+        )  # when the last line was logged, and the images seen then; -1: not begun
 
     @property
     def selection(self) -> Selection:
@@ -89,7 +118,7 @@ class TrainingCallback(BaseCallback):
         """
         step, due = self.model.num_timesteps, self.milestones
         self.progress.update(self.model, force=validate)
-        if self._clock is None:
+        if self._clock[1] < 0:
             self._clock = (time.perf_counter(), step)
         if log or step >= due.next_log:
             validate = validate or step >= due.next_validation
@@ -146,21 +175,19 @@ class TrainingCallback(BaseCallback):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state` returned."""
-        self.phase = state["phase"]
-        self._seconds_before = state["seconds"]
-        selection = state["selection"] | {"score": tuple(state["selection"]["score"])}
-        self.validator.selection = Selection(**selection)
-        self.validator.history = state["milestones"]["history"]
-        self.milestones = Milestones(
-            **{name: value for name, value in state["milestones"].items() if name != "history"}
-        )
+        self.phase, self._seconds_before = state["phase"], state["seconds"]
+        selection, due = dict(state["selection"]), dict(state["milestones"])
+        self.validator.selection = Selection(**selection | {"score": tuple(selection["score"])})
+        self.validator.history = due.pop("history")
+        self.milestones = Milestones(**due)
 
     def _log(self, step: int, validate: bool) -> None:
         refuse_divergence(self.run, self.model)
-        logger = self.model.logger
         record = self.model.log_record()
         record["train/learning_rate"] = float(self.model.policy.optimizer.param_groups[0]["lr"])
-        record["time/images_per_second"] = self._rate(step)
+        # Since the last line; reading the statistics before has waited for the device.
+        (since, images), self._clock = self._clock, (time.perf_counter(), step)
+        record["time/images_per_second"] = (step - images) / max(self._clock[0] - since, 1e-9)
         record["time/fps"] = step / max(self.seconds(), 1e-9)
         if self.config.schedule is not None:
             record["time/phase"] = float(self.phase)
@@ -170,15 +197,8 @@ class TrainingCallback(BaseCallback):
                 raise diverged(self.run, f"the validation loss after {step:,} images")
             self.progress.validated(record["val/accuracy"])
         for name, value in record.items():
-            logger.record(name, value)
-        logger.dump(step)
-
-    def _rate(self, step: int) -> float:
-        """Return images per second since the last call; reading the statistics before has waited for the device."""
-        now = time.perf_counter()
-        since, images = self._clock or (now, step)
-        self._clock = (now, step)
-        return (step - images) / max(now - since, 1e-9)
+            self.model.logger.record(name, value)
+        self.model.logger.dump(step)
 
     def _write_selected(self, weights: dict[str, Any]) -> None:
         """Write ``model.safetensors`` with the selected weights rather than the present ones."""

@@ -42,13 +42,8 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
 
 def save_checkpoint(run: RunDir, model: Any, callback: dict[str, Any], done: bool) -> None:
     """Write ``checkpoint.pt`` atomically: the state of the algorithm ``model``, and of the callback."""
-    state = {
-        "format": FORMAT,
-        "done": done,
-        "algorithm": model.training_state(),
-        "callback": callback,
-        "random": random_state(model.device),
-    }
+    state = {"format": FORMAT, "done": done, "algorithm": model.training_state(), "callback": callback}
+    state["random"] = random_state(model.device)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(run.checkpoint_path, buffer.getbuffer())
@@ -64,9 +59,8 @@ def refuse_divergence(run: RunDir, model: Any) -> None:
 
 def diverged(run: RunDir, where: str) -> InputError:
     """Return the error that says what was not finite, and what is kept."""
-    kept = (
-        "the checkpoint before it is kept in" if run.checkpoint_path.exists() else "nothing was saved yet in"
-    )
+    saved = run.checkpoint_path.exists()
+    kept = "the checkpoint before it is kept in" if saved else "nothing was saved yet in"
     return InputError(
         f"training diverged: NaN or infinity in {where}; {kept} {run.path}. "
         "Lower --learning-rate, or use --precision fp32"
@@ -101,19 +95,14 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
     found = state.get("format") if isinstance(state, dict) else None
     if type(found) is not int or found != FORMAT:
         raise InputError(f"{run.checkpoint_path} is not of format {FORMAT}; train the run again")
-    with restoring(run):
-        _check(state)
+    with restoring(run):  # entries that are read before the algorithm exists
+        algorithm, callback = state["algorithm"], state["callback"]
+        counts = (callback["phase"], callback["metrics_bytes"], algorithm["counters"]["num_timesteps"])
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"counts {counts}")
+        if type(state["done"]) is not bool or not isinstance(state["random"], dict):
+            raise ValueError("done or random of the wrong type")
     return state
-
-
-def _check(state: dict[str, Any]) -> None:
-    """Raise if an entry that is read before the algorithm exists is missing or of the wrong type."""
-    algorithm, callback = state["algorithm"], state["callback"]
-    counts = (callback["phase"], callback["metrics_bytes"], algorithm["counters"]["num_timesteps"])
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"counts {counts}")
-    if type(state["done"]) is not bool or not isinstance(state["random"], dict):
-        raise ValueError("done or random of the wrong type")
 
 
 @contextlib.contextmanager

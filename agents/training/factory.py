@@ -18,8 +18,8 @@ from agents.models.classifier_files import classifier_bytes
 from agents.models.extraction import extract_classifier
 from agents.models.image_network import resolve_network
 from agents.training.resolve import ResolvedConfig
-from agents.training.robustness_probe import Probe
 from agents.training.snapshots import check_size
+from agents.training.validation import Probe
 from envs import Augmentation, ImageDataset, sb3_env
 from envs.errors import InputError
 from envs.files import read_json
@@ -69,13 +69,11 @@ def build_env(settings: ResolvedConfig, dataset: ImageDataset) -> VecEnv:
         num_envs=settings.batch_size,
         tensors=settings.phases[0].algorithm.tensors,
         device=dataset.device,
-        seed=config.seed,
         length=config.episode_length,
-        stop_on_error=config.stop_on_error,
         reward=_reward(config.reward),
-        label_noise=config.label_noise,
         augmentation=Augmentation.parse(config.augmentation),
         order="epoch",
+        **{name: getattr(config, name) for name in ("seed", "stop_on_error", "label_noise")},
     )
 
 
@@ -85,38 +83,27 @@ def build_algorithm(
     """Return the algorithm of a phase with a new policy on ``env``."""
     chosen, attacks = settings.phases[phase], settings.attacks
     if attacks is not None and chosen.algorithm.adversarial == "observations":
-        ascent = attacks.ascent
-        env = AdversarialObservation(
-            env,
-            eps=ascent.eps,
-            norm=ascent.norm.name,
-            steps=ascent.steps,
-            step_size=ascent.step_size,
-            start=ascent.start,
-            share=attacks.share,
-            begins=attacks.begins,
-        )
-    mean, std = (values.tolist() for values in dataset.channel_stats())
-    std = [value or 1.0 for value in std]  # a channel may be constant
+        how: dict[str, Any] = {name: getattr(attacks, name) for name in ("share", "begins")}
+        how |= {name: getattr(attacks.ascent, name) for name in ("eps", "steps", "step_size", "start")}
+        env = AdversarialObservation(env, norm=attacks.ascent.norm.name, **how)
+    mean, std = (tuple(values.tolist()) for values in dataset.channel_stats())
+    std = tuple(value or 1.0 for value in std)  # a channel may be constant
+    same = ("learning_rate", "exploration", "exploration_mode", "ent_coef")
     setup = Setup(
         algorithm=chosen.algorithm.algorithm,
         config=settings.options,
         env=env,
         device=dataset.device,
-        learning_rate=chosen.learning_rate,
-        exploration=chosen.exploration,
-        exploration_mode=chosen.exploration_mode,
-        ent_coef=chosen.ent_coef,
-        network={"network": settings.options.network, "mean": tuple(mean), "std": tuple(std)},
+        network={"network": settings.options.network, "mean": mean, "std": std},
         attacks=attacks,
+        **{name: getattr(chosen, name) for name in same},
     )
     model = chosen.algorithm.build(setup)
     if isinstance(env, AdversarialObservation):
         env.watch(model)
     if settings.options.pretrained:
-        load_pretrained(
-            model.policy.features_extractor.get_submodule("network"), settings.options.network, dataset.shape
-        )
+        network = model.policy.features_extractor.get_submodule("network")
+        load_pretrained(network, settings.options.network, dataset.shape)
     return model
 
 

@@ -21,14 +21,10 @@ _EVENTS = "events.out.tfevents.*"
 
 
 class JSONLines(KVWriter):
-    """Appends the scalars of every dump to a file as one JSON object per line.
+    """Appends the scalars of every dump to the file ``path`` as one JSON object per line.
 
-    Args:
-        path: the file.
-        keep: bytes to keep of a file that is there already; what follows is cut off.
-
-    Raises:
-        InputError: the file is shorter than that.
+    ``keep``: bytes to keep of a file that is there already; what follows is cut off, and InputError raised where it is
+    shorter.
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
@@ -43,11 +39,10 @@ class JSONLines(KVWriter):
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
         """Append the line of ``step``."""
-        scalars = {
-            key: float(value) if math.isfinite(value) else None
-            for key, value in sorted(key_values.items())
-            if isinstance(value, numbers.Real)  # NumPy's included
-        }
+        real = {
+            key: value for key, value in key_values.items() if isinstance(value, numbers.Real)
+        }  # NumPy's too
+        scalars = {key: float(real[key]) if math.isfinite(real[key]) else None for key in sorted(real)}
         self.file.write(json.dumps({"step": step, **scalars}).encode() + b"\n")
         self.file.flush()
 
@@ -64,9 +59,7 @@ class JSONLines(KVWriter):
 class TensorBoard(TensorBoardOutputFormat):
     """SB3's TensorBoard writer; when a run goes on, events after its checkpoint are marked as superseded.
 
-    Args:
-        folder: the log directory.
-        purge_step: events from this step on, in files that are there already, are void.
+    ``purge_step``: events from this step on, in files that are there already, are void.
     """
 
     def __init__(self, folder: Path, purge_step: int = 0) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -28,11 +27,7 @@ class TrainingProgress:
     again within itself and ends with the inner one.
 
     On narrow terminals the description and the total are left out: a bar that wraps would print itself again and again.
-
-    Args:
-        description: of the run.
-        total: its images.
-        shown: whether there is a bar at all.
+    ``total``: images of the run; ``shown``: whether there is a bar at all.
     """
 
     def __init__(self, description: str, total: int, shown: bool = True) -> None:
@@ -49,19 +44,16 @@ class TrainingProgress:
             columns.insert(0, TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=console, disable=not shown)
         self._task = self._bar.add_task(escape(description), total=total, accuracy=0.0)
-        self._total = total
-        self._updated = 0.0
+        self._total, self._updated = total, 0.0
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()  # does nothing where it has been started
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if not self._bar.live.is_started:
             return
-        if error is not None and not self._updated:  # nothing has been trained
+        if kind is not None and not self._updated:  # nothing has been trained
             self._bar.update(self._task, visible=False)
         self._bar.stop()
 

@@ -8,7 +8,7 @@ import torch
 from agents.algorithms.adversarial import AdversarialTraining, plan
 from agents.algorithms.registry import AlgorithmSpec, find_algorithm
 from agents.config import TrainConfig
-from agents.training.schedule import learning_rate, phase_ends, validation_interval
+from agents.training.schedule import MAX_VALIDATIONS, learning_rate, phase_ends
 from agents.training.snapshots import snapshot_moments
 from envs import ImageDataset
 from envs.errors import InputError
@@ -18,51 +18,33 @@ SMALL_IMAGE = 256  # pixels, up to which a second thread waits more than it work
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of training.
+    """A phase of training."""
 
-    Attributes:
-        algorithm: what learns.
-        end: images of the whole run after which it is over.
-        learning_rate: a number, or a function of the whole run's remaining progress.
-        exploration: share of uniform random actions.
-        exploration_mode: ``batch`` or ``mixture``.
-        ent_coef: weight of the entropy bonus.
-    """
-
-    algorithm: AlgorithmSpec
-    end: int
+    algorithm: AlgorithmSpec  #: what learns
+    end: int  #: images of the whole run after which it is over
+    #: a number, or a function of the whole run's remaining progress
     learning_rate: float | Callable[[float], float]
-    exploration: float
-    exploration_mode: str
-    ent_coef: float
+    exploration: float  #: share of uniform random actions
+    exploration_mode: str  #: ``batch`` or ``mixture``
+    ent_coef: float  #: weight of the entropy bonus
 
 
 @dataclass(frozen=True)
 class ResolvedConfig:
-    """What a run does.
+    """What a run does."""
 
-    Attributes:
-        options: as they were given; those whose defaults depend on more than themselves are the fields below.
-        phases: one, or those of the schedule.
-        batch_size: images per gradient step.
-        eval_every: images between validations and checkpoints.
-        threads: on the CPU.
-        norm, eps: the ball of adversarial training and of the probe.
-        probe_images: validation images that are attacked at each validation; 0: none.
-        attacks: how training is attacked; None: not at all.
-        snapshots: images seen when weights are kept, rising.
-    """
-
-    options: TrainConfig
-    phases: tuple[Phase, ...]
-    batch_size: int
-    eval_every: int
-    threads: int
-    norm: str
-    eps: float
-    probe_images: int
-    attacks: AdversarialTraining | None
-    snapshots: tuple[int, ...]
+    options: (
+        TrainConfig  #: as given; those whose defaults depend on more than themselves are the fields below
+    )
+    phases: tuple[Phase, ...]  #: one, or those of the schedule
+    batch_size: int  #: images per gradient step
+    eval_every: int  #: images between validations and checkpoints
+    threads: int  #: on the CPU
+    norm: str  #: of the ball of adversarial training and of the probe
+    eps: float  #: its radius
+    probe_images: int  #: validation images that are attacked at each validation; 0: none
+    attacks: AdversarialTraining | None  #: how training is attacked; None: not at all
+    snapshots: tuple[int, ...]  #: images seen when weights are kept, rising
 
     @property
     def total(self) -> int:
@@ -77,26 +59,17 @@ def resolve(config: TrainConfig, train: ImageDataset) -> ResolvedConfig:
         InputError: an option does not fit the data or the length of the run.
     """
     ends = phase_ends(config, len(train))
-    specs = [find_algorithm(name) for name, _ in config.phases()]
     warmup = config.lr_warmup * len(train) / ends[-1]
-    eps, mode, ent_coef = config.exploration.eps, config.exploration.mode, config.ppo.ent_coef
     phases = tuple(
-        Phase(
-            spec,
-            end,
-            learning_rate(config, spec, warmup),
-            spec.exploration if eps is None else eps,
-            mode or spec.exploration_mode,
-            spec.ent_coef if ent_coef is None else ent_coef,
-        )
-        for spec, end in zip(specs, ends, strict=True)
+        _phase(config, find_algorithm(name), end, warmup)
+        for (name, _), end in zip(config.phases(), ends, strict=True)
     )
     channels, height, width = train.shape
     return ResolvedConfig(
         options=config,
         phases=phases,
         batch_size=min(config.images_per_step(), len(train)),
-        eval_every=validation_interval(config, len(train), ends[-1]),
+        eval_every=config.eval_every or max(len(train), -(-ends[-1] // MAX_VALIDATIONS)),
         threads=config.threads or (1 if height * width <= SMALL_IMAGE else torch.get_num_threads()),
         norm=config.adversarial.norm or "Linf",
         eps=config.adversarial.full_eps(channels),
@@ -104,6 +77,13 @@ def resolve(config: TrainConfig, train: ImageDataset) -> ResolvedConfig:
         attacks=_attacks(config, train, ends[-1]),
         snapshots=tuple(snapshot_moments(config, len(train))),
     )
+
+
+def _phase(config: TrainConfig, spec: AlgorithmSpec, end: int, warmup: float) -> Phase:
+    eps, mode, ent_coef = config.exploration.eps, config.exploration.mode, config.ppo.ent_coef
+    eps = spec.exploration if eps is None else eps
+    ent_coef = spec.ent_coef if ent_coef is None else ent_coef
+    return Phase(spec, end, learning_rate(config, spec, warmup), eps, mode or spec.exploration_mode, ent_coef)
 
 
 def _attacks(config: TrainConfig, train: ImageDataset, total: int) -> AdversarialTraining | None:

@@ -21,7 +21,7 @@ from agents.common.run_dir import RunDir, device_name, resolve_device, versions
 from agents.config import TrainConfig
 from agents.models.extraction import extract_classifier
 from agents.presets import print_presets
-from agents.training.callback import TrainingCallback
+from agents.training.callback import TrainingCallback, stop_on_interrupt
 from agents.training.checkpoint import load_checkpoint, refuse_divergence, restoring, set_random_state
 from agents.training.factory import (
     build_algorithm,
@@ -34,10 +34,9 @@ from agents.training.factory import (
 from agents.training.logs import make_logger, quiet_writer_threads
 from agents.training.progress import TrainingProgress
 from agents.training.resolve import ResolvedConfig, resolve
-from agents.training.selection import Validator
-from agents.training.signals import stop_on_interrupt
 from agents.training.snapshots import SnapshotCallback
 from agents.training.summary import print_stored_summary, print_summary, summarise
+from agents.training.validation import Validator
 from envs import ImageDataset, Splits, load_splits
 from envs.errors import InputError
 from envs.files import write_atomic, write_json
@@ -71,8 +70,8 @@ def train(config: TrainConfig) -> RunDir:
         build_probe(settings, splits.val)
         if notes := settings.phases[0].algorithm.notes(config, settings.phases[0].algorithm.algorithm):
             progress.say(f"note: {notes}")
-        network = config.network.replace(":", ".")
-        name = f"{_dataset_slug(config.dataset)}-{_algorithm_slug(config)}-{network}-s{config.seed}"
+        network, (kind, _, path) = config.network.replace(":", "."), config.dataset.partition(":")
+        name = f"{Path(path).stem if path else kind}-{_algorithm_slug(config)}-{network}-s{config.seed}"
         run = RunDir.create(config.run_dir, name)
         with run.lock():
             run.remove_leftovers()
@@ -84,11 +83,8 @@ def train(config: TrainConfig) -> RunDir:
 def resume(path: Path, progress: bool = True, network: str | None = None, algo: str | None = None) -> RunDir:
     """Continue the run at ``path`` exactly where its last checkpoint left it; a finished run only prints its table.
 
-    Args:
-        path: the run directory.
-        progress: show a progress bar.
-        network: the import path of the run's network, where it has one: files are not trusted to name code.
-        algo: the import path of the run's algorithm, likewise.
+    ``network`` and ``algo``: import paths of the run's network and algorithm, where it has such: files are not trusted
+    to name code.
 
     Raises:
         InputError: there is no run, its data has changed, or its checkpoint is damaged.
@@ -145,9 +141,8 @@ def _load(config: TrainConfig) -> Splits:
     splits = load_splits(config.dataset, data_root=config.data_root, image_size=config.image_size)
     device = resolve_device(config.device)
     if config.precision == "bf16" and emulates_bf16(device):
-        print(
-            f"warning: {device_name(device)} only emulates bf16; --precision fp32 is faster", file=sys.stderr
-        )
+        name = device_name(device)
+        print(f"warning: {name} only emulates bf16; --precision fp32 is faster", file=sys.stderr)
     return Splits(*(part.to(device) for part in splits))
 
 
@@ -174,9 +169,8 @@ def _run(
             begin = None if attacks is None else attacks.begins
             probe = build_probe(settings, splits.val)
             validator = Validator(splits.val, probe, config.select, begin, progress.say)
-            callback = TrainingCallback(
-                run, config, settings.total, settings.eval_every, validator, stop, progress
-            )
+            length = (settings.total, settings.eval_every)
+            callback = TrainingCallback(run, config, *length, validator, stop, progress)
             logs.callback(callback.close)
             model = _learn(settings, splits, env, callback, checkpoint)
         try:
@@ -276,9 +270,7 @@ def _logger(run: RunDir, checkpoint: dict[str, Any] | None, config: TrainConfig)
         step = checkpoint["algorithm"]["counters"]["num_timesteps"]
         return make_logger(run.path, run.metrics_path, checkpoint["callback"]["metrics_bytes"], step + 1)
     logger = make_logger(run.path, run.metrics_path)
-    flat = {
-        key: value for key, value in config.to_dict().items() if isinstance(value, (bool, int, float, str))
-    }
+    flat = {k: value for k, value in config.to_dict().items() if isinstance(value, (bool, int, float, str))}
     logger.record("hparams", HParam(flat, {"val/accuracy": 0.0, "train/reward": 0.0}))
     return logger
 
@@ -335,11 +327,6 @@ def _describe(config: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
         "versions": versions(),
         "device": device_name(dataset.device, tf32=True),
     }
-
-
-def _dataset_slug(name: str) -> str:
-    """Return a data set's name as part of a folder's name."""
-    return Path(name.partition(":")[2]).stem if ":" in name else name
 
 
 def _algorithm_slug(config: TrainConfig) -> str:

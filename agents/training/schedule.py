@@ -1,5 +1,7 @@
 """The length of a run, its validation interval and its learning-rate schedule."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from agents.algorithms.registry import AlgorithmSpec
@@ -7,7 +9,7 @@ from agents.config import SMALL_NETWORKS, TrainConfig
 
 MIN_IMAGES = 60_000
 PASSES = 40
-MAX_VALIDATIONS = 100
+MAX_VALIDATIONS = 100  # one after every pass, or less often where that would be more
 
 
 def phase_ends(config: TrainConfig, train_size: int) -> list[int]:
@@ -22,11 +24,7 @@ def phase_ends(config: TrainConfig, train_size: int) -> list[int]:
     return ends
 
 
-def validation_interval(config: TrainConfig, train_size: int, total: int) -> int:
-    """Return the images between validations: one pass, or more where that would be over 100 validations."""
-    return config.eval_every or max(train_size, -(-total // MAX_VALIDATIONS))
-
-
+@dataclass
 class LearningRate:
     """A learning rate that stays, or falls from ``start`` to ``end`` times that, linearly or along a cosine.
 
@@ -35,11 +33,10 @@ class LearningRate:
     Over the first ``warmup`` of training, a share, the rate rises from 0 to ``start``.
     """
 
-    def __init__(self, start: float, shape: str, end: float = 0.02, warmup: float = 0.0) -> None:
-        self.start = start
-        self.shape = shape
-        self.end = end
-        self.warmup = warmup
+    start: float
+    shape: str
+    end: float = 0.02
+    warmup: float = 0.0
 
     def __call__(self, remaining: float) -> float:
         """Return the rate at ``remaining`` progress, from 1 (start) to 0 (end)."""

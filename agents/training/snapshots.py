@@ -61,8 +61,7 @@ def check_size(moments: Sequence[int], size: int) -> None:
     Raises:
         InputError: they need more than 4 GiB together.
     """
-    needed = len(moments) * size
-    if needed > MAX_BYTES:
+    if (needed := len(moments) * size) > MAX_BYTES:
         raise InputError(
             f"--snapshots needs {needed / 2**30:.1f} GiB for {len(moments)} snapshots of this network; "
             f"expected at most {MAX_BYTES / 2**30:g} GiB: ask for fewer"

@@ -4,7 +4,6 @@ import shlex
 import time
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -21,6 +20,12 @@ from envs.files import read_json
 from envs.sampling import choose_indices
 
 ATTACKED_IMAGES = 1000
+_FIRST_ATTACKS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("fgsm", "Linf", {}),
+    ("pgd", "Linf", {"protocol": "normalized"}),
+    ("pgd", "L2", {"protocol": "normalized"}),
+    ("pgd", "L2", {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH}),
+)
 
 
 def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) -> list[dict[str, Any]]:
@@ -34,35 +39,19 @@ def first_attacks(classifier: Classifier, test: ImageDataset, progress: bool) ->
     device = next(classifier.parameters()).device
     test = test.take(choose_indices(len(test), ATTACKED_IMAGES))
     images, labels = to_pixels(test.images.to(device)), test.labels.to(device)
-    radii = {norm: default_eps(norm, test.shape[0]) for norm in ("Linf", "L2")}
-    plan: list[tuple[str, str, dict[str, Any]]] = [
-        ("fgsm", "Linf", {}),
-        ("pgd", "Linf", {"protocol": "normalized"}),
-        ("pgd", "L2", {"protocol": "normalized"}),
-        ("pgd", "L2", {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH}),
-    ]
-    rows = []
+    rows: list[dict[str, Any]] = []
     columns = (SpinnerColumn(), TextColumn("attacking with {task.description}"))
     with Progress(*columns, transient=True, disable=not progress) as bar:
         task = bar.add_task("", total=None)
-        for name, norm, options in plan:
+        for name, norm, options in _FIRST_ATTACKS:
             bar.update(task, description=f"{name} {norm} {options.get('protocol', '')}")
-            start = time.perf_counter()
-            result = getattr(attacks, name)(classifier, images, labels, norm=norm, eps=radii[norm], **options)
+            start, eps = time.perf_counter(), default_eps(norm, test.shape[0])
+            result = getattr(attacks, name)(classifier, images, labels, norm=norm, eps=eps, **options)
             shortened = result.trace.get("shortened")
-            rows.append(
-                {
-                    "attack": name,
-                    "norm": norm,
-                    "eps": radii[norm],
-                    "protocol": options.get("protocol"),
-                    "steps": 1 if name == "fgsm" else 100,
-                    "accuracy": result.robust_accuracy,
-                    "shortened": None if shortened is None else float(shortened.float().mean()),
-                    "images": len(labels),
-                    "seconds": time.perf_counter() - start,
-                }
-            )
+            row = {"attack": name, "norm": norm, "eps": eps, "protocol": options.get("protocol")}
+            row |= {"steps": 1 if name == "fgsm" else 100, "accuracy": result.robust_accuracy}
+            row["shortened"] = None if shortened is None else float(shortened.float().mean())
+            rows.append(row | {"images": len(labels), "seconds": time.perf_counter() - start})
     return rows
 
 
@@ -70,16 +59,9 @@ def summarise(
     classifier: Classifier, test: ImageDataset, attack: bool, progress: bool, record: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the summary of a finished run: ``record`` with the test accuracy and the attacks' rows added."""
-    with torch.no_grad():
-        clean = evaluate(classifier, test)
-    rows = first_attacks(classifier, test, progress) if attack else []
-    return {
-        **record,
-        "test_accuracy": clean.accuracy,
-        "test_loss": clean.loss,
-        "test_images": len(test),
-        "attacks": rows,
-    }
+    clean = evaluate(classifier, test)
+    clean_record = {"test_accuracy": clean.accuracy, "test_loss": clean.loss, "test_images": len(test)}
+    return record | clean_record | {"attacks": first_attacks(classifier, test, progress) if attack else []}
 
 
 def print_stored_summary(run: RunDir) -> None:
@@ -101,11 +83,8 @@ def print_stored_summary(run: RunDir) -> None:
 def print_summary(summary: dict[str, Any], run: RunDir, console: Console | None = None) -> None:
     """Print the table of a finished run, and what to type next."""
     console = console or Console()
-    table = Table(
-        title=escape(
-            f"{summary['dataset']} - {summary['algo']} - {summary['network']}, seed {summary['seed']}"
-        )
-    )
+    title = f"{summary['dataset']} - {summary['algo']} - {summary['network']}, seed {summary['seed']}"
+    table = Table(title=escape(title))
     for heading in ("evaluation", "threat", "protocol"):
         table.add_column(heading)
     for heading in ("accuracy", "steps shortened", "images"):
@@ -114,16 +93,12 @@ def print_summary(summary: dict[str, Any], run: RunDir, console: Console | None 
     for row in summary["attacks"]:
         name = row["attack"].upper() + (f"-{row['steps']}" if row["steps"] > 1 else "")
         shortened = "-" if row["shortened"] is None or row["norm"] != "L2" else f"{row['shortened']:.0%}"
-        threat = f"{row['norm']} {row['eps']:.4g}"
-        table.add_row(
-            name, threat, row["protocol"] or "-", f"{row['accuracy']:.2%}", shortened, str(row["images"])
-        )
+        threat, protocol = f"{row['norm']} {row['eps']:.4g}", row["protocol"] or "-"
+        table.add_row(name, threat, protocol, f"{row['accuracy']:.2%}", shortened, str(row["images"]))
     console.print(table)
     validated = f"validation {summary['val_accuracy']:.2%} at {summary['selected_at']:,} images"
-    if summary.get("val_robust_accuracy") is not None:
-        validated += (
-            f", {summary['val_robust_accuracy']:.2%} under attack (selected by {summary['selected_by']})"
-        )
+    if (robust := summary.get("val_robust_accuracy")) is not None:
+        validated += f", {robust:.2%} under attack (selected by {summary['selected_by']})"
     console.print(
         f"trained on {summary['images']:,} images in {summary['seconds']:.1f} s "
         f"({summary['images'] / max(summary['seconds'], 1e-9):,.0f} images/s); selected by {validated}"

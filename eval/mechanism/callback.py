@@ -97,12 +97,10 @@ class PictureCallback(BaseCallback):
         curves = {self.threat.norm: {now: nested_curve(radii, (clean.argmax(1) == y).cpu(), masks)}}
         rows = spread(len(x), _GRID_IMAGES)
         grid = (x, found.adversarial, y, clean, logits_of(classifier, found.adversarial))
-        caption: dict[str, Any] = {
-            "classes": self.dataset.classes,
-            "title": f"PGD, {self.threat}, after {now}",
-        }
+        original, attacked, labels, before, after = (item[rows].cpu() for item in grid)
+        about = (self.dataset.classes, f"PGD, {self.threat}, after {now}")
         return {
-            "adversarial": adversarial_grid(*(item[rows].cpu() for item in grid), **caption),
+            "adversarial": adversarial_grid(original, attacked, labels, before, after, *about),
             "path": dynamic_figure({now: found}, self.threat),
             "security": security_figure(curves, f"(PGD-{self.steps})"),
         }

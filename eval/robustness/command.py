@@ -69,21 +69,22 @@ def _ask_pgd(config: RobustnessCommand, loaded: Sequence[tuple[Target, Samples]]
     curves: list[IterationCurve] = []
     outcomes: list[TargetedOutcome] = []
     for target, samples in loaded:
-        kept = {"folder": target.results_dir / "iterations", "force": config.force}
-        for cell in asked.cells(config.threats(samples.channels)):
-            threat, protocol, loss = cell
+        kept: dict[str, Any] = {"folder": target.results_dir / "iterations", "force": config.force}
+        for threat, protocol, loss in asked.cells(config.threats(samples.channels)):
+            cell = (target, samples, threat, protocol, loss)
             label = f"{target.name}: {protocol} {loss} {threat}"
             with progress_bar(label, len(samples), config.progress) as report:
                 common["report"] = report
                 if asked.target_class is not None:
-                    outcomes.append(targeted_outcome(target, samples, *cell, asked.target_class, **common))
+                    outcomes.append(targeted_outcome(*cell, asked.target_class, **common))
                 else:
-                    curves.append(iteration_curve(target, samples, *cell, asked.iterations, **kept, **common))
+                    curves.append(iteration_curve(*cell, asked.iterations, **kept, **common))
     stem = "iterations" if curves else f"targeted-{asked.target_class}"
     for table in iteration_tables(curves) if curves else targeted_tables(outcomes):
         print_table(table)
     out.mkdir(parents=True, exist_ok=True)
-    rows = [found.figures() for found in (*curves, *outcomes)]
+    answers: list[IterationCurve | TargetedOutcome] = [*curves, *outcomes]
+    rows = [answer.figures() for answer in answers]
     write_json(out / f"{stem}.json", {"format": 1, "rows": rows, "versions": versions()})
     print(f"figures: {out / stem}.json")
     if curves:

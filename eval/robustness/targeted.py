@@ -105,8 +105,8 @@ def targeted_outcome(
         # An attack may not aim at the label: an image of the goal's class gets another one, which its loss ignores (ce,
         # mifpe) or which it moves away from.
         other = torch.where(y == goal, (goal + 1) % classes, y)
-        place = {"targets": torch.full_like(y, goal), "sample_ids": samples.indices[rows].to(x.device)}
-        result = pgd(target.model, x, other, **place, **options)
+        goals, ids = torch.full_like(y, goal), samples.indices[rows].to(x.device)
+        result = pgd(target.model, x, other, targets=goals, sample_ids=ids, **options)
         labels.append(y)
         clean.append(_classes(before))
         attacked.append(_classes(logits_of(target.model, result.adversarial)))

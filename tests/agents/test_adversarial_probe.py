@@ -4,16 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-import agents.training.selection
+import agents.training.validation
 from agents.adversarial_config import AdversarialConfig
 from agents.common.protocols import default_eps
 from agents.config import TrainConfig
 from agents.training.factory import build_probe
 from agents.training.resolve import resolve
-from agents.training.robustness_probe import Probe, Robustness, overfits_catastrophically
 from agents.training.run import train
-from agents.training.selection import Selection
-from agents.training.validation import Evaluation
+from agents.training.validation import Evaluation, Probe, Robustness, Selection, overfits_catastrophically
 from envs.errors import InputError
 from tests.support.agent_runs import metrics, short, summary
 from tests.support.env_toys import random_images
@@ -125,7 +123,7 @@ def scripted(monkeypatch, points):
     """Make validations find these (accuracy, robust accuracy, FGSM accuracy), in turn."""
     clean, probed = iter(points), iter(points)
     monkeypatch.setattr(
-        agents.training.selection, "evaluate", lambda *_: Evaluation(next(clean)[0], 1.0, 0.0)
+        agents.training.validation, "evaluate", lambda *_: Evaluation(next(clean)[0], 1.0, 0.0)
     )
 
     def probe(_):

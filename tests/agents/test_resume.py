@@ -13,8 +13,8 @@ import pytest
 
 import agents.training.callback
 import agents.training.run
+from agents.training.callback import stop_on_interrupt
 from agents.training.run import resume, train
-from agents.training.signals import stop_on_interrupt
 from envs import files
 from envs.errors import InputError
 from tests.support.agent_runs import (

@@ -20,7 +20,7 @@ from torch import nn
 
 from agents.config import DQNConfig, PPOConfig, TrainConfig
 from agents.train import run
-from agents.training.signals import StopRequest
+from agents.training.callback import StopRequest
 
 SHORT = {
     "network": "mlp",
