@@ -34,13 +34,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
-gymnasium.register(
-    "ImageBandit-v0",
-    entry_point="envs.scalar:ImageBandit",
-    vector_entry_point="envs.vector:ImageBanditVector",
-)
-gymnasium.register(
-    "ImageEpisode-v0",
-    entry_point="envs.scalar:ImageEpisode",
-    vector_entry_point="envs.vector:ImageEpisodeVector",
-)
+for _name in ("ImageBandit", "ImageEpisode"):
+    _entries = {"entry_point": f"envs.scalar:{_name}", "vector_entry_point": f"envs.vector:{_name}Vector"}
+    gymnasium.register(f"{_name}-v0", **_entries)  # type: ignore[arg-type]

@@ -17,14 +17,9 @@ def keep_freed_memory() -> bool:
 
     Nothing is changed off Linux and glibc, or where the environment sets ``MALLOC_*`` or ``GLIBC_TUNABLES`` itself.
     """
-    if platform.libc_ver()[0] != "glibc" or _configured():
+    configured = any(name.startswith("MALLOC_") for name in os.environ)
+    configured |= "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if platform.libc_ver()[0] != "glibc" or configured:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
-
-
-def _configured() -> bool:
-    return any(
-        name.startswith("MALLOC_") or (name == "GLIBC_TUNABLES" and "malloc" in value)
-        for name, value in os.environ.items()
-    )

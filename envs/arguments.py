@@ -1,5 +1,6 @@
 """Arguments that the environment classes have in common."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -49,12 +50,17 @@ def check_count(name: str, value: int) -> int:
 
 def check_seed(seed: Any) -> int | None:
     """Return a seed as Python's own whole number, or None, else raise InputError."""
-    if seed is None:
-        return None
     number = plain(seed)
-    if not isinstance(number, int):
+    if number is not None and not isinstance(number, int):
         raise InputError(f"seed is {seed!r}; expected a whole number or None")
     return number
+
+
+def check_bandit(options: Container[str]) -> None:
+    """Raise InputError for options that only episodes of several images have."""
+    for name in ("length", "stop_on_error"):
+        if name in options:
+            raise InputError(f"{name} is for ImageEpisode-v0; the episodes of ImageBandit-v0 have one image")
 
 
 def check_render_mode(render_mode: str | None) -> str | None:
@@ -72,9 +78,8 @@ def check_actions(actions: Any, num_envs: int, num_actions: int) -> np.ndarray:
     """
     actions = np.asarray(actions)
     if actions.shape != (num_envs,) or actions.dtype.kind not in "iu":
-        raise InputError(
-            f"actions are {actions.dtype} of shape {actions.shape}; expected integers of shape ({num_envs},)"
-        )
+        found = f"{actions.dtype} of shape {actions.shape}"
+        raise InputError(f"actions are {found}; expected integers of shape ({num_envs},)")
     lowest, highest = actions.min(), actions.max()
     if lowest < 0 or highest >= num_actions:
         raise InputError(f"actions reach from {lowest} to {highest}; expected labels in 0..{num_actions - 1}")

@@ -73,14 +73,14 @@ class Augmentation:
         fields: dict[str, bool | float | int] = {}
         for part in text.split(","):
             name, _, number = part.strip().partition(":")
-            if name in ("hflip", "vflip") and not number:
+            if name in ("hflip", "vflip"):
                 fields[name] = True
+                if number:
+                    raise InputError(f"augmentation {part.strip()!r} takes no number; write {name!r}")
             elif name == "translate":
                 fields["translate"] = _parse_number(part, number, float)
             elif name == "crop":
                 fields["crop_padding"] = _parse_number(part, number, int)
-            elif name in ("hflip", "vflip"):
-                raise InputError(f"augmentation {part.strip()!r} takes no number; write {name!r}")
             else:
                 raise unknown_name("augmentation", name, (*PRESETS, *PARTS))
         return cls(**fields)  # type: ignore[arg-type]
@@ -114,13 +114,8 @@ def augment(images: Tensor, seeds: Tensor, augmentation: Augmentation) -> Tensor
     Rows of pixels are copied whole rather than gathered pixel by pixel: with enough zeros between them in memory,
     a shifted row is the run of W values that begins as many places earlier.
 
-    Args:
-        images: uint8 (N, C, H, W).
-        seeds: int64 (N,), on the same device; equal seeds give equal draws.
-        augmentation: what to draw.
-
-    Returns:
-        The same shape, type and device; ``images`` itself if nothing is to be done.
+    ``images`` are uint8 (N, C, H, W), as is the result (``images`` itself if nothing is to be done); ``seeds`` int64
+    (N,), on the same device; equal seeds give equal draws.
     """
     if augmentation.is_identity:
         return images

@@ -115,17 +115,16 @@ class ImageDataset:
 
     @cached_property
     def _channel_stats(self) -> tuple[torch.Tensor, torch.Tensor]:
-        channels = self.shape[0]
-        counts = torch.zeros(channels, 256, dtype=torch.int64, device=self.device)
+        counts = torch.zeros(self.shape[0], 256, dtype=torch.int64, device=self.device)
         for chunk in self._chunks():
-            for channel in range(channels):
-                counts[channel] += torch.bincount(chunk[:, channel].reshape(-1), minlength=256)
+            for channel, row in enumerate(counts):
+                row += torch.bincount(chunk[:, channel].reshape(-1), minlength=256)
         mean, std = [], []
         # In whole numbers, so that nothing is lost before the last division.
         for histogram in counts.tolist():
-            total = sum(histogram)
-            first = sum(value * count for value, count in enumerate(histogram))
-            second = sum(value * value * count for value, count in enumerate(histogram))
+            total, first, second = (
+                sum(value**power * count for value, count in enumerate(histogram)) for power in range(3)
+            )
             mean.append(first / (255 * total))
             std.append(math.sqrt((total * second - first * first) / (255 * total) ** 2))
         return torch.tensor(mean), torch.tensor(std)
@@ -202,13 +201,10 @@ def _load(
     image_size = None if image_size is None else _side(image_size)
     root = Path(data_root).expanduser().absolute() if data_root else default_root()
     if root.exists() and not root.is_dir():
-        raise InputError(
-            f"data root {root} is a file; expected a directory; set --data-root or $LABELBANDIT_DATA"
-        )
-    source = _find(name, root, image_size)
-    roots = [] if name == "digits" else dict.fromkeys([root, user_root()])
-    homes = [home / "decoded" for home in roots]
-    loaded = load(source, homes, splits)
+        remedy = "set --data-root or $LABELBANDIT_DATA"
+        raise InputError(f"data root {root} is a file; expected a directory; {remedy}")
+    homes = [] if name == "digits" else [home / "decoded" for home in dict.fromkeys([root, user_root()])]
+    loaded = load(_find(name, root, image_size), homes, splits)
     datasets = []
     for split in splits:
         images, labels, fingerprint = loaded.parts[split]
@@ -271,21 +267,17 @@ def _check(data: ImageDataset) -> None:
     images, labels, where = data.images, data.labels, f"data set {data.name!r}"
     for key, value in (("images", images), ("labels", labels)):
         if not isinstance(value, torch.Tensor):
-            raise InputError(
-                f"{where}: {key} is a {type(value).__name__}; expected a tensor (torch.from_numpy)"
-            )
+            kind = type(value).__name__
+            raise InputError(f"{where}: {key} is a {kind}; expected a tensor (torch.from_numpy)")
     if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
-        raise InputError(
-            f"{where}: images are {images.dtype} of shape {tuple(images.shape)}; expected uint8 (N, C, H, W)"
-        )
+        found = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise InputError(f"{where}: images are {found}; expected uint8 (N, C, H, W)")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise InputError(
-            f"{where}: labels are {labels.dtype} {tuple(labels.shape)}; expected int64 ({len(images)},)"
-        )
+        found = f"{labels.dtype} {tuple(labels.shape)}"
+        raise InputError(f"{where}: labels are {found}; expected int64 ({len(images)},)")
     if labels.device != images.device:
-        raise InputError(
-            f"{where}: labels are on {labels.device}, images on {images.device}; move both to one device"
-        )
+        places = f"labels are on {labels.device}, images on {images.device}"
+        raise InputError(f"{where}: {places}; move both to one device")
     if not isinstance(data.classes, tuple) or not all(is_plain(name) for name in data.classes):
         raise InputError(f"{where}: class names {data.classes!r:.200}; expected a tuple of printable strings")
     low, high = int(labels.min()), int(labels.max())

@@ -69,11 +69,7 @@ def nulled(value: Any) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """Return what the JSON file holds.
-
-    Raises:
-        InputError: the file is missing, unreadable or not JSON.
-    """
+    """Return what the JSON file holds; InputError where it is missing, unreadable or not JSON."""
     path = Path(path)
     try:
         return json.loads(path.read_bytes())

@@ -37,15 +37,13 @@ def render_answers(task: "ImageTask", answer: Answer | None) -> list[np.ndarray]
     """Return a picture of every environment: what was answered, or the image shown now if nothing was yet."""
     indices, seeds = (answer.indices, answer.augment_seeds) if answer else (task.indices, task.augment_seeds)
     images = task.render_batch(indices, seeds).cpu().numpy()
-    classes = task.dataset.classes
-    if answer is None:
-        return [render_image(image, classes) for image in images]
-    truths = task.all_true_labels[indices].tolist()
+    actions = answer.actions.tolist() if answer else [-1] * len(images)
+    shown = zip(images, actions, task.all_true_labels[indices].tolist(), strict=True)
     return [
-        render_image(image, classes, action=action, truth=truth)
-        if action >= 0
-        else render_image(image, classes)
-        for image, action, truth in zip(images, answer.actions.tolist(), truths, strict=True)
+        render_image(
+            image, task.dataset.classes, **({"action": action, "truth": truth} if action >= 0 else {})
+        )
+        for image, action, truth in shown
     ]
 
 
@@ -68,18 +66,15 @@ def render_image(
     pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
     height, width = pixels.shape[:2]
     scale = max(1, -(-_SIDE // max(height, width)))
-    enlarged = Image.fromarray(np.ascontiguousarray(pixels)).resize(
-        (width * scale, height * scale), Image.Resampling.NEAREST
-    )
+    size = (width * scale, height * scale)
+    enlarged = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.NEAREST)
     inner = max(enlarged.width, _SIDE)
     top = _MARGIN + enlarged.height + 4
     picture = Image.new("RGB", (inner + 2 * _MARGIN, top + 2 * _LINE + _MARGIN // 2), _PAPER)
     picture.paste(enlarged, (_MARGIN + (inner - enlarged.width) // 2, _MARGIN))
     draw = ImageDraw.Draw(picture)
-    if action is None:
-        _write(draw, top, "action", "not taken yet", _GREY, inner)
-    else:
-        _write(draw, top, "action", classes[action], _RIGHT if action == truth else _WRONG, inner)
+    shade = _GREY if action is None else _RIGHT if action == truth else _WRONG
+    _write(draw, top, "action", "not taken yet" if action is None else classes[action], shade, inner)
     if truth is not None:
         _write(draw, top + _LINE, "truth", classes[truth], _INK, inner)
     return np.asarray(picture)

@@ -29,23 +29,17 @@ def reward_matrix(reward: Any, num_classes: int) -> Tensor:
     except (TypeError, ValueError):
         raise InputError(f"reward is {reward!r}; expected {REWARDS} or a (K, K) array of numbers") from None
     if matrix.shape != correct.shape:
-        raise InputError(
-            f"the reward matrix is {tuple(matrix.shape)}; expected {tuple(correct.shape)}, [label, action]"
-        )
+        expected = f"{tuple(correct.shape)}, [label, action]"
+        raise InputError(f"the reward matrix is {tuple(matrix.shape)}; expected {expected}")
     if not torch.isfinite(matrix).all():
         raise InputError("the reward matrix holds NaN or infinity; expected finite numbers")
     return matrix
 
 
 def noisy_labels(labels: Tensor, num_classes: int, noise: float) -> Tensor:
-    """Return the labels with each replaced, with probability ``noise``, by a uniformly drawn wrong one.
+    """Return ``labels``, int64 (N,), each replaced, with probability ``noise`` in [0, 1), by a uniform wrong one.
 
     The draw is a hash of the image's index: the same in every run and environment.
-
-    Args:
-        labels: int64 (N,), each in [0, num_classes).
-        num_classes: K.
-        noise: probability in [0, 1).
 
     Raises:
         InputError: ``noise`` is out of range, or there is only one class to choose from.

@@ -36,11 +36,8 @@ class Deal:
         shard: tuple[int, int] = (0, 1),
         augmented: bool = False,
     ) -> None:
-        self.seeds = seeds
-        self.num_images = num_images
-        self.order = order
-        self.shard = shard
-        self.augmented = augmented
+        self.seeds, self.num_images, self.augmented = seeds, num_images, augmented
+        self.order, self.shard = order, shard
         # All shards shuffle alike: by the seed that the first environment of the first shard has.
         self._shuffle_seed = to_int64(int(seeds[0]) - shard[0] * len(seeds))
         self._rows = max(1, _BLOCK // len(seeds))
@@ -51,9 +48,8 @@ class Deal:
     def shown(self, time: int | Tensor) -> tuple[Tensor, Tensor]:
         """Return the images shown and their augmentation seeds, int64 (n,) each.
 
-        Args:
-            time: the number of draws before, for all environments, or int64 (n,), each one's own; in ``"epoch"``
-                order the latter waits for the device.
+        ``time``: the number of draws before, for all environments, or int64 (n,), each one's own; in ``"epoch"`` order
+        the latter waits for the device.
         """
         if isinstance(time, Tensor):
             span = (int(time.min()), int(time.max())) if self.order == "epoch" else (0, 0)

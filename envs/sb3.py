@@ -200,14 +200,8 @@ def sb3_env(
         dataset: an ``ImageDataset``, or a name for ``load_dataset``, which also takes ``split``,
             ``data_root`` and ``image_size``.
         num_envs: how many environments.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        tensors: return tensors on ``device`` rather than NumPy arrays, see ``ImageVecEnv``.
+        tensors, monitor, seed, render_mode: as in ``ImageVecEnv``.
         device: where data set and environments live.
-        seed: the seed of the first reset.
-        monitor: report episodes in the infos, see ``ImageVecEnv``.
-        render_mode: None or ``"rgb_array"``.
-        data_root: folder of downloaded data sets.
-        image_size: pixels to which images are resized.
         **task_options: options of ``ImageTask``, such as ``reward="signed"`` or ``length=10``.
 
     Raises:

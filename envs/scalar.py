@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 
-from envs.arguments import check_render_mode, check_seed, resolve_dataset
+from envs.arguments import check_bandit, check_render_mode, check_seed, resolve_dataset
 from envs.attributes import TaskAttributes
 from envs.augment import Augmentation, augment_one
 from envs.datasets import ImageDataset
@@ -28,13 +28,10 @@ class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
     place in the data set of the image returned, and after an answer ``label``, the true label of the image answered.
 
     Args:
-        dataset: a name for ``load_dataset`` or an ``ImageDataset``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        length: images per episode.
-        stop_on_error: end the episode at the first wrong answer.
+        dataset, split: a name for ``load_dataset`` or an ``ImageDataset``; ``"train"``, ``"val"`` or ``"test"``.
+        length, stop_on_error: images per episode; end it at the first wrong answer.
         reward, label_noise, augmentation, order: as in ``ImageTask``.
-        data_root: folder of downloaded data sets.
-        image_size: pixels to which images are resized.
+        data_root, image_size: folder of downloaded data sets; pixels to which images are resized.
         render_mode: None or ``"rgb_array"``.
 
     Raises:
@@ -75,12 +72,9 @@ class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
             device="cpu",
         )
         self.render_mode = check_render_mode(render_mode)
-        self.observation_space = task.observation_space
-        self.action_space = task.action_space
-        self.task = task
-        self._images = task.images.numpy()
-        self._labels = task.all_labels.numpy()
-        self._true_labels = task.all_true_labels.numpy()
+        self.observation_space, self.action_space = task.observation_space, task.action_space
+        self.task, self._images = task, task.images.numpy()
+        self._labels, self._true_labels = task.all_labels.numpy(), task.all_true_labels.numpy()
         self._rewards = task.reward_matrix.numpy()  # sees what changes
         self._seed: int | None = None
         self._image: np.ndarray | None = None
@@ -96,9 +90,12 @@ class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
             self._seed = int(self.np_random.integers(2**62)) if seed is None else seed
             self._time = -1
             if self.task.order == "epoch":
-                self._deal = self._shuffled_deal(self._seed)
-        self._played = 0
-        self._answer = None
+                augmented, seeds = (
+                    not self.task.augmentation.is_identity,
+                    torch.tensor([to_int64(self._seed)]),
+                )
+                self._deal = Deal(seeds, len(self._images), order="epoch", augmented=augmented)
+        self._played, self._answer = 0, None
         self._show_next()
         return self._observation(), {"index": self._index}
 
@@ -111,18 +108,23 @@ class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
         """
         if self._image is None:
             raise ResetNeeded("no image to answer; call reset() to begin an episode")
-        chosen = self._check_action(action)
+        try:
+            chosen = operator.index(action)
+        except TypeError:
+            chosen = -1
+        if not 0 <= chosen < self.task.num_actions:
+            raise InputError(f"action is {action!r}; expected a label in 0..{self.task.num_actions - 1}")
         label = self._labels[self._index]
         truth = int(self._true_labels[self._index])
         reward = float(self._rewards[label, chosen])
         self._answer = (self._image, chosen, truth)
         self._played += 1
         terminated = self._played >= self.task.length or (self.task.stop_on_error and chosen != int(label))
-        if terminated:
-            observation, self._image = self._observation(), None
-        else:
+        if not terminated:
             self._show_next()
-            observation = self._observation()
+        observation = self._observation()
+        if terminated:
+            self._image = None
         return observation, reward, terminated, False, {"index": self._index, "label": truth}
 
     def render(self) -> np.ndarray | None:
@@ -151,34 +153,13 @@ class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
         assert self._image is not None  # checked by step
         return self._image.copy()
 
-    def _check_action(self, action: int | np.integer[Any]) -> int:
-        try:
-            chosen = operator.index(action)
-        except TypeError:
-            chosen = -1
-        if not 0 <= chosen < self.task.num_actions:
-            raise InputError(f"action is {action!r}; expected a label in 0..{self.task.num_actions - 1}")
-        return chosen
-
-    def _shuffled_deal(self, seed: int) -> Deal:
-        seeds = torch.tensor([to_int64(seed)])
-        augmented = not self.task.augmentation.is_identity
-        return Deal(seeds, len(self._images), order="epoch", augmented=augmented)
-
 
 class ImageBandit(ImageEpisode):
     """One image, one answer, one reward, ``ImageBandit-v0``: ``ImageEpisode`` with episodes of a single image.
 
-    Args:
-        dataset: a name for ``load_dataset`` or an ``ImageDataset``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        **options: those of ``ImageEpisode`` other than ``length`` and ``stop_on_error``.
+    Arguments are those of ``ImageEpisode`` other than ``length`` and ``stop_on_error``.
     """
 
     def __init__(self, dataset: str | ImageDataset = "digits", split: str = "train", **options: Any) -> None:
-        for name in ("length", "stop_on_error"):
-            if name in options:
-                raise InputError(
-                    f"{name} is for ImageEpisode-v0; the episodes of ImageBandit-v0 have one image"
-                )
+        check_bandit(options)
         super().__init__(dataset, split, length=1, **options)

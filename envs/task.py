@@ -179,14 +179,9 @@ class ImageTask:
         return self.render_batch(self.indices, self.augment_seeds)
 
     def render_batch(self, indices: Tensor, augment_seeds: Tensor) -> Tensor:
-        """Return the observations of any (index, augmentation seed) pairs, as a stored rollout needs them.
+        """Return the observations of any (index, augmentation seed) pairs, int64 (B,) each, for stored rollouts.
 
-        Args:
-            indices: int64 (B,).
-            augment_seeds: int64 (B,).
-
-        Returns:
-            uint8 (B, C, H, W), bit for bit what ``observe`` returned then.
+        They are uint8 (B, C, H, W), bit for bit what ``observe`` returned then.
         """
         return augment(self._take(indices), augment_seeds, self.augmentation)
 
@@ -256,9 +251,8 @@ class ImageTask:
         except (KeyError, TypeError, AttributeError):
             raise InputError("not the state of an ImageTask; expected seeds, played and time") from None
         if shape != ((self.num_envs,), (self.num_envs,)):
-            raise InputError(
-                f"the state is of {len(seeds)} environments, not {self.num_envs}; set num_envs={len(seeds)}"
-            )
+            n = len(seeds)
+            raise InputError(f"the state is of {n} environments, not {self.num_envs}; set num_envs={n}")
         self._start(seeds.to(self.device))
         self._time = time
         self._played = played.to(self.device).clone()
@@ -272,20 +266,14 @@ class ImageTask:
 
     def _start(self, seeds: Tensor) -> None:
         self._time, self._shown, self._labels = 0, None, None
-        self._deal = Deal(
-            seeds,
-            len(self.dataset),
-            order=self.order,
-            shard=self.shard,
-            augmented=not self.augmentation.is_identity,
-        )
+        augmented = not self.augmentation.is_identity
+        self._deal = Deal(seeds, len(self.dataset), order=self.order, shard=self.shard, augmented=augmented)
 
     def _reseed(self, seeds: list[int | None], mask: Tensor) -> None:
         """Begin the draws of some environments, before their first image."""
         if self.order == "epoch":
-            raise InputError(
-                'order="epoch" deals one shuffled data set to all environments; seed all of them or none'
-            )
+            shared = 'order="epoch" deals one shuffled data set to all environments'
+            raise InputError(f"{shared}; seed all of them or none")
         deal, times = self._dealt(), self._time + torch.zeros_like(self._played)
         seeded = mask & self._tensor([value is not None for value in seeds])
         new = self._tensor([0 if value is None else to_int64(value) for value in seeds])

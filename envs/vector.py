@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.arguments import check_actions, check_count, check_render_mode, resolve_dataset
+from envs.arguments import check_actions, check_bandit, check_count, check_render_mode, resolve_dataset
 from envs.attributes import TaskAttributes
 from envs.augment import Augmentation
 from envs.datasets import ImageDataset
@@ -77,6 +77,12 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
     ) -> None:
         if output not in OUTPUTS:
             raise unknown_name("output", output, OUTPUTS)
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            modes = [known.value for known in AutoresetMode]
+            raise unknown_name("autoreset_mode", str(autoreset_mode), modes) from None
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.task = ImageTask(
             resolve_dataset(dataset, split, data_root=data_root, image_size=image_size),
             num_envs,
@@ -89,19 +95,16 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
             shard=shard,
             device=device,
         )
-        self.num_envs = self.task.num_envs
-        self.render_mode = check_render_mode(render_mode)
+        self.num_envs, self.render_mode = self.task.num_envs, check_render_mode(render_mode)
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
-        self.autoreset_mode = _check_mode(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self._limit = (
-            None if max_episode_steps is None else check_count("max_episode_steps", max_episode_steps)
-        )
+        limited = max_episode_steps is not None
+        self._limit = check_count("max_episode_steps", max_episode_steps) if limited else None
         self._tensors = output == "torch"
         self._answer: Answer | None = None
-        # Episodes to reset.
-        self._over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.task.device)
+        self._over = torch.zeros(
+            self.num_envs, dtype=torch.bool, device=self.task.device
+        )  # episodes to reset
 
     @cached_property
     def observation_space(self) -> spaces.Space:  # type: ignore[override]
@@ -169,12 +172,9 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
             self._over = terminated | truncated
             infos = self._masked(index=task.indices)
             infos |= {} if waiting.all() else self._masked(~waiting, label=truths)
-        if not self._tensors:
-            rewards = rewards.double()
-        observations, *flags = (
-            self._output(value) for value in (task.observe(), rewards, terminated, truncated)
-        )
-        return observations, flags[0], flags[1], flags[2], infos
+        rewards = rewards if self._tensors else rewards.double()
+        outcome = (self._output(rewards), self._output(terminated), self._output(truncated))
+        return self._output(task.observe()), *outcome, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Return a picture of every environment: the last answer, or the image shown if there is none yet."""
@@ -201,18 +201,15 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of all environments: ``length``, ``stop_on_error``, ``reward_matrix``, or the user's own.
 
-        Args:
-            name: the attribute.
-            values: the value, or a list or tuple of it for every environment, all the same.
+        ``values`` is the value, or a list or tuple of it for every environment, all the same.
 
         Raises:
             InputError: the values differ, or the attribute cannot be changed.
         """
         if isinstance(values, list | tuple):
             if len(values) != self.num_envs or any(not np.array_equal(value, values[0]) for value in values):
-                raise InputError(
-                    f"{name} is {values!r}; the {self.num_envs} environments share it, give one value for all"
-                )
+                shared = f"the {self.num_envs} environments share it"
+                raise InputError(f"{name} is {values!r}; {shared}, give one value for all")
             values = values[0]
         self.set_shared(name, values)
 
@@ -231,12 +228,13 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
         if count < self.num_envs:
             infos |= self._masked(~ended, label=truths)
         if count:
-            infos["final_obs"] = (
-                observations if self._tensors else _objects(observations, self._output(ended))
-            )
-            infos["_final_obs"] = self._output(ended.clone())
-            infos["final_info"] = self._masked(ended, index=indices, label=truths)
-            infos["_final_info"] = self._output(ended.clone())
+            if not self._tensors:  # Gymnasium's form of final observations: objects, None where nothing ended
+                objects = np.fromiter(observations, dtype=object, count=len(observations))
+                objects[~self._output(ended)] = None
+                observations = objects
+            final_info = self._masked(ended, index=indices, label=truths)
+            infos |= {"final_obs": observations, "_final_obs": self._output(ended.clone())}
+            infos |= {"final_info": final_info, "_final_info": self._output(ended.clone())}
         return infos
 
     def _truncated(self) -> Tensor:
@@ -276,37 +274,11 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
 class ImageBanditVector(ImageEpisodeVector):
     """``num_envs`` times ``ImageBandit-v0`` at once: ``ImageEpisodeVector`` with episodes of a single image.
 
-    Args:
-        num_envs: how many environments.
-        dataset: a name for ``load_dataset`` or an ``ImageDataset``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        **options: those of ``ImageEpisodeVector`` other than ``length`` and ``stop_on_error``.
+    Arguments are those of ``ImageEpisodeVector`` other than ``length`` and ``stop_on_error``.
     """
 
     def __init__(
-        self,
-        num_envs: int = 1,
-        dataset: str | ImageDataset = "digits",
-        split: str = "train",
-        **options: Any,
+        self, num_envs: int = 1, dataset: str | ImageDataset = "digits", split: str = "train", **options: Any
     ) -> None:
-        for name in ("length", "stop_on_error"):
-            if name in options:
-                raise InputError(
-                    f"{name} is for ImageEpisode-v0; the episodes of ImageBandit-v0 have one image"
-                )
+        check_bandit(options)
         super().__init__(num_envs, dataset, split, length=1, **options)
-
-
-def _check_mode(mode: AutoresetMode | str) -> AutoresetMode:
-    try:
-        return AutoresetMode(mode)
-    except ValueError:
-        raise unknown_name("autoreset_mode", str(mode), [known.value for known in AutoresetMode]) from None
-
-
-def _objects(observations: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return Gymnasium's form of final observations: an array of objects, None where the mask is false."""
-    objects = np.fromiter(observations, dtype=object, count=len(observations))
-    objects[~mask] = None
-    return objects

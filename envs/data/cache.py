@@ -91,8 +91,8 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
     Raises:
         InputError: the source is bad, or no copy can be kept and the images do not fit in memory.
     """
-    name = f"{_slug(source.name)}-{hashlib.sha256(source.identity.encode()).hexdigest()[:16]}"
-    splits = tuple(splits)
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", source.name)[-40:].strip("-")
+    name, splits = f"{slug}-{hashlib.sha256(source.identity.encode()).hexdigest()[:16]}", tuple(splits)
     for home in homes:
         found = _read(home / name, source.stamp, splits, report=False)
         if found is not None:
@@ -117,10 +117,6 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
     return _in_memory(source, splits)
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name)[-40:].strip("-")
-
-
 # Writing
 
 
@@ -132,13 +128,8 @@ def _build(source: Source, home: Path, name: str) -> None:
         decoded = source.decode(lambda split, shape: _create(temporary / f"{split}-images.npy", shape))
         for split, arrays in decoded.splits.items():
             np.save(temporary / f"{split}-labels.npy", arrays.labels, allow_pickle=False)
-        entry = {
-            "format": _FORMAT,
-            "name": source.name,
-            "stamp": source.stamp,
-            "classes": decoded.classes,
-            "splits": {split: _describe(decoded, split) for split in decoded.splits},
-        }
+        entry = {"format": _FORMAT, "name": source.name, "stamp": source.stamp, "classes": decoded.classes}
+        entry["splits"] = {split: _describe(decoded, split) for split in decoded.splits}
         (temporary / "entry.json").write_text(json.dumps(entry, indent=1))
         _publish(temporary, home / name)
     finally:
@@ -192,9 +183,8 @@ def _in_memory(source: Source, splits: tuple[str, ...]) -> Loaded:
     parts = {}
     for split in splits:
         images, labels = decoded.splits[split]
-        parts[split] = Part(
-            images, labels, content_fingerprint(images.shape, [images], labels, decoded.classes)
-        )
+        fingerprint = content_fingerprint(images.shape, [images], labels, decoded.classes)
+        parts[split] = Part(images, labels, fingerprint)
     return Loaded(decoded.classes, parts)
 
 
@@ -244,10 +234,8 @@ def _map(path: Path) -> np.ndarray:
             return np.load(path, mmap_mode="c", allow_pickle=False)
         # Linux may refuse private mappings larger than its memory unless told not to reserve any; Python names
         # that flag from 3.13 on.
-        no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-        mapped = mmap.mmap(
-            file.fileno(), 0, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE
-        )
+        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+        mapped = mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     return np.frombuffer(mapped, dtype=dtype, offset=start).reshape(shape)
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.data.source import Arrays, check_labels, readable
-from envs.errors import InputError
+from envs.data.source import Arrays, check_labels, readable, wrong
 
 _MAX_SIZE = 1 << 28  # bytes; the largest real file, CIFAR-100's train, has 155 million
 _PIXELS = 3 * 32 * 32
@@ -28,13 +27,9 @@ def read_batch(path: Path, label_key: str, num_classes: int) -> Arrays:
     entry = _read_mapping(path)
     data, labels = entry.get("data"), entry.get(label_key)
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _PIXELS:
-        raise InputError(
-            f"{path} has no array data of shape (N, {_PIXELS}); expected a CIFAR batch; download it again"
-        )
+        raise wrong(path, f"has no array data of shape (N, {_PIXELS}); expected a CIFAR batch")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise InputError(
-            f"{path} has no list {label_key!r} of integers; expected a CIFAR batch; download it again"
-        )
+        raise wrong(path, f"has no list {label_key!r} of integers; expected a CIFAR batch")
     images = data.reshape(-1, 3, 32, 32)
     return Arrays(images, check_labels(np.array(labels), len(images), num_classes, str(path)))
 
@@ -47,9 +42,7 @@ def read_class_names(path: Path, key: str) -> tuple[str, ...]:
     """
     names = _read_mapping(path).get(key)
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
-        raise InputError(
-            f"{path} has no list {key!r} of names; expected CIFAR's meta file; download it again"
-        )
+        raise wrong(path, f"has no list {key!r} of names; expected CIFAR's meta file")
     with readable(path):
         return tuple(name if isinstance(name, str) else name.decode() for name in names)
 
@@ -57,17 +50,13 @@ def read_class_names(path: Path, key: str) -> tuple[str, ...]:
 def _read_mapping(path: Path) -> dict[str, Any]:
     with readable(path, "download it again"):
         if path.stat().st_size > _MAX_SIZE:
-            raise InputError(
-                f"{path} is larger than {_MAX_SIZE:,} bytes; expected a CIFAR file; download it again"
-            )
+            raise wrong(path, f"is larger than {_MAX_SIZE:,} bytes; expected a CIFAR file")
         pickled = path.read_bytes()
         _check_memo(pickled)
         # The files are Python 2's: its strings come back as bytes, both keys and pixels.
         content = _ArrayUnpickler(io.BytesIO(pickled), encoding="bytes").load()
         if not isinstance(content, dict):
-            raise InputError(
-                f"{path} holds a {type(content).__name__}; expected CIFAR's mapping; download it again"
-            )
+            raise wrong(path, f"holds a {type(content).__name__}; expected CIFAR's mapping")
         return {
             key.decode("latin1") if isinstance(key, bytes) else str(key): _to_array(value)
             for key, value in content.items()
@@ -107,19 +96,22 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _ArrayState,
+    ("numpy._core.multiarray", "_reconstruct"): _ArrayState,
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): _TypeState,
+    ("_codecs", "encode"): _encode,
+}
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Knows NumPy's arrays, lists, mappings, strings and numbers; nothing else, and no function at all."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _ArrayState
-        if (module, name) == ("numpy", "ndarray"):
-            return None
-        if (module, name) == ("numpy", "dtype"):
-            return _TypeState
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
-        raise pickle.UnpicklingError(f"the file asks to run {module}.{name}, which is refused")
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"the file asks to run {module}.{name}, which is refused")
+        return _STAND_INS[module, name]
 
 
 def _to_array(value: Any) -> Any:

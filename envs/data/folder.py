@@ -29,6 +29,7 @@ from envs.data.source import (
     is_plain,
     readable,
     stamp_files,
+    wrong,
 )
 from envs.data.splits import plan_splits
 from envs.errors import InputError
@@ -76,15 +77,11 @@ def imagenet100_source(root: Path, image_size: int | None) -> Source:
     Raises:
         InputError: as ``folder_source``, or there are not 100 classes.
     """
-    path = root / "imagenet100"
-    with readable(
-        path, "put ImageNet's folders of the 100 classes into its train/ and val/, or use folder:PATH"
-    ):
+    path, other = root / "imagenet100", "or use folder:PATH"
+    with readable(path, f"put ImageNet's folders of the 100 classes into its train/ and val/, {other}"):
         count = len(_folders(path / "train"))
     if count != 100:
-        raise InputError(
-            f"imagenet100: {path / 'train'} has {count} class folders; expected 100; or use folder:PATH"
-        )
+        raise wrong(f"imagenet100: {path / 'train'}", f"has {count} class folders; expected 100", other)
     return folder_source("imagenet100", path, image_size or _IMAGENET_SIDE)
 
 
@@ -98,17 +95,13 @@ def _find(name: str, root: Path) -> tuple[tuple[str, ...], dict[str, _Files]]:
         if not found:
             parts = {"all": _find_files(root, classes)}
         elif "test" in found:
-            parts = {
-                part: _find_files(root / found[part], classes)
-                for part in ("train", "val", "test")
-                if part in found
-            }
+            names = (part for part in ("train", "val", "test") if part in found)
+            parts = {part: _find_files(root / found[part], classes) for part in names}
         elif "val" in found:
             parts = {"train": _find_files(train, classes), "test": _find_files(root / found["val"], classes)}
         else:
-            raise InputError(
-                f"{name}: {root} has train/ but neither test/ nor val/; add one, or lift train/ a level"
-            )
+            problem = "has train/ but neither test/ nor val/"
+            raise wrong(f"{name}: {root}", problem, "add one, or lift train/ a level")
     for part, files in parts.items():
         counts = np.bincount(files.labels, minlength=len(classes)).tolist()
         listed = [f"{label} {count}" for label, count in zip(classes, counts, strict=True)]
@@ -130,14 +123,12 @@ def _split_folders(name: str, root: Path, folders: list[str]) -> dict[str, str]:
     for folder in deep:
         part = _PARTS[folder.lower()]
         if part in found:
-            raise InputError(
-                f"{name}: {root} has {found[part]}/ and {folder}/; expected one {part} split; join them"
-            )
+            problem = f"has {found[part]}/ and {folder}/; expected one {part} split"
+            raise wrong(f"{name}: {root}", problem, "join them")
         found[part] = folder
     if found and "train" not in found:
-        raise InputError(
-            f"{name}: {root} has {deep[0]}/ with classes but no train/; add it, or rename {deep[0]}/"
-        )
+        problem = f"has {deep[0]}/ with classes but no train/"
+        raise wrong(f"{name}: {root}", problem, f"add it, or rename {deep[0]}/")
     if named and len(named) == len(folders) and not deep:
         raise InputError(f"{name}: {root} has {', '.join(named)} without class folders inside; {_REMEDY}")
     return found
@@ -171,18 +162,15 @@ def _find_files(root: Path, classes: tuple[str, ...]) -> _Files:
     present = _folders(root)
     unknown = sorted(set(present) - set(classes))
     if unknown:
-        raise InputError(
-            f"{root} has a class folder {unknown[0]!r} that train/ lacks; remove it or add it there"
-        )
+        raise wrong(root, f"has a class folder {unknown[0]!r} that train/ lacks", "remove it or add it there")
     listing = _Listing(os.path.realpath(root))
     paths: list[str] = []
     labels: list[int] = []
     for name in present:
         images = sorted(listing.walk(os.path.join(root, name)))
         if not images:
-            raise InputError(
-                f"{root / name} holds no image ({' '.join(EXTENSIONS)}); add images or remove the folder"
-            )
+            problem = f"holds no image ({' '.join(EXTENSIONS)})"
+            raise wrong(root / name, problem, "add images or remove the folder")
         paths += images
         labels += [classes.index(name)] * len(images)
     if not paths:
@@ -226,9 +214,8 @@ class _Listing:
         """Log what was ignored, and links out of the tree."""
         ignored, outside = self.ignored, self.outside
         if ignored:
-            NOTES.warning(
-                "%s: ignored %d files without an image's extension, e.g. %s", root, len(ignored), ignored[0]
-            )
+            text = "%s: ignored %d files without an image's extension, e.g. %s"
+            NOTES.warning(text, root, len(ignored), ignored[0])
         if outside:
             NOTES.warning("%s: %d links lead out of the folder, e.g. %s", root, len(outside), outside[0])
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.data.source import readable
-from envs.errors import InputError
+from envs.data.source import readable, wrong
 
+_AGAIN = "delete it and download it again"
 _MAX_SIZE = 1 << 32  # bytes of pixels that an IDX header may announce
 _STL10 = (3, 96, 96)
 
@@ -18,36 +18,26 @@ _STL10 = (3, 96, 96)
 def read_idx(path: Path, ndim: int) -> np.ndarray:
     """Return the uint8 array of an IDX file, plain or ``.gz``.
 
-    The format: two zero bytes, 8 for unsigned bytes, the number of axes, each axis as a big-endian 32-bit size, then
-    the values.
-
-    Args:
-        path: the file.
-        ndim: number of axes expected, 3 for images and 1 for labels.
+    The format: two zero bytes, 8 for unsigned bytes, the number of axes (expected: ``ndim``, 3 for images and 1 for
+    labels), each axis as a big-endian 32-bit size, then the values.
 
     Raises:
         InputError: the file is missing, damaged, cut off, longer than it says, or of another kind.
     """
-    with readable(path, "delete it and download it again"):
+    with readable(path, _AGAIN):
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             magic = file.read(4)
             if magic != bytes((0, 0, 8, ndim)):
-                raise InputError(
-                    f"{path} begins with {magic.hex() or 'nothing'}; expected 000008{ndim:02x}, an IDX file of bytes"
-                    f" with {ndim} axes; delete it and download it again"
-                )
+                expected = f"expected 000008{ndim:02x}, an IDX file of bytes with {ndim} axes"
+                raise wrong(path, f"begins with {magic.hex() or 'nothing'}; {expected}", _AGAIN)
             shape = struct.unpack(f">{ndim}I", file.read(4 * ndim))
             size = math.prod(shape)
             if size > _MAX_SIZE:
-                raise InputError(
-                    f"{path} announces {shape} values; expected at most 4 GiB; download it again"
-                )
+                raise wrong(path, f"announces {shape} values; expected at most 4 GiB")
             content = file.read(size + 1)
         if len(content) != size:
             found = "more" if len(content) > size else f"{len(content):,}"
-            raise InputError(
-                f"{path} announces {size:,} values but holds {found}; delete it and download it again"
-            )
+            raise wrong(path, f"announces {size:,} values but holds {found}", _AGAIN)
         return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
@@ -60,9 +50,7 @@ def read_stl10(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
     with readable(images, "download it again"):
         size, each = os.path.getsize(images), math.prod(_STL10)
         if size == 0 or size % each:
-            raise InputError(
-                f"{images} has {size:,} bytes; expected a multiple of {each:,}; download it again"
-            )
+            raise wrong(images, f"has {size:,} bytes; expected a multiple of {each:,}")
         pixels = np.fromfile(images, dtype=np.uint8).reshape(-1, *_STL10).transpose(0, 1, 3, 2)
     with readable(labels, "download it again"):
         return pixels, np.fromfile(labels, dtype=np.uint8).astype(np.int64) - 1

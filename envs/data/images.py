@@ -13,8 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from envs.data.source import readable
-from envs.errors import InputError
+from envs.data.source import readable, wrong
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Only decoders that run inside this process: Pillow hands EPS files, for one, to an external interpreter.
@@ -47,19 +46,15 @@ def read_header(path: str) -> Header:
 def decode(path: str, channels: int, side: int | None) -> np.ndarray:
     """Return the first frame of an image file as uint8 (C, H, W); transparency and orientation tags are ignored.
 
-    Args:
-        path: the file.
-        channels: 3 for RGB, gray files included; 1 for gray.
-        side: fit the image to a square of so many pixels; None keeps its size.
+    ``channels``: 3 for RGB, gray files included; 1 for gray. ``side``: fit the image to a square of so many pixels;
+    None keeps its size.
 
     Raises:
         InputError: as ``read_header``, or the file is truncated or damaged, or has colour where gray is expected.
     """
     with open_image(path) as image:
         if channels == 1 and image.mode not in _GRAY:
-            raise InputError(
-                f"{path} is in colour; expected gray like the first images; convert all to one kind"
-            )
+            raise wrong(path, "is in colour; expected gray like the first images", "convert all to one kind")
         pixels = image.convert("L" if channels == 1 else "RGB")
         array = np.asarray(pixels if side is None else _fit(pixels, side))
         return array[None] if channels == 1 else array.transpose(2, 0, 1)
@@ -77,17 +72,13 @@ def open_image(path: str) -> Iterator[Image.Image]:
     with readable(path, "replace or remove the file"), Image.open(path, formats=_FORMATS) as image:
         _check_size(path, image.size)
         if image.mode not in _GRAY + _COLOUR:
-            raise InputError(
-                f"{path} has pixels of kind {image.mode!r}; expected 8 bits a channel; convert it"
-            )
+            raise wrong(path, f"has pixels of kind {image.mode!r}; expected 8 bits a channel", "convert it")
         yield image
 
 
 def _check_size(path: str, size: tuple[int, int]) -> None:
     if size[0] * size[1] > _MAX_PIXELS:
-        raise InputError(
-            f"{path} has {size[0]} x {size[1]} pixels; expected at most {_MAX_PIXELS:,}; shrink it"
-        )
+        raise wrong(path, f"has {size[0]} x {size[1]} pixels; expected at most {_MAX_PIXELS:,}", "shrink it")
 
 
 def webp_size(path: str) -> tuple[int, int]:
@@ -152,8 +143,7 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
     width, height = image.size
     edge = min(width, height)
     left, top = (width - edge) / 2, (height - edge) / 2
-    box = (left, top, left + edge, top + edge)
-    return image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge))
 
 
 def _cores() -> int:

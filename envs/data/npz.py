@@ -27,6 +27,7 @@ from envs.data.source import (
     check_labels,
     readable,
     stamp_files,
+    wrong,
 )
 from envs.data.splits import plan_splits
 from envs.errors import InputError
@@ -38,6 +39,9 @@ _MAX_LABELS = 1 << 30  # bytes; labels and class names are read whole
 
 # Key patterns for images and labels, tried in this order.
 _PATTERNS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
+
+
+_Layout = tuple[int, int, int]
 
 
 class _Member(NamedTuple):
@@ -72,13 +76,10 @@ def _read(name: str, archive: zipfile.ZipFile, allocate: Allocate, image_size: i
     classes = _class_names(name, archive, labels)
     check_classes(labels["all" if "all" in labels else "train"], classes, name)
     layouts = {part: _layout(name, member) for part, member in members.items()}
-    sizes = {
-        tuple(member.shape[axis] if axis else 1 for axis in layouts[part]) for part, member in members.items()
-    }
+    sizes = {tuple(members[part].shape[axis] if axis else 1 for axis in layouts[part]) for part in members}
     if len(sizes) > 1:
-        raise InputError(
-            f"{name}: images of the splits differ in shape, {sorted(sizes)}; expected one (C, H, W)"
-        )
+        problem = f"images of the splits differ in shape, {sorted(sizes)}"
+        raise wrong(f"{name}:", problem, "expected one (C, H, W)")
     channels, height, width = sizes.pop()
     plan = plan_splits(labels, name)
     splits = {}
@@ -116,22 +117,17 @@ def _open(archive: zipfile.ZipFile, key: str) -> Iterator[tuple[IO[bytes], _Memb
     entry = archive.getinfo(f"{key}.npy")
     with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
+        where = f"{key} in {archive.filename}"
         if version not in ((1, 0), (2, 0)):
-            raise InputError(
-                f"{key} in {archive.filename} has .npy format {version}; expected 1.0; {_REMEDY}"
-            )
+            raise wrong(where, f"has .npy format {version}; expected 1.0", _REMEDY)
         headers = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)
         shape, fortran, dtype = headers[version[0] - 1](file)
         if dtype.hasobject:
-            raise InputError(
-                f"{key} in {archive.filename} holds Python objects, which are never loaded; save plain arrays"
-            )
+            raise wrong(where, "holds Python objects, which are never loaded", "save plain arrays")
         if fortran and len(shape) > 1:
-            raise InputError(
-                f"{key} in {archive.filename} is in Fortran order; save np.ascontiguousarray({key})"
-            )
+            raise wrong(where, "is in Fortran order", f"save np.ascontiguousarray({key})")
         if entry.file_size != file.tell() + math.prod(shape) * dtype.itemsize:
-            raise InputError(f"{key} in {archive.filename} is cut off or has a false header; {_REMEDY}")
+            raise wrong(where, "is cut off or has a false header", _REMEDY)
         yield file, _Member(key, shape, dtype)
 
 
@@ -139,8 +135,8 @@ def _read_small(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     with _open(archive, key) as (file, member):
         size = math.prod(member.shape) * member.dtype.itemsize
         if size > _MAX_LABELS:
-            raise InputError(
-                f"{key} in {archive.filename} takes {size:,} bytes; expected at most {_MAX_LABELS:,}"
+            raise wrong(
+                f"{key} in {archive.filename}", f"takes {size:,} bytes", f"expected at most {_MAX_LABELS:,}"
             )
         content = file.read(size)
         file.read(1)  # zipfile compares the checksum when it sees the end
@@ -150,18 +146,17 @@ def _read_small(archive: zipfile.ZipFile, key: str) -> np.ndarray:
 def _image_member(name: str, archive: zipfile.ZipFile, key: str) -> _Member:
     with _open(archive, key) as (_, member):
         pass
+    where = f"{name}: {key}"
     if member.dtype != np.uint8 and member.dtype.kind != "f":
-        raise InputError(
-            f"{name}: {key} is {member.dtype}; expected uint8 or floats in [0, 1]; convert it with astype"
-        )
+        raise wrong(where, f"is {member.dtype}; expected uint8 or floats in [0, 1]", "convert it with astype")
     if len(member.shape) not in (3, 4) or 0 in member.shape:
-        raise InputError(
-            f"{name}: {key} has the shape {member.shape}; expected (N, H, W), (N, H, W, C) or (N, C, H, W)"
+        raise wrong(
+            where, f"has the shape {member.shape}", "expected (N, H, W), (N, H, W, C) or (N, C, H, W)"
         )
     return member
 
 
-def _layout(name: str, member: _Member) -> tuple[int, int, int]:
+def _layout(name: str, member: _Member) -> _Layout:
     """Return the axes of channel, height and width; axis 0 stands for a channel that is not there.
 
     Raises:
@@ -178,18 +173,15 @@ def _layout(name: str, member: _Member) -> tuple[int, int, int]:
     return (1, 2, 3) if first else (3, 1, 2)
 
 
-def _chunks(
-    archive: zipfile.ZipFile, member: _Member, layout: tuple[int, int, int]
-) -> Iterator[tuple[int, np.ndarray]]:
+def _chunks(archive: zipfile.ZipFile, member: _Member, layout: _Layout) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index of the first image, images uint8 (M, C, H, W)) in order."""
     row_size = math.prod(member.shape[1:]) * member.dtype.itemsize
     with _open(archive, member.key) as (file, _):
         step = max(1, CHUNK // row_size)
         for start in range(0, member.shape[0], step):
             count = min(step, member.shape[0] - start)
-            rows = np.frombuffer(file.read(count * row_size), dtype=member.dtype).reshape(
-                count, *member.shape[1:]
-            )
+            content = np.frombuffer(file.read(count * row_size), dtype=member.dtype)
+            rows = content.reshape(count, *member.shape[1:])
             if rows.dtype != np.uint8:
                 rows = _quantise(rows, f"{member.key} in {archive.filename}")
             yield start, rows[:, None] if layout[0] == 0 else rows.transpose(0, *layout)
@@ -201,9 +193,8 @@ def _quantise(images: np.ndarray, where: str) -> np.ndarray:
         raise InputError(f"{where} has NaN or infinite values; expected numbers in [0, 1]; clean it")
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
-        raise InputError(
-            f"{where} has floats from {low:g} to {high:g}; expected [0, 1], or uint8 for 0..255; rescale and save again"
-        )
+        problem = f"has floats from {low:g} to {high:g}; expected [0, 1], or uint8 for 0..255"
+        raise wrong(where, problem, "rescale and save again")
     return np.round(images * images.dtype.type(255)).astype(np.uint8)
 
 
@@ -213,17 +204,14 @@ def _class_names(name: str, archive: zipfile.ZipFile, labels: dict[str, np.ndarr
     if "classes.npy" not in archive.namelist():
         images = max(len(part) for part in labels.values())
         if top >= images:
-            raise InputError(
-                f"{name}: labels up to {top} for {images} images; expected 0..K-1, each class with images"
-            )
+            problem = f"labels up to {top} for {images} images"
+            raise wrong(f"{name}:", problem, "expected 0..K-1, each class with images")
         return tuple(str(label) for label in range(top + 1))
     names = _read_small(archive, "classes")
     if names.ndim != 1 or names.dtype.kind != "U":
-        raise InputError(
-            f"{name}: classes is {names.dtype} {names.shape}; expected names, (K,), such as np.array(['a', 'b'])"
-        )
+        expected = "expected names, (K,), such as np.array(['a', 'b'])"
+        raise wrong(f"{name}:", f"classes is {names.dtype} {names.shape}", expected)
     if top >= len(names):
-        raise InputError(
-            f"{name}: labels reach {top}; expected 0..{len(names) - 1}, as classes has {len(names)} names"
-        )
+        expected = f"expected 0..{len(names) - 1}, as classes has {len(names)} names"
+        raise wrong(f"{name}:", f"labels reach {top}", expected)
     return tuple(names.tolist())

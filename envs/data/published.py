@@ -18,7 +18,17 @@ import numpy as np
 from envs.data.cifar import read_batch, read_class_names
 from envs.data.formats import read_idx, read_stl10
 from envs.data.locations import locked, make_directory
-from envs.data.source import NOTES, Allocate, Arrays, Decoded, Source, check_labels, readable, stamp_files
+from envs.data.source import (
+    NOTES,
+    Allocate,
+    Arrays,
+    Decoded,
+    Source,
+    check_labels,
+    readable,
+    stamp_files,
+    wrong,
+)
 from envs.data.splits import arrange
 from envs.errors import InputError
 from envs.torchvision_import import import_torchvision
@@ -29,23 +39,14 @@ Contents = tuple[tuple[str, ...], dict[str, Arrays]]
 
 @dataclass(frozen=True)
 class Published:
-    """A data set that torchvision knows.
+    """A data set that torchvision knows."""
 
-    Attributes:
-        torchvision: name of its class in ``torchvision.datasets``.
-        side: height and width of its images.
-        folder: where its files are, relative to the data root.
-        files: their names; each may end in ``.gz`` instead.
-        read: from the paths of the files to the contents.
-        checked: whether the files must be those whose MD5 sums torchvision lists.
-    """
-
-    torchvision: str
-    side: int
-    folder: str
-    files: tuple[str, ...]
-    read: Callable[[list[Path]], Contents]
-    checked: bool = True
+    torchvision: str  #: name of its class in ``torchvision.datasets``
+    side: int  #: height and width of its images
+    folder: str  #: where its files are, relative to the data root
+    files: tuple[str, ...]  #: their names; each may end in ``.gz`` instead
+    read: Callable[[list[Path]], Contents]  #: from the paths of the files to the contents
+    checked: bool = True  #: whether the files must be those whose MD5 sums torchvision lists
 
 
 def published_source(name: str, root: Path, image_size: int | None) -> Source:
@@ -71,13 +72,9 @@ def published_source(name: str, root: Path, image_size: int | None) -> Source:
 def _locate(published: Published, root: Path) -> list[Path] | None:
     paths = []
     for file in published.files:
-        plain = root / published.folder / file
-        packed = plain.with_name(f"{file}.gz")
-        found = plain if plain.exists() else packed if packed.exists() else None
-        if found is None:
-            return None
-        paths.append(found)
-    return paths
+        places = (root / published.folder / file, root / published.folder / f"{file}.gz")
+        paths += [place for place in places if place.exists()][:1]
+    return paths if len(paths) == len(published.files) else None
 
 
 def _download(name: str, published: Published, root: Path) -> list[Path]:
@@ -127,9 +124,8 @@ def _check_sums(published: Published, root: Path) -> None:
         with readable(path), path.open("rb") as opened:
             found = hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         if found != sums[file]:
-            raise InputError(
-                f"{path} is not the published file (MD5 {found}, expected {sums[file]}); delete it to download it again"
-            )
+            problem = f"is not the published file (MD5 {found}, expected {sums[file]})"
+            raise wrong(path, problem, "delete it to download it again")
 
 
 def _torchvision_class(published: Published) -> Any:
@@ -142,9 +138,7 @@ def _read_mnist(classes: tuple[str, ...]) -> Callable[[list[Path]], Contents]:
         for part, (image_path, label_path) in {"train": paths[:2], "test": paths[2:]}.items():
             images = read_idx(image_path, 3)
             if images.shape[1:] != (28, 28):
-                raise InputError(
-                    f"{image_path} has images of {images.shape[1:]}; expected (28, 28); download it again"
-                )
+                raise wrong(image_path, f"has images of {images.shape[1:]}; expected (28, 28)")
             labels = check_labels(read_idx(label_path, 1), len(images), len(classes), os.fspath(label_path))
             parts[part] = Arrays(images[:, None], labels)
         return classes, parts
@@ -157,9 +151,7 @@ def _read_cifar(label_key: str, name_key: str, num_classes: int) -> Callable[[li
         *train_paths, test_path, meta_path = paths
         classes = read_class_names(meta_path, name_key)
         if len(classes) != num_classes:
-            raise InputError(
-                f"{meta_path} names {len(classes)} classes; expected {num_classes}; download it again"
-            )
+            raise wrong(meta_path, f"names {len(classes)} classes; expected {num_classes}")
         batches = [read_batch(path, label_key, num_classes) for path in train_paths]
         train = Arrays(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
         return classes, {"train": train, "test": read_batch(test_path, label_key, num_classes)}
@@ -183,26 +175,16 @@ _FASHION = (
 _STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 _IDX = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 
+_CIFAR10 = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
+_CIFAR100 = ("train", "test", "meta")
+_BINARY = tuple(f"{part}_{what}.bin" for part in ("train", "test") for what in "Xy")
+_read_cifar10 = _read_cifar("labels", "label_names", 10)
+_read_cifar100 = _read_cifar("fine_labels", "fine_label_names", 100)
+
 PUBLISHED = {
-    "mnist": Published("MNIST", 28, "MNIST/raw", _IDX, _read_mnist(_MNIST), checked=False),
-    "fashion-mnist": Published(
-        "FashionMNIST", 28, "FashionMNIST/raw", _IDX, _read_mnist(_FASHION), checked=False
-    ),
-    "cifar10": Published(
-        "CIFAR10",
-        32,
-        "cifar-10-batches-py",
-        (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
-        _read_cifar("labels", "label_names", 10),
-    ),
-    "cifar100": Published(
-        "CIFAR100",
-        32,
-        "cifar-100-python",
-        ("train", "test", "meta"),
-        _read_cifar("fine_labels", "fine_label_names", 100),
-    ),
-    "stl10": Published(
-        "STL10", 96, "stl10_binary", ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"), _read_stl10
-    ),
+    "mnist": Published("MNIST", 28, "MNIST/raw", _IDX, _read_mnist(_MNIST), False),
+    "fashion-mnist": Published("FashionMNIST", 28, "FashionMNIST/raw", _IDX, _read_mnist(_FASHION), False),
+    "cifar10": Published("CIFAR10", 32, "cifar-10-batches-py", _CIFAR10, _read_cifar10),
+    "cifar100": Published("CIFAR100", 32, "cifar-100-python", _CIFAR100, _read_cifar100),
+    "stl10": Published("STL10", 96, "stl10_binary", _BINARY, _read_stl10),
 }

@@ -20,6 +20,11 @@ Allocate = Callable[[str, tuple[int, int, int, int]], np.ndarray]
 """Returns the array of a split, uint8 of the given shape (N, C, H, W), for a reader to fill."""
 
 
+def wrong(where: object, problem: str, remedy: str = "download it again") -> InputError:
+    """Return the error that names a file or data set, what is wrong there, and the remedy."""
+    return InputError(f"{where} {problem}; {remedy}")
+
+
 class Arrays(NamedTuple):
     """One split: images uint8 (N, C, H, W) and labels int64 (N,)."""
 
@@ -36,18 +41,13 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set on disk that has been found but not decoded.
+    """A data set on disk that has been found but not decoded."""
 
-    Attributes:
-        name: as the user gave it.
-        identity: what chooses the cache entry: where the files are and the options.
-        stamp: what the decoded copy depends on (sizes and times of the files); another stamp makes it stale.
-        decode: reads, checks and returns everything; its images go into arrays that it asks for.
-    """
-
-    name: str
-    identity: str
+    name: str  #: as the user gave it
+    identity: str  #: what chooses the cache entry: where the files are and the options
+    #: what the decoded copy depends on (sizes and times of the files); another stamp makes it stale
     stamp: str
+    #: reads, checks and returns everything; its images go into arrays that it asks for
     decode: Callable[[Allocate], Decoded]
 
 
@@ -79,10 +79,8 @@ def readable(path: str | Path, remedy: str = "restore it or remove it") -> Itera
     except FileNotFoundError as error:
         raise InputError(f"no file or folder {error.filename or path}; {remedy}") from None
     except PermissionError as error:
-        where = error.filename or path
-        raise InputError(
-            f"no permission to read {where}; make it readable (chmod a+rX) or choose another"
-        ) from None
+        where, advice = error.filename or path, "make it readable (chmod a+rX) or choose another"
+        raise InputError(f"no permission to read {where}; {advice}") from None
     except OSError as error:
         cause = error.strerror or " ".join(str(error).split())[:200]
         raise InputError(f"cannot read {error.filename or path}: {cause}; {remedy}") from error
@@ -92,13 +90,9 @@ def readable(path: str | Path, remedy: str = "restore it or remove it") -> Itera
 
 
 def check_labels(labels: np.ndarray, num_images: int, num_classes: int | None, where: str) -> np.ndarray:
-    """Return the labels as int64 (N,).
+    """Return ``labels``, integers (N,) or (N, 1), as int64 (N,); ``where`` names them in messages.
 
-    Args:
-        labels: integers, (N,) or (N, 1).
-        num_images: N.
-        num_classes: K, or None where the labels alone say it (up to a million).
-        where: names the labels in messages.
+    ``num_classes``: K, or None where the labels alone say it (up to a million).
 
     Raises:
         InputError: another type, shape or number of labels, or a label outside 0..K-1.
@@ -111,8 +105,8 @@ def check_labels(labels: np.ndarray, num_images: int, num_classes: int | None, w
             " take the argmax of one-hot rows"
         )
     if len(labels) != num_images or num_images == 0:
-        raise InputError(
-            f"{where}: {len(labels)} labels for {num_images} images; expected as many, at least one"
+        raise wrong(
+            f"{where}:", f"{len(labels)} labels for {num_images} images", "expected as many, at least one"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= (_MAX_CLASSES if num_classes is None else num_classes):
@@ -131,9 +125,8 @@ def check_classes(labels: np.ndarray, classes: tuple[str, ...], where: str) -> N
         raise InputError(f"{where}: {len(classes)} class; expected at least two, to choose between")
     for name in classes:
         if not is_plain(name):
-            raise InputError(
-                f"{where}: class name {name!r:.99}; expected printable characters; rename the class"
-            )
+            problem = f"class name {name!r:.99}; expected printable characters"
+            raise wrong(f"{where}:", problem, "rename the class")
     missing = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
     if missing:
         raise InputError(

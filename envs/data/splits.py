@@ -12,21 +12,15 @@ VAL_FRACTION = 0.1
 _ROWS = 8192
 
 
-def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int = SPLIT_SEED
-) -> tuple[np.ndarray, np.ndarray]:
+_Pair = tuple[np.ndarray, np.ndarray]
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int = SPLIT_SEED) -> _Pair:
     """Hold out about ``fraction`` of every class.
 
     Of a class with n >= 2 images round(n * fraction) are held out, at least one and at most n - 1, so that
-    both sides see it; a class with a single image stays on the kept side.
-
-    Args:
-        labels: integers (N,).
-        fraction: share of each class to hold out, in (0, 1).
-        seed: of the shuffle.
-
-    Returns:
-        Indices of the kept and of the held-out images, each in ascending order; together they are 0..N-1.
+    both sides see it; a class with a single image stays on the kept side. ``labels`` are integers (N,); ``seed`` is of
+    the shuffle. Returns indices of the kept and of the held-out images, each ascending; together they are 0..N-1.
     """
     # RandomState, not default_rng: NumPy promises that its stream stays as it is for ever (NEP 19).
     shuffled = np.random.RandomState(seed).permutation(len(labels))
@@ -61,11 +55,8 @@ def plan_splits(labels: dict[str, np.ndarray], where: str) -> dict[str, tuple[st
         plan = {split: (split, np.arange(len(labels[split]))) for split in ("train", "val", "test")}
     else:
         train, val = stratified_split(labels["train"], VAL_FRACTION)
-        plan = {
-            "train": ("train", train),
-            "val": ("train", val),
-            "test": ("test", np.arange(len(labels["test"]))),
-        }
+        test = np.arange(len(labels["test"]))
+        plan = {"train": ("train", train), "val": ("train", val), "test": ("test", test)}
     for split, (part, index) in plan.items():
         if len(index) == 0:
             raise InputError(

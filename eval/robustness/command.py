@@ -69,7 +69,6 @@ def _ask_pgd(config: RobustnessCommand, loaded: Sequence[tuple[Target, Samples]]
     curves: list[IterationCurve] = []
     outcomes: list[TargetedOutcome] = []
     for target, samples in loaded:
-        kept: dict[str, Any] = {"folder": target.results_dir / "iterations", "force": config.force}
         for threat, protocol, loss in asked.cells(config.threats(samples.channels)):
             cell = (target, samples, threat, protocol, loss)
             label = f"{target.name}: {protocol} {loss} {threat}"
@@ -77,8 +76,9 @@ def _ask_pgd(config: RobustnessCommand, loaded: Sequence[tuple[Target, Samples]]
                 common["report"] = report
                 if asked.target_class is not None:
                     outcomes.append(targeted_outcome(*cell, asked.target_class, **common))
-                else:
-                    curves.append(iteration_curve(*cell, asked.iterations, **kept, **common))
+                    continue
+                kept = {"folder": target.results_dir / "iterations", "force": config.force}
+                curves.append(iteration_curve(*cell, asked.iterations, **common | kept))
     stem = "iterations" if curves else f"targeted-{asked.target_class}"
     for table in iteration_tables(curves) if curves else targeted_tables(outcomes):
         print_table(table)
