@@ -159,9 +159,8 @@ class AdversarialConfig(PlainNumbers):
             unused = unused | {"share": "every image is shown both ways; use --adv-mix replace"}
         for name, reason in unused.items():
             if (value := getattr(self, name)) is not None:
-                raise InputError(
-                    f"{_option(name)} is {value} but has no meaning for --adversarial {self.method}: {reason}"
-                )
+                vain = f"has no meaning for --adversarial {self.method}: {reason}"
+                raise InputError(f"{_option(name)} is {value} but {vain}")
 
     def _check_algorithm(self, algorithm: str) -> None:
         kind = find_algorithm(algorithm).adversarial
@@ -174,10 +173,8 @@ class AdversarialConfig(PlainNumbers):
                 f"{', '.join(name for name in kinds if kinds[name] == 'loss')}, or choose --adversarial pgd"
             )
         if kind == "none":
-            raise InputError(
-                f"--adversarial {self.method} is not offered for {algorithm}; "
-                f"use {', '.join(name for name in kinds if kinds[name] != 'none')}"
-            )
+            offered = ", ".join(name for name in kinds if kinds[name] != "none")
+            raise InputError(f"--adversarial {self.method} is not offered for {algorithm}; use {offered}")
         if self.mix == "add" or self.weight is not None:
             raise InputError(
                 f"{algorithm} sees attacked images in place of clean ones, so --adv-mix add and --adv-weight have no "

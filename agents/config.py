@@ -19,23 +19,18 @@ from agents.common.plain_numbers import PlainNumbers
 from envs.errors import InputError, unknown_name
 
 SMALL_NETWORKS = ("small", "mlp")
+_POSITIVE = (
+    "total_images passes batch_size learning_rate image_size episode_length eval_every probe_steps pictures_every "
+    "threads ppo.rollout ppo.epochs ppo.clip_range ppo.target_kl dqn.buffer_size dqn.target_update_interval"
+)
+_SHARES = "lr_end label_noise exploration.eps ppo.gamma ppo.gae_lambda dqn.exploration_fraction"
+_OTHERS = (
+    "seed lr_warmup probe_images weight_decay max_grad_norm ppo.vf_coef ppo.ent_coef dqn.learning_starts"
+)
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    (
-        "total_images passes batch_size learning_rate image_size episode_length eval_every probe_steps pictures_every "
-        "threads ppo.rollout ppo.epochs ppo.clip_range ppo.target_kl dqn.buffer_size dqn.target_update_interval",
-        lambda value: 0 < value < math.inf,
-        "a number above 0",
-    ),
-    (
-        "lr_end label_noise exploration.eps ppo.gamma ppo.gae_lambda dqn.exploration_fraction",
-        lambda value: 0 <= value <= 1,
-        "a number from 0 to 1",
-    ),
-    (
-        "seed lr_warmup probe_images weight_decay max_grad_norm ppo.vf_coef ppo.ent_coef dqn.learning_starts",
-        lambda value: 0 <= value < math.inf,
-        "0 or more",
-    ),
+    (_POSITIVE, lambda value: 0 < value < math.inf, "a number above 0"),
+    (_SHARES, lambda value: 0 <= value <= 1, "a number from 0 to 1"),
+    (_OTHERS, lambda value: 0 <= value < math.inf, "0 or more"),
 )
 
 
@@ -196,21 +191,15 @@ class TrainConfig(PlainNumbers):
     dqn: DQNConfig = field(default_factory=DQNConfig)
 
     def phases(self) -> tuple[tuple[str, float | None], ...]:
-        """Return (algorithm, passes over the training set) of each phase; None passes means --total-images.
-
-        Raises:
-            InputError: the schedule cannot be read.
-        """
+        """Return (algorithm, passes) of each phase; None passes: --total-images; InputError: it cannot be read."""
         if self.schedule is None:
             return ((self.algo, self.passes),)
         phases = []
         for part in self.schedule.split(","):
             match = re.fullmatch(r"\s*([\w-]+)\s*:\s*(\d+(?:\.\d+)?)\s*", part)
             if match is None or float(match[2]) <= 0:
-                raise InputError(
-                    f"cannot read the phase {part!r} of --schedule; "
-                    "expected algorithm:passes, e.g. supervised:5,reinforce:20"
-                )
+                expected = "expected algorithm:passes, e.g. supervised:5,reinforce:20"
+                raise InputError(f"cannot read the phase {part!r} of --schedule; {expected}")
             if match[1] not in (names := algorithm_names(in_schedules=True)):
                 raise unknown_name("algorithm in --schedule", match[1], names)
             phases.append((match[1], float(match[2])))
@@ -264,9 +253,8 @@ class TrainConfig(PlainNumbers):
             total = self.passes
         for option, value in (("--adv-start", self.adversarial.start), ("--lr-warmup", self.lr_warmup)):
             if total is not None and value and value >= total:
-                raise InputError(
-                    f"{option} is {value:g} passes, but training ends after {total:g}; expected fewer"
-                )
+                ends = f"training ends after {total:g}; expected fewer"
+                raise InputError(f"{option} is {value:g} passes, but {ends}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""
@@ -288,10 +276,8 @@ class TrainConfig(PlainNumbers):
             hint: Any = cls
             for name in place.split("."):
                 found, hint = found[name], get_type_hints(hint)[name]
-            expected = (
-                hint.__name__ if isinstance(hint, type) else re.sub(r"typing\.|pathlib\.", "", str(hint))
-            )
-            raise InputError(f"the stored configuration has {place}={found!r}; expected {expected}") from None
+            kind = hint.__name__ if isinstance(hint, type) else re.sub(r"typing\.|pathlib\.", "", str(hint))
+            raise InputError(f"the stored configuration has {place}={found!r}; expected {kind}") from None
 
 
 def _refuse_unknown(cls: Any, values: Any) -> None:

@@ -11,29 +11,17 @@ from agents.presets import preset_from, value_of
 from envs.errors import InputError, unknown_name
 
 ENTRIES = ("ImageBandit-v0", "ImageEpisode-v0", "envs:ImageBandit-v0", "envs:ImageEpisode-v0", "default")
+_PPO = ["gamma", "gae_lambda", "clip_range", "ent_coef", "vf_coef", "target_kl", "normalize_advantage"]
+_DQN = ["buffer_size", "learning_starts", "target_update_interval", "exploration_fraction"]
 OPTIONS = {  # where each hyperparameter goes
     "n_timesteps": "total_images",
-    "learning_rate": "learning_rate",
-    "batch_size": "batch_size",
-    "max_grad_norm": "max_grad_norm",
+    **{name: name for name in ("learning_rate", "batch_size", "max_grad_norm")},
     "n_epochs": "ppo.epochs",
-    "gamma": "ppo.gamma",
-    "gae_lambda": "ppo.gae_lambda",
-    "clip_range": "ppo.clip_range",
-    "ent_coef": "ppo.ent_coef",
-    "vf_coef": "ppo.vf_coef",
-    "target_kl": "ppo.target_kl",
-    "normalize_advantage": "ppo.normalize_advantage",
-    "buffer_size": "dqn.buffer_size",
-    "learning_starts": "dqn.learning_starts",
-    "target_update_interval": "dqn.target_update_interval",
-    "exploration_fraction": "dqn.exploration_fraction",
+    **{name: f"ppo.{name}" for name in _PPO},
+    **{name: f"dqn.{name}" for name in _DQN},
     "exploration_final_eps": "exploration.eps",
 }
-_WHOLE = (
-    *("n_timesteps", "n_steps", "n_envs", "batch_size", "n_epochs"),
-    *("buffer_size", "learning_starts", "target_update_interval"),
-)
+_WHOLE = ("n_timesteps", "n_steps", "n_envs", "batch_size", "n_epochs", *_DQN[:3])
 _STEPS = {"ppo": 2048, "a2c": 5}  # n_steps where a file leaves it out, as in Stable-Baselines3
 
 
@@ -75,17 +63,14 @@ def read_hyperparameters(name: str) -> tuple[str, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not YAML: {error}") from None
     if not isinstance(entries, dict):
-        raise InputError(
-            f"{path} has no entries; expected an environment, such as default, with hyperparameters"
-        )
+        expected = "expected an environment, such as default, with hyperparameters"
+        raise InputError(f"{path} has no entries; {expected}")
     found = wanted or next((entry for entry in ENTRIES if entry in entries), "")
-    if found not in entries:
-        if not wanted:
-            raise InputError(
-                f"{path} has no entry {ENTRIES[0]}, {ENTRIES[1]} or default; "
-                f"name one, as in {path}:{next(iter(entries), 'atari')}"
-            )
+    if wanted and found not in entries:
         raise unknown_name(f"entry of {path}", found, list(map(str, entries)))
+    if found not in entries:
+        remedy = f"name one, as in {path}:{next(iter(entries), 'atari')}"
+        raise InputError(f"{path} has no entry {ENTRIES[0]}, {ENTRIES[1]} or default; {remedy}")
     if not isinstance(entries[found], dict):
         raise InputError(f"{path} has {found}: {entries[found]!r}; expected hyperparameters with values")
     return found, {str(key): value for key, value in entries[found].items()}
@@ -96,11 +81,8 @@ def apply(
 ) -> tuple[TrainConfig, dict[str, Any], list[str]]:
     """Return ``config`` with hyperparameters set, the options set, and the hyperparameters that have none.
 
-    ``n_steps * n_envs`` is PPO's rollout and A2C's batch. A number as the learning rate is kept constant, ``lin_0.001``
-    falls linearly to 0, as in rl_zoo3.
-
-    Raises:
-        InputError: a value is not a number.
+    ``n_steps * n_envs`` is PPO's rollout and A2C's batch. A number as the learning rate is kept constant,
+    ``lin_0.001`` falls linearly to 0, as in rl_zoo3. Raises InputError: a value is not a number.
     """
     options: dict[str, Any] = {}
     rest = dict(values)

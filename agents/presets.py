@@ -8,10 +8,11 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby, product
+from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from agents.adversarial_config import AdversarialConfig
 from agents.config import ExplorationConfig, TrainConfig
@@ -45,12 +46,10 @@ def _paper(network: str, dataset: str, regime: str, long: bool) -> tuple[TrainCo
     RL-adv. ``scripts/run_rl.sh`` (batch 256, rate 1e-4, 600 passes) has them from pass 400 with weight 1. The README's
     SL command attacks from pass 80 of 100 with weight 1. Plain RL and plain SL are these commands without attacks.
     """
-    supervised = regime.startswith("sl")
+    supervised, attacked = regime.startswith("sl"), regime.endswith("-adv")
     adversarial = AdversarialConfig()
-    if regime.endswith("-adv"):
-        start, weight = (
-            (400.0 if long else 80.0, 1.0) if supervised else (400.0, 1.0) if long else (50.0, 0.2)
-        )
+    if attacked:
+        start, weight = 400.0 if long else 80.0 if supervised else 50.0, 1.0 if supervised or long else 0.2
         adversarial = AdversarialConfig("fgsm", eps=0.01, norm="Linf", weight=weight, start=start)
     config = TrainConfig(
         algo="supervised" if supervised else "reinforce",
@@ -65,20 +64,23 @@ def _paper(network: str, dataset: str, regime: str, long: bool) -> tuple[TrainCo
         max_grad_norm=1.0 if supervised else 0.0,
         augmentation="paper",
         adversarial=adversarial,
+        **(
+            {"lr_end": 0.1, "lr_warmup": 5.0}
+            if supervised
+            else {"exploration": ExplorationConfig(0.1, "batch")}
+        ),  # type: ignore[arg-type]
     )
-    if supervised:
-        config = dataclasses.replace(config, lr_end=0.1, lr_warmup=5.0)
-    else:
-        config = dataclasses.replace(config, exploration=ExplorationConfig(0.1, "batch"))
-    chosen = [] if network == "cnn6" else ["network"]
-    chosen += ["dataset"] if dataset != "cifar10" and (supervised or long) else []
-    chosen += ["passes", "lr_schedule"] if supervised and long else []
-    if not regime.endswith("-adv"):
-        chosen.append("adversarial.method")
-    elif supervised and long:
-        chosen.append("adversarial.start")
+    chosen = {
+        "network": network != "cnn6",
+        "dataset": dataset != "cifar10" and (supervised or long),
+        "passes": supervised and long,
+        "lr_schedule": supervised and long,
+        "adversarial.method": not attacked,
+        "adversarial.start": attacked and supervised and long,
+    }
     command = "README, SL command" if supervised else "scripts/run_rl.sh" if long else "README, RL command"
-    return config, Source(f"{command}, of github.com/iclr2026aerl/ICLR2026-AERL", tuple(chosen))
+    origin = f"{command}, of github.com/iclr2026aerl/ICLR2026-AERL"
+    return config, Source(origin, tuple(name for name, here in chosen.items() if here))
 
 
 def _strong(network: str, dataset: str, algo: str, method: str) -> TrainConfig:
@@ -101,43 +103,34 @@ def _strong(network: str, dataset: str, algo: str, method: str) -> TrainConfig:
 def _small(dataset: str) -> dict[str, TrainConfig]:
     """Return the regimes at a size for one or two CPU cores: seconds on digits, minutes on MNIST."""
     base = TrainConfig(dataset=dataset, network="small", passes=40 if dataset == "digits" else 5)
-    pgd = AdversarialConfig("pgd", norm="Linf", eps=0.1, steps=5)
+    none, pgd = AdversarialConfig(), AdversarialConfig("pgd", norm="Linf", eps=0.1, steps=5)
     rule = AdversarialConfig("fgsm", norm="Linf", eps=0.01, weight=0.2)
     trades = AdversarialConfig("trades", norm="Linf", eps=0.1, steps=5)
-    regimes: dict[str, tuple[str, AdversarialConfig]] = {
-        "sl": ("supervised", AdversarialConfig()),
-        "sl-adv": ("supervised", pgd),
-        "sl-trades": ("supervised", trades),
-        "rl": ("reinforce", AdversarialConfig()),
-        "rl-adv": ("reinforce", rule),
-        "rl-pgd": ("reinforce", pgd),
-        "rl-trades": ("reinforce", trades),
-        "epg": ("epg", AdversarialConfig()),
-        "epg-adv": ("epg", pgd),
-        "ppo": ("ppo", AdversarialConfig()),
-        "ppo-adv": ("ppo", pgd),
+    regimes: dict[str, dict[str, AdversarialConfig]] = {
+        "supervised": {"sl": none, "sl-adv": pgd, "sl-trades": trades},
+        "reinforce": {"rl": none, "rl-adv": rule, "rl-pgd": pgd, "rl-trades": trades},
+        "epg": {"epg": none, "epg-adv": pgd},
+        "ppo": {"ppo": none, "ppo-adv": pgd},
     }
-    return {
-        f"{dataset}-{regime}": dataclasses.replace(
-            base, algo=algo, adversarial=adversarial, select="robust" if adversarial is pgd else "clean"
-        )
-        for regime, (algo, adversarial) in regimes.items()
-    }
+    found = {}
+    for algo, attacks in regimes.items():
+        for regime, attack in attacks.items():
+            select: Literal["clean", "robust"] = "robust" if attack is pgd else "clean"
+            found[f"{dataset}-{regime}"] = dataclasses.replace(
+                base, algo=algo, adversarial=attack, select=select
+            )
+    return found
 
 
 def _all() -> dict[str, tuple[TrainConfig, Source]]:
     found = {name: (config, Source()) for name, config in (_small("digits") | _small("mnist")).items()}
-    for network in _PAPER_NETWORKS:
-        for dataset in _PAPER_DATASETS:
-            for regime in _PAPER_REGIMES:
-                name = f"paper-{network}-{dataset}-{regime}"
-                found[name] = _paper(network, dataset, regime, long=False)
-                found[f"{name}-long"] = _paper(network, dataset, regime, long=True)
-    for network in (*_PAPER_NETWORKS, "resnet18"):
-        for dataset in ("cifar10", "cifar100"):
-            for method, short, algo in _STRONG:
-                config = _strong(network, dataset, algo, method)
-                found[f"{method}-{network}-{dataset}-{short}"] = (config, Source())
+    for network, dataset, regime in product(_PAPER_NETWORKS, _PAPER_DATASETS, _PAPER_REGIMES):
+        name = f"paper-{network}-{dataset}-{regime}"
+        found[name] = _paper(network, dataset, regime, long=False)
+        found[f"{name}-long"] = _paper(network, dataset, regime, long=True)
+    strong = product((*_PAPER_NETWORKS, "resnet18"), ("cifar10", "cifar100"), _STRONG)
+    for network, dataset, (method, short, algo) in strong:
+        found[f"{method}-{network}-{dataset}-{short}"] = (_strong(network, dataset, algo, method), Source())
     return {
         name: (dataclasses.replace(config, preset=name), source) for name, (config, source) in found.items()
     }
@@ -164,22 +157,19 @@ def settings(name: str) -> dict[str, tuple[Any, bool]]:
     Raises:
         InputError: no preset has that name.
     """
-    values, defaults = _flat(get_preset(name)), _flat(TrainConfig())
-    chosen = SOURCES[name].chosen
-    return {
-        key: (value, chosen is not None and key not in chosen)
-        for key, value in values.items()
-        if key != "preset" and (value != defaults[key] or key in _ALWAYS)
-    }
+    defaults, chosen, found = _flat(TrainConfig()), SOURCES[name].chosen, {}
+    for key, value in _flat(get_preset(name)).items():
+        if key != "preset" and (value != defaults[key] or key in _ALWAYS):
+            found[key] = (value, chosen is not None and key not in chosen)
+    return found
 
 
 def _flat(config: TrainConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in config.to_dict().items():
+        section = value if isinstance(value, dict) else None
         found |= (
-            {f"{key}.{name}": item for name, item in value.items()}
-            if isinstance(value, dict)
-            else {key: value}
+            {key: value} if section is None else {f"{key}.{name}": item for name, item in section.items()}
         )
     return found
 
@@ -223,25 +213,19 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
     """Return the value that ``arguments`` give ``option`` last, as ``--option value`` or ``--option=value``."""
     found = None
     for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        if word == option:
-            found = following
-        elif word.startswith(f"{option}="):
-            found = word.partition("=")[2]
+        name, equals, value = word.partition("=")
+        found = (value if equals else following) if name == option else found
     return found
 
 
 def print_presets(console: Console | None = None) -> None:
     """Print every preset in a table."""
-    table = Table(title="presets: python -m agents.train --preset NAME")
-    table.add_column("name", no_wrap=True)
-    table.add_column("settings")
-    table.add_column("source")
-    group = ""
-    for name, config in PRESETS.items():
-        if name.split("-")[0] != group and group:
-            table.add_section()
-        group = name.split("-")[0]
-        table.add_row(name, describe(config), str(SOURCES[name]))
+    table = Table(Column("name", no_wrap=True), "settings", "source")
+    table.title = "presets: python -m agents.train --preset NAME"
+    for _, names in groupby(PRESETS, lambda name: name.split("-")[0]):
+        for name in names:
+            table.add_row(name, describe(PRESETS[name]), str(SOURCES[name]))
+        table.add_section()
     (console or Console()).print(table)
 
 

@@ -21,7 +21,13 @@ def write_atomic(path: str | Path, content: bytes | memoryview | str) -> None:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    _remove_abandoned(path)
+    for name in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        with (
+            contextlib.suppress(OSError),
+            name.open("rb") as abandoned,
+        ):  # the writer was killed, its lock has ended
+            fcntl.flock(abandoned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            name.unlink()
     handle, temporary = _new_temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -44,14 +50,6 @@ def _new_temporary(path: Path) -> tuple[int, str]:
         if os.fstat(handle).st_nlink:  # else another process took it for abandoned before it was locked
             return handle, name
         os.close(handle)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Delete temporary files of ``path`` whose writers were killed: their locks ended with them."""
-    for name in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
-        with contextlib.suppress(OSError), name.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            name.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -36,8 +36,8 @@ def hash_tensor(*values: int | Tensor) -> Tensor:
     state: Tensor | None = None
     for value in values:
         if isinstance(value, Tensor):
-            first = state is None
-            state = value + to_int64(numbers + _GAMMA) if first else (state + value).add_(to_int64(_GAMMA))
+            gamma = to_int64(_GAMMA + (numbers if state is None else 0))
+            state = value + gamma if state is None else (state + value).add_(gamma)
         elif state is None:
             numbers = _mix(numbers + value + _GAMMA)
             continue

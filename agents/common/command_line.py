@@ -25,11 +25,7 @@ _LONGEST = 1200  # letters of a message
 
 
 def parse_number(text: str) -> float:
-    """Read ``0.1`` or a fraction such as ``8/255``.
-
-    Raises:
-        ValueError: the text is neither.
-    """
+    """Read ``0.1`` or a fraction such as ``8/255``. Raises ValueError: the text is neither."""
     above, slash, below = text.partition("/")
     try:
         return float(above) / (float(below) if slash else 1)

@@ -88,11 +88,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDir":
-        """Return the existing run at ``path``.
-
-        Raises:
-            InputError: there is no run there.
-        """
+        """Return the existing run at ``path``. Raises InputError: there is no run there."""
         run = cls(path)
         if not run.path.exists():
             raise InputError(
@@ -140,11 +136,7 @@ class RunDir:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What ``config.json`` holds.
-
-        Raises:
-            InputError: the file is missing, damaged or of another format.
-        """
+        """What ``config.json`` holds. Raises InputError: the file is missing, damaged or of another format."""
         config = read_json(self.config_path)
         if not isinstance(config, dict) or config.get("format") != FORMAT:
             raise InputError(
@@ -164,11 +156,7 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for this process alone.
-
-        Raises:
-            InputError: another process holds it.
-        """
+        """Hold the directory for this process alone. Raises InputError: another process holds it."""
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:

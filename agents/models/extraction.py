@@ -43,7 +43,13 @@ def assemble_classifier(policy: BasePolicy) -> Classifier:
         extractor, layers = parts.q_net.features_extractor, list(parts.q_net.q_net)
     elif isinstance(getattr(getattr(parts, "quantile_net", None), "quantile_net", None), nn.Sequential):
         extractor, layers = parts.quantile_net.features_extractor, list(parts.quantile_net.quantile_net)
-        layers.append(_mean_head(layers.pop(), int(parts.action_space.n)))
+        quantiles, actions = (
+            layers.pop(),
+            int(parts.action_space.n),
+        )  # logits are Q values (Dabney et al. 2018)
+        mean = nn.utils.skip_init(nn.Linear, quantiles.in_features, actions, device=quantiles.weight.device)
+        mean.load_state_dict(mean_of_quantiles(quantiles.state_dict(), actions))
+        layers.append(mean)
     elif hasattr(parts, "action_net") and hasattr(parts, "mlp_extractor"):
         extractor, layers = parts.pi_features_extractor, [*parts.mlp_extractor.policy_net, parts.action_net]
     else:
@@ -63,13 +69,6 @@ def assemble_classifier(policy: BasePolicy) -> Classifier:
     classifier = Classifier(body, head, nn.Sequential(*layers))
     classifier.training = classifier.hidden.training = policy.training
     return classifier
-
-
-def _mean_head(quantiles: nn.Linear, actions: int) -> nn.Linear:
-    """Return the mean over QR-DQN's quantiles (Dabney et al. 2018) as a layer of its own: logits are Q values."""
-    head = nn.utils.skip_init(nn.Linear, quantiles.in_features, actions, device=quantiles.weight.device)
-    head.load_state_dict(mean_of_quantiles(quantiles.state_dict(), actions))
-    return head
 
 
 def _as_image_network(

@@ -148,7 +148,12 @@ def _classifier_parts(
     fields, new_body = _body_fields(weights, body, descriptions, origin)
     low, high = _pixel_range(descriptions, origin)
     activation = _activation(descriptions, activation, origin) if layers else activation
-    _check_code(descriptions, origin)
+    # Where code is in the file, weights do not determine the output.
+    modules = _described(descriptions, "policy_class", "__module__", r"^[\w.]+")
+    modules += _described(descriptions, "policy_kwargs", "features_extractor_class", r"^<class '([\w.]+)")
+    for module in modules:
+        if module.partition(".")[0] not in _KNOWN_CODE:
+            raise InputError(f"{origin}: its policy is code of its own, {module}; allow it by --trust")
     classes = weights[f"{head}weight"].shape[:1]
     fields["num_classes"] = classes[0] if classes else 0
     fields["hidden"] = [linear.get(index, activation) for index in range(layers)]
@@ -214,15 +219,6 @@ def _activation(descriptions: dict[str, Any], default: str, origin: str) -> str:
             f"{origin}: its activation_fn is {found[:80]!r}, which no text describes; allow its code by --trust"
         )
     return text
-
-
-def _check_code(descriptions: dict[str, Any], origin: str) -> None:
-    """Refuse policies and features extractors whose code is in the file, where weights do not determine the output."""
-    modules = _described(descriptions, "policy_class", "__module__", r"^[\w.]+")
-    modules += _described(descriptions, "policy_kwargs", "features_extractor_class", r"^<class '([\w.]+)")
-    for module in modules:
-        if module.partition(".")[0] not in _KNOWN_CODE:
-            raise InputError(f"{origin}: its policy is code of its own, {module}; allow it by --trust")
 
 
 def _linear_layers(weights: dict[str, Tensor], prefix: str) -> dict[int, int]:

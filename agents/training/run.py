@@ -213,7 +213,11 @@ def _learn(
         raise InputError(f"{run.checkpoint_path} is of another schedule; train the run again")
     begun = checkpoint["algorithm"]["counters"]["num_timesteps"] if checkpoint else 0
     snapshots = SnapshotCallback(run, settings.snapshots, begun)
-    callbacks = [*_pictures(config, splits.val), snapshots, callback]
+    callbacks: list[BaseCallback] = [snapshots, callback]
+    if config.pictures_every is not None:
+        # Upwards, by name: evaluation rests on training, and yet a run may show some of it.
+        pictures = importlib.import_module("eval.mechanism.callback")
+        callbacks.insert(0, pictures.PictureCallback(splits.val, config.pictures_every))
     model: ImageAlgorithm | None = None
     for phase in range(first, len(settings.phases)):
         following = build_algorithm(settings, env, splits.train, phase)
@@ -243,15 +247,6 @@ def _learn(
             callback.on_interval(log=True, validate=model.num_timesteps >= settings.total)
     assert model is not None
     return model
-
-
-def _pictures(config: TrainConfig, validation: ImageDataset) -> list[BaseCallback]:
-    """Return what draws pictures in TensorBoard, where a run asks for them."""
-    if config.pictures_every is None:
-        return []
-    # Upwards, by name: evaluation rests on training, and yet a run may show some of it.
-    pictures = importlib.import_module("eval.mechanism.callback")
-    return [pictures.PictureCallback(validation, config.pictures_every)]
 
 
 def _hand_over(old: ImageAlgorithm, new: ImageAlgorithm, keep_optimizer: bool) -> None:
@@ -285,20 +280,12 @@ def _close(
     buffer = io.BytesIO()
     model.save(buffer, exclude=["_last_obs", "_last_episode_starts"])
     write_atomic(run.policy_path, buffer.getvalue())
-    record = {
-        "dataset": config.dataset,
-        "algo": config.schedule or config.algo,
-        "network": config.network,
-        "seed": config.seed,
-        "images": model.num_timesteps,
-        "seconds": seconds,
-        "adversarial": config.adversarial.resolved(test.shape[0]),
-        "val_accuracy": callback.selection.accuracy,
-        "val_robust_accuracy": callback.selection.robust_accuracy,
-        "selected_by": config.select,
-        "selected_at": callback.selection.step,
-        "device": device_name(test.device),
-    }
+    selected = callback.selection
+    record = {"dataset": config.dataset, "algo": config.schedule or config.algo, "network": config.network}
+    record |= {"seed": config.seed, "images": model.num_timesteps, "seconds": seconds}
+    record |= {"adversarial": config.adversarial.resolved(test.shape[0]), "val_accuracy": selected.accuracy}
+    record |= {"val_robust_accuracy": selected.robust_accuracy, "selected_by": config.select}
+    record |= {"selected_at": selected.step, "device": device_name(test.device)}
     summary = summarise(extract_classifier(model.policy), test, config.attack, config.progress, record)
     write_json(run.summary_path, summary)
     model.logger.record("summary/test_accuracy", summary["test_accuracy"])

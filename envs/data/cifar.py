@@ -35,11 +35,7 @@ def read_batch(path: Path, label_key: str, num_classes: int) -> Arrays:
 
 
 def read_class_names(path: Path, key: str) -> tuple[str, ...]:
-    """Return the class names that a CIFAR meta file lists under ``key``.
-
-    Raises:
-        InputError: as ``read_batch``.
-    """
+    """Return the class names that a CIFAR meta file lists under ``key``. Raises InputError: as ``read_batch``."""
     names = _read_mapping(path).get(key)
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
         raise wrong(path, f"has no list {key!r} of names; expected CIFAR's meta file")

@@ -125,7 +125,8 @@ def parallel(work: Callable[[int], None], count: int, title: str) -> None:
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(title, total=count)
     begun = time.monotonic()
-    with warnings.catch_warnings(), ThreadPoolExecutor(_cores()) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # open_image has a limit of its own
         try:
             for done in pool.map(run, range(0, count, _BATCH)):
@@ -144,7 +145,3 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
     edge = min(width, height)
     left, top = (width - edge) / 2, (height - edge) / 2
     return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

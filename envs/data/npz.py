@@ -53,11 +53,7 @@ class _Member(NamedTuple):
 
 
 def npz_source(name: str, path: Path, image_size: int | None) -> Source:
-    """Find a NumPy archive.
-
-    Raises:
-        InputError: no such file, or no permission.
-    """
+    """Find a NumPy archive. Raises InputError: no such file, or no permission."""
 
     def read(allocate: Allocate) -> Decoded:
         with readable(path, _REMEDY), zipfile.ZipFile(path) as archive:

@@ -95,23 +95,19 @@ def _download(name: str, published: Published, root: Path) -> list[Path]:
                 fetcher = torchvision_class.__new__(torchvision_class)  # its constructor would unpickle
                 fetcher.root = os.fspath(temporary)
                 fetcher.download()
-                _move(published, temporary, root)
+                files = [Path(published.folder, file) for file in published.files]
+                for file in files:
+                    if not (temporary / file).is_file():
+                        raise FileNotFoundError(2, f"the download holds no {file}")
+                for file in files:
+                    (root / file).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(temporary / file, root / file)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except Exception as error:  # whatever urllib, ssl, tarfile, gzip or the disk came up with
         cause = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"cannot download {name} to {root}: {cause}; {remedy}") from error
     return [root / published.folder / file for file in published.files]
-
-
-def _move(published: Published, source: Path, target: Path) -> None:
-    files = [Path(published.folder, file) for file in published.files]
-    for file in files:
-        if not (source / file).is_file():
-            raise FileNotFoundError(2, f"the download holds no {file}")
-    for file in files:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source / file, target / file)
 
 
 def _check_sums(published: Published, root: Path) -> None:

@@ -161,11 +161,7 @@ def result_name(attack: dict[str, Any], digest: str) -> str:
 
 
 def write_results(path: Path, results: AttackResults) -> None:
-    """Write one result file, atomically.
-
-    Raises:
-        OSError: the directory is missing or not writable.
-    """
+    """Write one result file, atomically. Raises OSError: the directory is missing or not writable."""
     columns = {name: getattr(results, name).tolist() for name in _COLUMNS}
     samples = columns | {"broken_by": list(results.broken_by)}
     samples |= {name: nulled(values.tolist()) for name, values in results.extra.items()}

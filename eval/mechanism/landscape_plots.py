@@ -61,7 +61,10 @@ def shared_figure(names: Sequence[str], planes: Sequence[Sequence[Landscape]]) -
             left, right = panels[row, 2 * column : 2 * column + 2]
             title = f"{name}\non the plane of {owner}\ncross-entropy (nats)"
             _contour(figure, left, item, "cross_entropy", limits, title)
-            _correct(right, item)
+            line, unknown = np.asarray(item.coordinates), ~np.asarray(item.cross_entropy.isfinite())
+            right_or_wrong = np.ma.masked_array(np.asarray(item.correct), mask=unknown)
+            right.pcolormesh(line, line, right_or_wrong, cmap=ListedColormap(COLOURS[1::-1]), vmin=0, vmax=1)
+            _frame(right, item, "\ncorrect or wrong", {"correct": COLOURS[0], "wrong": COLOURS[1]})
             for axes in (left, right):
                 axes.plot(item.reach or 0, 0, "X", color=COLOURS[1], markersize=7, markeredgecolor="white")
     return figure

@@ -4,7 +4,7 @@ Directions are the true ones, and clamped ones as published indicators use them.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -166,16 +166,10 @@ def dynamic_indicators(
     norm: str = "L2",
     eps: float,
     steps: int = 50,
-    step_size: float | None = None,
     loss: str = "ce",
-    protocol: Literal["normalized", "cleverhans"] = "normalized",
     averaged_over: int = CLEVERHANS_BATCH,
-    box: bool = True,
     double: bool = False,
-    random_start: bool = True,
-    batch_size: int | None = None,
-    seed: int = 0,
-    sample_ids: Tensor | None = None,
+    **options: Any,
 ) -> DynamicIndicators:
     """Run PGD to its last step on every image and record its gradients.
 
@@ -184,30 +178,16 @@ def dynamic_indicators(
         x, y: images in [0, 1], (N, C, H, W), and labels, (N,).
         norm, eps: the ball.
         steps: T, gradients taken.
-        step_size: length of a step in ``norm``; eps / 10 by default.
         loss: a name of `attacks.core.losses`.
-        protocol: of the steps, see `attacks.gradient.pgd`; the gradients recorded are each image's own under both.
         averaged_over: images over which the cleverhans protocol and the clamped directions average the loss.
-        box: False leaves out the clipping to [0, 1]; with ``protocol="cleverhans"`` this is the published path.
         double: also take float64 gradients at every point of the path.
-        random_start: start uniformly in the ball instead of at the image.
-        batch_size: images at once; no indicator depends on it.
-        seed: of the random start; sample_ids: (N,), what each image's start depends on.
+        options: others of `attacks.pgd`. A step is eps / 10 long by default; the gradients recorded are each image's
+            own under both protocols; ``box=False`` with ``protocol="cleverhans"`` is the published path.
     """
     recorder = _Recorder(model, x, y, steps, averaged_over, loss, double)
-    recorder.scale = averaged_over if protocol == "cleverhans" else 1
-    length = eps / 10 if step_size is None else step_size
-    how: dict[str, Any] = {
-        "norm": norm,
-        "eps": eps,
-        "steps": steps,
-        "step_size": length,
-        "loss": loss,
-        "box": box,
-    }
-    how |= {"random_start": random_start, "protocol": protocol, "averaged_over": averaged_over}
-    how |= {"batch_size": batch_size, "seed": seed, "sample_ids": sample_ids}
-    result = pgd(model, x, y, early_stop=False, on_step=recorder, **how)
+    recorder.scale = averaged_over if options.get("protocol") == "cleverhans" else 1
+    how = {"step_size": eps / 10, "averaged_over": averaged_over, "early_stop": False, **options}
+    result = pgd(model, x, y, norm=norm, eps=eps, steps=steps, loss=loss, on_step=recorder, **how)
     return recorder.indicators(result.adversarial)
 
 
