@@ -70,14 +70,6 @@ def shared_figure(names: Sequence[str], planes: Sequence[Sequence[Landscape]]) -
     return figure
 
 
-def _correct(axes: Axes, item: Landscape) -> None:
-    """Draw where the image is classified correctly."""
-    line, unknown = np.asarray(item.coordinates), ~np.asarray(item.cross_entropy.isfinite())
-    values = np.ma.masked_array(np.asarray(item.correct), mask=unknown)
-    axes.pcolormesh(line, line, values, cmap=ListedColormap([COLOURS[1], COLOURS[0]]), vmin=0, vmax=1)
-    _frame(axes, item, "\ncorrect or wrong", {"correct": COLOURS[0], "wrong": COLOURS[1]})
-
-
 def _limits(values: Sequence[Tensor]) -> tuple[float, float]:
     """Return the least and largest finite value of all."""
     known = torch.cat([v[v.isfinite()] for v in values])
