@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 import attacks.starting as _starting  # noqa: F401 - before what takes long
-from envs.lazy_names import lazy_names
+from envs.lazy_imports import lazy_names
 
 if TYPE_CHECKING:
     from agents.algorithms.a2c import A2C as A2C

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import gymnasium
 
-from envs.lazy_names import lazy_names
+from envs.lazy_imports import lazy_names
 
 if TYPE_CHECKING:
     from envs.allocator import keep_freed_memory as keep_freed_memory

@@ -8,6 +8,11 @@ class InputError(ValueError):
     """A wrong input; command lines print its message without a traceback."""
 
 
+def cause(error: BaseException, most: int = 200) -> str:
+    """Return what an error says as one line of at most ``most`` characters, or its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def unknown_name(kind: str, value: str, valid: Iterable[str]) -> InputError:
     """Return the error for an unknown ``kind`` called ``value``: it lists the valid names and the nearest one."""
     names = list(valid)

@@ -2,20 +2,106 @@
 
 import math
 import urllib.error
+from itertools import pairwise
 
+import torch
+import torch.nn.functional as F
 from stable_baselines3.common.torch_layers import NatureCNN
-from torch import nn
+from torch import Tensor, nn
 from torch.hub import get_dir
 
 from agents.models.image_network import BUILT_IN, NETWORKS, Shape, image_space, register_network
 from agents.models.layers import ConsistentDropout
-from agents.models.vit import VisionTransformer
-from agents.models.wide_resnet import WideResNet
-from envs.errors import InputError
-from envs.torchvision_import import import_torchvision
+from envs.errors import InputError, cause
+from envs.lazy_imports import import_torchvision
 
 PRETRAINED = ("resnet18", "resnet50", "densenet121")  # networks that have weights of torchvision
 _STANDARD_STEM = 96  # pixels from which torchvision's stem, made for 224, leaves enough of the image
+
+
+class _WideBlock(nn.Module):
+    """Two 3x3 convolutions behind BatchNorm and ReLU, and a shortcut: 1x1 where the shape changes, else the input."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(before)
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        changes = before != after or stride != 1
+        self.shortcut = nn.Conv2d(before, after, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.norm1(x))
+        passed = x if self.shortcut is None else self.shortcut(activated)
+        return passed + self.conv2(F.relu(self.norm2(self.conv1(activated))))
+
+
+class WideResNet(nn.Sequential):
+    """Body of WRN-``depth``-``widen``: images (N, C, H, W) of any size to features (N, 64 widen).
+
+    ``depth`` is 6 n + 4, else InputError is raised, with n blocks in each of three groups of 16, 32 and 64 times
+    ``widen`` channels; the later two halve the sides.
+    """
+
+    def __init__(self, channels: int, depth: int = 16, widen: int = 4) -> None:
+        if depth < 10 or (depth - 4) % 6:
+            raise InputError(f"depth is {depth}; expected 6 n + 4, such as 16 or 28")
+        widths = (16, 16 * widen, 32 * widen, 64 * widen)
+        layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1, bias=False)]
+        for group, (before, after) in enumerate(pairwise(widths)):
+            for block in range((depth - 4) // 6):
+                first = block == 0
+                layers.append(_WideBlock(before if first else after, after, 2 if first and group else 1))
+        layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*layers)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+class _Attention(nn.Module):
+    """Self-attention and a two-layer perceptron, each behind LayerNorm and added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.join = nn.Linear(width, width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.query_key_value(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        x = x + self.join(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return x + self.perceptron(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """A small vision transformer (Dosovitskiy et al. 2021; without class token: Beyer et al. 2022).
+
+    Images (N, C, H, W) of one size go to the mean of the last tokens, (N, width), after ``depth`` blocks.
+
+    Sides that are no multiple of ``patch`` pixels are padded with zeros on the right and at the bottom; ``width`` is a
+    multiple of the attention's ``heads``.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], patch: int = 4, width: int = 192, depth: int = 6, heads: int = 3
+    ) -> None:
+        super().__init__()
+        channels, height, width_pixels = shape
+        self.padding = (0, -width_pixels % patch, 0, -height % patch)
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        tokens = -(-height // patch) * -(-width_pixels // patch)
+        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, width), std=0.02))
+        self.blocks = nn.Sequential(*(_Attention(width, heads) for _ in range(depth)), nn.LayerNorm(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features (N, width) of images (N, C, H, W)."""
+        tokens = self.patches(F.pad(x, self.padding)).flatten(2).transpose(1, 2)
+        return self.blocks(tokens + self.positions).mean(1)
 
 
 class _Stack:
@@ -192,10 +278,8 @@ def load_pretrained(body: nn.Module, name: str, shape: Shape) -> None:
     try:
         whole = models.get_model(name, weights=weights).state_dict()
     except (urllib.error.URLError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"cannot get torchvision's weights of {name}: {reason}; put {weights.url} into {get_dir()}/checkpoints"
-        ) from error
+        remedy = f"put {weights.url} into {get_dir()}/checkpoints"
+        raise InputError(f"cannot get torchvision's weights of {name}: {cause(error)}; {remedy}") from error
     body.load_state_dict({key: value for key, value in whole.items() if key in body.state_dict()})
 
 

@@ -13,7 +13,7 @@ from agents.models.classifier import Classifier
 from agents.models.classifier_spec import mean_of_quantiles, pixel_range
 from agents.models.image_network import ImageNetwork, network_name
 from agents.models.layers import in_mode
-from envs.errors import InputError
+from envs.errors import InputError, cause
 
 _PROBES = 8
 _TOLERANCE = 1e-2  # of the spread of the logits: far above what TF32 or another memory layout changes
@@ -107,8 +107,8 @@ def _check_answers(policy: Any, classifier: Classifier) -> None:
                 own = policy.get_distribution(observations).distribution.logits
             actions = policy._predict(observations, deterministic=True).reshape(-1, 1)
     except (RuntimeError, TypeError) as error:  # a policy of other inputs, such as recurrent ones
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"a {type(policy).__name__} is no classifier of single images ({reason})") from error
+        kind = type(policy).__name__
+        raise InputError(f"a {kind} is no classifier of single images ({cause(error, 120)})") from error
     allowed = _TOLERANCE * (found.max() - found.min())
     away, worse = (found - own.log_softmax(1)).abs(), found.amax(1) - found.gather(1, actions)[:, 0]
     if away.max() > allowed or worse.max() > allowed:

@@ -13,7 +13,7 @@ import torch
 
 from agents.common.run_dir import RunDir
 from attacks.core.errors import is_machine_error
-from envs.errors import InputError
+from envs.errors import InputError, cause
 from envs.files import write_atomic
 
 FORMAT = 1
@@ -90,8 +90,9 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
             f"{run.checkpoint_path} is damaged or holds more than tensors and numbers; train the run again"
         ) from None
     except Exception as error:  # damaged files raise a dozen kinds
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{run.checkpoint_path} is damaged ({reason}); train the run again") from None
+        raise InputError(
+            f"{run.checkpoint_path} is damaged ({cause(error, 120)}); train the run again"
+        ) from None
     found = state.get("format") if isinstance(state, dict) else None
     if type(found) is not int or found != FORMAT:
         raise InputError(f"{run.checkpoint_path} is not of format {FORMAT}; train the run again")
@@ -117,7 +118,5 @@ def restoring(run: RunDir) -> Iterator[None]:
     except Exception as error:  # anything may be missing, of another type or of another shape
         if is_machine_error(error):
             raise
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(
-            f"{run.checkpoint_path} does not fit {run.config_path.name} ({reason}); train the run again"
-        ) from None
+        problem = f"does not fit {run.config_path.name} ({cause(error, 120)})"
+        raise InputError(f"{run.checkpoint_path} {problem}; train the run again") from None

@@ -30,8 +30,8 @@ from envs.data.source import (
     wrong,
 )
 from envs.data.splits import arrange
-from envs.errors import InputError
-from envs.torchvision_import import import_torchvision
+from envs.errors import InputError, cause
+from envs.lazy_imports import import_torchvision
 
 Contents = tuple[tuple[str, ...], dict[str, Arrays]]
 """Class names and the parts train and test."""
@@ -105,8 +105,7 @@ def _download(name: str, published: Published, root: Path) -> list[Path]:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except Exception as error:  # whatever urllib, ssl, tarfile, gzip or the disk came up with
-        cause = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"cannot download {name} to {root}: {cause}; {remedy}") from error
+        raise InputError(f"cannot download {name} to {root}: {cause(error, 300)}; {remedy}") from error
     return [root / published.folder / file for file in published.files]
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.errors import InputError
+from envs.errors import InputError, cause
 
 NOTES = logging.getLogger("labelbandit.data")
 _MAX_CLASSES = 1_000_000
@@ -82,11 +82,10 @@ def readable(path: str | Path, remedy: str = "restore it or remove it") -> Itera
         where, advice = error.filename or path, "make it readable (chmod a+rX) or choose another"
         raise InputError(f"no permission to read {where}; {advice}") from None
     except OSError as error:
-        cause = error.strerror or " ".join(str(error).split())[:200]
-        raise InputError(f"cannot read {error.filename or path}: {cause}; {remedy}") from error
+        problem = error.strerror or cause(error)
+        raise InputError(f"cannot read {error.filename or path}: {problem}; {remedy}") from error
     except Exception as error:  # decoders of damaged files raise nearly anything
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"cannot read {path}: {cause}; {remedy}") from error
+        raise InputError(f"cannot read {path}: {cause(error)}; {remedy}") from error
 
 
 def check_labels(labels: np.ndarray, num_images: int, num_classes: int | None, where: str) -> np.ndarray:

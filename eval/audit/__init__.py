@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from agents.common.command_line import run_cli
-from envs.lazy_names import lazy_names
+from envs.lazy_imports import lazy_names
 from eval.audit.options import AuditCommand
 
 if TYPE_CHECKING:

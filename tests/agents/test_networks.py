@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.models import image_network as networks
+from agents.models.architectures import WideResNet
 from agents.models.classifier import new_classifier
 from agents.models.image_network import (
     BUILT_IN,
@@ -20,7 +21,6 @@ from agents.models.image_network import (
     resolve_network,
     to_fast_layout,
 )
-from agents.models.wide_resnet import WideResNet
 from envs.errors import InputError
 
 

@@ -9,7 +9,7 @@ import torchvision
 
 from envs.datasets import load_dataset, load_splits
 from envs.errors import InputError
-from envs.torchvision_import import import_torchvision
+from envs.lazy_imports import import_torchvision
 from tests.support.data_files import (
     list_sums,
     md5,
