@@ -64,11 +64,9 @@ def _paper(network: str, dataset: str, regime: str, long: bool) -> tuple[TrainCo
         max_grad_norm=1.0 if supervised else 0.0,
         augmentation="paper",
         adversarial=adversarial,
-        **(
-            {"lr_end": 0.1, "lr_warmup": 5.0}
-            if supervised
-            else {"exploration": ExplorationConfig(0.1, "batch")}
-        ),  # type: ignore[arg-type]
+        lr_end=0.1 if supervised else 0.02,
+        lr_warmup=5.0 if supervised else 0.0,
+        exploration=ExplorationConfig() if supervised else ExplorationConfig(0.1, "batch"),
     )
     chosen = {
         "network": network != "cnn6",

@@ -8,7 +8,7 @@ class InputError(ValueError):
     """A wrong input; command lines print its message without a traceback."""
 
 
-def cause(error: BaseException, most: int = 200) -> str:
+def cause(error: BaseException, most: int = 120) -> str:
     """Return what an error says as one line of at most ``most`` characters, or its kind where it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
 

@@ -33,5 +33,5 @@ def import_torchvision(submodule: str | None = None) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        problem = f"torchvision does not work with the installed torch ({cause(error)})"
+        problem = f"torchvision does not work with the installed torch ({cause(error, 200)})"
         raise InputError(f"{problem}; {_REMEDY}") from error

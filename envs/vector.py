@@ -102,9 +102,8 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
         self._limit = check_count("max_episode_steps", max_episode_steps) if limited else None
         self._tensors = output == "torch"
         self._answer: Answer | None = None
-        self._over = torch.zeros(
-            self.num_envs, dtype=torch.bool, device=self.task.device
-        )  # episodes to reset
+        # Episodes to reset.
+        self._over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.task.device)
 
     @cached_property
     def observation_space(self) -> spaces.Space:  # type: ignore[override]

@@ -279,7 +279,9 @@ def load_pretrained(body: nn.Module, name: str, shape: Shape) -> None:
         whole = models.get_model(name, weights=weights).state_dict()
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         remedy = f"put {weights.url} into {get_dir()}/checkpoints"
-        raise InputError(f"cannot get torchvision's weights of {name}: {cause(error)}; {remedy}") from error
+        raise InputError(
+            f"cannot get torchvision's weights of {name}: {cause(error, 200)}; {remedy}"
+        ) from error
     body.load_state_dict({key: value for key, value in whole.items() if key in body.state_dict()})
 
 

@@ -55,9 +55,8 @@ class Spec(msgspec.Struct, frozen=True):
             )
 
         def wrong(name: str, reason: str) -> InputError:
-            found = (
-                f"{name} is {str(fields.get(name))[:60]!r}" if name else "the network's description is wrong"
-            )
+            found = f"{name} is {str(fields.get(name))[:60]!r}"
+            found = found if name else "the network's description is wrong"
             return InputError(f"{origin}: {found} ({reason}); save the weights again")
 
         try:

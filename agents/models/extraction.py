@@ -43,10 +43,8 @@ def assemble_classifier(policy: BasePolicy) -> Classifier:
         extractor, layers = parts.q_net.features_extractor, list(parts.q_net.q_net)
     elif isinstance(getattr(getattr(parts, "quantile_net", None), "quantile_net", None), nn.Sequential):
         extractor, layers = parts.quantile_net.features_extractor, list(parts.quantile_net.quantile_net)
-        quantiles, actions = (
-            layers.pop(),
-            int(parts.action_space.n),
-        )  # logits are Q values (Dabney et al. 2018)
+        # Logits are Q values, the means of the quantiles (Dabney et al. 2018).
+        quantiles, actions = layers.pop(), int(parts.action_space.n)
         mean = nn.utils.skip_init(nn.Linear, quantiles.in_features, actions, device=quantiles.weight.device)
         mean.load_state_dict(mean_of_quantiles(quantiles.state_dict(), actions))
         layers.append(mean)
@@ -108,7 +106,7 @@ def _check_answers(policy: Any, classifier: Classifier) -> None:
             actions = policy._predict(observations, deterministic=True).reshape(-1, 1)
     except (RuntimeError, TypeError) as error:  # a policy of other inputs, such as recurrent ones
         kind = type(policy).__name__
-        raise InputError(f"a {kind} is no classifier of single images ({cause(error, 120)})") from error
+        raise InputError(f"a {kind} is no classifier of single images ({cause(error)})") from error
     allowed = _TOLERANCE * (found.max() - found.min())
     away, worse = (found - own.log_softmax(1)).abs(), found.amax(1) - found.gather(1, actions)[:, 0]
     if away.max() > allowed or worse.max() > allowed:

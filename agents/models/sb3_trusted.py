@@ -14,14 +14,10 @@ from agents.models.classifier import Classifier
 from agents.models.extraction import extract_classifier
 from envs.errors import InputError
 
-_UNUSED = [
-    "learning_rate",
-    "lr_schedule",
-    "clip_range",
-    "clip_range_vf",
-    "exploration_schedule",
-    "replay_buffer_class",
-]
+_UNUSED = (
+    *("learning_rate", "lr_schedule", "clip_range", "clip_range_vf"),
+    *("exploration_schedule", "replay_buffer_class"),
+)
 
 
 def load_trusted_zip(path: str | Path, device: str | torch.device = "cpu") -> Classifier:

@@ -55,7 +55,7 @@ def _open_zip(content: bytes, name: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(io.BytesIO(content))
     except Exception as error:  # damaged tables raise half a dozen kinds
-        raise InputError(f"{name} is no zip file, or is damaged ({cause(error, 120)}); {_EXPECTED}") from None
+        raise InputError(f"{name} is no zip file, or is damaged ({cause(error)}); {_EXPECTED}") from None
 
 
 def _member(archive: zipfile.ZipFile, member: str, name: str, limit: int) -> bytes:
@@ -71,9 +71,7 @@ def _member(archive: zipfile.ZipFile, member: str, name: str, limit: int) -> byt
     try:
         return archive.read(entry)
     except Exception as error:  # damaged and encrypted members raise half a dozen kinds
-        raise InputError(
-            f"{member} in {name} is damaged ({cause(error, 120)}); copy or save it again"
-        ) from None
+        raise InputError(f"{member} in {name} is damaged ({cause(error)}); copy or save it again") from None
 
 
 def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
@@ -85,7 +83,7 @@ def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # hostile and damaged archives raise a dozen kinds
         raise InputError(
-            f"{name} is damaged or holds more than tensors ({cause(error, 120)}); {_EXPECTED}"
+            f"{name} is damaged or holds more than tensors ({cause(error)}); {_EXPECTED}"
         ) from None
     if isinstance(state, dict) and all(isinstance(key, str) for key in state):
         state = as_tensors(state, name)
@@ -111,7 +109,7 @@ def _json(content: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name} is no JSON ({cause(error, 120)}); save the policy again") from None
+        raise InputError(f"{name} is no JSON ({cause(error)}); save the policy again") from None
     return value if isinstance(value, dict) else {}
 
 

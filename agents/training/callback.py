@@ -93,10 +93,7 @@ class TrainingCallback(BaseCallback):
         self.milestones = Milestones(validate_every, self.log_every)
         self._began = time.perf_counter()
         self._seconds_before = 0.0
-        self._clock = (
-            self._began,
-            -1,
-        )  # when the last line was logged, and the images seen then; -1: not begun
+        self._clock = (self._began, -1)  # the last log line's time, and images seen then; -1: not begun
 
     @property
     def selection(self) -> Selection:

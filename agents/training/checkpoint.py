@@ -90,9 +90,7 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
             f"{run.checkpoint_path} is damaged or holds more than tensors and numbers; train the run again"
         ) from None
     except Exception as error:  # damaged files raise a dozen kinds
-        raise InputError(
-            f"{run.checkpoint_path} is damaged ({cause(error, 120)}); train the run again"
-        ) from None
+        raise InputError(f"{run.checkpoint_path} is damaged ({cause(error)}); train the run again") from None
     found = state.get("format") if isinstance(state, dict) else None
     if type(found) is not int or found != FORMAT:
         raise InputError(f"{run.checkpoint_path} is not of format {FORMAT}; train the run again")
@@ -118,5 +116,5 @@ def restoring(run: RunDir) -> Iterator[None]:
     except Exception as error:  # anything may be missing, of another type or of another shape
         if is_machine_error(error):
             raise
-        problem = f"does not fit {run.config_path.name} ({cause(error, 120)})"
+        problem = f"does not fit {run.config_path.name} ({cause(error)})"
         raise InputError(f"{run.checkpoint_path} {problem}; train the run again") from None

@@ -131,9 +131,8 @@ def _read_small(archive: zipfile.ZipFile, key: str) -> np.ndarray:
     with _open(archive, key) as (file, member):
         size = math.prod(member.shape) * member.dtype.itemsize
         if size > _MAX_LABELS:
-            raise wrong(
-                f"{key} in {archive.filename}", f"takes {size:,} bytes", f"expected at most {_MAX_LABELS:,}"
-            )
+            limit = f"expected at most {_MAX_LABELS:,}"
+            raise wrong(f"{key} in {archive.filename}", f"takes {size:,} bytes", limit)
         content = file.read(size)
         file.read(1)  # zipfile compares the checksum when it sees the end
         return np.frombuffer(content, dtype=member.dtype).reshape(member.shape)
@@ -146,9 +145,8 @@ def _image_member(name: str, archive: zipfile.ZipFile, key: str) -> _Member:
     if member.dtype != np.uint8 and member.dtype.kind != "f":
         raise wrong(where, f"is {member.dtype}; expected uint8 or floats in [0, 1]", "convert it with astype")
     if len(member.shape) not in (3, 4) or 0 in member.shape:
-        raise wrong(
-            where, f"has the shape {member.shape}", "expected (N, H, W), (N, H, W, C) or (N, C, H, W)"
-        )
+        expected = "expected (N, H, W), (N, H, W, C) or (N, C, H, W)"
+        raise wrong(where, f"has the shape {member.shape}", expected)
     return member
 
 

@@ -82,10 +82,10 @@ def readable(path: str | Path, remedy: str = "restore it or remove it") -> Itera
         where, advice = error.filename or path, "make it readable (chmod a+rX) or choose another"
         raise InputError(f"no permission to read {where}; {advice}") from None
     except OSError as error:
-        problem = error.strerror or cause(error)
+        problem = error.strerror or cause(error, 200)
         raise InputError(f"cannot read {error.filename or path}: {problem}; {remedy}") from error
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise InputError(f"cannot read {path}: {cause(error)}; {remedy}") from error
+        raise InputError(f"cannot read {path}: {cause(error, 200)}; {remedy}") from error
 
 
 def check_labels(labels: np.ndarray, num_images: int, num_classes: int | None, where: str) -> np.ndarray:
@@ -104,9 +104,8 @@ def check_labels(labels: np.ndarray, num_images: int, num_classes: int | None, w
             " take the argmax of one-hot rows"
         )
     if len(labels) != num_images or num_images == 0:
-        raise wrong(
-            f"{where}:", f"{len(labels)} labels for {num_images} images", "expected as many, at least one"
-        )
+        problem = f"{len(labels)} labels for {num_images} images"
+        raise wrong(f"{where}:", problem, "expected as many, at least one")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= (_MAX_CLASSES if num_classes is None else num_classes):
         top = "K-1" if num_classes is None else num_classes - 1

@@ -17,13 +17,8 @@ from eval.core.records import FORMAT, Count
 from eval.core.stats import Interval, wilson
 from eval.core.threats import Threat
 
-_COLUMNS = {
-    "label": np.int64,
-    "clean_correct": bool,
-    "success": bool,
-    "distance": np.float64,
-    "queries": np.int64,
-}
+_COLUMNS: dict[str, type] = {"label": np.int64, "clean_correct": bool, "success": bool}
+_COLUMNS |= {"distance": np.float64, "queries": np.int64}
 _FURTHER = ("cost", "warnings", "seed", "versions", "device", "created")
 
 
@@ -123,15 +118,10 @@ class AttackResults:
         title = f"{self.model['name']} on {self.data.get('dataset')} ({self.data.get('split')}, n = {self.n})"
         headings = ("clean", "robust [95 %]", "steps shortened", "queries/image", "warnings")
         table = make_table(title, ("attack", "threat"), headings)
-        table.add_row(
-            self.attack["name"],
-            str(self.threat),
-            percent(self.clean_accuracy),
-            with_interval(self.robust_accuracy, self.interval),
-            percent(self.shortened),
-            count(float(self.queries.mean())),
-            "; ".join(self.warnings) or "-",
-        )
+        shares = (percent(self.clean_accuracy), with_interval(self.robust_accuracy, self.interval))
+        costs = (percent(self.shortened), count(float(self.queries.mean())))
+        row = (self.attack["name"], str(self.threat), *shares, *costs)
+        table.add_row(*row, "; ".join(self.warnings) or "-")
         return html_tables([table])
 
     def summary(self) -> dict[str, Any]:

@@ -55,9 +55,8 @@ class AttackSpec(PlainNumbers):
         record = {"name": self.name, **vars(self.threat)} | recorded_options(self.name, self.options)
         if takes_sources(self.name) != bool(self.sources):
             remedy = "leave --source out" if self.sources else "add --source RUN"
-            raise InputError(
-                f"{self.name} got {len(self.sources)} source models; {remedy}, or choose another attack"
-            )
+            found = f"{self.name} got {len(self.sources)} source models"
+            raise InputError(f"{found}; {remedy}, or choose another attack")
         sources = [{"name": source.name, "sha256": source.sha256} for source in self.sources]
         return record | ({"sources": sources} if sources else {})
 

@@ -13,6 +13,7 @@ from attacks.core.model import in_eval_mode
 from attacks.core.norms import get_norm, per_sample
 from attacks.core.rng import draws_for
 
+_EXTENT = 3.0  # of the axes to either side, in radii
 _CPU_BATCH, _GPU_BATCH = 64, 2048  # measured: on a CPU activations then stay in its caches
 _PLANE_STREAM = 0x706C616E65  # "plane": the random direction is no other draw of the same seed
 
@@ -33,7 +34,7 @@ class Landscape:
     #: (R, R) int64, predicted class for a single image, -1 for an answer of NaN; None for an average
     predicted: Tensor | None
     norm: str  #: of the axes
-    eps: float  #: radius of the threat model; the axes reach from -3 to 3 of it by default
+    eps: float  #: radius of the threat model; the axes reach from -3 to 3 of it
     images: int  #: how many were averaged
     label: int | None  #: true class for a single image, else None
     #: where on the adversarial axis the attacked image of a single image lies, else None
@@ -95,7 +96,6 @@ def landscape(
     *,
     norm: str = "L2",
     eps: float,
-    extent: float = 3.0,
     resolution: int = 300,
     clip: bool = False,
     batch_size: int | None = None,
@@ -108,7 +108,7 @@ def landscape(
         model: images (N, C, H, W) to logits (N, K).
         x, y: images in [0, 1], (N, C, H, W), and labels (N,).
         adversarial: attacked images, (N, C, H, W): they give the first direction.
-        norm, eps: in which the axes are measured, and radius: they reach from -extent * eps to extent * eps.
+        norm, eps: in which the axes are measured, and radius: they reach from -3 eps to 3 eps.
         resolution: points per axis, R; the model sees N * R * R images.
         clip: clip the points to [0, 1], where images lie. This bends the plane, and is for models that answer NaN
             outside, such as those that take logarithms or powers of pixels.
@@ -116,7 +116,7 @@ def landscape(
         seed: of the random direction; sample_ids: (N,), what each image's depends on.
     """
     directions, grid = plane(x, adversarial, norm, seed, sample_ids), (resolution, resolution)
-    line = torch.linspace(-extent * eps, extent * eps, resolution, device=x.device)
+    line = torch.linspace(-_EXTENT * eps, _EXTENT * eps, resolution, device=x.device)
     sums = torch.zeros(4, resolution * resolution, dtype=torch.float64, device=x.device)
     size = batch_size or (_GPU_BATCH if x.is_cuda else _CPU_BATCH)
     with in_eval_mode(model), fast_layout(model, x):

@@ -8,10 +8,10 @@ one process. The processes need a common file system and exchange no tensors; gl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,8 @@ import tyro
 from agents.common.command_line import run_cli
 from agents.common.run_dir import resolve_device
 from eval.attack.runner import attack_rows, check_batch_size, result_path, stored_results
-from eval.core.targets import Samples, Target, load_samples, load_target
+from eval.core.options import DataOptions, ModelOptions
+from eval.core.targets import Samples, Target
 from eval.core.threats import Threat, chosen_threats
 from eval.robustness.command import print_reports
 from eval.robustness.suite import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
@@ -29,10 +30,17 @@ _PATIENCE = timedelta(hours=24)  # the slowest share may take long
 
 
 @dataclass(frozen=True)
+class _Images(DataOptions):
+    __doc__ = DataOptions.__doc__
+    n: Annotated[int, tyro.conf.arg(name="images")] = 1000
+    """Images, spread over the split; all if it has fewer. (torchrun takes --n for its own.)"""
+
+
+@dataclass(frozen=True)
 class DistributedCommand:
     """Attack one model by all processes that torchrun started."""
 
-    FIRST: ClassVar = "attacks norm eps dataset images seed device batch_size network out"
+    FIRST: ClassVar = "attacks norm eps data.dataset data.n seed device batch_size model.network out"
 
     target: tyro.conf.Positional[str]
     """Run directory, Stable-Baselines3 .zip file, or package.module:factory."""
@@ -42,22 +50,14 @@ class DistributedCommand:
     """Only this norm: Linf, L2 or L1. Default: Linf and L2."""
     eps: str | None = None
     """Radius for --norm, a number or a fraction such as 8/255. Default: by the kind of image."""
-    dataset: str | None = None
-    """Data set by name, folder:PATH or npz:PATH. Default: the run's."""
-    data_root: Path | None = None
-    """Where data sets lie. Default: the run's."""
-    split: str = "test"
-    """train, val or test."""
-    images: int = 1000
-    """Images, spread over the split; all if it has fewer. (torchrun takes --n for its own.)"""
+    data: tyro.conf.OmitArgPrefixes[_Images] = field(default_factory=_Images)
     seed: int = 0
     """Seed of the attacks' random draws."""
     device: str = "auto"
     """auto (the process's own GPU where there are GPUs), cpu or cuda."""
     batch_size: int | None = None
     """Most images at once. Default: chosen by image size and device."""
-    network: str | None = None
-    """package.module:Callable that builds your own network, where weights alone are not enough."""
+    model: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     out: Path | None = None
     """Where the result files go. Default: the model's results directory."""
 
@@ -98,11 +98,8 @@ def distributed_command(config: DistributedCommand) -> int:
     battery(config.attacks, config.threats(1))  # wrong names and radii end here, before anything is loaded
     rank = Rank.from_environment()
     with _group(rank):
-        target = load_target(config.target, rank.device(config.device), config.network)
-        samples = load_samples(
-            target, n=config.images, split=config.split, dataset=config.dataset, data_root=config.data_root
-        )
-        report = evaluate_shared(config, rank, target, samples)
+        target = config.model.load(config.target, rank.device(config.device))
+        report = evaluate_shared(config, rank, target, config.data.load(target))
     if report is not None:
         print_reports([report])
     return 0

@@ -123,14 +123,8 @@ def _classes(logits: torch.Tensor) -> torch.Tensor:
 
 def targeted_tables(outcomes: Sequence[TargetedOutcome], name: str = "") -> list[Table]:
     """Return a table per threat model: a row per model, protocol and loss; ``name``: of the class."""
-    headings = [
-        "as target, clean",
-        "attack success [95 %]",
-        "of all images",
-        "class, clean",
-        "class [95 %]",
-        "accuracy",
-    ]
+    headings: tuple[str, ...] = ("as target, clean", "attack success [95 %]", "of all images")
+    headings += ("class, clean", "class [95 %]", "accuracy")
     tables = []
     for threat in dict.fromkeys(outcome.threat for outcome in outcomes):
         found = [outcome for outcome in outcomes if outcome.threat == threat]
