@@ -50,16 +50,10 @@ def render_answers(task: "ImageTask", answer: Answer | None) -> list[np.ndarray]
 def render_image(
     image: np.ndarray, classes: tuple[str, ...], *, action: int | None = None, truth: int | None = None
 ) -> np.ndarray:
-    """Return a picture of one image.
+    """Return a picture of one image uint8 (C, H, W): uint8 (height, width, 3), of one size for all images of a shape.
 
-    Args:
-        image: uint8 (C, H, W); 1 channel is grey, 3 are red, green and blue; of others the mean is shown.
-        classes: the class names.
-        action: the answer, or None before there is one.
-        truth: the label; leave it out before there is an answer, so that pictures do not give it away.
-
-    Returns:
-        uint8 (height, width, 3), of one size for all images of a shape.
+    1 channel is grey, 3 are red, green and blue; of others the mean is shown. ``action``: the answer, or None before
+    there is one; ``truth``: the label, left out before there is an answer, so that pictures do not give it away.
     """
     if len(image) not in (1, 3):
         image = image.mean(axis=0, keepdims=True).astype(np.uint8)

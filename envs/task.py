@@ -127,12 +127,9 @@ class ImageTask:
         self.move_on(restarted, ended=restarted)
 
     def move_on(self, by: int | Tensor = 1, ended: Tensor | None = None) -> None:
-        """Show images that come later in the draws.
+        """Show images that come ``by`` draws later: one number, or integers or bool (n,), one for each environment.
 
-        Args:
-            by: how many draws later: one number, or integers or bool (n,), one for each environment, which waits
-                for the device.
-            ended: bool (n,), where an episode begins with that image; None: nowhere.
+        The latter waits for the device. ``ended``: bool (n,), where an episode begins with that image; None: nowhere.
         """
         if isinstance(by, Tensor):
             least, most = by.long().aminmax()

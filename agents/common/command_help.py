@@ -13,18 +13,11 @@ _WORDS = {str: "STR", int: "INT", float: "FLOAT", Path: "PATH"}
 
 
 def print_help(config_class: Any, prog: str, description: str | None, start: Any, everything: bool) -> None:
-    """Print the help of a command, and stop.
+    """Print the help of the command called ``prog``, which does ``description``, and raise SystemExit.
 
-    Args:
-        config_class: dataclass of the options. Its class variable ``FIRST`` names the fields that are shown without
-            ``everything``, as ``data.n`` where they are in a nested dataclass; without it, all are.
-        prog: how the command is called.
-        description: what the command does, one line.
-        start: an instance whose values are the defaults, or None for the class's own.
-        everything: show all options.
-
-    Raises:
-        SystemExit: always.
+    The class variable ``FIRST`` of ``config_class``, a dataclass of the options, names the fields that are shown
+    without ``everything``, as ``data.n`` where they are in a nested dataclass; without it, all are. Defaults are the
+    values of ``start``, or the class's own where that is None.
     """
     first = () if everything else getattr(config_class, "FIRST", "").split()
     if first:

@@ -83,10 +83,7 @@ def content_fingerprint(
 def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
     """Return splits of a data set from its decoded copy; where there is none, decode the source and keep a copy.
 
-    Args:
-        source: the data set.
-        homes: directories for decoded copies, the preferred one first.
-        splits: which to load.
+    ``homes``: directories for decoded copies, the preferred one first.
 
     Raises:
         InputError: the source is bad, or no copy can be kept and the images do not fit in memory.

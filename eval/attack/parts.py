@@ -50,19 +50,15 @@ class Part:
         return tuple(self.names[code] if code >= 0 else None for code in self.columns["broken_by"].tolist())
 
 
+@dataclass
 class PartialStore:
     """A folder with one file per finished part, each written atomically and checked when read.
 
     The folder's name contains the hash of the configuration, so parts of other configurations never meet.
-
-    Args:
-        folder: where the parts lie; made when the first is written.
-        required: columns without which a part counts as missing.
     """
 
-    def __init__(self, folder: Path, required: tuple[str, ...] = REQUIRED) -> None:
-        self.folder = folder
-        self.required = required
+    folder: Path  #: where the parts lie; made when the first is written
+    required: tuple[str, ...] = REQUIRED  #: columns without which a part counts as missing
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:

@@ -21,11 +21,8 @@ class InputGradient(NamedTuple):
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: str = "ce") -> InputGradient:
     """Return the gradient of each image's ``loss`` with respect to that image; samples do not mix.
 
-    Args:
-        model: images (N, C, H, W) to logits (N, K); evaluated in eval mode.
-        x: images, (N, C, H, W); the gradient has their type.
-        y: labels, (N,).
-        loss: a name of `attacks.core.losses`.
+    ``model`` is evaluated in eval mode; the gradient has the type of the images ``x`` (N, C, H, W); ``y``: labels
+    (N,); ``loss``: a name of `attacks.core.losses`.
     """
     with frozen(model), in_eval_mode(model), torch.enable_grad():
         leaf = x.detach().requires_grad_()

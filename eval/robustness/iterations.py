@@ -96,8 +96,7 @@ def iteration_curve(
         target, samples, threat: whom, on which images, within which norm and radius.
         protocol, loss: of `eval.robustness.options.PROTOCOLS`, and a name of `attacks.core.losses`.
         iterations: numbers of steps, at least 1.
-        seed: of the random starts.
-        batch_size: most images at once; no outcome depends on it.
+        seed, batch_size: of the random starts; most images at once, on which no outcome depends.
         folder: where finished curves are kept; None keeps nothing, ``force`` runs again what is kept.
         report: told about the progress.
 

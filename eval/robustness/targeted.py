@@ -87,8 +87,7 @@ def targeted_outcome(
         target, samples, threat: whom, on which images, within which norm and radius.
         protocol, loss: of `eval.robustness.options.PROTOCOLS`, and of `attacks.core.losses`, in its targeted form.
         goal: the class, 0..K-1.
-        seed: of the random starts.
-        batch_size: most images at once; no outcome depends on it.
+        seed, batch_size: of the random starts; most images at once, on which no outcome depends.
         report: told about the progress.
 
     Raises:
