@@ -37,8 +37,8 @@ def plan_splits(labels: dict[str, np.ndarray], where: str) -> dict[str, tuple[st
     """Decide which images of which part of a data set make up train, validation and test.
 
     ``labels`` are those of each part, (N,): the one part ``all``, of which 20 % of every class become the test split
-    and 10 % of the rest validation; or ``train`` and ``test``, where validation is 10 % of train; or all three. Returns,
-    for each split, the part that it comes from and ascending indices into that; ``where`` is for messages.
+    and 10 % of the rest validation; or ``train`` and ``test``, where validation is 10 % of train; or all three.
+    Returns, for each split, the part that it comes from and ascending indices into that; ``where`` is for messages.
 
     Raises:
         InputError: a split would be empty.
