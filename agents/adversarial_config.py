@@ -115,10 +115,8 @@ class AdversarialConfig(PlainNumbers):
         if self.method == "none":
             for item in fields(self)[1:]:
                 if (value := getattr(self, item.name)) is not None:
-                    raise InputError(
-                        f"{_option(item.name)} is {value} but --adversarial is none; choose fgsm, pgd or trades, "
-                        "or leave the option out"
-                    )
+                    remedy = "choose fgsm, pgd or trades, or leave the option out"
+                    raise InputError(f"{_option(item.name)} is {value} but --adversarial is none; {remedy}")
             return
         self._check_ranges()
         algorithms = tuple(algorithms)
@@ -133,10 +131,8 @@ class AdversarialConfig(PlainNumbers):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{_option(name)} is {value}; expected a number above 0")
         if self.eps is not None and (self.norm or "Linf") == "Linf" and self.eps > 1:
-            raise InputError(
-                f"--adv-eps is {self.eps:g}; pixels lie in [0, 1], so expected at most 1; divide by 255, "
-                f"e.g. {self.eps:g}/255"
-            )
+            problem = f"--adv-eps is {self.eps:g}; pixels lie in [0, 1], so expected at most 1"
+            raise InputError(f"{problem}; divide by 255, e.g. {self.eps:g}/255")
         if self.share is not None and not 0 < self.share <= 1:
             raise InputError(f"--adv-share is {self.share}; expected a share above 0 and up to 1")
         if self.start is not None and not 0 <= self.start < math.inf:

@@ -44,9 +44,8 @@ class Augmentation:
         if not 0 <= self.translate <= 1:
             raise InputError(f"translate is {self.translate}; expected a fraction of the size, such as 0.1")
         if self.crop_padding < 0 or self.crop_padding != int(self.crop_padding):
-            raise InputError(
-                f"crop_padding is {self.crop_padding}; expected a whole number of pixels, such as 0 or 4"
-            )
+            expected = "expected a whole number of pixels, such as 0 or 4"
+            raise InputError(f"crop_padding is {self.crop_padding}; {expected}")
 
     @property
     def is_identity(self) -> bool:
@@ -102,9 +101,8 @@ def as_augmentation(augmentation: Augmentation | str | None) -> Augmentation:
     if isinstance(augmentation, str):
         return Augmentation.parse(augmentation)
     if augmentation is not None and not isinstance(augmentation, Augmentation):
-        raise InputError(
-            f"augmentation is {augmentation!r}; expected an Augmentation, text such as 'hflip,crop:4', or None"
-        )
+        expected = "expected an Augmentation, text such as 'hflip,crop:4', or None"
+        raise InputError(f"augmentation is {augmentation!r}; {expected}")
     return augmentation or Augmentation()
 
 

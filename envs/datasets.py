@@ -254,9 +254,8 @@ def check_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, TypeError):
         raise InputError(f"device {device!r} is not one; expected cpu, cuda or cuda:N") from None
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"device {device!r}: this PyTorch sees no CUDA device; use cpu or install a CUDA build"
-        )
+        remedy = "use cpu or install a CUDA build"
+        raise InputError(f"device {device!r}: this PyTorch sees no CUDA device; {remedy}")
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device!r}; expected cuda:0 to cuda:{torch.cuda.device_count() - 1} here")
     return target
@@ -282,6 +281,5 @@ def _check(data: ImageDataset) -> None:
         raise InputError(f"{where}: class names {data.classes!r:.200}; expected a tuple of printable strings")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(data.classes):
-        raise InputError(
-            f"{where}: labels span {low}..{high}; expected 0..{len(data.classes) - 1}, one per class name"
-        )
+        expected = f"expected 0..{len(data.classes) - 1}, one per class name"
+        raise InputError(f"{where}: labels span {low}..{high}; {expected}")

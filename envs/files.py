@@ -74,8 +74,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"no file {path}; expected a JSON file there") from None
     except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; check the path and its permissions"
-        ) from None
+        remedy = "check the path and its permissions"
+        raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); restore it or write it again") from None

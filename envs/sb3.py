@@ -117,9 +117,8 @@ class ImageVecEnv(TaskAttributes, VecEnv):
             InputError: ``indices`` names only some of them, or the attribute cannot be changed.
         """
         if len(set(self._index_list(indices))) != self.num_envs:
-            raise InputError(
-                f"indices is {indices!r}; these environments share {attr_name!r}, set it for all"
-            )
+            remedy = f"these environments share {attr_name!r}, set it for all"
+            raise InputError(f"indices is {indices!r}; {remedy}")
         self.set_shared(attr_name, value)
 
     def env_method(
@@ -131,10 +130,8 @@ class ImageVecEnv(TaskAttributes, VecEnv):
             AttributeError: any other method.
         """
         if method_name != "render":
-            raise AttributeError(
-                f"batched environments have no method {method_name!r} of their own; only 'render'. "
-                "For others use DummyVecEnv over ImageBandit-v0"
-            )
+            problem = f"batched environments have no method {method_name!r} of their own"
+            raise AttributeError(f"{problem}; only 'render'. For others use DummyVecEnv over ImageBandit-v0")
         pictures = self.get_images()
         return [pictures[index] for index in self._index_list(indices)]
 

@@ -221,9 +221,8 @@ class ImageTask:
             values = value.cpu().numpy() if isinstance(value, Tensor) else value
             self.reward_matrix.copy_(reward_matrix(values, self.num_actions))
         else:
-            raise InputError(
-                f"{name} cannot be changed; expected length, stop_on_error or reward_matrix; make a new environment"
-            )
+            problem = f"{name} cannot be changed; expected length, stop_on_error or reward_matrix"
+            raise InputError(f"{problem}; make a new environment")
 
     def action_rewards(self) -> Tensor:
         """Return what each action would earn on the images shown (full information): float32 (n, K)."""
@@ -303,9 +302,8 @@ class ImageTask:
         except TypeError:
             raise InputError(f"seed is {seed!r}; expected an integer, a list of integers, or None") from None
         if len(seeds) != self.num_envs:
-            raise InputError(
-                f"{len(seeds)} seeds for {self.num_envs} environments; give one each, or one integer"
-            )
+            remedy = "give one each, or one integer"
+            raise InputError(f"{len(seeds)} seeds for {self.num_envs} environments; {remedy}")
         return seeds
 
 

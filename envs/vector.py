@@ -251,10 +251,8 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
             return None
         values = torch.as_tensor(mask, device=self.task.device)
         if values.dtype != torch.bool or values.shape != (self.num_envs,) or not values.any():
-            raise InputError(
-                f"reset_mask holds {values.dtype} of shape {tuple(values.shape)}; expected booleans of shape "
-                f"({self.num_envs},), at least one of them true"
-            )
+            expected = f"expected booleans of shape ({self.num_envs},), at least one of them true"
+            raise InputError(f"reset_mask holds {values.dtype} of shape {tuple(values.shape)}; {expected}")
         return values
 
     def _masked(self, mask: Tensor | None = None, **values: Tensor) -> dict[str, Any]:

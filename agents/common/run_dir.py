@@ -55,9 +55,8 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device {name!r} is not supported; expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"no device {name!r}: {torch.cuda.device_count()} GPUs are visible; use --device cpu"
-        )
+        remedy = "use --device cpu"
+        raise InputError(f"no device {name!r}: {torch.cuda.device_count()} GPUs are visible; {remedy}")
     return device
 
 
@@ -91,13 +90,11 @@ class RunDir:
         """Return the existing run at ``path``. Raises InputError: there is no run there."""
         run = cls(path)
         if not run.path.exists():
-            raise InputError(
-                f"no run at {run.path}; train one with: python -m agents.train --run-dir {run.path}"
-            )
+            remedy = f"train one with: python -m agents.train --run-dir {run.path}"
+            raise InputError(f"no run at {run.path}; {remedy}")
         if not run.config_path.is_file():
-            raise InputError(
-                f"{run.path} is not a run directory: it has no config.json; give the path of a run"
-            )
+            remedy = "give the path of a run"
+            raise InputError(f"{run.path} is not a run directory: it has no config.json; {remedy}")
         return run
 
     @classmethod
@@ -113,13 +110,11 @@ class RunDir:
                 run.path.mkdir(parents=True, exist_ok=True)
                 taken = any(not entry.name.startswith(".") for entry in run.path.iterdir())
             except OSError as error:
-                raise InputError(
-                    f"cannot make the run directory {run.path}: {error.strerror}; choose another"
-                ) from None
+                problem = f"cannot make the run directory {run.path}: {error.strerror}"
+                raise InputError(f"{problem}; choose another") from None
             if taken:
-                raise InputError(
-                    f"{run.path} is not empty; continue it with --resume {run.path} or choose another --run-dir"
-                )
+                remedy = f"continue it with --resume {run.path} or choose another --run-dir"
+                raise InputError(f"{run.path} is not empty; {remedy}")
             return run
         attempt = 1
         while True:
@@ -130,18 +125,16 @@ class RunDir:
             except FileExistsError:
                 attempt += 1
             except OSError as error:
-                raise InputError(
-                    f"cannot make {run.path}: {error.strerror}; choose a --run-dir that is writable"
-                ) from None
+                remedy = "choose a --run-dir that is writable"
+                raise InputError(f"cannot make {run.path}: {error.strerror}; {remedy}") from None
 
     @property
     def config(self) -> dict[str, Any]:
         """What ``config.json`` holds. Raises InputError: the file is missing, damaged or of another format."""
         config = read_json(self.config_path)
         if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise InputError(
-                f"{self.config_path} is not of format {FORMAT}; it was written by another version"
-            )
+            remedy = "it was written by another version"
+            raise InputError(f"{self.config_path} is not of format {FORMAT}; {remedy}")
         return config
 
     def write_config(self, config: dict[str, Any]) -> None:
@@ -160,16 +153,14 @@ class RunDir:
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise InputError(
-                f"cannot write in {self.path}: {error.strerror}; check its permissions"
-            ) from None
+            remedy = "check its permissions"
+            raise InputError(f"cannot write in {self.path}: {error.strerror}; {remedy}") from None
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(
-                    f"another process is writing {self.path}; wait for it or choose another run"
-                ) from None
+                remedy = "wait for it or choose another run"
+                raise InputError(f"another process is writing {self.path}; {remedy}") from None
             yield
         finally:
             os.close(handle)

@@ -265,9 +265,8 @@ def load_pretrained(body: nn.Module, name: str, shape: Shape) -> None:
         InputError: the network has no such weights or another stem, or the download fails.
     """
     if name not in PRETRAINED:
-        raise InputError(
-            f"network {name!r} has no weights of torchvision; use one of {', '.join(PRETRAINED)}"
-        )
+        advice = f"use one of {', '.join(PRETRAINED)}"
+        raise InputError(f"network {name!r} has no weights of torchvision; {advice}")
     if shape[0] != 3 or min(shape[1:]) < _STANDARD_STEM:
         raise InputError(
             f"torchvision's weights are for colour images of at least {_STANDARD_STEM} pixels a side, and these are "
@@ -279,9 +278,8 @@ def load_pretrained(body: nn.Module, name: str, shape: Shape) -> None:
         whole = models.get_model(name, weights=weights).state_dict()
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         remedy = f"put {weights.url} into {get_dir()}/checkpoints"
-        raise InputError(
-            f"cannot get torchvision's weights of {name}: {cause(error, 200)}; {remedy}"
-        ) from error
+        problem = f"cannot get torchvision's weights of {name}: {cause(error, 200)}"
+        raise InputError(f"{problem}; {remedy}") from error
     body.load_state_dict({key: value for key, value in whole.items() if key in body.state_dict()})
 
 

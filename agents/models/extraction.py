@@ -56,10 +56,8 @@ def assemble_classifier(policy: BasePolicy) -> Classifier:
     space = policy.observation_space
     discrete = isinstance(policy.action_space, spaces.Discrete)
     if not isinstance(space, spaces.Box) or len(space.shape) != 3 or not discrete:
-        raise InputError(
-            f"a policy from {space} to {policy.action_space} is no image classifier; "
-            "expected a Box of images (C, H, W) and Discrete actions"
-        )
+        expected = "expected a Box of images (C, H, W) and Discrete actions"
+        raise InputError(f"a policy from {space} to {policy.action_space} is no image classifier; {expected}")
     kind = str(space.dtype) if policy.normalize_images else "undivided"
     low, high = pixel_range(kind, float(space.low.min()), float(space.high.max()))
     head = layers.pop()
@@ -110,7 +108,5 @@ def _check_answers(policy: Any, classifier: Classifier) -> None:
     allowed = _TOLERANCE * (found.max() - found.min())
     away, worse = (found - own.log_softmax(1)).abs(), found.amax(1) - found.gather(1, actions)[:, 0]
     if away.max() > allowed or worse.max() > allowed:
-        raise InputError(
-            f"a {type(policy).__name__} decides otherwise than its network does; name a package.module:factory of "
-            "an nn.Module from images in [0, 1] to logits instead"
-        )
+        remedy = "name a package.module:factory of an nn.Module from images in [0, 1] to logits instead"
+        raise InputError(f"a {type(policy).__name__} decides otherwise than its network does; {remedy}")

@@ -72,9 +72,8 @@ def resolve_network(name: str, allow_import: bool = False) -> Build:
         for part in attribute.split("."):
             build = getattr(build, part)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise InputError(
-            f"cannot import network {name!r}: {error}; expected package.module:Callable"
-        ) from error
+        expected = "expected package.module:Callable"
+        raise InputError(f"cannot import network {name!r}: {error}; {expected}") from error
     if not callable(build):
         kind = type(build).__name__
         raise InputError(f"network {name!r} is a {kind}; expected a callable (shape) -> nn.Module")

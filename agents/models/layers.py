@@ -89,9 +89,8 @@ class ConsistentDropout(nn.Dropout):
         if seeds is None or not self.training or self.p == 0:
             return F.dropout(x, self.p, self.training)
         if len(seeds.values) != len(x):
-            raise InputError(
-                f"{len(seeds.values)} sample seeds for a batch of {len(x)} images; give one seed per image"
-            )
+            remedy = "give one seed per image"
+            raise InputError(f"{len(seeds.values)} sample seeds for a batch of {len(x)} images; {remedy}")
         return x * self._keep(seeds, x).to(x.dtype).mul_(1 / (1 - self.p))
 
     def _keep(self, seeds: _Seeds, x: Tensor) -> Tensor:

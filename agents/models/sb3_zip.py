@@ -82,9 +82,8 @@ def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # hostile and damaged archives raise a dozen kinds
-        raise InputError(
-            f"{name} is damaged or holds more than tensors ({cause(error)}); {_EXPECTED}"
-        ) from None
+        problem = f"{name} is damaged or holds more than tensors ({cause(error)})"
+        raise InputError(f"{problem}; {_EXPECTED}") from None
     if isinstance(state, dict) and all(isinstance(key, str) for key in state):
         state = as_tensors(state, name)
     if not isinstance(state, dict) or not all(_is_plain(name, value) for name, value in state.items()):
@@ -138,9 +137,8 @@ def _classifier_parts(
         if values != _VALUE_NETS[0]:
             weights = weights | _mean_head(weights, head, descriptions, origin)
     else:
-        raise InputError(
-            f"{origin} holds no classifier; expected an actor-critic, DQN or QR-DQN policy, Discrete actions"
-        )
+        expected = "expected an actor-critic, DQN or QR-DQN policy, Discrete actions"
+        raise InputError(f"{origin} holds no classifier; {expected}")
     fields, new_body = _body_fields(weights, body, descriptions, origin)
     low, high = _pixel_range(descriptions, origin)
     activation = _activation(descriptions, activation, origin) if layers else activation
@@ -175,9 +173,8 @@ def _mean_head(
     layer = {name: weights.get(f"{head}{name}", torch.zeros(0)) for name in ("weight", "bias")}
     fits = all(value.dim() and value.is_floating_point() and len(value) for value in layer.values())
     if not actions or not fits or any(len(value) % actions for value in layer.values()):
-        raise InputError(
-            f"{origin}: the quantiles of its {actions} actions do not fit; save the policy again"
-        )
+        remedy = "save the policy again"
+        raise InputError(f"{origin}: the quantiles of its {actions} actions do not fit; {remedy}")
     return {head + name: value for name, value in mean_of_quantiles(layer, actions).items()}
 
 
@@ -187,10 +184,8 @@ def _pixel_range(descriptions: dict[str, Any], origin: str) -> tuple[float, floa
     low, high = (set(_described(descriptions, "observation_space", side, number)) for side in ("low", "high"))
     dtype = "".join(_described(descriptions, "observation_space", "dtype", r"^\w{1,20}$")) or "uint8"
     if dtype != "uint8" and descriptions.get("_last_original_obs"):
-        raise InputError(
-            f"{origin} was trained under VecNormalize, whose statistics it does not hold; give ImageNetwork mean "
-            "and std instead"
-        )
+        problem = f"{origin} was trained under VecNormalize, whose statistics it does not hold"
+        raise InputError(f"{problem}; give ImageNetwork mean and std instead")
     raw = _described(descriptions, "policy_kwargs", "normalize_images", "False")
     bounds = min(map(float, low), default=0.0), max(map(float, high), default=255.0)
     try:
@@ -211,9 +206,8 @@ def _activation(descriptions: dict[str, Any], default: str, origin: str) -> str:
     if match is not None and match.lastindex == 2:
         text += f"({match[2]})".replace("'", "")
     if make_activation(text) is None:
-        raise InputError(
-            f"{origin}: its activation_fn is {found[:80]!r}, which no text describes; allow its code by --trust"
-        )
+        remedy = "allow its code by --trust"
+        raise InputError(f"{origin}: its activation_fn is {found[:80]!r}, which no text describes; {remedy}")
     return text
 
 
@@ -236,7 +230,5 @@ def _body_fields(
     if f"{prefix}cnn.0.weight" in weights:
         shape = [int(side) for side in _described(descriptions, "observation_space", "_shape", r"\d{1,9}")]
         return {"version": SPEC_VERSION, "network": "nature", "shape": shape}, "body.network."
-    raise InputError(
-        f"{origin}: its features extractor is neither ImageNetwork nor NatureCNN; "
-        "train with features_extractor_class=agents.ImageNetwork, or allow the code in it by --trust"
-    )
+    remedy = "train with features_extractor_class=agents.ImageNetwork, or allow the code in it by --trust"
+    raise InputError(f"{origin}: its features extractor is neither ImageNetwork nor NatureCNN; {remedy}")

@@ -86,9 +86,8 @@ def load_checkpoint(run: RunDir) -> dict[str, Any] | None:
     except OSError:
         raise
     except pickle.UnpicklingError:  # PyTorch's own message advises to execute what is in the file
-        raise InputError(
-            f"{run.checkpoint_path} is damaged or holds more than tensors and numbers; train the run again"
-        ) from None
+        problem = f"{run.checkpoint_path} is damaged or holds more than tensors and numbers"
+        raise InputError(f"{problem}; train the run again") from None
     except Exception as error:  # damaged files raise a dozen kinds
         raise InputError(f"{run.checkpoint_path} is damaged ({cause(error)}); train the run again") from None
     found = state.get("format") if isinstance(state, dict) else None

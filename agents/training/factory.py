@@ -38,10 +38,8 @@ def check_names(config: TrainConfig) -> None:
         if config.precision != "fp32" and not spec.bf16:
             raise InputError(f"--precision {config.precision} is not offered for {name}; use fp32")
         if config.pretrained and (config.network not in PRETRAINED or not spec.in_schedules):
-            raise InputError(
-                f"--pretrained is not offered for {name} with {config.network}; use {', '.join(PRETRAINED)} and an "
-                "algorithm of this project other than dqn"
-            )
+            remedy = f"use {', '.join(PRETRAINED)} and an algorithm of this project other than dqn"
+            raise InputError(f"--pretrained is not offered for {name} with {config.network}; {remedy}")
     _reward(config.reward)
 
 
@@ -54,10 +52,8 @@ def try_out(settings: ResolvedConfig, dataset: ImageDataset) -> None:
     env = build_env(settings, dataset)
     model = build_algorithm(settings, env, dataset)
     if env.num_envs == 1 and any(isinstance(layer, _BatchNorm) for layer in model.policy.modules()):
-        raise InputError(
-            f"--batch-size is 1, and network {settings.options.network!r} has BatchNorm; "
-            "expected at least 2 images at a time"
-        )
+        problem = f"--batch-size is 1, and network {settings.options.network!r} has BatchNorm"
+        raise InputError(f"{problem}; expected at least 2 images at a time")
     check_size(settings.snapshots, len(classifier_bytes(extract_classifier(model.policy))))
 
 

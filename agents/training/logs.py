@@ -29,9 +29,8 @@ class JSONLines(KVWriter):
 
     def __init__(self, path: Path, keep: int = 0) -> None:
         if keep and path.stat().st_size < keep:
-            raise InputError(
-                f"{path} has lost lines: expected {keep} bytes or more; restore it or train again"
-            )
+            remedy = "restore it or train again"
+            raise InputError(f"{path} has lost lines: expected {keep} bytes or more; {remedy}")
         self.file = open(path, "a+b")  # noqa: SIM115 - closed by close()
         self.file.truncate(keep)
 

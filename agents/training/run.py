@@ -131,9 +131,8 @@ def read_stored(run: RunDir, network: str | None, algo: str | None) -> tuple[str
     check_names(config)
     reward = reward_fingerprint(config.reward)
     if stored.get("reward_fingerprint", reward) != reward:
-        raise InputError(
-            f"the rewards in {config.reward} have changed since the run began; restore them or train a new run"
-        )
+        remedy = "restore them or train a new run"
+        raise InputError(f"the rewards in {config.reward} have changed since the run began; {remedy}")
     return fingerprint, config
 
 

@@ -62,10 +62,8 @@ def check_size(moments: Sequence[int], size: int) -> None:
         InputError: they need more than 4 GiB together.
     """
     if (needed := len(moments) * size) > MAX_BYTES:
-        raise InputError(
-            f"--snapshots needs {needed / 2**30:.1f} GiB for {len(moments)} snapshots of this network; "
-            f"expected at most {MAX_BYTES / 2**30:g} GiB: ask for fewer"
-        )
+        problem = f"--snapshots needs {needed / 2**30:.1f} GiB for {len(moments)} snapshots of this network"
+        raise InputError(f"{problem}; expected at most {MAX_BYTES / 2**30:g} GiB: ask for fewer")
 
 
 def snapshot_paths(run: RunDir) -> dict[int, Path]:

@@ -74,10 +74,8 @@ def print_stored_summary(run: RunDir) -> None:
     try:
         print_summary(summary, run)
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(
-            f"{run.summary_path} is not the summary of a run; restore it, or evaluate with: "
-            f"python -m eval.robustness {run.path}"
-        ) from None
+        remedy = f"restore it, or evaluate with: python -m eval.robustness {run.path}"
+        raise InputError(f"{run.summary_path} is not the summary of a run; {remedy}") from None
 
 
 def print_summary(summary: dict[str, Any], run: RunDir, console: Console | None = None) -> None:

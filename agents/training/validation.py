@@ -84,9 +84,8 @@ class Probe:
         self.norm, self.eps, self.steps = get_norm(norm), eps, steps
         diameter = self.norm.diameter(math.prod(dataset.shape))
         if eps > diameter:
-            raise InputError(
-                f"--adv-eps is {eps:g}; expected at most {diameter:g}, the {norm} diameter of these images in [0, 1]"
-            )
+            expected = f"expected at most {diameter:g}, the {norm} diameter of these images in [0, 1]"
+            raise InputError(f"--adv-eps is {eps:g}; {expected}")
 
     def __call__(self, classifier: nn.Module) -> Robustness:
         """Attack ``classifier`` (float images in [0, 1] to logits) in eval mode; its modes are restored."""

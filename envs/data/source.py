@@ -99,10 +99,8 @@ def check_labels(labels: np.ndarray, num_images: int, num_classes: int | None, w
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"{where}: labels are {labels.dtype} {labels.shape}; expected one integer an image, shape (N,);"
-            " take the argmax of one-hot rows"
-        )
+        expected = "expected one integer an image, shape (N,); take the argmax of one-hot rows"
+        raise InputError(f"{where}: labels are {labels.dtype} {labels.shape}; {expected}")
     if len(labels) != num_images or num_images == 0:
         problem = f"{len(labels)} labels for {num_images} images"
         raise wrong(f"{where}:", problem, "expected as many, at least one")
@@ -127,10 +125,8 @@ def check_classes(labels: np.ndarray, classes: tuple[str, ...], where: str) -> N
             raise wrong(f"{where}:", problem, "rename the class")
     missing = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
     if missing:
-        raise InputError(
-            f"{where}: class {missing[0]} ({classes[missing[0]]!r}) has no training image; expected one at least;"
-            " add images or renumber the labels"
-        )
+        fault = f"{where}: class {missing[0]} ({classes[missing[0]]!r}) has no training image"
+        raise InputError(f"{fault}; expected one at least; add images or renumber the labels")
 
 
 def is_plain(name: object) -> bool:

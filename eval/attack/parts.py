@@ -88,9 +88,8 @@ class PartialStore:
             except OSError:
                 os.close(handle)
                 path = self.folder.parent.parent / f"{self.folder.name}.json"
-                raise InputError(
-                    f"another process is making {path}; wait for it, or choose another --results-dir"
-                ) from None
+                remedy = "wait for it, or choose another --results-dir"
+                raise InputError(f"another process is making {path}; {remedy}") from None
             if os.fstat(handle).st_nlink:
                 return handle
             os.close(handle)  # removed between opening and locking

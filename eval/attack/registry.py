@@ -90,9 +90,8 @@ def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     options, given = attack_options(name), dict(given)
     if name.replace("-", "_") in _FORMERLY_RANDOM and given.pop("random", "sample") != "sample":
-        raise InputError(
-            f"{name} no longer takes random='original', which repeated published draws for tests; leave random out"
-        )
+        problem = f"{name} no longer takes random='original', which repeated published draws for tests"
+        raise InputError(f"{problem}; leave random out")
     for key, value in given.items():
         if key not in options:
             takes = ", ".join(options) or "none"

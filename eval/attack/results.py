@@ -190,9 +190,8 @@ def parse_results(content: Any, origin: str) -> AttackResults:
     try:
         return msgspec.convert(content, _File).results()
     except (msgspec.ValidationError, ValueError) as error:
-        raise InputError(
-            f"{origin} is not a result file of format {FORMAT} ({error}); delete it and rerun"
-        ) from None
+        remedy = "delete it and rerun"
+        raise InputError(f"{origin} is not a result file of format {FORMAT} ({error}); {remedy}") from None
 
 
 class _Attack(msgspec.Struct):
@@ -284,9 +283,8 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
     names = names or [result.attack["name"] for result in results]
     inside = [(result, name) for result, name in zip(results, names, strict=True) if result.in_box]
     if not inside:
-        raise InputError(
-            "no results inside [0, 1] to combine; run at least one attack that stays there first"
-        )
+        remedy = "run at least one attack that stays there first"
+        raise InputError(f"no results inside [0, 1] to combine; {remedy}")
     (first, *others), names = zip(*inside, strict=True)
     for other in others:
         _check_comparable(first, other)

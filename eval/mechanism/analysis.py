@@ -128,9 +128,8 @@ def _check(options: AnalysisOptions, n: int) -> None:
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} is {getattr(options, name)}; expected at least {smallest}")
     if not 0 <= options.image < n:
-        raise InputError(
-            f"--image is {options.image}; expected 0 to {n - 1}, a place among the chosen images"
-        )
+        expected = f"expected 0 to {n - 1}, a place among the chosen images"
+        raise InputError(f"--image is {options.image}; {expected}")
     if options.loss not in LOSSES:
         raise unknown_name("loss", options.loss, LOSSES)
 

@@ -54,9 +54,8 @@ class PictureCallback(BaseCallback):
     ) -> None:
         super().__init__()
         if every < 1 or images < 1 or steps < 2:
-            raise InputError(
-                f"every={every}, images={images}, steps={steps}; expected at least 1 image, 1 between pictures, 2 steps"
-            )
+            expected = "expected at least 1 image, 1 between pictures, 2 steps"
+            raise InputError(f"every={every}, images={images}, steps={steps}; {expected}")
         self.dataset = dataset.take(choose_indices(len(dataset), images))
         self.every, self.steps = every, steps
         self.threat = threat or Threat("L2", default_eps("L2", dataset.shape[0]))

@@ -42,10 +42,8 @@ def mechanism_command(config: MechanismCommand) -> int:
     first, *others = (config.data.load(target) for target in targets)
     for other in others:
         if (other.fingerprint, other.indices.tolist()) != (first.fingerprint, first.indices.tolist()):
-            raise InputError(
-                f"the models are for different images ({first.name} and {other.name}); name one --dataset for all, "
-                "or measure them one by one"
-            )
+            remedy = "name one --dataset for all, or measure them one by one"
+            raise InputError(f"the models are for different images ({first.name} and {other.name}); {remedy}")
     threat = Threat(norm, default_eps(norm, first.channels) if eps is None else eps)
     analyses, console = [], Console(stderr=True)
     for target in targets:

@@ -159,9 +159,8 @@ def battery(names: Sequence[str], threats: Sequence[Threat], seed: int = 0) -> l
             plan.append((name, AttackSpec(attack, threat, scaled(name, options, threat), seed)))
     inside = [spec.record().get("box", True) for _, spec in plan]  # what cannot run like this ends here
     if plan and not any(inside):
-        raise InputError(
-            f"{', '.join(names)} may leave [0, 1]; add an attack inside it, such as pgd-cleverhans"
-        )
+        remedy = "add an attack inside it, such as pgd-cleverhans"
+        raise InputError(f"{', '.join(names)} may leave [0, 1]; {remedy}")
     return plan
 
 
