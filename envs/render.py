@@ -38,13 +38,10 @@ def render_answers(task: "ImageTask", answer: Answer | None) -> list[np.ndarray]
     indices, seeds = (answer.indices, answer.augment_seeds) if answer else (task.indices, task.augment_seeds)
     images = task.render_batch(indices, seeds).cpu().numpy()
     actions = answer.actions.tolist() if answer else [-1] * len(images)
-    shown = zip(images, actions, task.all_true_labels[indices].tolist(), strict=True)
-    return [
-        render_image(
-            image, task.dataset.classes, **({"action": action, "truth": truth} if action >= 0 else {})
-        )
-        for image, action, truth in shown
-    ]
+    pairs = zip(actions, task.all_true_labels[indices].tolist(), strict=True)
+    known = [{"action": action, "truth": truth} if action >= 0 else {} for action, truth in pairs]
+    shown = zip(images, known, strict=True)
+    return [render_image(image, task.dataset.classes, **answers) for image, answers in shown]
 
 
 def render_image(

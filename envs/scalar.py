@@ -90,10 +90,8 @@ class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
             self._seed = int(self.np_random.integers(2**62)) if seed is None else seed
             self._time = -1
             if self.task.order == "epoch":
-                augmented, seeds = (
-                    not self.task.augmentation.is_identity,
-                    torch.tensor([to_int64(self._seed)]),
-                )
+                augmented = not self.task.augmentation.is_identity
+                seeds = torch.tensor([to_int64(self._seed)])
                 self._deal = Deal(seeds, len(self._images), order="epoch", augmented=augmented)
         self._played, self._answer = 0, None
         self._show_next()

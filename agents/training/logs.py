@@ -38,10 +38,9 @@ class JSONLines(KVWriter):
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
         """Append the line of ``step``."""
-        real = {
-            key: value for key, value in key_values.items() if isinstance(value, numbers.Real)
-        }  # NumPy's too
-        scalars = {key: float(real[key]) if math.isfinite(real[key]) else None for key in sorted(real)}
+        # NumPy's numbers are real, too.
+        real = [(key, value) for key, value in sorted(key_values.items()) if isinstance(value, numbers.Real)]
+        scalars = {key: float(value) if math.isfinite(value) else None for key, value in real}
         self.file.write(json.dumps({"step": step, **scalars}).encode() + b"\n")
         self.file.flush()
 

@@ -33,9 +33,7 @@ class Phase:
 class ResolvedConfig:
     """What a run does."""
 
-    options: (
-        TrainConfig  #: as given; those whose defaults depend on more than themselves are the fields below
-    )
+    options: TrainConfig  #: as given; those whose defaults depend on other things are the fields below
     phases: tuple[Phase, ...]  #: one, or those of the schedule
     batch_size: int  #: images per gradient step
     eval_every: int  #: images between validations and checkpoints

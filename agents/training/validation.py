@@ -192,10 +192,8 @@ class Validator:
         record["val/best_accuracy"] = self.selection.accuracy
         self.history.append({"images": float(step), "accuracy": evaluation.accuracy})
         if robustness:
-            self.history[-1] |= {
-                "robust_accuracy": robustness.accuracy,
-                "fgsm_accuracy": robustness.fgsm_accuracy,
-            }
+            self.history[-1]["robust_accuracy"] = robustness.accuracy
+            self.history[-1]["fgsm_accuracy"] = robustness.fgsm_accuracy
             record |= {f"probe/{name}": value for name, value in vars(robustness).items()}
             record["probe/catastrophic_overfitting"] = float(self._overfits(step))
         return record

@@ -216,12 +216,8 @@ class _Run:
         """Attack some rows of the samples."""
         x, y = self.samples.batch(rows, self.target.device)
         watch = Watch(self.store, self.report)
-        given: dict[str, Any] = {
-            "options": self.options,
-            "seed": self.spec.seed,
-            "batch_size": self.batch_size,
-        }
-        given |= {"sample_ids": self.samples.indices[rows].to(x.device), **vars(self.spec.threat)}
+        given: dict[str, Any] = {"options": self.options, "seed": self.spec.seed, **vars(self.spec.threat)}
+        given |= {"sample_ids": self.samples.indices[rows].to(x.device), "batch_size": self.batch_size}
         given |= {"state": watch.state, "on_progress": watch}
         sources = [source.model for source in self.spec.sources]
         result = run_function(self.spec.name, self.target.model, x, y, sources=sources, **given)
