@@ -17,14 +17,9 @@ class Deal:
 
     At its time t, environment i with seed s shows image ``hash(s, t) mod N`` (``order="iid"``), or the image at
     position ``(t * m + k) * n + i`` of an endless sequence of shuffled passes over the images
-    (``order="epoch"``, shard k of m).
-
-    Args:
-        seeds: int64 (n,), one per environment; its device is where everything is computed.
-        num_images: N.
-        order: ``"iid"`` or ``"epoch"``.
-        shard: ``(k, m)``: these environments are the k-th n of m * n.
-        augmented: whether ``augment_seeds`` are needed; else they are zeros.
+    (``order="epoch"``, shard k of m: these environments are the k-th n of m * n). ``seeds``: int64 (n,), one per
+    environment; their device is where everything is computed; ``augmented``: whether augmentation seeds are needed;
+    else they are zeros.
     """
 
     def __init__(

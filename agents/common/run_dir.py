@@ -61,29 +61,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 class RunDir:
-    """A directory with the record of one training run.
-
-    Attributes:
-        path: the directory.
-        config_path: ``config.json``: algorithm, data set, network, seed, full configuration, versions.
-        model_path: ``model.safetensors``: the selected classifier.
-        policy_path: ``policy.zip``: the same policy in Stable-Baselines3's format.
-        checkpoint_path: ``checkpoint.pt``: all that an exact continuation needs.
-        metrics_path: ``metrics.jsonl``: one line per logged step.
-        results_dir: ``results``: outcomes of attacks, per sample.
-        snapshots_dir: ``snapshots``: weights kept while training, by images seen.
-    """
+    """A directory with the record of one training run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        #: algorithm, data set, network, seed, full configuration, versions
         self.config_path = self.path / "config.json"
-        self.model_path = self.path / "model.safetensors"
-        self.policy_path = self.path / "policy.zip"
-        self.checkpoint_path = self.path / "checkpoint.pt"
-        self.metrics_path = self.path / "metrics.jsonl"
-        self.summary_path = self.path / "summary.json"
-        self.results_dir = self.path / "results"
-        self.snapshots_dir = self.path / "snapshots"
+        self.model_path = self.path / "model.safetensors"  #: the selected classifier
+        self.policy_path = self.path / "policy.zip"  #: the same policy in Stable-Baselines3's format
+        self.checkpoint_path = self.path / "checkpoint.pt"  #: all that an exact continuation needs
+        self.metrics_path = self.path / "metrics.jsonl"  #: one line per logged step
+        self.summary_path = self.path / "summary.json"  #: of the finished run, first attacks included
+        self.results_dir = self.path / "results"  #: outcomes of attacks, per sample
+        self.snapshots_dir = self.path / "snapshots"  #: weights kept while training, by images seen
 
     @classmethod
     def open(cls, path: str | Path) -> "RunDir":

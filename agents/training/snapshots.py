@@ -75,13 +75,10 @@ def snapshot_paths(run: RunDir) -> dict[int, Path]:
 class SnapshotCallback(BaseCallback):
     """Keeps the weights at the first rollout that starts at or after each moment.
 
-    It must act before the checkpoint of the same moment is written: a run that is continued from there lacks none.
-
-    Args:
-        run: where they are kept, as ``snapshots/<images seen>.safetensors``; :func:`agents.load_classifier` reads each.
-        moments: images seen, rising; from :func:`snapshot_moments`.
-        begun: images that the run has already seen; snapshots from after that are of a future that will be
-            trained again, and are deleted.
+    It must act before the checkpoint of the same moment is written: a run that is continued from there lacks none. They
+    are kept as ``snapshots/<images seen>.safetensors``, which :func:`agents.load_classifier` reads. ``moments``: images
+    seen, rising, from :func:`snapshot_moments`; ``begun``: images that the run has already seen: snapshots from after
+    that are of a future that will be trained again, and are deleted.
     """
 
     def __init__(self, run: RunDir, moments: Sequence[int], begun: int = 0) -> None:

@@ -270,12 +270,9 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
 
     This is the mean over images of the minimum over attacks, never the minimum of the attacks' means. Attacks whose
     points may leave [0, 1] are left out.
-    ``broken_by`` is the first attack of the sequence that succeeded; ``distance`` that of the smallest
-    successful perturbation (of the first attack, where none succeeded); queries and costs add up.
-
-    Args:
-        results: of the same model, images and threat model.
-        names: what to call each attack in ``broken_by``; by default its own name.
+    ``broken_by`` is the first attack of the sequence that succeeded, called by its own name or that of ``names``;
+    ``distance`` that of the smallest successful perturbation (of the first attack, where none succeeded); queries and
+    costs add up.
 
     Raises:
         InputError: nothing (inside [0, 1]) given, or the results differ in model, images or threat model.
