@@ -98,8 +98,8 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
         self.num_envs, self.render_mode = self.task.num_envs, check_render_mode(render_mode)
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
-        limited = max_episode_steps is not None
-        self._limit = check_count("max_episode_steps", max_episode_steps) if limited else None
+        steps = max_episode_steps
+        self._limit = None if steps is None else check_count("max_episode_steps", steps)
         self._tensors = output == "torch"
         self._answer: Answer | None = None
         # Episodes to reset.

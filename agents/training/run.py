@@ -280,8 +280,13 @@ def _close(
     model.save(buffer, exclude=["_last_obs", "_last_episode_starts"])
     write_atomic(run.policy_path, buffer.getvalue())
     selected = callback.selection
-    record = {"dataset": config.dataset, "algo": config.schedule or config.algo, "network": config.network}
-    record |= {"seed": config.seed, "images": model.num_timesteps, "seconds": seconds}
+    record: dict[str, Any] = {"dataset": config.dataset, "algo": config.schedule or config.algo}
+    record |= {
+        "network": config.network,
+        "seed": config.seed,
+        "images": model.num_timesteps,
+        "seconds": seconds,
+    }
     record |= {"adversarial": config.adversarial.resolved(test.shape[0]), "val_accuracy": selected.accuracy}
     record |= {"val_robust_accuracy": selected.robust_accuracy, "selected_by": config.select}
     record |= {"selected_at": selected.step, "device": device_name(test.device)}
