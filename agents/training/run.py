@@ -281,15 +281,10 @@ def _close(
     write_atomic(run.policy_path, buffer.getvalue())
     selected = callback.selection
     record: dict[str, Any] = {"dataset": config.dataset, "algo": config.schedule or config.algo}
-    record |= {
-        "network": config.network,
-        "seed": config.seed,
-        "images": model.num_timesteps,
-        "seconds": seconds,
-    }
-    record |= {"adversarial": config.adversarial.resolved(test.shape[0]), "val_accuracy": selected.accuracy}
-    record |= {"val_robust_accuracy": selected.robust_accuracy, "selected_by": config.select}
-    record |= {"selected_at": selected.step, "device": device_name(test.device)}
+    record |= {"network": config.network, "seed": config.seed, "images": model.num_timesteps}
+    record |= {"seconds": seconds, "adversarial": config.adversarial.resolved(test.shape[0])}
+    record |= {"val_accuracy": selected.accuracy, "val_robust_accuracy": selected.robust_accuracy}
+    record |= {"selected_by": config.select, "selected_at": selected.step, "device": device_name(test.device)}
     summary = summarise(extract_classifier(model.policy), test, config.attack, config.progress, record)
     write_json(run.summary_path, summary)
     model.logger.record("summary/test_accuracy", summary["test_accuracy"])
