@@ -3,8 +3,8 @@
 By logit is the published order of APGD-T and FAB-T. MALT (Melamed et al. 2024, arXiv 2407.02240) ranks the classes of
 largest logit by (z_y - z_t) / ||grad (z_y - z_t)||, the distance at which a model that is linear around the image
 changes its answer: a class that lies behind in its logit may be nearer. It pays where targets have to be chosen, that
-is with more wrong classes than targets: on 100 classes it left 31 % and 36 % of the images after one target where the
-order by logit left 38 % and 41 % (Linf, L2; `benchmarks.attacks.targets`).
+is with more wrong classes than targets: on 100 classes it left 26 % and 31 % of the images after one target where the
+order by logit left 31 % and 35 % (Linf, L2; `benchmarks.attacks.targets`).
 """
 
 from collections.abc import Callable

@@ -5,8 +5,7 @@ and writes ``docs/results/attacks.{md,json}``. Times are CPU seconds of one thre
 process. Trainings and measurements are kept under ``runs/attacks`` and reused; delete that folder to start afresh.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,15 +22,18 @@ from attacks.core.losses import misclassified
 from benchmarks.attacks.memory import peak_memory
 from benchmarks.attacks.models import Setting, classifier_of, test_images
 from benchmarks.attacks.page import page
+from benchmarks.attacks.passes import passes_cell, timed
 from benchmarks.attacks.peers import load_peers, pgd_peer, published_autoattack
-from benchmarks.common import describe_machine, kept, write_results
+from benchmarks.common import RESULTS, describe_machine, kept, write_results
 from benchmarks.packages import version_of
 from envs.errors import InputError
+from envs.files import read_json
 
 STEPS = 100
 TURNS = 5
 LONG = 20.0  # seconds of the published attack from which one turn is enough
 PGD_PEERS = ("torchattacks", "foolbox", "adv-lib")
+KINDS = ("pgd", "autoattack", "passes", "memory")
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,18 @@ class Plan:
         pgd: images under PGD, clean errors left out.
         images: images under AutoAttack by norm, of the fragile and of the adversarial classifier.
         repeats: turns of each contestant of PGD.
+        passes: images of the adversarial classifier whose passes are counted.
     """
 
     pgd: int
     images: dict[str, tuple[int, int]]
     repeats: int
+    passes: int
 
 
 PLANS = {
-    "digits": Plan(256, {"Linf": (359, 359), "L2": (359, 359), "L1": (359, 200)}, 5),
-    "mnist": Plan(32, {"Linf": (200, 24), "L2": (200, 24), "L1": (100, 24)}, 2),
+    "digits": Plan(256, {"Linf": (359, 359), "L2": (359, 359), "L1": (359, 200)}, 5, 60),
+    "mnist": Plan(32, {"Linf": (200, 24), "L2": (200, 24), "L1": (100, 24)}, 2, 24),
 }
 
 
@@ -59,17 +63,19 @@ def main(
     data_root: Path | None = None,
     datasets: tuple[str, ...] | None = None,
     peers: tuple[str, ...] = PGD_PEERS,
+    kinds: tuple[str, ...] = KINDS,
     runs: Path = Path("runs/attacks"),
     memory_images: int = 10_000,
     measure: bool = True,
     write: bool = True,
 ) -> None:
-    """Measure what is not measured yet, print the page and write it.
+    """Measure what is not measured yet, print the page and write it; what the results hold besides stays in them.
 
     Args:
         data_root: where MNIST lies.
         datasets: digits, mnist or both. Default: both with --data-root, else digits.
         peers: of PGD: torchattacks, foolbox, adv-lib.
+        kinds: of measurements: pgd, autoattack, passes, memory.
         runs: where trainings and measurements are kept.
         memory_images: images of 3x32x32 in the measurement of memory.
         measure: False leaves out what is not measured yet.
@@ -86,13 +92,16 @@ def main(
         most = max(2 * plan.pgd, *(n for pair in plan.images.values() for n in pair))
         x, y = test_images(setting.dataset, most, data_root)
         for kind, run in cells(setting, plan, model, x, y, peers):
-            store.add(kind.split()[0], f"{setting.name} {kind}", run)
-    for version in ("standard", "fast"):
+            if kind.split()[0] in kinds:
+                store.add(kind.split()[0], f"{setting.name} {kind}", run)
+    for version in ("standard", "fast") if "memory" in kinds else ():
         name = f"memory {version} {memory_images}"
         store.add("memory", name, partial(peak_memory, version, memory_images))
     machine = describe_machine()
     machine["versions"] |= {name: version_of(name) for name in (*peers, "pyautoattack")}
     payload = {"machine": machine, **store.found}
+    if (earlier := RESULTS / "attacks.json").is_file():
+        payload = merged(read_json(earlier), payload)
     text = page(payload)
     print(text)
     if write:
@@ -131,6 +140,31 @@ def cells(
                 **autoattack_cell(model, x[:n], y[:n], norm, eps[norm]),
             },
         )
+    for norm in plan.images if setting.adversarial else ():
+        yield (
+            f"passes {norm} {eps[norm]} {plan.passes}",
+            lambda norm=norm, n=plan.passes: {  # type: ignore[misc]
+                "setting": setting.name,
+                "norm": norm,
+                "eps": eps[norm],
+                **passes_cell(model, x[:n], y[:n], norm, eps[norm]),
+            },
+        )
+
+
+def merged(earlier: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The results ``found`` now, and those of ``earlier`` that were not measured again, in their order.
+
+    The machine described is that of ``found`` unless it holds no more than passes, whose cells name their own.
+    """
+    keys = ("setting", "norm", "survivors", "version", "images")
+
+    def by_key(cells: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+        return {tuple(cell.get(key) for key in keys): cell for cell in cells}
+
+    both = {kind: list((by_key(earlier.get(kind, [])) | by_key(found[kind])).values()) for kind in KINDS}
+    timed_now = any(found[kind] for kind in KINDS if kind != "passes")
+    return {"machine": (found if timed_now else earlier)["machine"], **both}
 
 
 def pgd_cell(
@@ -188,8 +222,8 @@ def autoattack_cell(model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: floa
                 outcome[name] = _outcome(model, y, found)
         if turn == 0 and seconds["published"][0] > LONG:
             break
-    for name, taken in seconds.items():
-        warm = taken[1:] or taken  # where turns are short, the first is for warming up
+    for name, times in seconds.items():
+        warm = times[1:] or times  # where turns are short, the first is for warming up
         outcome[name] |= {"seconds": median(warm), "turns": len(warm)}
     return {"images": len(x), "outcomes": outcome}
 
@@ -211,19 +245,12 @@ def _survival(survived: Tensor) -> dict[str, Any]:
     }
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the CPU seconds that ``run`` takes and what it returns."""
-    start = time.process_time()
-    result = run()
-    return time.process_time() - start, result
-
-
 class Store:
     """Measurements by kind, each made once and kept under ``runs``."""
 
     def __init__(self, runs: Path, measure: bool, console: Console) -> None:
         self.folder, self.measure, self.console = runs / "cells", measure, console
-        self.found: dict[str, list[dict[str, Any]]] = {"pgd": [], "autoattack": [], "memory": []}
+        self.found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
 
     def add(self, kind: str, name: str, run: Callable[[], dict[str, Any]]) -> None:
         """Take up the measurement called ``name``, made now by ``run`` unless it is kept."""

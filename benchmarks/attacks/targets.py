@@ -6,7 +6,6 @@ by PGD, attacks each by APGD-T with few targets in either order, and writes ``do
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +20,18 @@ from agents.training.validation import to_pixels
 from attacks.core.inputs import validate_inputs
 from attacks.core.model import frozen
 from attacks.gradient.apgd import run_apgd
-from attacks.gradient.target_order import by_distance, by_logit
+from attacks.gradient.target_order import Order, by_distance, by_logit
 from benchmarks.attacks.page import table
 from benchmarks.common import describe_machine, machine_line, write_results
 from envs import load_dataset
 
 EPS = {"Linf": 0.12, "L2": 0.6}
 HEADINGS = ("threat", "targets", "order", "robust accuracy by seed", "mean", "passes per image")
-ORDERS = {"logit": by_logit, "MALT": partial(by_distance, candidates=99), "MALT, 20 candidates": by_distance}
+ORDERS: dict[str, Order] = {
+    "logit": by_logit,
+    "MALT": partial(by_distance, candidates=99),
+    "MALT, 20 candidates": by_distance,
+}
 _TEXT = (
     "Classifiers `small` of pairs of scikit-learn's digits side by side, 100 classes, trained by PGD in the Linf ball; "
     "APGD-T with as many targets as said, 100 iterations each, none before it, on test pairs that never share an image "
@@ -58,16 +61,16 @@ def main(seeds: int = 2, images: int = 80, passes: int = 8, pairs: int = 2500, w
                 rows += [
                     measured(model, x, y, norm, eps, targets, order) | {"seed": seed} for order in ORDERS
                 ]
-                console.print(*rows[-len(ORDERS) :], sep="\n")
-    payload = {"machine": describe_machine(), "rows": rows}
+                console.print(*summary(rows[-len(ORDERS) :]))
+    payload: dict[str, Any] = {"machine": describe_machine(), "rows": rows}
     lines = ["# Choosing targets among 100 classes", "", _TEXT, "", *table(HEADINGS, summary(rows)), ""]
     text = "\n".join(
         [*lines, machine_line(payload["machine"]), "", "Repeat with `python -m benchmarks.attacks.targets`."]
     )
     print(text)
     if write:
-        paths: tuple[Path, Path] = write_results("attack-targets", payload, text)
-        console.print(f"written: {paths}")
+        data, markdown = write_results("attack-targets", payload, text)
+        console.print(f"written: {data} and {markdown}")
 
 
 def digit_pairs(split: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
