@@ -105,7 +105,7 @@ def get_loss(name: str) -> Loss:
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """bool (..., N) of ``logits`` (..., N, K): the largest is not that of ``y``, or one is NaN (such a model has failed)."""
+    """Whether the largest of the logits (..., N, K) is not that of ``y``, or one is NaN, which is a failure, too."""
     largest, found = logits.max(dim=-1)  # NaN, if there is one
     return (found != y) | largest.isnan()
 

@@ -137,7 +137,7 @@ class CountedModel(PassCounts):
         along: tuple[Tensor | None, ...] = (),
         scale: float = 1.0,
     ) -> Gradient:
-        """Gradient of ``scale`` times the sum of per-sample losses ``loss(logits, *along) -> (n,)`` with respect to ``x``.
+        """Gradient of ``scale`` times the sum of losses ``loss(logits, *along) -> (n,)`` with respect to ``x``.
 
         One query and one backward pass each, times ``samples``, over which gradient, loss and logits are averaged.
         Call it inside `frozen`. What ``loss`` needs of each sample belongs into ``along``, tensors (n,) or None, for

@@ -186,7 +186,7 @@ class _States(Rows):
         self.shortened, self.steps_taken = torch.zeros_like(problem.eps), torch.zeros_like(problem.eps)
 
     def consider(self, part: Problem, seen: list[tuple[Tensor, Tensor, Tensor]], keep: str) -> None:
-        """Keep the best point so far, given those ``seen`` since the last time, with losses and logits; empty the list."""
+        """Keep the best of the points ``seen`` since the last time, with losses and logits; empty the list."""
         points, losses, logits = zip(*seen, strict=True)
         seen.clear()
         loss = torch.stack([self.loss, *(one.to(self.loss.dtype) for one in losses)])
@@ -317,7 +317,7 @@ def _is_shortened(part: Problem, length: Tensor, averaged_over: int) -> Tensor:
 
 
 def _reaches(part: Problem, logits: Tensor, keep: str) -> Tensor:
-    """Whether the goal is met, bool (..., n) of logits (..., n, K): the target, or any wrong class; never where only the loss counts."""
+    """Whether logits (..., n, K) meet the goal: the target, or any wrong class; never where only the loss counts."""
     if keep == "loss":
         return torch.zeros_like(logits[..., 0], dtype=torch.bool)
     return misclassified(logits, part.y) if part.targets is None else logits.argmax(-1) == part.targets
