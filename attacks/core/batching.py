@@ -89,7 +89,9 @@ class Rows:
     def keep(self, rows: Tensor) -> None:
         """Go on with these ``rows`` (mask (n,) or indices) alone; nested states follow."""
         if rows.dtype == torch.bool:  # once, for each mask makes a GPU wait
-            rows = rows.nonzero().squeeze(1)
+            count, rows = len(rows), rows.nonzero().squeeze(1)
+            if len(rows) == count:
+                return
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value[rows])
@@ -99,7 +101,7 @@ class Rows:
     def taken(self, rows: Tensor) -> Self:
         """A copy with these ``rows`` (mask (n,) or indices, repeats allowed)."""
         other = copy(self)
-        other.keep(rows)
+        other.keep(rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows)
         return other
 
 

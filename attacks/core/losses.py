@@ -24,7 +24,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{j != y} z_j - z_y (Carlini and Wagner 2017): positive exactly where the sample is misclassified."""
     _need_classes(logits, 2, "margin")
-    return _best_other(logits, y) - _at(logits, y)
+    other, own = _at(logits, _best_other(logits, y), y)
+    return other - own
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -36,8 +37,9 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         AttackError: fewer than 3 classes, where the ratio is undefined.
     """
     _need_classes(logits, 3, "dlr")
-    top = logits.topk(3, dim=1).values
-    return -(_at(logits, y) - _best_other(logits, y)) / (top[:, 0] - top[:, 2] + _TINY)
+    top = logits.detach().topk(3, dim=1).indices
+    own, other, first, third = _at(logits, y, _best_other(logits, y), top[:, 0], top[:, 2])
+    return (other - own) / (first - third + _TINY)
 
 
 def mifpe(logits: Tensor, y: Tensor) -> Tensor:
@@ -54,7 +56,8 @@ def cross_entropy_targeted(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor
 
 def margin_targeted(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
     """z_t - z_y (Gowal et al. 2019)."""
-    return _at(logits, targets) - _at(logits, y)
+    aim, own = _at(logits, targets, y)
+    return aim - own
 
 
 def dlr_targeted(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
@@ -64,8 +67,9 @@ def dlr_targeted(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
         AttackError: fewer than 4 classes, where the ratio is undefined.
     """
     _need_classes(logits, 4, "targeted dlr")
-    top = logits.topk(4, dim=1).values
-    return -(_at(logits, y) - _at(logits, targets)) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + _TINY)
+    top = logits.detach().topk(4, dim=1).indices
+    own, aim, first, third, fourth = _at(logits, y, targets, top[:, 0], top[:, 2], top[:, 3])
+    return (aim - own) / (first - 0.5 * (third + fourth) + _TINY)
 
 
 def mifpe_targeted(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
@@ -110,14 +114,15 @@ def misclassified(logits: Tensor, y: Tensor) -> Tensor:
     return (found != y) | largest.isnan()
 
 
-def _at(logits: Tensor, labels: Tensor) -> Tensor:
-    return logits.gather(1, labels[:, None]).squeeze(1)
+def _at(logits: Tensor, *classes: Tensor) -> tuple[Tensor, ...]:
+    """The logits (n,) of each of these ``classes`` (n,), taken together, for backward passes take them apart."""
+    return logits.gather(1, torch.stack(classes, 1)).unbind(1)
 
 
 def _best_other(logits: Tensor, y: Tensor) -> Tensor:
-    """The largest logit of another class than ``y``."""
-    top = logits.topk(2, dim=1)
-    return torch.where(top.indices[:, 0] == y, top.values[:, 1], top.values[:, 0])
+    """The class of the largest logit but that of ``y``."""
+    first, second = logits.detach().topk(2, dim=1).indices.unbind(1)
+    return torch.where(first == y, second, first)
 
 
 def _unit_gap(logits: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 _EXACT_FROM = 4096  # values of an image: float32 sums of more of them lose too many digits
 
 
+_ORDERS = {"Linf": math.inf, "L2": 2, "L1": 1}
+
+
 def _dims(delta: Tensor) -> tuple[int, ...]:
     return tuple(range(1, delta.ndim))
 
@@ -262,9 +265,11 @@ def ball_and_box(x_adv: Tensor, x: Tensor, eps: Tensor, norm: str | Norm) -> Ten
 def plain_length(norm: str, delta: Tensor) -> Tensor:
     """The length (n,) of perturbations (n, ...) in the sums of the published attacks, exact to 1e-5.
 
-    PyTorch adds up pairs, which at any size costs fewer digits than the running sum of its ``vector_norm``.
+    PyTorch adds up pairs, which at any size costs fewer digits than the running sum of a CPU's ``vector_norm``.
     """
     flat = delta.flatten(1)
+    if flat.is_cuda:
+        return torch.linalg.vector_norm(flat, ord=_ORDERS[norm], dim=1)
     if norm == "Linf":
         return flat.abs().amax(1)
     return flat.abs().sum(1) if norm == "L1" else flat.square().sum(1).sqrt()

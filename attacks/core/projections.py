@@ -80,7 +80,7 @@ def to_hyperplane(norm: str, points: Tensor, w: Tensor, b: Tensor) -> Tensor:
         b: offsets (n,).
     """
     excess = (w * points).sum(1) - b
-    downhill = w * (1 - 2 * (excess >= 0).to(w.dtype))[:, None]
+    downhill = w * torch.where(excess >= 0, -1.0, 1.0)[:, None]
     slope = w.abs()
     room = ((downhill > 0).to(w.dtype) - points).abs_()  # to 1, or to 0; torch.where takes twice as long
     if norm == "L1":
@@ -118,7 +118,7 @@ def _by_level_sorted(
     gain, rate = (slope * room).gather(1, order), rate.gather(1, order)
     before = gain.cumsum(1) - gain
     moving = rate.flip(1).cumsum(1).flip(1)  # of the pixels that have not reached their bounds before
-    k = (before + reach * moving < excess[:, None]).sum(1, keepdim=True)
+    k = (torch.addcmul(before, reach, moving) < excess[:, None]).sum(1, keepdim=True)
     last = k.clamp_max(room.shape[1] - 1)
     missing, moving = excess[:, None] - before.gather(1, last), moving.gather(1, last)
     level = missing / moving.clamp_min(torch.finfo(rate.dtype).tiny)

@@ -173,17 +173,23 @@ def run_steps(
     for iteration in range(iterations + 1):
         if iteration:
             runs.evaluate(counted, loss, runs.steps.advance(runs.point, runs.grad))
-            runs.keep_best()
             wait -= 1
+        due = iteration - left >= every or iteration == iterations
+        peek = runs.ball is not None and (iteration in _PEEKS or iteration == iterations)
+        if iteration and wait and not due and not peek:
+            continue
+        points, losses, logits = runs.keep_best()
         wrong = None
+        if iteration:
+            runs.steps.observe(losses)
         if runs.ball is None:
-            point, wrong = runs.point, misclassified(runs.logits, runs.y)
-        elif iteration in _PEEKS or iteration == iterations:
-            point = runs.ball.nearest(runs.best)
-            wrong = misclassified(counted.logits(point, runs.row), runs.y)
+            wrong = misclassified(torch.stack(logits), runs.y)
+        elif peek:
+            points = [runs.ball.nearest(runs.best)]
+            wrong = misclassified(counted.logits(points[0], runs.row), runs.y)[None]
         if wrong is not None and (every > 1 or wrong.any()):
-            runs.succeed(point, wrong, iteration, first=leave)
-            if leave and (iteration - left >= every or iteration == iterations):
+            runs.succeed(points, wrong, iteration, first=leave)
+            if leave and due:
                 left = iteration
                 gone, first = runs.first_to_break(len(counted.problem))
                 found.note(runs, first)
@@ -204,7 +210,8 @@ class Runs(Searches):
     Attributes:
         adversarial: where the run broke its sample, if it did (n, ...).
         goal: the class to reach (n,), or None.
-        point, grad, loss, logits: where the run is and what the model says there.
+        point, grad, loss: where the run is and what the model says there.
+        seen: points, gradients, losses and logits since the best of them was chosen.
         best, best_grad, best_loss: the point of highest loss so far.
         steps: the step rule of the stage.
         ball: that of the ball itself, during a stage with larger radii.
@@ -218,6 +225,7 @@ class Runs(Searches):
         super().__init__(row)
         self.y, self.adversarial = problem.y[row], problem.x[row]
         self.goal = goal
+        self.seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def enter(self, problem: Problem, point: Tensor, factor: float = 1.0, shrink: float = 1.0) -> None:
         """Begin a stage with ``factor`` times the radii near ``point`` (n, ...); see `steps_for`."""
@@ -229,22 +237,43 @@ class Runs(Searches):
         """Move to ``point`` (n, ...) and ask the model there."""
         self.point = point
         found = counted.gradient(point, loss, self.row, (self.y, self.goal))
-        self.grad, self.loss, self.logits = found.grad.contiguous(), found.loss, found.logits
+        self.grad, self.loss = found.grad.contiguous(), found.loss
+        self.seen.append((point, self.grad, self.loss, found.logits))
 
-    def succeed(self, point: Tensor, wrong: Tensor, iteration: int, *, first: bool) -> None:
-        """Note the ``first`` ``point`` (n, ...) that is ``wrong`` (n,), or the last."""
-        fresh = wrong & (self.broke_at == NEVER) if first else wrong
-        self.adversarial = torch.where(per_sample(fresh, point), point, self.adversarial)
-        self.broke_at = torch.where(fresh, iteration, self.broke_at)
+    def succeed(self, points: list[Tensor], wrong: Tensor, iteration: int, *, first: bool) -> None:
+        """Note the ``first`` of ``points`` (n, ...) that is ``wrong`` (k, n), or the last."""
+        broken, which, at = wrong.any(0), None, torch.full_like(self.broke_at, iteration)
+        if len(points) > 1:
+            count = torch.arange(len(points), 0, -1, device=wrong.device)
+            rank = count if first else count.flip(0)
+            which = (wrong * rank[:, None]).argmax(0)
+            at -= len(points) - 1 - which
+        if first:
+            broken &= self.broke_at == NEVER
+        found = _chosen(points, which)
+        self.adversarial = torch.where(per_sample(broken, found), found, self.adversarial)
+        self.broke_at = torch.where(broken, at, self.broke_at)
 
-    def keep_best(self) -> None:
-        """Keep the present point where it is the best so far."""
-        better = self.loss > self.best_loss
+    def keep_best(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Keep the best of the points ``seen``; return them, their losses and logits, and forget them."""
+        points, grads, losses, logits = (list(each) for each in zip(*self.seen, strict=True))
+        self.seen, which = [], None
+        if len(points) > 1:
+            which = torch.stack(losses).nan_to_num(-torch.inf, torch.inf, -torch.inf).argmax(0)
+        loss = _chosen(losses, which)
+        better = loss > self.best_loss
         wide = per_sample(better, self.point)
-        self.best = torch.where(wide, self.point, self.best)
-        self.best_grad = torch.where(wide, self.grad, self.best_grad)
-        self.best_loss = torch.where(better, self.loss, self.best_loss)
-        self.steps.observe(self.loss)
+        self.best = torch.where(wide, _chosen(points, which), self.best)
+        self.best_grad = torch.where(wide, _chosen(grads, which), self.best_grad)
+        self.best_loss = torch.where(better, loss, self.best_loss)
+        return points, losses, logits
+
+
+def _chosen(values: list[Tensor], which: Tensor | None) -> Tensor:
+    """Of k ``values`` (n, ...) those that ``which`` (n,) says; None: the only ones."""
+    if which is None:
+        return values[0]
+    return torch.stack(values)[which, torch.arange(len(which), device=which.device)]
 
 
 class Best:

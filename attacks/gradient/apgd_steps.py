@@ -18,6 +18,7 @@ from attacks.core.norms import get_norm, per_sample, plain_length
 from attacks.core.random_source import RandomSource
 
 _TINY = 1e-12
+_MOMENTUM = 0.25
 
 
 class Steps(Rows, ABC):
@@ -59,8 +60,8 @@ class Steps(Rows, ABC):
         """The next points (n, ...), inside ball and box."""
 
     @abstractmethod
-    def observe(self, loss: Tensor) -> None:
-        """Note the losses (n,) at the new points."""
+    def observe(self, losses: list[Tensor]) -> None:
+        """Note the losses (n,) at each of the new points."""
 
     @abstractmethod
     def judge(self, best: Tensor, best_loss: Tensor) -> Tensor:
@@ -82,8 +83,7 @@ class _MomentumSteps(Steps):
         self.shorter = max(int(0.03 * iterations), 1)
         self.shortest = max(int(0.06 * iterations), 1)
         self.step = self.largest
-        self.momentum = 0.0
-        self.previous = point
+        self.previous: Tensor | None = None
         self.rises = torch.zeros_like(loss)
         # The published code compares the first loss with a zero of its still empty history.
         self.last_loss = torch.zeros_like(loss)
@@ -91,16 +91,18 @@ class _MomentumSteps(Steps):
         self.halved = torch.ones_like(loss, dtype=torch.bool)
 
     def advance(self, point: Tensor, grad: Tensor) -> Tensor:
-        moved = self.nearest(point + self.step * self._direction(grad))
-        mixed = (moved - point).mul_(1 - self.momentum).add_(point)
-        moved = self.nearest(mixed.add_((point - self.previous).mul_(self.momentum)))
+        moved = self.nearest(torch.addcmul(point, self.step, self._direction(grad)))
+        if self.previous is not None:
+            # point + 3/4 (moved - point) + 1/4 (point - previous)
+            ahead = torch.lerp(self.previous, point, 2.0)
+            moved = self.nearest(torch.lerp(ahead, moved, 1 - _MOMENTUM))
         self.previous = point
-        self.momentum = 0.25
         return moved
 
-    def observe(self, loss: Tensor) -> None:
-        self.rises += loss > self.last_loss
-        self.last_loss = loss
+    def observe(self, losses: list[Tensor]) -> None:
+        history = torch.stack([self.last_loss, *losses])
+        self.rises += (history[1:] > history[:-1]).sum(0)
+        self.last_loss = losses[-1]
 
     def judge(self, best: Tensor, best_loss: Tensor) -> Tensor:
         stuck = ~self.halved & (self.last_best >= best_loss)
@@ -140,6 +142,10 @@ class _LinfSteps(_MomentumSteps):
 class _L2Steps(_MomentumSteps):
     """Steps along the gradient inside a sphere."""
 
+    def __init__(self, x: Tensor, eps: Tensor, shrink: float) -> None:
+        super().__init__(x, eps, shrink)
+        self.least = self.eps.clamp_min(torch.finfo(x.dtype).tiny)
+
     def start(self, source: RandomSource, ids: Tensor, attempt: Tensor) -> Tensor:
         """A uniform direction, on the sphere."""
         noise = source.normal(ids, tuple(self.x.shape[1:]), attempt)
@@ -150,8 +156,8 @@ class _L2Steps(_MomentumSteps):
 
     def nearest(self, point: Tensor) -> Tensor:
         delta = point - self.x
-        length = _length(delta)
-        return (delta / (length + _TINY)).mul_(torch.minimum(self.eps, length)).add_(self.x).clamp_(0, 1)
+        share = self.eps / torch.maximum(_length(delta), self.least)
+        return torch.addcmul(self.x, delta, share).clamp_(0, 1)
 
 
 class _L1Steps(Steps):
@@ -172,7 +178,7 @@ class _L1Steps(Steps):
 
     def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
         self.window = max(int(0.04 * iterations), 1)
-        self.step = self.largest
+        self.step, self.least = self.largest, self.largest / 10
         self.changed = _changed(point, self.x)
         self.share = self.changed / self.x[0].numel() / 1.5
 
@@ -182,18 +188,18 @@ class _L1Steps(Steps):
         kth = ((1 - self.share) * pixels).clamp(0, pixels - 1).long()
         least = size.sort(dim=1).values.gather(1, kth[:, None])
         direction = torch.where(size >= least, grad.flatten(1).sign(), 0).view_as(grad)
-        count = per_sample(direction.abs().flatten(1).sum(1), grad)
-        return self.nearest(point + self.step * direction / (count + 1e-10))
+        count = per_sample(get_norm("L1").length(direction), grad)
+        return self.nearest(torch.addcmul(point, self.step / (count + 1e-10), direction))
 
-    def observe(self, loss: Tensor) -> None:
-        """See `Steps`; the loss does not matter here."""
+    def observe(self, losses: list[Tensor]) -> None:
+        """See `Steps`; losses do not matter here."""
 
     def judge(self, best: Tensor, best_loss: Tensor) -> Tensor:
         changed = _changed(best, self.x)
         sparser = changed / self.changed < 0.95
         self.share = changed / self.x[0].numel() / 1.5
-        step = torch.where(per_sample(sparser, self.step), self.largest, self.step / 1.5)
-        self.step = torch.clamp(step, self.largest / 10, self.largest)
+        shorter = torch.maximum(self.step / 1.5, self.least)
+        self.step = torch.where(per_sample(sparser, self.step), self.largest, shorter)
         self.changed = changed
         return sparser
 

@@ -172,15 +172,17 @@ def run_steps(
     for step in range(steps):
         gap, slope = _boundary(counted, runs)
         w, point, x = slope.flatten(1), runs.point.flatten(1), runs.x.flatten(1)
-        b = -gap + (slope * runs.point).flatten(1).sum(1)
+        b = (w * point).sum(1) - gap
         moves = to_hyperplane(norm, torch.cat([point, x]), torch.cat([w, w]), torch.cat([b, b]))
         ahead, home = moves.split(len(point))
         here, there = plain_length(norm, moves).clamp_min(1e-8).split(len(point))
         # The closer the image's own projection, the more the step leans to it.
         alpha = (here / (here + there)).clamp(0, alpha_max)[:, None]
-        moved = (point + _OVERSHOOT * ahead) * (1 - alpha) + (x + home * _OVERSHOOT) * alpha
+        moved = torch.lerp(
+            torch.add(point, ahead, alpha=_OVERSHOOT), torch.add(x, home, alpha=_OVERSHOOT), alpha
+        )
         # A gap that is not finite leads nowhere: such a search stays where it is.
-        moved = torch.where(moved.isfinite(), moved, point)
+        moved = torch.where(moved.abs() < torch.inf, moved, point)
         runs.point = moved.clamp(0, 1).view_as(runs.point)
         inside = runs.judge(counted.logits(runs.point, runs.row), norm, step, early_stop)
         due = (step + 1) % every == 0 if every > 1 else inside.any()
@@ -227,7 +229,8 @@ class Runs(Searches):
             self.broke_at = torch.where(inside, step, self.broke_at)
         self.nearest = torch.where(per_sample(closer, delta), self.point, self.nearest)
         self.distance = torch.where(closer, distance, self.distance)
-        self.point = torch.where(per_sample(wrong, delta), self.x + delta * _PULL_BACK, self.point)
+        back = torch.add(self.x, delta, alpha=_PULL_BACK)
+        self.point = torch.where(per_sample(wrong, delta), back, self.point)
         return inside
 
 

@@ -65,7 +65,7 @@ def test_a_step_is_halved_when_the_loss_rises_too_rarely():
     steps.begin(x, torch.full((3,), -1.0), 100)
     # Rises in all of the 22 steps, in 16 of them (more than .75 of 22 would be 17), and in none.
     for index in range(1, 23):
-        steps.observe(torch.tensor([float(index), float(min(index, 16)), -float(index)]))
+        steps.observe([torch.tensor([float(index), float(min(index, 16)), -float(index)])])
     assert steps.judge(x, torch.tensor([22.0, 16.0, -1.0])).tolist() == [False, True, True]
     assert steps.step.flatten().tolist() == pytest.approx([0.2, 0.1, 0.1])
 
