@@ -225,15 +225,6 @@ class TrainConfig(PlainNumbers):
         """
         find_algorithm(self.algo)
         algorithms = [name for name, _ in self.phases()]
-        self._check_ranges()
-        self._check_length()
-        self.adversarial.validate(algorithms)
-        if self.select == "robust" and self.probe_images == 0:
-            raise InputError("--select robust goes by the probe, and --probe-images is 0; leave it out")
-        for name in algorithms:
-            find_algorithm(name).check(self)
-
-    def _check_ranges(self) -> None:
         for options, fits, expected in _RANGES:
             for option in options.split():
                 value = attrgetter(option)(self)
@@ -241,6 +232,12 @@ class TrainConfig(PlainNumbers):
                     raise InputError(f"--{option.replace('_', '-')} is {value}; expected {expected}")
         if self.seed >= 2**32:
             raise InputError(f"--seed is {self.seed}; expected less than 2**32")
+        self._check_length()
+        self.adversarial.validate(algorithms)
+        if self.select == "robust" and self.probe_images == 0:
+            raise InputError("--select robust goes by the probe, and --probe-images is 0; leave it out")
+        for name in algorithms:
+            find_algorithm(name).check(self)
 
     def _check_length(self) -> None:
         """Check what is given in passes against each other."""

@@ -59,7 +59,10 @@ def folder_source(name: str, path: Path, image_size: int | None) -> Source:
     files = [file for found in parts.values() for file in found.paths]
 
     def read(allocate: Allocate) -> Decoded:
-        channels, height, width = _image_shape(parts)
+        # The first image of every class: their size is that of the very first, colour if any has colour.
+        rows = ((files, np.unique(files.labels, return_index=True)[1]) for files in parts.values())
+        headers = [read_header(files.paths[first]) for files, firsts in rows for first in firsts]
+        channels, (width, height, _) = 1 if all(header.gray for header in headers) else 3, headers[0]
         splits = {}
         for split, (part, index) in plan.items():
             images = allocate(split, (len(index), channels, image_size or height, image_size or width))
@@ -132,16 +135,6 @@ def _split_folders(name: str, root: Path, folders: list[str]) -> dict[str, str]:
     if named and len(named) == len(folders) and not deep:
         raise InputError(f"{name}: {root} has {', '.join(named)} without class folders inside; {_REMEDY}")
     return found
-
-
-def _image_shape(parts: dict[str, _Files]) -> tuple[int, int, int]:
-    """Return (C, H, W) of the first image; colour if the first image of any class is."""
-    headers = []
-    for files in parts.values():
-        firsts = np.unique(files.labels, return_index=True)[1]
-        headers += [read_header(files.paths[first]) for first in firsts]
-    width, height, _ = headers[0]
-    return 1 if all(header.gray for header in headers) else 3, height, width
 
 
 def _folders(root: Path) -> list[str]:

@@ -30,6 +30,7 @@ _RESERVED |= {"on_step", "state", "on_progress", "trace"}
 # names follow from them.
 _FORMERLY_RANDOM = ("apgd", "apgd_targeted", "autoattack", "fab", "fab_targeted", "square")
 _PLAIN = (type(None), bool, int, float, str, list, tuple)  # defaults that a command line and JSON can hold
+_KINDS: dict[type, tuple[type, ...]] = {bool: (bool, str), int: (int,), float: (int, float), str: (str, list)}
 TARGETED = ("next", "random", "second", "least-likely")
 _TARGET_STREAM = 0x746172676574  # "target"
 
@@ -96,7 +97,12 @@ def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if key not in options:
             takes = ", ".join(options) or "none"
             raise InputError(f"{name} takes no option {key!r} (given {value!r}); its options: {takes}")
-        _check_kind(name, key, value, options[key])
+        # A bool may become a word (random_start=odi) but not a number.
+        default, kinds = options[key], _KINDS.get(type(options[key]), (object,))
+        wrong_bool = isinstance(value, bool) and not isinstance(default, bool) and default is not None
+        if value is not None and (not isinstance(value, kinds) or wrong_bool):
+            kind = "true or false" if isinstance(default, bool) else f"a value like {default!r}"
+            raise InputError(f"option {key} of {name} is {value!r}; expected {kind}")
     if given.get("targeted") not in (None, *TARGETED):
         raise unknown_name("way to choose targets", str(given["targeted"]), TARGETED)
     resolved = options | given
@@ -109,16 +115,6 @@ def recorded_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `resolve_options` does, as results record it and their files are named after."""
     formerly = {"random": "sample"} if name.replace("-", "_") in _FORMERLY_RANDOM else {}
     return resolve_options(name, given) | formerly
-
-
-def _check_kind(name: str, key: str, value: Any, default: Any) -> None:
-    """Compare the kinds of value and default; a bool may become a word (``random_start=odi``) but not a number."""
-    allowed = {bool: (bool, str), int: (int,), float: (int, float), str: (str, list)}
-    kinds = allowed.get(type(default), (object,))
-    wrong_bool = isinstance(value, bool) and not isinstance(default, bool) and default is not None
-    if value is not None and (not isinstance(value, kinds) or wrong_bool):
-        kind = "true or false" if isinstance(default, bool) else f"a value like {default!r}"
-        raise InputError(f"option {key} of {name} is {value!r}; expected {kind}")
 
 
 def parse_option(text: str) -> tuple[str, Any]:
