@@ -12,9 +12,8 @@ from agents.config import TrainConfig
 from agents.models.classifier import new_classifier
 from agents.models.image_network import resolve_network
 from eval.core.threats import Threat
-from eval.study.plan.cells import Cell
+from eval.study.plan.cells import Cell, training_passes
 from eval.study.plan.config import Attack, Grid, Regime
-from eval.study.plan.training_cost import training_passes
 from eval.study.run.estimate import estimate
 from eval.study.run.jobs import Place
 from eval.study.run.scheduler import Study

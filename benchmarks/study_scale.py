@@ -22,9 +22,8 @@ from eval.core.threats import Threat
 from eval.study.plan.cells import CellFolder, cells_of
 from eval.study.plan.config import Attack, Grid, Regime
 from eval.study.results.record import STUDY_FILE
-from eval.study.run.engines import Engine
+from eval.study.run.engines import Engine, RayEngine
 from eval.study.run.jobs import Job, Outcome, Place
-from eval.study.run.ray_engine import RayEngine
 from eval.study.run.scheduler import STAGES, Study, carry_out
 from eval.study.run.stages import steps_of
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.core.records import TEXT_LENGTH
-from eval.study.results.table import Column, Measured, Table, Value
+from eval.study.results.record import Column, Measured, Table, Value
 
 WORST_FIRST = ("masked", "inconclusive", "sound")  # the first of a mixed verdict gives it its colour
 _WORDS = ("text", "verdict")

@@ -8,8 +8,7 @@ from eval.core.stats import known_mean
 from eval.report.cell_format import WORST_FIRST, measured
 from eval.report.model import Model
 from eval.report.overview import audits_by_threat, by_group, robust
-from eval.study.results.record import StudyRecord
-from eval.study.results.table import Measured, Value
+from eval.study.results.record import Measured, StudyRecord, Value
 
 PAPER = "the paper's protocol"
 PGD = "PGD on the cross-entropy"  # where nothing was attacked by the paper's protocol

@@ -8,8 +8,7 @@ from eval.audit.audit_file import AuditFile
 from eval.core.stats import known_mean, mean_interval
 from eval.report.cell_format import WORST_FIRST, measured
 from eval.report.model import Model
-from eval.study.results.record import CellRecord
-from eval.study.results.table import Column, Measured, Table, Value, columns
+from eval.study.results.record import CellRecord, Column, Measured, Table, Value, columns
 
 _GROUP = columns(dataset="data set", network="network", regime="regime")
 _VERDICT = (

@@ -13,8 +13,7 @@ from eval.report.cell_format import flatten
 from eval.report.model import Model, RunConfig, read_model
 from eval.report.opening import Gap
 from eval.report.safe_folder import Folder
-from eval.study.results.record import CellRecord, StudyRecord
-from eval.study.results.table import Measured, Table, Value, columns
+from eval.study.results.record import CellRecord, Measured, StudyRecord, Table, Value, columns
 
 _ATTACKS = (
     *columns(threat="threat", attack="attack", protocol="protocol"),

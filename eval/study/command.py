@@ -14,8 +14,8 @@ from eval.study.plan.cells import cells_of
 from eval.study.plan.config import Grid, read_grid
 from eval.study.plan.presets import preset
 from eval.study.results.record import STUDY_FILE
-from eval.study.results.writer import locked, write_cells, write_study
-from eval.study.run.engines import Engine, InProcess, Pool
+from eval.study.results.writer import StudyFile, locked, write_study
+from eval.study.run.engines import Engine, InProcess, Pool, RayEngine
 from eval.study.run.estimate import print_plan
 from eval.study.run.jobs import Place
 from eval.study.run.scheduler import Study, carry_out
@@ -25,9 +25,8 @@ def study_command(config: StudyCommand) -> int:
     """Train what is missing of a grid, attack, analyse and audit it, and write tables and plots."""
     grid = load_grid(config)
     if config.shards < 1 or config.retries < 0:
-        raise InputError(
-            f"--shards is {config.shards} and --retries {config.retries}; expected at least 1 and 0"
-        )
+        given = f"--shards is {config.shards} and --retries {config.retries}"
+        raise InputError(f"{given}; expected at least 1 and 0")
     resolve_device(config.device)
     directory = config.out or Path("studies") / grid.name
     place = Place(directory.absolute(), config.device, grid.data_root, config.batch_size)
@@ -40,27 +39,16 @@ def study_command(config: StudyCommand) -> int:
 
 
 def load_grid(config: StudyCommand) -> Grid:
-    """Return the study that the command names, with the command's own data root.
-
-    Raises:
-        InputError: there is no such study, or it is wrong.
-    """
+    """Return the study that the command names, with the command's own data root; InputError where it is wrong."""
     path = Path(config.study)
     grid = read_grid(path) if path.suffix == ".toml" else preset(config.study)
     return grid if config.data_root is None else replace(grid, data_root=config.data_root.absolute())
 
 
-def make_engine(config: StudyCommand) -> Engine:
-    """Return the engine that the command names.
-
-    Raises:
-        InputError: a wrong number of workers, or Ray is missing or cannot be reached.
-    """
+def _engine(config: StudyCommand) -> Engine:
     if config.engine == "pool":
         return Pool(config.workers, config.retries)
     if config.engine == "ray":
-        from eval.study.run.ray_engine import RayEngine
-
         gpus = 0.0 if config.device == "cpu" and config.gpus is None else config.gpus
         return RayEngine(config.workers, config.address, config.cpus, gpus, config.retries)
     return InProcess(config.retries)
@@ -69,16 +57,17 @@ def make_engine(config: StudyCommand) -> Engine:
 def _run(config: StudyCommand, study: Study) -> int:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"study {study.grid.name}: {len(study.cells)} cells in {study.directory}")
-    write_cells(study.grid, study.cells, study.directory)
-    engine = make_engine(config)
+    whole = (study.grid, study.cells, study.directory)
+    StudyFile(*whole).write()
+    engine = _engine(config)
     try:
         counts = carry_out(study, engine, console.print)
     except KeyboardInterrupt:
-        write_cells(study.grid, study.cells, study.directory)
+        StudyFile(*whole).write()
         raise KeyboardInterrupt(f"stopped; go on with: {_again(config)}") from None
     finally:
         engine.close()
-    tables = write_study(study.grid, study.cells, study.directory)
+    tables = write_study(*whole)
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()))
     for table in tables:
         console.print(f"  {table.title}: {study.directory / 'tables' / table.id}.md")

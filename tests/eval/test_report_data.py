@@ -20,7 +20,7 @@ from eval.report.overview import cost_table, verdict_table, verdict_text
 from eval.report.pictures import pixels
 from eval.report.safe_folder import Folder
 from eval.robustness.suite import run_battery
-from eval.study.results.table import Column, Measured, Table
+from eval.study.results.record import Column, Measured, Table
 from tests.support.report_files import (
     HOSTILE,
     REGIMES,

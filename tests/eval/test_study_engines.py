@@ -110,7 +110,7 @@ def test_another_attempt_is_made_where_it_may_help(tmp_path, failures, retry, fi
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'")
 def test_a_local_ray_cluster_survives_a_killed_worker(tmp_path, armed):
-    from eval.study.run.ray_engine import RayEngine
+    from eval.study.run.engines import RayEngine
 
     changes = BOMB | {"seeds": [0, 1]}
     expected = undisturbed(tmp_path, armed, **changes)

@@ -10,18 +10,17 @@ from agents.adversarial_config import AdversarialConfig
 from agents.config import TrainConfig
 from envs.errors import InputError
 from eval.core.stats import mean_interval
-from eval.study.plan.cells import cells_of
-from eval.study.plan.training_cost import training_passes
-from eval.study.results.cell_results import CellResult
+from eval.study.plan.cells import cells_of, training_passes
+from eval.study.results.cell_results import CellResult, Validation, read_curve
 from eval.study.results.equal_accuracy import (
     common_level,
     equal_accuracy_table,
     forward_flops,
     learning_picture,
+    reached,
     training_flops,
 )
 from eval.study.results.front import families, front_picture, front_table, undominated
-from eval.study.results.learning_curve import Validation, reached, read_curve
 from eval.study.results.overview import Overview
 from tests.support.study_toys import tiny
 

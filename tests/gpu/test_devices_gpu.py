@@ -10,8 +10,7 @@ import attacks
 from agents.common.precision import tf32, uses_tf32
 from agents.common.run_dir import device_name, resolve_device
 from attacks.core.memory_format import takes_channels_last
-from eval.study.run.engines import prepare_worker
-from eval.study.run.ray_engine import even_share
+from eval.study.run.engines import even_share, prepare_worker
 from tests.support.pretend_cuda import PretendCuda
 
 

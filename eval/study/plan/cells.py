@@ -10,22 +10,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from agents.algorithms.registry import find_algorithm
 from agents.common.run_dir import RunDir
 from agents.config import TrainConfig
+from agents.training.schedule import phase_ends
 from envs.errors import InputError
 from envs.files import read_json, write_json
 from eval.study.plan.config import Grid, training_key
 
 FORMAT = 1
+BACKWARD = 3.0  # forward and backward together, in forwards
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the grid.
+    """One training of the grid, by its place in it.
 
-    Attributes:
-        dataset, network, regime, seed: its place in the grid.
-        config: of the training; run directory, device and data root are filled in when it runs.
+    Run directory, device and data root of its ``config`` are filled in when it runs.
     """
 
     dataset: str
@@ -37,8 +38,7 @@ class Cell:
     @property
     def id(self) -> str:
         """A name for people, such as ``digits-small-RL-adv-s0``."""
-        text = f"{self.dataset}-{self.network}-{self.regime}-s{self.seed}"
-        return re.sub(r"[^\w.+-]+", "-", text)
+        return re.sub(r"[^\w.+-]+", "-", f"{self.dataset}-{self.network}-{self.regime}-s{self.seed}")
 
     @cached_property
     def hash(self) -> str:
@@ -60,31 +60,43 @@ def digest(value: Any) -> str:
 def cells_of(grid: Grid) -> list[Cell]:
     """Return every cell, whole tables first: an interrupted study has finished some seeds.
 
-    Raises:
-        InputError: a configuration is wrong, or two cells are the same.
+    Raises InputError where a configuration is wrong, or two cells are the same.
     """
-    cells = []
+    cells: dict[str, Cell] = {}
     for seed, dataset, network, regime in product(grid.seeds, grid.datasets, grid.networks, grid.regimes):
         config = regime.config(dataset, network, seed, grid.train, grid.image_size)
-        cells.append(Cell(dataset, network, regime.name, seed, config))
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        twin = seen.setdefault(cell.hash, cell)
+        cell = Cell(dataset, network, regime.name, seed, config)
+        twin = cells.setdefault(cell.hash, cell)
         if twin is not cell:
             raise InputError(
                 f"{twin.id} and {cell.id} are the same training; change a setting of one regime or remove it"
             )
-    return cells
+    return list(cells.values())
+
+
+def training_passes(config: TrainConfig, train_images: int, until: int | None = None) -> float:
+    """Return a training's cost in forward passes of one image: 3 an image, PPO 1 + 3 per epoch, 3 per attack step.
+
+    ``train_images`` is the size of the training set; ``until`` counts the images trained on, None to the end.
+    """
+    total, begin, adversarial = 0.0, 0, config.adversarial
+    for (name, _), end in zip(config.phases(), phase_ends(config, train_images), strict=True):
+        last = end if until is None else min(end, until)
+        total += max(0, last - begin) * find_algorithm(name).forward_passes(config)
+        if adversarial.method != "none":
+            extra = adversarial.full_steps() + (0 if adversarial.rule == "replace" else 1)
+            attacked = max(0.0, last - max(begin, (adversarial.start or 0.0) * train_images))
+            total += attacked * extra * BACKWARD
+        begin = end
+    return total
 
 
 @dataclass
 class CellFolder:
-    """The folder of a cell, and the record of what is done in it.
+    """The folder ``DIR/cells/HASH`` of a cell, and the record of what is done in it.
 
-    Attributes:
-        path: ``DIR/cells/HASH``.
-        steps: by name: ``key`` (hash of what the step did), ``seconds``, and what the step noted.
-        error: why the last attempt failed, or None.
+    ``steps``, by name: ``key`` (hash of what the step did), ``seconds``, and what the step noted; ``error``: why the
+    last attempt failed, or None.
     """
 
     path: Path

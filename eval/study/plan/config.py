@@ -1,11 +1,12 @@
 """What a study compares: data sets, networks, regimes and seeds, and what is done to every trained model."""
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -17,7 +18,6 @@ from eval.attack.registry import attack_names, resolve_options
 from eval.core.records import Count
 from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.robustness.suite import PRESETS as BATTERY
-from eval.study.plan.schema import build, check_keys
 from eval.transfer.craft import CRAFTS
 
 # Names that a study may list beside those of `eval.robustness.suite`; options as the attack's own.
@@ -33,17 +33,14 @@ _NOT_TRAINING = (
 _OWN = (*_NOT_TRAINING, "dataset", "network", "seed", "image_size")
 _LENGTHS = ("passes", "total_images", "schedule")
 _PICTURES = ("pictures_every", "snapshots")  # theirs to set, and of no influence either
+_LISTS = ("datasets", "networks", "seeds", "threats", "attacks")
+_PLANS = ("transfer", "mechanism", "trajectory", "audit")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack by the name that tables use.
-
-    Attributes:
-        name: in tables.
-        attack: the function of `attacks`.
-        options: those that differ from its defaults.
-    """
+    """An attack by its ``name`` in tables: a function of `attacks`, and the options that differ from its defaults."""
 
     name: str
     attack: str
@@ -52,56 +49,56 @@ class Attack:
 
 @dataclass(frozen=True)
 class TransferPlan:
-    """Images made on every model and shown to all others."""
+    """Images made on every model by PGD of so many ``steps`` and shown to all others.
+
+    ``crafts``, see `eval.transfer.craft`: ``paper``: last iterate of PGD by the paper's protocol; ``strong``: the same
+    with steps of full length on the MIFPE loss, which no saturated softmax weakens. Empty: no transfer.
+    """
 
     crafts: tuple[str, ...] = ("paper", "strong")
-    """``paper``: last iterate of PGD by the paper's protocol; ``strong``: the same with steps of full length on the
-    MIFPE loss, which no saturated softmax weakens. Empty: no transfer."""
     steps: AtLeastOne = 100
-    """Gradient steps."""
 
 
 @dataclass(frozen=True)
 class MechanismPlan:
-    """Indicators of `eval.mechanism`, under the first L2 threat model of the study (else its first)."""
+    """Indicators of `eval.mechanism`, under the first L2 threat model of the study (else its first).
+
+    ``images``: test images, 0 for no indicators; ``steps`` of PGD; ``resolution``: points per axis of the landscapes.
+    """
 
     images: Count = 100
-    """Test images; 0: no indicators."""
     steps: AtLeastTwo = 50
-    """Steps of PGD."""
     resolution: AtLeastTwo = 61
-    """Points per axis of the landscapes."""
 
 
 @dataclass(frozen=True)
 class TrajectoryPlan:
-    """Robustness through training, as `eval.trajectory` has it, under the threat model of the indicators."""
+    """Robustness through training, as `eval.trajectory` has it, under the threat model of the indicators.
+
+    ``snapshots``: that every training keeps, evenly in the logarithm of images, 0 for none; ``images``: test images.
+    """
 
     snapshots: Count = 0
-    """Snapshots that every training keeps, evenly in the logarithm of images; 0: none."""
     images: AtLeastTwo = 100
-    """Test images."""
 
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """The audit of `eval.audit`, its surrogates being the other regimes' models of the same seed."""
+    """The audit of `eval.audit`, its surrogates being the other regimes' models of the same seed.
+
+    ``mode``: none, quick or full; ``images``: test images; ``seeds``: audit the models of so many, the first ones.
+    """
 
     mode: str = "quick"
-    """none, quick or full."""
     images: AtLeastTwo = 100
-    """Test images."""
     seeds: Count = 1
-    """Audit the models of so many seeds, the first ones."""
 
 
 @dataclass(frozen=True)
 class Regime:
-    """A way of training: a name and the settings of `agents.config.TrainConfig` that make it.
+    """A way of training: its ``name`` in tables, such as ``RL-adv``, and settings of `agents.config.TrainConfig`.
 
-    Attributes:
-        name: in tables, such as ``RL-adv``.
-        options: settings; ``preset`` names one to begin with, in which ``{dataset}`` and ``{network}`` are filled in.
+    ``preset`` among the ``options`` names one to begin with, in which ``{dataset}`` and ``{network}`` are filled in.
     """
 
     name: str
@@ -112,19 +109,19 @@ class Regime:
     ) -> TrainConfig:
         """Return the training's configuration: preset, then the study's ``shared`` settings, then the regime's.
 
-        Raises:
-            InputError: the preset or a setting is unknown or wrong.
+        Raises InputError where the preset or a setting is unknown or wrong.
         """
         options = dict(self.options)
-        preset = options.pop("preset", None)
-        start = TrainConfig()
+        preset, start = options.pop("preset", None), TrainConfig()
         if preset is not None:
             start = get_preset(str(preset).format(dataset=dataset, network=network))
         values = start.to_dict()
         for level in (shared, options):
             if any(name in level for name in _LENGTHS):  # one length replaces another
                 values |= dict.fromkeys(_LENGTHS)
-            values = _merge(values, level)
+            for key, value in level.items():  # sections setting by setting
+                inner = values.get(key)
+                values[key] = inner | value if isinstance(inner, dict) and isinstance(value, dict) else value
         values |= {"dataset": dataset, "network": network, "seed": seed, "preset": start.preset}
         values |= {"image_size": image_size or start.image_size, "attack": False, "progress": False}
         try:
@@ -159,13 +156,13 @@ class Grid:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the study as it would be written in a file, defaults included."""
-        plain = dataclasses.asdict(self)
-        plain["regimes"] = {regime.name: regime.options for regime in self.regimes}
-        plain["threats"] = [str(threat) for threat in self.threats]
-        plain["attacks"] = [attack.name for attack in self.attacks]
-        plain["attack"] = {item.name: {"attack": item.attack, **item.options} for item in self.attacks}
-        plain["data_root"] = None if self.data_root is None else str(self.data_root)
-        return plain
+        return dataclasses.asdict(self) | {
+            "regimes": {regime.name: regime.options for regime in self.regimes},
+            "threats": [str(threat) for threat in self.threats],
+            "attacks": [attack.name for attack in self.attacks],
+            "attack": {item.name: {"attack": item.attack, **item.options} for item in self.attacks},
+            "data_root": None if self.data_root is None else str(self.data_root),
+        }
 
 
 def training_key(config: TrainConfig) -> dict[str, Any]:
@@ -184,8 +181,7 @@ def training_key(config: TrainConfig) -> dict[str, Any]:
 def read_grid(path: Path) -> Grid:
     """Read a study from a TOML file.
 
-    Raises:
-        InputError: the file is missing or not TOML, or a key or value in it is wrong; the message names it.
+    Raises InputError where it is missing or not TOML, or a key or value in it is wrong; the message names it.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -202,29 +198,26 @@ def read_grid(path: Path) -> Grid:
 def parse_grid(values: Mapping[str, Any]) -> Grid:
     """Build a study from the values of a file or preset, and check everything that needs no data.
 
-    Raises:
-        InputError: an unknown key (with the nearest valid one), a wrong value, or two cells that are the same.
+    Raises InputError for an unknown key (with the nearest valid one), a wrong value, or two cells that are the same.
     """
     check_keys("a study", values, (*get_type_hints(Grid), "attack"))
     plain: dict[str, Any] = dict(values)
-    for key in ("datasets", "networks", "seeds", "threats", "attacks"):
+    for key in _LISTS:
         if not isinstance(plain.get(key, []), list | tuple):
             raise InputError(f"{key} is {plain[key]!r}; expected a list, such as [{plain[key]!r}]")
     for key in ("datasets", "networks", "regimes", "threats", "attacks"):
         if not plain.get(key):
             raise InputError(f"{key} is missing or empty; name at least one")
-    check_keys("regimes", plain["regimes"], plain["regimes"])
-    plain["regimes"] = [
-        Regime(name, _training(f"regimes.{name}", found)) for name, found in plain["regimes"].items()
-    ]
+    check_keys("regimes", plain["regimes"])
+    regimes = plain["regimes"].items()
+    plain["regimes"] = [Regime(name, _training(f"regimes.{name}", found)) for name, found in regimes]
     plain["threats"] = [_threat(text) for text in plain["threats"]]
     plain["attacks"] = list(_attacks(plain["attacks"], plain.pop("attack", {})))
     plain["train"] = _training("train", plain.get("train", {}))
-    for key, kind in get_type_hints(Grid).items():
-        if key in ("transfer", "mechanism", "trajectory", "audit"):
-            plain[key] = build(kind, plain.get(key, {}), key)
-    grid = build(Grid, plain, "a study")
-    for key in ("datasets", "networks", "seeds", "threats", "attacks"):
+    hints = get_type_hints(Grid)
+    plain |= {key: _build(hints[key], plain.get(key, {}), key) for key in _PLANS}
+    grid = _build(Grid, plain, "a study")
+    for key in _LISTS:
         names = [item.name if isinstance(item, Attack) else item for item in getattr(grid, key)]
         if len(set(names)) < len(names):
             raise InputError(f"{key} names one twice: {', '.join(map(str, names))}; name each once")
@@ -234,6 +227,35 @@ def parse_grid(values: Mapping[str, Any]) -> Grid:
     if grid.audit.mode not in AUDITS:
         raise unknown_name("audit mode", grid.audit.mode, AUDITS)
     return grid
+
+
+def check_keys(where: str, values: Any, valid: Iterable[str] | None = None) -> None:
+    """Raise an InputError if ``values`` is no table or has a key that is not ``valid``; it names the nearest one."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} is {values!r}; expected a table, such as [{where}]")
+    valid = list(values if valid is None else valid)
+    for key in values:
+        if key not in valid:
+            raise unknown_name(f"key of {where}", key, valid)
+
+
+def _build(kind: type[T], values: Any, where: str) -> T:
+    """Return the dataclass ``kind`` with ``values`` for its fields, keys, types and ranges checked."""
+    check_keys(where, values, get_type_hints(kind))
+    try:
+        return msgspec.convert(values, kind, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        key = re.split(r"\W", place)[0]
+        found = f"{key} is {values[key]!r}" if key in values else where
+        raise InputError(f"{found} in {where}: {reason[:1].lower()}{reason[1:].replace('`', '')}") from None
+
+
+def _path(kind: type, value: Any) -> Any:
+    """Return the path that a text names; msgspec does not know the kind."""
+    if kind is not Path or not isinstance(value, str | Path):
+        raise TypeError(f"expected a path, got {value!r}")
+    return Path(value).expanduser()
 
 
 def _training(where: str, options: Any) -> dict[str, Any]:
@@ -250,15 +272,6 @@ def _training(where: str, options: Any) -> dict[str, Any]:
     return dict(options)
 
 
-def _merge(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` overridden by ``other``, sections setting by setting."""
-    merged = dict(base)
-    for key, value in other.items():
-        inner = merged.get(key)
-        merged[key] = inner | value if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def _threat(text: Any) -> Threat:
     words = str(text).split()
     if len(words) != 2:
@@ -268,22 +281,19 @@ def _threat(text: Any) -> Threat:
 
 
 def _attacks(names: Iterable[Any], own: Any) -> Iterable[Attack]:
-    check_keys("attack", own, own)
+    check_keys("attack", own)
     for name in names:
+        attack, options = ATTACKS.get(name, (name, {}))
         if name in own:
-            check_keys(f"attack.{name}", own[name], own[name])
+            check_keys(f"attack.{name}", own[name])
             options = dict(own[name])
-            attack = str(options.pop("attack", name)).replace("-", "_")
-        elif name in ATTACKS:
-            attack, options = ATTACKS[name]
-        else:
-            attack, options = str(name).replace("-", "_"), {}
+            attack = options.pop("attack", name)
+        attack = str(attack).replace("-", "_")
         if attack not in attack_names() or attack == "transfer":
             raise unknown_name("attack", str(name), dict.fromkeys((*ATTACKS, *attack_names(), *own)))
         resolve_options(attack, options)
         yield Attack(str(name), attack, dict(options))
-    for name in own:
-        if name not in names:
-            raise InputError(
-                f"attack.{name} is described but not listed in attacks; add it there or remove it"
-            )
+    if unlisted := [name for name in own if name not in names]:
+        raise InputError(
+            f"attack.{unlisted[0]} is described but not listed in attacks; add it there or remove it"
+        )

@@ -1,6 +1,7 @@
-"""The tables of accuracies: clean, PGD by protocol, AutoAttack, query attacks; and the list of all tables."""
+"""The tables of accuracies by attack, of paired tests and of cost."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations, product
 from operator import attrgetter
 from statistics import mean
 from typing import NamedTuple
@@ -9,12 +10,12 @@ from eval.attack.results import AttackResults
 from eval.core.stats import known_mean
 from eval.core.threats import Threat
 from eval.study.results.cell_results import CellResult
-from eval.study.results.model_tables import audit_table, mechanism_table, trajectory_table, transfer_table
+from eval.study.results.model_tables import (
+    SOURCE,
+)
 from eval.study.results.overview import Overview, clean, entries, is_cleverhans, outcome, pair, survives
-from eval.study.results.published import SOURCE, paper_pgd
-from eval.study.results.significance_tables import cost_table, tests_table
-from eval.study.results.statistics import Measure, rate_of
-from eval.study.results.table import Column, Measured, Table, Value
+from eval.study.results.record import Column, Kind, Measured, Table, Value, columns
+from eval.study.results.statistics import Measure, compare, holm, rate_of
 
 PGD = ("pgd", "fgsm")
 AUTOATTACK = ("autoattack", "apgd", "apgd_targeted", "fab", "fab_targeted")
@@ -23,6 +24,12 @@ INTERVALS = (
     "Means over seeds. Brackets: Wilson's 95 % interval over test images at the mean; column over seeds: Student's "
     "95 % t-interval."
 )
+# PGD accuracy of the paper's 6-layer network under L2, by data set and regime; as the paper gives them.
+_PAPER_PGD = {
+    **{("cifar10", "SL"): "about 5 %", ("cifar10", "RL"): "55-56 %"},
+    **{("cifar100", "SL"): "about 2 %", ("cifar100", "RL"): "about 25 %"},
+    **{("imagenet100", "SL"): "about 5 %", ("imagenet100", "RL"): "about 18 %"},
+}
 
 
 class Part(NamedTuple):
@@ -32,7 +39,7 @@ class Part(NamedTuple):
     values: Callable[[Sequence[CellResult], Threat], dict[str, Value]]
 
 
-def clean_table(overview: Overview) -> Table:
+def clean_table(overview: Overview) -> Table | None:
     """Clean accuracy on all test images and on those that were attacked."""
     rows = []
     for place, found in overview.rows():
@@ -40,25 +47,27 @@ def clean_table(overview: Overview) -> Table:
         measured = Measured(whole, n=found[0].train.get("test_images"))
         own = entries("clean", rate_of(found, clean))
         rows.append(place | {"whole": measured, "seeds": len(found)} | own)
-    columns = overview.columns(
-        Column("regime", "regime"),
-        Column("whole", "all test images", "percent"),
+    shown = (
+        *columns(regime="regime"),
+        *columns("percent", whole="all test images"),
         *pair("clean", "attacked images"),
-        Column("seeds", "seeds", "integer"),
+        *columns("integer", seeds="seeds"),
     )
-    return Table("clean", "Clean accuracy", INTERVALS, columns, tuple(rows))
+    return overview.table("clean", "Clean accuracy", INTERVALS, shown, rows)
 
 
 def pgd_table(overview: Overview) -> Table:
     """PGD under every protocol and loss of the study, with the share of shortened steps."""
-    parts = [Part([Column("clean", "clean", "percent")], _clean)]
+    parts = [Part(columns("percent", clean="clean"), _clean)]
     for attack in overview.attacks(*PGD):
         parts.append(_accuracy(attack.name))
         if is_cleverhans(attack):
             shortened = attrgetter("shortened_l2")
             parts.append(_mean("shortened", "steps shortened", "percent", attack.name, shortened))
-    if any(paper_pgd(item.cell, threat) for item in overview.cells for threat in overview.grid.threats):
-        parts.append(Part([Column("paper", f"paper ({SOURCE})")], _paper))
+    if any(
+        _paper([item], threat)["paper"] for item, threat in product(overview.cells, overview.grid.threats)
+    ):
+        parts.append(Part(columns(paper=f"paper ({SOURCE})"), _paper))
     note = (
         "pgd: steps of unit length; cleverhans: loss averaged over 128 images and L2 steps floored, so that vanishing "
         "gradients shorten them, last iterate; mifpe and margin: other losses, unit steps; pgd-paper: cleverhans "
@@ -69,10 +78,9 @@ def pgd_table(overview: Overview) -> Table:
 
 def autoattack_table(overview: Overview) -> Table:
     """AutoAttack, and the per-image worst case over every attack of the study."""
-    parts = [
-        _accuracy(attack.name, "AutoAttack fast" if attack.name == "fast" else attack.name)
-        for attack in overview.attacks(*AUTOATTACK)
-    ]
+    labels = {"fast": "AutoAttack fast"}
+    names = [attack.name for attack in overview.attacks(*AUTOATTACK)]
+    parts = [_accuracy(name, labels.get(name, name)) for name in names]
     parts.append(_rate("worst", "worst case of all attacks", survives))
     note = "Worst case: an image counts as robust if no attack of the study broke it. " + INTERVALS
     return _table(overview, "autoattack", "AutoAttack and the worst case", note, parts)
@@ -82,10 +90,7 @@ def query_table(overview: Overview) -> Table | None:
     """Attacks that ask for outputs alone."""
     parts = []
     for attack in overview.attacks(*QUERY_ATTACKS):
-        queries = _mean(
-            "queries", "queries/image", "integer", attack.name, lambda result: float(result.queries.mean())
-        )
-        parts += [_accuracy(attack.name), queries]
+        parts += [_accuracy(attack.name), _mean("queries", "queries/image", "integer", attack.name, _queries)]
     note = "Queries until success, averaged over all images. " + INTERVALS
     return _table(overview, "query", "Query attacks", note, parts) if parts else None
 
@@ -106,9 +111,11 @@ def _table(overview: Overview, id: str, title: str, note: str, parts: Sequence[P
             for part in parts:
                 row |= part.values(found, threat)
             rows.append(row)
-    columns = [column for part in parts for column in part.columns]
-    leading = (Column("threat", "threat"), Column("regime", "regime"))
-    return Table(id, title, note, overview.columns(*leading, *columns), tuple(rows))
+    shown = [
+        *columns(threat="threat", regime="regime"),
+        *(column for part in parts for column in part.columns),
+    ]
+    return Table(id, title, note, overview.columns(shown), tuple(rows))
 
 
 def _accuracy(name: str, label: str = "") -> Part:
@@ -120,7 +127,7 @@ def _rate(name: str, label: str, measure: Callable[[Threat], Measure]) -> Part:
 
 
 def _mean(
-    suffix: str, label: str, kind: str, name: str, number: Callable[[AttackResults], float | None]
+    suffix: str, label: str, kind: Kind, name: str, number: Callable[[AttackResults], float | None]
 ) -> Part:
     """Return a column with the mean of a number of the attack ``name`` over the seeds that have one."""
 
@@ -128,7 +135,11 @@ def _mean(
         results = (item.attacks.get(threat, {}).get(name) for item in found)
         return {f"{name}_{suffix}": known_mean(number(item) for item in results if item is not None)}
 
-    return Part([Column(f"{name}_{suffix}", label, kind)], values)  # type: ignore[arg-type]  # one of Kind
+    return Part([Column(f"{name}_{suffix}", label, kind)], values)
+
+
+def _queries(result: AttackResults) -> float:
+    return float(result.queries.mean())
 
 
 def _clean(found: Sequence[CellResult], threat: Threat) -> dict[str, Value]:
@@ -137,12 +148,63 @@ def _clean(found: Sequence[CellResult], threat: Threat) -> dict[str, Value]:
 
 
 def _paper(found: Sequence[CellResult], threat: Threat) -> dict[str, Value]:
-    return {"paper": paper_pgd(found[0].cell, threat)}
+    cell = found[0].cell
+    known = cell.network == "cnn6" and threat.norm == "L2"
+    return {"paper": _PAPER_PGD.get((cell.dataset, cell.regime)) if known else None}
 
 
-def all_tables(overview: Overview) -> list[Table]:
-    """Return every table that the study has numbers for."""
-    made: tuple[Callable[[Overview], Table | None], ...]
-    made = (clean_table, pgd_table, autoattack_table, query_table, other_table, transfer_table)
-    made += (mechanism_table, trajectory_table, audit_table, tests_table, cost_table)
-    return [table for make in made if (table := make(overview)) is not None]
+def tests_table(overview: Overview) -> Table | None:
+    """Paired tests between all regimes: clean, each cleverhans protocol, and the worst case."""
+    measures: list[tuple[str, str, Measure]] = [("clean", "-", clean)]
+    names = [attack.name for attack in overview.attacks("pgd") if is_cleverhans(attack)]
+    for threat in overview.grid.threats:
+        measures += [(name, str(threat), outcome(threat, name)) for name in names]
+        measures.append(("worst case", str(threat), survives(threat)))
+    rows = []
+    for group, (label, threat_name, measure) in product(overview.groups, measures):
+        for (first, ours), (second, theirs) in combinations(overview.regimes(group).items(), 2):
+            found = compare(ours, theirs, measure)
+            if found is not None:
+                place = overview.place(group) | {"measure": label, "threat": threat_name}
+                rows.append(place | {"first": first, "second": second, **vars(found)})
+    for row, adjusted in zip(rows, holm([row["p_images"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+    shown = (
+        *columns(measure="accuracy", threat="threat", first="first", second="second"),
+        *columns("percent", difference="difference"),
+        *columns("integer", only_first="only first right", only_second="only second right"),
+        *columns("number", p_images="p over images", p_holm="p, Holm", p_seeds="p over seeds"),
+        *columns("integer", seeds="seeds"),
+    )
+    note = (
+        "Over images: exact sign-flip test of the per-image differences summed over seeds (with one seed, McNemar's "
+        "exact test), which says something of these trainings alone; Holm: adjusted for all rows of this table. Over "
+        "seeds: paired t-test of the accuracies, which says something of other trainings."
+    )
+    return overview.table("tests", "Paired tests between regimes", note, shown, rows)
+
+
+def cost_table(overview: Overview) -> Table | None:
+    """What training and attacking one model took."""
+    rows = []
+    for place, found in overview.rows():
+        costs = [[row.cost for part in item.attacks.values() for row in part.values()] for item in found]
+        rows.append(
+            place
+            | {"images": mean(item.train["images"] for item in found)}
+            | {"passes": mean(sum(cost["forwards"] + cost["backwards"] for cost in each) for each in costs)}
+            | {"attacks": mean(sum(cost["seconds"] for cost in each) for each in costs)}
+            | {"train": mean(item.train["seconds"] for item in found)}
+            | {"audit": known_mean(item.seconds.get("audit") for item in found)}
+            | {"device": ", ".join(sorted({str(item.train["device"]) for item in found}))}
+        )
+    shown = (
+        *columns(regime="regime"),
+        *columns("integer", images="training images"),
+        *columns("number", train="training, s", attacks="attacks, s"),
+        *columns("integer", passes="passes in attacks"),
+        *columns("number", audit="audit, s"),
+        *columns(device="device"),
+    )
+    note = "Means per model. Training images: shown, repetitions counted; passes: of one image, forward and backward."
+    return overview.table("cost", "Cost", note, shown, rows)

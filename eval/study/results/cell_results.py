@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,10 +17,8 @@ from eval.core.stats import known_mean
 from eval.core.threats import Threat
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
-from eval.study.results.learning_curve import Validation, read_curve
 from eval.study.results.record import Status
-from eval.study.run.measure import threat_slug
-from eval.study.run.stages import steps_of
+from eval.study.run.stages import steps_of, threat_slug
 from eval.trajectory.record import Trajectory, read_trajectories
 
 
@@ -58,17 +56,51 @@ class _TransferFile(msgspec.Struct):
     correct: dict[str, dict[str, list[bool]]]
 
 
+class Validation(NamedTuple):
+    """Images trained on, seconds of training until then, and the accuracy on the validation split."""
+
+    images: int
+    seconds: float
+    accuracy: float
+
+
+class _Line(msgspec.Struct):
+    step: int
+    rate: float | None = msgspec.field(default=None, name="time/images_per_second")
+    accuracy: float | None = msgspec.field(default=None, name="val/accuracy")
+
+
+def read_curve(path: Path) -> tuple[Validation, ...]:
+    """Return every validation of the run that wrote ``metrics.jsonl`` at ``path``; () where the file is missing.
+
+    Raises InputError where a line cannot be read.
+    """
+    if not path.is_file():
+        return ()
+    try:
+        lines = [msgspec.json.decode(line, type=_Line) for line in path.read_bytes().splitlines()]
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}); train the run again") from None
+    found, seconds, before = [], 0.0, 0
+    for line in lines:
+        if line.rate:
+            seconds += (line.step - before) / line.rate
+            before = line.step
+        if line.accuracy is not None:
+            found.append(Validation(line.step, seconds, line.accuracy))
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class CellResult:
     """What is known of one finished cell.
 
     Attributes:
-        cell: the cell.
-        train: ``images``, ``seconds``, ``device``, ``test_accuracy`` and more.
+        train: ``images``, ``seconds``, ``device``, ``test_accuracy`` and more; ``shape`` and ``classes`` of the images
+            where the run is still there.
         attacks: per threat model, the outcome of every attack by its name.
         transfer: by source hash and ``CRAFT-THREAT``: (n,) bool, still classified correctly.
-        mechanism: the indicators, or None.
-        trajectory: what `eval.trajectory` found at the snapshots, or None.
+        mechanism, trajectory: the indicators, and what `eval.trajectory` found at the snapshots, or None.
         audits: by threat model.
         seconds: by step.
         curve: the validations of the training.
@@ -103,8 +135,7 @@ class CellResult:
         return self.transfer.get(source.hash, {}).get(f"{craft}-{threat_slug(threat)}")
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """Whether a cell is finished, failed or missing, and why it failed."""
 
     status: Status
@@ -116,49 +147,45 @@ def status_of(grid: Grid, cell: Cell, directory: Path) -> State:
     folder = CellFolder.open(directory, cell.hash)
     if folder.error is not None:
         return State("failed", folder.error)
-    done = all(step in folder.steps for step in steps_of(grid, cell))
-    return State("finished" if done else "missing")
+    return State("finished" if folder.steps.keys() >= set(steps_of(grid, cell)) else "missing")
 
 
 def read_cells(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[CellResult]:
     """Return the results of all cells that have been trained and attacked.
 
-    Raises:
-        InputError: a file that a cell's record names is missing or damaged.
+    Raises InputError where a file that a cell's record names is missing or damaged.
     """
-    found = []
-    for cell in cells:
-        folder = CellFolder.open(directory, cell.hash)
-        if {"train", "attacks"} <= folder.steps.keys():
-            found.append(_read_cell(grid, cell, folder))
-    return found
+    folders = [(cell, CellFolder.open(directory, cell.hash)) for cell in cells]
+    done = {"train", "attacks"}
+    return [_read_cell(grid, cell, folder) for cell, folder in folders if done <= folder.steps.keys()]
 
 
 def _read_cell(grid: Grid, cell: Cell, folder: CellFolder) -> CellResult:
     attacks: dict[Threat, dict[str, AttackResults]] = {}
-    results = folder.run.results_dir
-    for item in folder.steps["attacks"]["files"]:
-        threat = Threat(item["norm"], item["eps"])
-        attacks.setdefault(threat, {})[item["name"]] = read_results(results / item["file"])
-    transfer: dict[str, dict[str, np.ndarray]] = {}
-    if "transfer" in folder.steps:
-        for source, rows in read_record(folder.path / "transfer.json", _TransferFile).correct.items():
-            transfer[source] = {key: np.asarray(row, dtype=bool) for key, row in rows.items()}
-    mechanism = None
-    if "mechanism" in folder.steps and grid.mechanism.images:
-        (mechanism,) = read_record(results / folder.steps["mechanism"]["file"], _MechanismFile).models
-    trajectory = None
-    if "trajectory" in folder.steps and grid.trajectory.snapshots:
-        (trajectory,) = read_trajectories(results / folder.steps["trajectory"]["file"])
-    audits = {}
-    for item in folder.steps.get("audit", {}).get("files", ()):
-        audits[Threat(item["norm"], item["eps"])] = read_record(results / item["file"], AuditFile)
-    seconds = {name: float(step.get("seconds") or 0.0) for name, step in folder.steps.items()}
+    steps, results = folder.steps, folder.run.results_dir
+    for item in steps["attacks"]["files"]:
+        named = attacks.setdefault(Threat(item["norm"], item["eps"]), {})
+        named[item["name"]] = read_results(results / item["file"])
     if not attacks:
         raise InputError(f"{folder.record_path} names no attack; delete it and run the study again")
-    train = folder.steps["train"] | _images(folder)
+    found: dict[str, Any] = {}
+    if "transfer" in steps:
+        correct = read_record(folder.path / "transfer.json", _TransferFile).correct.items()
+        found["transfer"] = {
+            source: {key: np.asarray(row, dtype=bool) for key, row in rows.items()}
+            for source, rows in correct
+        }
+    if "mechanism" in steps and grid.mechanism.images:
+        (found["mechanism"],) = read_record(results / steps["mechanism"]["file"], _MechanismFile).models
+    if "trajectory" in steps and grid.trajectory.snapshots:
+        (found["trajectory"],) = read_trajectories(results / steps["trajectory"]["file"])
+    found["audits"] = {
+        Threat(item["norm"], item["eps"]): read_record(results / item["file"], AuditFile)
+        for item in steps.get("audit", {}).get("files", ())
+    }
+    seconds = {name: float(step.get("seconds") or 0.0) for name, step in steps.items()}
     curve = read_curve(folder.run.metrics_path)
-    return CellResult(cell, train, attacks, transfer, mechanism, trajectory, audits, seconds, curve)
+    return CellResult(cell, steps["train"] | _images(folder), attacks, seconds=seconds, curve=curve, **found)
 
 
 def _images(folder: CellFolder) -> dict[str, Any]:

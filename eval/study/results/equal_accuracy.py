@@ -13,12 +13,11 @@ from agents.models.classifier import new_classifier
 from envs.errors import InputError
 from eval.core.plot_style import INK, colour, legend_below, panels, tidy
 from eval.core.stats import mean_interval
-from eval.study.plan.training_cost import training_passes
-from eval.study.results.cell_results import CellResult
-from eval.study.results.learning_curve import reached
+from eval.study.plan.cells import training_passes
+from eval.study.results.cell_results import CellResult, Validation
 from eval.study.results.overview import Group, Overview
 from eval.study.results.plots import Picture, slug
-from eval.study.results.table import Measured, Table, Value, columns, filled
+from eval.study.results.record import Measured, Table, Value, columns
 
 NOTE = (
     "The level is the lowest of all trainings' best validation accuracies, per data set and network; what it took to "
@@ -29,9 +28,14 @@ NOTE = (
 
 def common_level(found: Sequence[CellResult]) -> float | None:
     """Return the highest validation accuracy that every training reached; None where a curve is missing."""
-    best = [max((point.accuracy for point in item.curve), default=None) for item in found]
-    known = [value for value in best if value is not None]
-    return min(known) if known and len(known) == len(best) else None
+    if not found or not all(item.curve for item in found):
+        return None
+    return min(max(point.accuracy for point in item.curve) for item in found)
+
+
+def reached(curve: Sequence[Validation], level: float) -> Validation | None:
+    """Return the first validation with at least this accuracy; None where there is none."""
+    return next((point for point in curve if point.accuracy >= level), None)
 
 
 @lru_cache(maxsize=64)
@@ -51,20 +55,14 @@ def forward_flops(network: str, shape: tuple[int, int, int], classes: int) -> in
 
 
 def training_flops(config: TrainConfig, train: dict[str, Any], images: int) -> float | None:
-    """Return the operations of a training up to ``images``; None where the network or the data's size is unknown.
+    """Return the operations of a training up to so many ``images``, ``train`` being its facts as `CellResult` has them.
 
-    Args:
-        config: of the training.
-        train: its ``shape``, ``classes`` and ``images`` in all.
-        images: trained on.
+    None where the network or the data's size is unknown.
     """
-    if "shape" not in train:
-        return None
-    each = forward_flops(config.network, tuple(train["shape"]), train["classes"])
-    if each is None:
-        return None
+    shape = train.get("shape")
+    each = forward_flops(config.network, tuple(shape), train["classes"]) if shape else None
     passes = [length for _, length in config.phases() if length]
-    if not passes and config.adversarial.start:
+    if each is None or (not passes and config.adversarial.start):
         return None
     size = round(train["images"] / sum(passes)) if passes else images
     return each * training_passes(config, size, images)
@@ -93,21 +91,20 @@ def equal_accuracy_table(overview: Overview) -> Table | None:
                 | {"flops": _over_seeds(known) if len(known) == len(flops) else None}
             )
     first = overview.grid.regimes[0].name
-    shown = overview.columns(
+    shown = (
         *columns(regime="regime"),
         *columns("percent", level="validation accuracy"),
         *columns("integer", images="images"),
         *columns("number", ratio=f"times those of {first}", seconds="seconds", flops="FLOPs"),
         *columns("integer", seeds="seeds"),
     )
-    return filled("equal_accuracy", "Cost to equal accuracy", NOTE, shown, rows)
+    return overview.table("equal_accuracy", "Cost to equal accuracy", NOTE, shown, rows)
 
 
 def _over_seeds(values: Sequence[float]) -> Measured:
-    found = mean_interval(values)
-    if found.interval is None:
-        return Measured(found.mean, n=1)
-    return Measured(found.mean, max(0.0, found.interval.low), found.interval.high, found.n)
+    centre, interval, n = mean_interval(values)
+    low, high = (None, None) if interval is None else (max(0.0, interval.low), interval.high)
+    return Measured(centre, low, high, n)
 
 
 def learning_picture(overview: Overview, group: Group) -> Picture | None:

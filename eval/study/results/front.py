@@ -1,8 +1,8 @@
 """The clean-robust front over the strength of adversarial training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from itertools import product
+from typing import NamedTuple
 
 from eval.core.plot_style import INK, colour, legend_below, marker, panels, tidy
 from eval.core.threats import Threat
@@ -10,20 +10,15 @@ from eval.study.results.accuracy_tables import INTERVALS
 from eval.study.results.cell_results import CellResult
 from eval.study.results.overview import Group, Overview, clean, entries, pair, survives
 from eval.study.results.plots import Picture, slug
+from eval.study.results.record import Table, Value, columns
 from eval.study.results.statistics import Rate, rate_of
-from eval.study.results.table import Table, Value, columns, filled
 
 
-@dataclass(frozen=True)
-class Strength:
-    """A regime of a family: regimes that differ in radius or weight of their attacks alone.
+class Strength(NamedTuple):
+    """A regime of a family, such as ``supervised, pgd``: its regimes differ in radius or weight of their attacks alone.
 
-    Attributes:
-        family: algorithm and method, such as ``supervised, pgd``.
-        radius: of the training's attacks, 0 without any, -1 for the default.
-        weight: of their term in the loss; 0 without any.
-        regime: its name in the study.
-        found: its results.
+    ``radius`` of the training's attacks: 0 without any, -1 for the default; ``weight`` of their term in the loss: 0
+    without any.
     """
 
     family: str
@@ -50,10 +45,10 @@ def families(overview: Overview, group: Group) -> dict[str, list[Strength]]:
     return {
         family: [
             *([plain[algorithm]] if (algorithm := family.rpartition(", ")[0]) in plain else []),
-            *sorted(members, key=lambda item: (item.radius, item.weight)),
+            *sorted(members, key=lambda item: item[1:3]),
         ]
         for family, members in attacked.items()
-        if len({(item.radius, item.weight) for item in members}) > 1
+        if len({item[1:3] for item in members}) > 1
     }
 
 
@@ -71,17 +66,16 @@ def undominated(places: Sequence[tuple[float, float]]) -> list[bool]:
 def front_table(overview: Overview) -> Table | None:
     """Return clean and worst-case accuracy by strength; None where no family has several."""
     rows: list[dict[str, Value]] = []
-    for group in overview.groups:
-        for threat in overview.grid.threats:
-            found = families(overview, group).values()
-            shown = [item for members in found for item in points(members, threat)]
-            best = undominated([(own.mean, worst.mean) for _, own, worst in shown])
-            for (item, own, worst), kept in zip(shown, best, strict=True):
-                row = overview.place(group) | {"threat": str(threat), "family": item.family}
-                row |= {"regime": item.regime, "weight": item.weight, "front": "yes" if kept else "no"}
-                row |= {"radius": item.radius if item.radius >= 0 else "default"}
-                rows.append(row | entries("clean", own) | entries("worst", worst))
-    shown_columns = overview.columns(
+    for group, threat in product(overview.groups, overview.grid.threats):
+        found = families(overview, group).values()
+        shown = [item for members in found for item in points(members, threat)]
+        best = undominated([(own.mean, worst.mean) for _, own, worst in shown])
+        for (item, own, worst), kept in zip(shown, best, strict=True):
+            row = overview.place(group) | {"threat": str(threat), "family": item.family}
+            row |= {"regime": item.regime, "weight": item.weight, "front": "yes" if kept else "no"}
+            row |= {"radius": item.radius if item.radius >= 0 else "default"}
+            rows.append(row | entries("clean", own) | entries("worst", worst))
+    shown_columns = (
         *columns(threat="threat", family="family", regime="regime"),
         *columns("number", radius="training radius", weight="weight"),
         *pair("clean", "clean"),
@@ -89,7 +83,7 @@ def front_table(overview: Overview) -> Table | None:
         *columns(front="on the front"),
     )
     note = "On the front: no other regime of this table is at least as good in both means and better in one. "
-    return filled("front", "Clean-robust front", note + INTERVALS, shown_columns, rows)
+    return overview.table("front", "Clean-robust front", note + INTERVALS, shown_columns, rows)
 
 
 def front_picture(overview: Overview, group: Group) -> Picture | None:
@@ -104,11 +98,10 @@ def front_picture(overview: Overview, group: Group) -> Picture | None:
         tidy(axes, str(threat), "clean accuracy", "worst case of all attacks")
         for k, (family, members) in enumerate(found.items()):
             shown = points(members, threat)
-            (x, x_bars), (y, y_bars) = (_bars([rates[axis] for rates in shown]) for axis in (1, 2))
-            axes.errorbar(
-                x, y, xerr=x_bars, yerr=y_bars, fmt=f"{marker(k)}-", color=colour(k), markersize=5, linewidth=1,
-                elinewidth=0.5, label=family,
-            )  # fmt: skip
+            x, x_bars = _bars([own for _, own, _ in shown])
+            y, y_bars = _bars([worst for _, _, worst in shown])
+            style = {"color": colour(k), "markersize": 5, "linewidth": 1, "elinewidth": 0.5, "label": family}
+            axes.errorbar(x, y, xerr=x_bars, yerr=y_bars, fmt=f"{marker(k)}-", **style)
             for (item, _, _), place in zip(shown, zip(x, y, strict=True), strict=True):
                 axes.annotate(item.regime, place, (3, 3), textcoords="offset points", fontsize=6, color=INK)
     legend_below(figure, row[0])
@@ -116,9 +109,8 @@ def front_picture(overview: Overview, group: Group) -> Picture | None:
     return Picture(slug("front", group), title, alt, figure)
 
 
-def _bars(rates: Sequence[Any]) -> tuple[list[float], list[list[float]]]:
+def _bars(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:
     """Return means, and the lengths of the bars below and above them."""
-    means = [rate.mean for rate in rates]
-    bounds = [rate.seeds or rate.images for rate in rates]
-    below = [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]
-    return means, [below, [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]]
+    bars = [(rate.mean, *(rate.seeds or rate.images)) for rate in rates]
+    lengths = [[mean - low for mean, low, _ in bars], [high - mean for mean, _, high in bars]]
+    return [mean for mean, _, _ in bars], lengths

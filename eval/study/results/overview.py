@@ -1,14 +1,14 @@
 """The results of a study, arranged by group and regime, and the measures that tables share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
 from eval.core.threats import Threat
 from eval.study.plan.config import Attack, Grid
 from eval.study.results.cell_results import CellResult
+from eval.study.results.record import Column, Table, Value
 from eval.study.results.statistics import Measure, Rate
-from eval.study.results.table import Column, Value
 
 Group = tuple[str, str]
 
@@ -29,10 +29,10 @@ class Overview:
 
     def regimes(self, group: Group) -> dict[str, list[CellResult]]:
         """Return the results of every regime of a group that has some."""
-        rows: dict[str, list[CellResult]] = {regime.name: [] for regime in self.grid.regimes}
-        for item in self.cells:
-            if item.cell.group[:2] == group:
-                rows[item.cell.regime].append(item)
+        here = [item for item in self.cells if item.cell.group[:2] == group]
+        rows = {
+            row.name: [item for item in here if item.cell.regime == row.name] for row in self.grid.regimes
+        }
         return {name: found for name, found in rows.items() if found}
 
     def rows(self) -> Iterator[tuple[dict[str, Value], list[CellResult]]]:
@@ -45,11 +45,17 @@ class Overview:
         """Return the columns that name a group."""
         return {"dataset": group[0], "network": group[1]}
 
-    def columns(self, *further: Column) -> tuple[Column, ...]:
+    def columns(self, further: Iterable[Column]) -> tuple[Column, ...]:
         """Return the columns of the place, without those in which a study has one value only, and others."""
         several = {"dataset": len(self.grid.datasets) > 1, "network": len(self.grid.networks) > 1}
         place = [Column(key, key.replace("dataset", "data set")) for key, kept in several.items() if kept]
         return (*place, *further)
+
+    def table(
+        self, id: str, title: str, note: str, further: Iterable[Column], rows: Sequence[dict[str, Value]]
+    ) -> Table | None:
+        """Return a table of the place's columns and ``further`` ones; None where it would have no rows."""
+        return Table(id, title, note, self.columns(further), tuple(rows)) if rows else None
 
     def attacks(self, *functions: str) -> list[Attack]:
         """Return the study's attacks that are one of the functions."""

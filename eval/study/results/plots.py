@@ -1,10 +1,8 @@
 """The plots of a study: accuracy by attack, trade-off, transfer matrices, robustness through training."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,23 +14,13 @@ from eval.study.results.statistics import rate_of
 from eval.trajectory.figure import trajectory_figure
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A plot with its name, title and description for those who do not see it."""
 
     id: str
     title: str
     alt: str
     figure: Figure
-
-
-def all_pictures(overview: Overview) -> Iterator[Picture]:
-    """Yield every plot that the study has results for."""
-    for group in overview.groups:
-        for draw in (attacks_picture, tradeoff_picture, transfer_picture, trajectory_picture):
-            found = draw(overview, group)
-            if found is not None:
-                yield found
 
 
 def slug(kind: str, group: Group) -> str:
@@ -46,30 +34,24 @@ def attacks_picture(overview: Overview, group: Group) -> Picture:
     names = [attack.name for attack in overview.grid.attacks]
     size = (5.6 * len(threats) + 0.4, 1.9 + 0.13 * (len(names) + 1) * max(3, len(regimes)))
     title = f"Robust accuracy by attack: {', '.join(group)}"
-    figure, (row,) = panels(
-        1, len(threats), size, f"{title}\n(mean over seeds, 95 % over images)", sharey=True
-    )
+    note = "mean over seeds, 95 % over images"
+    figure, (row,) = panels(1, len(threats), size, f"{title}\n({note})", sharey=True)
     for axes, threat in zip(row, threats, strict=True):
         tidy(axes, str(threat), "accuracy")
-        for k, (regime, found) in enumerate(regimes.items()):
-            measures = [outcome(threat, name) for name in names] + [survives(threat)]
-            shift = 0.8 * ((k + 0.5) / len(regimes) - 0.5)
-            for place, measure in enumerate(measures):
-                rate = rate_of(found, measure)
-                if rate is not None:
-                    bars = [[rate.mean - rate.images[0]], [rate.images[1] - rate.mean]]
-                    label = regime if place == len(names) else None
-                    style: dict[str, Any] = {
-                        "fmt": marker(k),
-                        "markersize": 4,
-                        "color": colour(k),
-                        "linewidth": 1,
-                    }
-                    axes.errorbar(rate.mean, place + shift, xerr=bars, label=label, **style)
+        measures = [*(outcome(threat, name) for name in names), survives(threat)]
+        for (k, (regime, found)), (place, measure) in product(
+            enumerate(regimes.items()), enumerate(measures)
+        ):
+            rate = rate_of(found, measure)
+            if rate is not None:
+                shift = 0.8 * ((k + 0.5) / len(regimes) - 0.5)
+                bars = [[rate.mean - rate.images[0]], [rate.images[1] - rate.mean]]
+                style = {"fmt": marker(k), "markersize": 4, "color": colour(k), "linewidth": 1}
+                style["label"] = regime if place == len(names) else None
+                axes.errorbar(rate.mean, place + shift, xerr=bars, **style)
         axes.axhspan(len(names) - 0.5, len(names) + 0.5, color=INK, alpha=0.07, linewidth=0)
         axes.set_yticks(range(len(names) + 1), [*names, "worst case"])
-        axes.set_ylim(len(names) + 0.5, -0.5)
-        axes.set_xlim(-0.02, 1.02)
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(names) + 0.5, -0.5))
     legend_below(figure, row[0])
     alt = f"Robust accuracy of {len(regimes)} regimes under {len(names)} attacks; the table PGD has the numbers."
     return Picture(slug("attacks", group), title, alt, figure)
@@ -97,20 +79,19 @@ def transfer_picture(overview: Overview, group: Group) -> Picture | None:
     """Draw the transfer matrices as heat maps, a panel per craft and threat model."""
     regimes = list(overview.regimes(group))
     threats, crafts = overview.grid.threats, overview.grid.transfer.crafts
-    if not crafts:
+    maps = []
+    for craft, threat in product(crafts, threats):
+        rates = transfer_rates(overview, group, craft, threat)
+        found = [rates[source, target][0] for source, target in product(regimes, repeat=2)]
+        shares = np.array([np.nan if rate is None else rate.mean for rate in found])
+        maps.append((shares.reshape(len(regimes), -1), f"{craft}, {threat}"))
+    if not any(np.isfinite(shares).any() for shares, _ in maps):
         return None
     side, title = 0.5 * len(regimes) + 2.0, f"Transfer, source x target: {', '.join(group)}"
     size = (side * len(threats) + 0.6, side * len(crafts) + 0.6)
     figure, grid = panels(len(crafts), len(threats), size, f"{title}\n(accuracy in %; diagonal: white box)")
-    drawn = False
-    for axes, (craft, threat) in zip(grid.flat, product(crafts, threats), strict=True):
-        rates = transfer_rates(overview, group, craft, threat)
-        found = [rates[source, target][0] for source, target in product(regimes, repeat=2)]
-        shares = np.array([np.nan if rate is None else rate.mean for rate in found])
-        heat_map(axes, shares.reshape(len(regimes), -1), regimes, f"{craft}, {threat}")
-        drawn |= bool(np.isfinite(shares).any())
-    if not drawn:
-        return None
+    for axes, (shares, name) in zip(grid.flat, maps, strict=True):
+        heat_map(axes, shares, regimes, name)
     alt = "Accuracy of each regime (columns) on images made on each regime (rows); the transfer table has the numbers."
     return Picture(slug("transfer", group), title, alt, figure)
 

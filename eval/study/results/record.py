@@ -1,25 +1,71 @@
-"""The file ``study.json``: one definition for the study, which writes it, and the report, which reads it."""
+"""The file ``study.json`` and the tables in it, as the study writes and the report reads them; tables as text, too."""
 
+import csv
+import io
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from eval.core.records import Text
-from eval.study.results.table import MOST_ENTRIES, Table, Value
 
 STUDY_FILE = "study.json"
+MOST_ENTRIES = 200_000
+Kind = Literal["text", "percent", "number", "integer", "interval", "verdict"]
 Status = Literal["finished", "failed", "missing"]
+_LATEX = str.maketrans(
+    {letter: rf"\{letter}" for letter in "&%_#${}"} | {"~": r"\textasciitilde{}", "\\": "/"}
+)
+
+
+class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A value with its 95 % interval and the number it is of, each None where it is unknown."""
+
+    value: float | Text | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low is {self.low:g}; expected at most {self.high:g}, the high of the interval")
+
+
+Value = float | Text | None | Measured
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column: the key of its values in a row, its heading, and how values are written.
+
+    ``percent`` values are shares from 0 to 1; of ``interval`` values only the bounds are written, shares too.
+    """
+
+    key: Text
+    label: Text = ""
+    kind: Kind = "text"
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A table with a note on what a reader must know; ``files`` are relative paths by kind, where it is written."""
+
+    id: Text = ""
+    title: Text = ""
+    note: Text = ""
+    columns: Annotated[tuple[Column, ...], msgspec.Meta(max_length=200)] = ()
+    rows: Annotated[tuple[dict[str, Value], ...], msgspec.Meta(max_length=20_000)] = ()
+    files: dict[str, Text] = {}
+
+    def __post_init__(self) -> None:
+        if len({column.key for column in self.columns}) < len(self.columns):
+            raise ValueError("two columns have one key; expected different ones")
+        if (entries := len(self.rows) * len(self.columns)) > MOST_ENTRIES:
+            raise ValueError(f"the table has {entries} entries; at most {MOST_ENTRIES} are read")
 
 
 class CellRecord(msgspec.Struct, frozen=True):
-    """One trained and attacked model of the grid.
+    """One trained and attacked model of the grid: a name for people, and the hash of its configuration.
 
-    Attributes:
-        id: a name for people; hash: of its configuration.
-        dataset, network, regime: what seeds are repetitions of.
-        threats: as text.
-        status: finished, failed or missing; error: why it failed.
-        run: path of the run directory relative to the study; "" where the directory is the run itself.
+    ``error``: why it failed; ``run``: the run directory relative to the study, "" where that is the run itself.
     """
 
     id: Text = ""
@@ -35,7 +81,7 @@ class CellRecord(msgspec.Struct, frozen=True):
 
     @property
     def group(self) -> tuple[str, str, str]:
-        """Data set, network and regime."""
+        """Data set, network and regime: what seeds are repetitions of."""
         return self.dataset, self.network, self.regime
 
     @property
@@ -58,7 +104,9 @@ class PlotRecord(msgspec.Struct, frozen=True):
     alt: Text = ""
 
 
-class StudyRecord(msgspec.Struct, frozen=True, kw_only=True):
+class StudyRecord(
+    msgspec.Struct, frozen=True, kw_only=True, rename={"plots": "figures", "claims": "reading"}
+):
     """All that a study reports; ``figures`` and ``reading`` are the file's names for plots and claims."""
 
     format: int
@@ -71,22 +119,94 @@ class StudyRecord(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any] = {}
     cells: Annotated[tuple[CellRecord, ...], msgspec.Meta(max_length=5_000)] = ()
     tables: Annotated[tuple[Table, ...], msgspec.Meta(max_length=200)] = ()
-    plots: Annotated[tuple[PlotRecord, ...], msgspec.Meta(max_length=500)] = msgspec.field(
-        default=(), name="figures"
-    )
-    claims: Annotated[tuple[Text, ...], msgspec.Meta(max_length=200)] = msgspec.field(
-        default=(), name="reading"
-    )
-
-    def table(self, id: str) -> Table | None:
-        """Return the table of that name, None where there is none."""
-        return next((table for table in self.tables if table.id == id), None)
+    plots: Annotated[tuple[PlotRecord, ...], msgspec.Meta(max_length=500)] = ()
+    claims: Annotated[tuple[Text, ...], msgspec.Meta(max_length=200)] = ()
 
     def rows(self, id: str) -> tuple[dict[str, Value], ...]:
-        """Return the rows of a table, () where there is none."""
-        table = self.table(id)
-        return () if table is None else table.rows
+        """Return the rows of the table of that name, () where there is none."""
+        return next((table.rows for table in self.tables if table.id == id), ())
 
     def __post_init__(self) -> None:
         if (entries := sum(len(table.columns) * len(table.rows) for table in self.tables)) > MOST_ENTRIES:
             raise ValueError(f"the tables have {entries} entries; at most {MOST_ENTRIES} are read")
+
+
+def columns(kind: Kind = "text", /, **labels: str) -> tuple[Column, ...]:
+    """Return several columns of one kind, ``key="heading"`` each."""
+    return tuple(Column(key, label, kind) for key, label in labels.items())
+
+
+def _texts(table: Table) -> list[list[str]]:
+    """Return headings, then row by row every value as text."""
+    rows = [[text(row.get(column.key), column.kind) for column in table.columns] for row in table.rows]
+    return [[column.label for column in table.columns], *rows]
+
+
+def markdown(table: Table) -> str:
+    """Return the table in Markdown, with title and note."""
+    head, *rows = _texts(table)
+    rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    rule = "|" + "".join("---|" if column.kind == "text" else "---:|" for column in table.columns)
+    note = [table.note, ""] if table.note else []
+    return "\n".join([f"### {table.title}", "", lines[0], rule, *lines[1:], "", *note])
+
+
+def comma_separated(table: Table) -> str:
+    """Return the table as CSV; bounds and sample size take columns of their own, where any row has them."""
+    parts = [(column.key, suffix) for column in table.columns for suffix in _suffixes(table, column)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(f"{key}{suffix}" for key, suffix in parts)
+    writer.writerows([_part(row.get(key), suffix) for key, suffix in parts] for row in table.rows)
+    return buffer.getvalue()
+
+
+def _suffixes(table: Table, column: Column) -> Iterable[str]:
+    found = [row.get(column.key) for row in table.rows]
+    extra = ("_low", "_high", "_n")
+    return ["", *(name for name in extra if any(_part(item, name) is not None for item in found))]
+
+
+def _part(item: Value, suffix: str) -> Any:
+    if isinstance(item, Measured):
+        return getattr(item, suffix[1:] or "value")
+    return None if suffix else item
+
+
+def latex(table: Table) -> str:
+    """Return the table for LaTeX with the package booktabs."""
+    align = "".join("l" if column.kind in ("text", "verdict") else "r" for column in table.columns)
+    head, *rows = (" & ".join(map(_escape, row)) + r" \\" for row in _texts(table))
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.title)}}}"]
+    lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [rf"\par\smallskip {{\footnotesize {_escape(table.note)}}}"] if table.note else []
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _escape(words: str) -> str:
+    return words.translate(_LATEX)
+
+
+def text(item: Value, kind: Kind) -> str:
+    """Return a value as tables in text show it."""
+    if not isinstance(item, Measured):
+        return _plain(item, kind)
+    bounds = ""
+    if item.low is not None and item.high is not None:
+        shares = kind in ("percent", "interval")
+        low, high = (f"{100 * end:.1f}" if shares else f"{end:.3g}" for end in (item.low, item.high))
+        bounds = f"[{low}, {high}]"
+    return bounds or "-" if kind == "interval" else f"{_plain(item.value, kind)} {bounds}".strip()
+
+
+def _plain(value: float | str | None, kind: Kind) -> str:
+    if value is None or isinstance(value, str) or kind in ("text", "verdict"):
+        return "-" if value is None else str(value)
+    if kind == "percent":
+        return f"{100 * value:.1f} %"
+    return f"{round(value):,}" if kind == "integer" else f"{value:.3g}"
+
+
+WRITERS = {"md": markdown, "csv": comma_separated, "tex": latex}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from envs.errors import InputError
 from eval.core.stats import mean_interval, wilson
 from eval.study.results.cell_results import CellResult
-from eval.study.results.table import Measured
+from eval.study.results.record import Measured
 
 Outcomes = NDArray[np.bool_]
 Measure = Callable[[CellResult], Outcomes | None]
@@ -20,7 +20,6 @@ class Rate:
     """The mean of a share over seeds.
 
     Attributes:
-        mean: over seeds.
         images: Wilson's 95 % interval for the images at the mean. The seeds meet the same images, so n is the number
             of images: what the interval says of other images holds for these trainings.
         seeds: Student's 95 % t-interval over seeds, cut to [0, 1]; None for one seed. What it says of other
@@ -44,14 +43,7 @@ class Rate:
 
 
 def rate(outcomes: Sequence[Outcomes]) -> Rate:
-    """Return the rate of True over trainings on the same images.
-
-    Args:
-        outcomes: per training (n,) bool.
-
-    Raises:
-        InputError: there is none, or they are of different images.
-    """
+    """Return the rate of True over trainings, (n,) bool each, on the same images; InputError where they are not."""
     if not outcomes or len({len(row) for row in outcomes}) != 1:
         raise InputError(
             "cannot average outcomes of different numbers of images, or none; run the study again"
@@ -110,14 +102,11 @@ def compare_pairs(pairs: Sequence[tuple[Outcomes, ...]]) -> Comparison | None:
 
 
 def sign_flip_test(differences: NDArray[np.int64]) -> float:
-    """Return the exact two-sided p-value that the sum of per-image differences is as far from 0 by chance.
+    """Return the exact two-sided p-value that the sum of per-image differences, (n,), is as far from 0 by chance.
 
     If two regimes were alike, an image's difference, summed over seeds, would be as likely to have the other sign.
     The seeds meet the same images, so images are the independent units, and all 2^n flips count; with one seed this
     is McNemar's exact test (Fisher's randomization test, 1935).
-
-    Args:
-        differences: (n,) integers.
     """
     sizes = np.abs(differences[differences != 0])
     total = int(sizes.sum())
@@ -145,9 +134,6 @@ def paired_t_test(differences: NDArray[np.float64]) -> float | None:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's (1979) adjusted p-values: below a level, the chance of any false alarm is below it."""
-    order = np.argsort(p_values)
-    adjusted, running = [1.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = running
-    return adjusted
+    order, values = np.argsort(p_values), np.asarray(p_values, dtype=np.float64)
+    scaled = np.minimum(1.0, np.arange(len(values), 0, -1) * values[order])
+    return np.maximum.accumulate(scaled)[np.argsort(order)].tolist()

@@ -4,7 +4,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,29 @@ from eval.core.plot_style import save_figure
 from eval.core.records import FORMAT, read_record, write_record
 from eval.study.plan.cells import Cell
 from eval.study.plan.config import Grid
-from eval.study.results.accuracy_tables import all_tables
+from eval.study.results import accuracy_tables as accuracies
+from eval.study.results import model_tables as models
 from eval.study.results.cell_results import read_cells, status_of
 from eval.study.results.claims import all_sentences
 from eval.study.results.equal_accuracy import equal_accuracy_table, learning_picture
 from eval.study.results.front import front_picture, front_table
 from eval.study.results.overview import Overview
-from eval.study.results.plots import all_pictures
-from eval.study.results.record import STUDY_FILE, CellRecord, PlotRecord, StudyRecord
-from eval.study.results.table import WRITERS, Table
+from eval.study.results.plots import attacks_picture, tradeoff_picture, trajectory_picture, transfer_picture
+from eval.study.results.record import STUDY_FILE, WRITERS, CellRecord, PlotRecord, StudyRecord, Table
+
+_TABLES: tuple[Callable[[Overview], Table | None], ...] = (
+    *(accuracies.clean_table, accuracies.pgd_table, accuracies.autoattack_table, accuracies.query_table),
+    *(accuracies.other_table, models.transfer_table, models.mechanism_table, models.trajectory_table),
+    *(models.audit_table, accuracies.tests_table, accuracies.cost_table, front_table, equal_accuracy_table),
+)
+_PICTURES = (attacks_picture, tradeoff_picture, transfer_picture, trajectory_picture)
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold a study's directory, made where it is missing, for this process alone.
 
-    Raises:
-        InputError: another process works on it, or it cannot be made.
+    Raises InputError where another process works on it, or it cannot be made.
     """
     try:
         (directory / "cells").mkdir(parents=True, exist_ok=True)
@@ -73,27 +79,19 @@ class StudyFile:
         return {status: found.count(status) for status in ("finished", "failed", "missing")}
 
 
-def write_cells(grid: Grid, cells: Sequence[Cell], directory: Path) -> dict[str, int]:
-    """Bring the cells in ``study.json`` up to date and keep tables and plots; return the number per status."""
-    return StudyFile(grid, cells, directory).write()
-
-
 def write_study(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Table]:
     """Make tables, plots and claims from what the cells left, and write everything; return the tables."""
     overview = Overview(grid, read_cells(grid, cells, directory))
     tables: list[Table] = []
     plots: list[PlotRecord] = []
     if overview.cells:
-        further = (front_table(overview), equal_accuracy_table(overview))
-        tables = [_write_table(table, directory) for table in (*all_tables(overview), *filter(None, further))]
-        plots = _write_plots(overview, directory)
-    content = msgspec.structs.replace(
-        _record(grid, [_cell(grid, cell, directory) for cell in cells], directory),
-        tables=tuple(tables),
-        plots=tuple(plots),
-        claims=tuple(all_sentences(overview)),
-    )
-    write_record(directory / STUDY_FILE, content)
+        made = filter(None, (make(overview) for make in _TABLES))
+        tables = [_write_table(table, directory) for table in made]
+        plots = list(_write_plots(overview, directory))
+    record = _record(grid, [_cell(grid, cell, directory) for cell in cells], directory)
+    found: dict[str, Any] = {"tables": tables, "plots": plots, "claims": all_sentences(overview)}
+    found = {name: tuple(items) for name, items in found.items()}
+    write_record(directory / STUDY_FILE, msgspec.structs.replace(record, **found))
     return tables
 
 
@@ -103,51 +101,32 @@ def _record(grid: Grid, cells: Iterable[CellRecord], directory: Path) -> StudyRe
     old = StudyRecord(format=FORMAT)
     with contextlib.suppress(InputError):
         old = read_record(directory / STUDY_FILE, StudyRecord)
+    state: dict[str, Any] = {"created": old.created or now, "updated": now, "cells": tuple(cells)}
+    state |= {"versions": versions(), "machine": machine()}
     return msgspec.structs.replace(
-        old,
-        name=grid.name,
-        created=old.created or now,
-        updated=now,
-        seeds=list(grid.seeds),
-        versions=versions(),
-        machine=machine(),
-        config=grid.to_dict(),
-        cells=tuple(cells),
+        old, name=grid.name, seeds=list(grid.seeds), config=grid.to_dict(), **state
     )
 
 
 def machine() -> dict[str, Any]:
     """Return processor, cores, GPU and system, as plain JSON."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
-        "cpu": _processor(),
+        "cpu": processor,
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
 
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def _cell(grid: Grid, cell: Cell, directory: Path) -> CellRecord:
-    state = status_of(grid, cell, directory)
-    return CellRecord(
-        id=cell.id,
-        hash=cell.hash,
-        dataset=cell.dataset,
-        network=cell.network,
-        regime=cell.regime,
-        seed=cell.seed,
-        threats=tuple(str(threat) for threat in grid.threats),
-        status=state.status,
-        error=state.error,
-        run=f"cells/{cell.hash}/run",
-    )
+    place = {name: getattr(cell, name) for name in ("id", "hash", "dataset", "network", "regime", "seed")}
+    threats = tuple(str(threat) for threat in grid.threats)
+    state = status_of(grid, cell, directory)._asdict()
+    return CellRecord(**place, threats=threats, **state, run=f"cells/{cell.hash}/run")
 
 
 def _write_table(table: Table, directory: Path) -> Table:
@@ -161,13 +140,11 @@ def _write_table(table: Table, directory: Path) -> Table:
     return written
 
 
-def _write_plots(overview: Overview, directory: Path) -> list[PlotRecord]:
+def _write_plots(overview: Overview, directory: Path) -> Iterator[PlotRecord]:
     (directory / "figures").mkdir(exist_ok=True)
-    written = []
-    makers = (front_picture, learning_picture)
-    further = [make(overview, group) for group in overview.groups for make in makers]
-    for picture in (*all_pictures(overview), *filter(None, further)):
-        file = f"figures/{picture.id}.png"
-        save_figure(directory / file, picture.figure)
-        written.append(PlotRecord(picture.id, picture.title, file, picture.alt))
-    return written
+    for makers in (_PICTURES, (front_picture, learning_picture)):
+        for picture in (make(overview, group) for group in overview.groups for make in makers):
+            if picture is not None:
+                file = f"figures/{picture.id}.png"
+                save_figure(directory / file, picture.figure)
+                yield PlotRecord(picture.id, picture.title, file, picture.alt)

@@ -14,11 +14,10 @@ from envs.datasets import load_splits
 from envs.errors import InputError
 from eval.attack.registry import resolve_options
 from eval.core.formatting import count, duration, make_table, print_table
-from eval.study.plan.cells import Cell
-from eval.study.plan.training_cost import BACKWARD, training_passes
+from eval.study.plan.cells import BACKWARD, Cell, training_passes
 from eval.study.results.cell_results import status_of
 from eval.study.run.scheduler import Study
-from eval.study.run.stages import specs
+from eval.study.run.stages import specs, steps_of
 
 # Forward passes per image that AutoAttack takes of a model that resists it, measured on small networks; a backward
 # pass counts as two. Attacks that are not listed count by their own steps or queries.
@@ -30,12 +29,9 @@ _PROBE_IMAGES = 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """Forward passes of one image that a cell takes, and the seconds of one.
+    """Forward passes of one image that training and examination of a cell take, and the seconds of one.
 
-    Attributes:
-        training: passes of the training; None where the data set is not at hand.
-        examination: passes of attacks, transfer, indicators and audit.
-        seconds_each: of one pass; None where the data set is not at hand.
+    ``training`` and ``seconds_each`` are None where the data set is not at hand.
     """
 
     training: float | None
@@ -52,7 +48,7 @@ class Estimate:
 
 def print_plan(study: Study) -> None:
     """Print every cell with its state and estimated cost, and the sum of what is left."""
-    speeds: dict[tuple[str, str], tuple[int, float] | None] = {}
+    speeds: dict[tuple[str, str], tuple[int, float] | tuple[None, None]] = {}
     title = f"study {study.grid.name}: {len(study.cells)} cells in {study.directory}"
     table = make_table(title, ("cell", "hash", "state"), ("passes, training", "passes, rest", "time"))
     left, unknown = 0.0, False
@@ -60,7 +56,7 @@ def print_plan(study: Study) -> None:
         kind = cell.group[:2]
         if kind not in speeds:
             speeds[kind] = _speed(study, cell)
-        found = estimate(study, cell, *(speeds[kind] or (None, None)))
+        found = estimate(study, cell, *speeds[kind])
         state = status_of(study.grid, cell, study.directory).status
         if state != "finished":
             left += found.seconds or 0.0
@@ -74,12 +70,12 @@ def print_plan(study: Study) -> None:
     Console(soft_wrap=True, highlight=False).print(f"left: {rest}")
 
 
-def _speed(study: Study, cell: Cell) -> tuple[int, float] | None:
+def _speed(study: Study, cell: Cell) -> tuple[int, float] | tuple[None, None]:
     """Return the size of the training set and the measured seconds of one pass in a batch; None: no data."""
     try:
         data = load_splits(cell.dataset, data_root=study.place.data_root, image_size=cell.config.image_size)
     except InputError:
-        return None
+        return None, None
     build = resolve_network(cell.network, allow_import=True)
     device = resolve_device(study.place.device)
     model = new_classifier(data.train.shape, data.train.num_classes, build).to(device).eval()
@@ -99,7 +95,7 @@ def estimate(study: Study, cell: Cell, train_images: int | None, seconds_each: f
     passes += grid.transfer.steps * BACKWARD * crafted
     passes += (grid.mechanism.steps + 60) * BACKWARD * grid.mechanism.images
     passes += grid.trajectory.snapshots * _TRAJECTORY_PASSES * grid.trajectory.images
-    if cell.seed in grid.seeds[: grid.audit.seeds]:
+    if "audit" in steps_of(grid, cell):
         passes += _AUDIT_PASSES[grid.audit.mode] * grid.audit.images * len(grid.threats)
     training = None if train_images is None else training_passes(cell.config, train_images)
     return Estimate(training, passes, seconds_each)
@@ -109,7 +105,7 @@ def _attack_passes(name: str, options: dict[str, Any]) -> float:
     resolved = resolve_options(name, options)
     if name == "autoattack":
         version = resolved["version"]
-        return _PASSES.get(version, 12_000.0) if isinstance(version, str) else 12_000.0
+        return _PASSES.get(version if isinstance(version, str) else "standard", 12_000.0)
     if isinstance(resolved.get("queries"), int):
         return float(resolved["queries"])
     steps = resolved.get("steps")

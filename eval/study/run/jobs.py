@@ -15,13 +15,9 @@ from eval.study.plan.config import Grid
 
 @dataclass(frozen=True)
 class Place:
-    """Where a study works.
+    """Where a study works: a ``directory`` on a file system that all workers share, and where data sets lie.
 
-    Attributes:
-        directory: of the study, on a file system that all workers share.
-        device: auto, cpu, cuda or cuda:N.
-        data_root: where data sets lie.
-        batch_size: most images at once in attacks; None chooses.
+    ``device``: auto, cpu, cuda or cuda:N; ``batch_size``: most images at once in attacks, None chooses.
     """
 
     directory: Path
@@ -32,15 +28,10 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One piece of work for an engine.
+    """One piece of work for an engine: a stage (``train``, ``shard``, ``examine`` or ``compare``) of a cell.
 
-    Attributes:
-        stage: ``train``, ``shard``, ``examine`` or ``compare``.
-        cell: the cell.
-        grid: the study.
-        place: where.
-        peers: the cells that ``compare`` may look at.
-        shard: (k, n): ``shard`` attacks the k-th of n parts of the images.
+    ``peers`` are the cells that ``compare`` may look at; with ``shard`` (k, n), that stage attacks the k-th of n parts
+    of the images.
     """
 
     stage: str
@@ -59,22 +50,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
+    """How a job ended, after how many seconds: with an error of one line, or None where it succeeded.
 
-    Attributes:
-        error: one line, or None where it succeeded.
-        retry: whether another attempt may succeed: the error is not the user's.
-        seconds: that it took.
+    ``retry`` says whether another attempt may succeed: the error is not the user's.
     """
 
     error: str | None = None
     retry: bool = False
     seconds: float = 0.0
-
-
-def import_path(cell: Cell) -> str | None:
-    """Return the import path of a cell's network, None for one that is built in."""
-    return cell.network if ":" in cell.network else None
 
 
 class TrainedModel:
@@ -87,8 +70,12 @@ class TrainedModel:
     @cached_property
     def target(self) -> Target:
         """The classifier of the run."""
-        device = resolve_device(self.place.device)
-        return load_target(str(self.folder.run.path), device, import_path(self.cell))
+        return self.load(self.cell, self.folder)
+
+    def load(self, cell: Cell, folder: CellFolder) -> Target:
+        """Return the classifier of any cell, on the device."""
+        network = import_path(cell)
+        return load_target(str(folder.run.path), resolve_device(self.place.device), network)
 
     @cached_property
     def samples(self) -> Samples:
@@ -102,9 +89,13 @@ class TrainedModel:
     def do(self, step: str, key: Any, work: Callable[[], dict[str, Any] | None]) -> None:
         """Do ``work`` and note what it returns, unless it is done with this ``key`` already."""
         name = digest([self.folder.steps.get("train", {}).get("key"), key])
-        if self.folder.has(step, name):
-            return
-        start = time.perf_counter()
-        facts = work() or {}
-        facts |= {"seconds": time.perf_counter() - start, "device": device_name(self.target.device)}
-        self.folder.note(self.cell, step, name, **facts)
+        if not self.folder.has(step, name):
+            start = time.perf_counter()
+            facts = work() or {}
+            facts |= {"seconds": time.perf_counter() - start, "device": device_name(self.target.device)}
+            self.folder.note(self.cell, step, name, **facts)
+
+
+def import_path(cell: Cell) -> str | None:
+    """Return the import path of a cell's network, None for one that is built in."""
+    return cell.network if ":" in cell.network else None

@@ -17,11 +17,7 @@ STAGES = ("train", "shard", "examine", "compare")
 class Study:
     """A grid with its cells, and where they lie.
 
-    Attributes:
-        grid: what is compared.
-        cells: its cells.
-        place: directory, device and data.
-        shards: parts into which the images of one model are divided among workers; 1 divides nothing.
+    ``shards``: parts into which the images of one model are divided among workers; 1 divides nothing.
     """
 
     grid: Grid
@@ -36,38 +32,29 @@ class Study:
 
     def jobs(self, stage: str, cells: Sequence[Cell]) -> list[Job]:
         """Return the jobs of a stage for these cells."""
+        parts = [(0, 1)]
         if stage == "shard":
-            if self.shards == 1:
-                return []
-            parts = [(k, self.shards) for k in range(self.shards)]
-            return [Job(stage, cell, self.grid, self.place, (), part) for cell in cells for part in parts]
-        if stage != "compare":
-            return [Job(stage, cell, self.grid, self.place) for cell in cells]
+            parts = [(k, self.shards) for k in range(self.shards)] if self.shards > 1 else []
         kin: dict[tuple[str, str], list[Cell]] = {}
-        for cell in cells:
+        for cell in cells if stage == "compare" else ():
             kin.setdefault(cell.group[:2], []).append(cell)
+        peers = {cell: self._peers(cell, kin.get(cell.group[:2], ())) for cell in cells}
         return [
-            Job(stage, cell, self.grid, self.place, self._peers(cell, kin[cell.group[:2]])) for cell in cells
+            Job(stage, cell, self.grid, self.place, peers[cell], part) for cell in cells for part in parts
         ]
 
     def _peers(self, cell: Cell, kin: Sequence[Cell]) -> tuple[Cell, ...]:
         """Return those of ``kin`` whose images a cell is shown: its own seed's, and its regime's of the next seed."""
         seeds = self.grid.seeds
-        following = seeds[(seeds.index(cell.seed) + 1) % len(seeds)]
-        return tuple(
-            other
-            for other in kin
-            if other.seed == cell.seed or (other.regime == cell.regime and other.seed == following)
-        )
+        sibling = (cell.regime, seeds[(seeds.index(cell.seed) + 1) % len(seeds)])
+        return tuple(item for item in kin if item.seed == cell.seed or (item.regime, item.seed) == sibling)
 
 
 def carry_out(study: Study, engine: Engine, tell: Callable[[str], None]) -> dict[str, int]:
     """Do everything that is left of a study; return the number of cells per status.
 
-    A cell that fails in one stage is left out of the next ones, and the others go on.
-
-    Raises:
-        KeyboardInterrupt: the study was stopped; what was done is kept.
+    A cell that fails in one stage is left out of the next ones, and the others go on. A KeyboardInterrupt stops the
+    study; what was done is kept.
     """
     alive = list(study.cells)
     for cell in alive:  # forget earlier failures: such cells are tried again
@@ -84,23 +71,24 @@ def carry_out(study: Study, engine: Engine, tell: Callable[[str], None]) -> dict
     return file.write()
 
 
+@dataclass
 class _Progress:
     """Tells how a stage goes on, and keeps ``study.json`` and the records of failures up to date."""
 
-    def __init__(
-        self, study: Study, file: StudyFile, stage: str, total: int, tell: Callable[[str], None]
-    ) -> None:
-        self.study, self.file, self.stage, self.total, self.tell = study, file, stage, total, tell
-        self.done = 0
+    study: Study
+    file: StudyFile
+    stage: str
+    total: int
+    tell: Callable[[str], None]
+    done: int = 0
 
     def __call__(self, job: Job, outcome: Outcome, again: bool) -> None:
         self.done += not again
         head = f"[{self.stage} {self.done}/{self.total}] {job.label}"
-        if outcome.error is None:
-            if outcome.seconds > 0.5:  # what was done before takes no time and no line
-                self.tell(f"{head}: {outcome.seconds:.1f} s")
-        else:
+        if outcome.error is not None:
             self.tell(f"{head}: {outcome.error}{'; once more' if again else ''}")
+        elif outcome.seconds > 0.5:  # what was done before takes no time and no line
+            self.tell(f"{head}: {outcome.seconds:.1f} s")
         if outcome.error is not None and not again:
             folder = CellFolder.open(self.study.directory, job.cell.hash)
             folder.path.mkdir(parents=True, exist_ok=True)

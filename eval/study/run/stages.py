@@ -1,41 +1,47 @@
 """What is done to one cell, step by step; a finished step is never done twice."""
 
 import contextlib
-import dataclasses
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
+import msgspec
+import torch
+from safetensors.torch import load_file, save
+
+import attacks
 from agents.common.precision import tf32
+from agents.common.run_dir import device_name, versions
 from agents.training.run import resume, train
 from attacks.core.errors import AttackError
 from envs.errors import InputError
-from envs.files import read_json
+from envs.files import read_json, write_atomic, write_json
 from eval.attack.runner import AttackSpec, attack_rows, result_path, run_attack, stored_results
+from eval.audit import audit
 from eval.core.threats import Threat
+from eval.mechanism.analysis import AnalysisOptions, analyse
+from eval.mechanism.command import write_mechanism
+from eval.report.gallery import pack_gallery
 from eval.robustness.suite import scaled
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
-from eval.study.run.jobs import Job, Outcome, TrainedModel
-from eval.study.run.measure import (
-    audit_cell,
-    compare_cell,
-    craft_images,
-    measure_mechanism,
-    measure_trajectory,
-    write_gallery,
-)
-from eval.transfer.craft import CRAFTS
+from eval.study.run.jobs import Job, Outcome, TrainedModel, import_path
+from eval.trajectory.measure import follow, snapshots
+from eval.trajectory.outputs import write_outputs
+from eval.trajectory.record import SUFFIX
+from eval.transfer.craft import CRAFTS, defined, make_images, still_correct
 
 
 @tf32(False)  # workers are processes of their own
 def execute(job: Job) -> Outcome:
     """Do one job in this process; whatever goes wrong becomes an outcome, and its traceback goes to the cell's log.
 
-    Raises:
-        KeyboardInterrupt: it was stopped; what was done is kept.
+    A KeyboardInterrupt ends it; what was done is kept.
     """
     start, failure, retry = time.perf_counter(), None, False
     folder = CellFolder.open(job.place.directory, job.cell.hash)
@@ -46,7 +52,7 @@ def execute(job: Job) -> Outcome:
         contextlib.redirect_stderr(log),
     ):
         try:
-            _STAGES[job.stage](job)
+            {"train": _train, "shard": _shard, "examine": _examine, "compare": _compare}[job.stage](job)
         except Exception as error:  # a cell that fails, for whatever reason, must not end the study
             traceback.print_exc()
             retry = not isinstance(error, InputError | AttackError)
@@ -56,18 +62,25 @@ def execute(job: Job) -> Outcome:
     return Outcome(failure, retry, time.perf_counter() - start)
 
 
+def steps_of(grid: Grid, cell: Cell) -> list[str]:
+    """Return the steps after which a cell is finished."""
+    wanted = {
+        **{"train": True, "attacks": True, "gallery": grid.gallery},
+        **dict.fromkeys(("craft", "transfer"), grid.transfer.crafts),
+        **{"mechanism": grid.mechanism.images, "trajectory": grid.trajectory.snapshots},
+        "audit": grid.audit.mode != "none" and cell.seed in grid.seeds[: grid.audit.seeds],
+    }
+    return [step for step, done in wanted.items() if done]
+
+
 def _train(job: Job) -> None:
     bench = TrainedModel(job)
     folder, run = bench.folder, bench.folder.run
     if folder.has("train", job.cell.hash) and run.model_path.is_file():
         return
-    count = job.grid.trajectory.snapshots
-    place: dict[str, Any] = {
-        "run_dir": run.path,
-        "device": job.place.device,
-        "data_root": job.place.data_root,
-    }
-    config = dataclasses.replace(job.cell.config, **place, snapshots=str(count) if count else None)
+    kept = str(job.grid.trajectory.snapshots or "") or None
+    place: dict[str, Any] = {"device": job.place.device, "data_root": job.place.data_root, "snapshots": kept}
+    config = replace(job.cell.config, run_dir=run.path, **place)
     if run.config_path.is_file():
         resume(run.path, progress=False, network=config.network, algo=config.algo)
     else:
@@ -80,89 +93,39 @@ def _train(job: Job) -> None:
 
 def _shard(job: Job) -> None:
     """Attack one part of the images; the parts lie where `run_attack` looks for those of an interrupted call."""
-    bench = TrainedModel(job)
-    target, samples, (k, n) = bench.target, bench.samples, job.shard
-    rows = slice(len(samples) * k // n, len(samples) * (k + 1) // n)
-    target.results_dir.mkdir(parents=True, exist_ok=True)
-    place: dict[str, Any] = {"results_dir": target.results_dir, "batch_size": job.place.batch_size}
-    for _, spec in specs(job.grid):
-        if stored_results(result_path(target, samples, spec, target.results_dir)) is None:
-            attack_rows(target, samples, spec, rows, **place)
+    k, n = job.shard
+    _attack(
+        TrainedModel(job),
+        lambda target, samples, spec, **place: attack_rows(
+            target, samples, spec, slice(len(samples) * k // n, len(samples) * (k + 1) // n), **place
+        ),
+    )
 
 
-def _examine(job: Job) -> None:
-    """Attacks, gallery, transfer images and indicators of one model, for which no other is needed."""
-    bench, grid, threat = TrainedModel(job), job.grid, lead_threat(job.grid.threats)
-    attacked = [grid.images, [[name, spec.record(), spec.seed] for name, spec in specs(grid)]]
-    place = [*vars(threat).values(), grid.attack_seed]
-    bench.do("attacks", attacked, lambda: _attack(bench))
-    if grid.gallery:
-        bench.do("gallery", [grid.gallery, *place[:2]], lambda: write_gallery(bench, threat))
-    if grid.transfer.crafts:
-        bench.do("craft", craft_key(grid), lambda: craft_images(bench))
-    if grid.mechanism.images:
-        key = [dataclasses.asdict(grid.mechanism), *place]
-        bench.do("mechanism", key, lambda: measure_mechanism(bench, threat))
-    if grid.trajectory.snapshots:
-        key = [dataclasses.asdict(grid.trajectory), *place]
-        bench.do("trajectory", key, lambda: measure_trajectory(bench, threat))
-
-
-def _compare(job: Job) -> None:
-    """What needs the other models: images made on them, and the audit with them as surrogates."""
-    bench, grid = TrainedModel(job), job.grid
-    peers = {cell: CellFolder.open(job.place.directory, cell.hash) for cell in job.peers}
-    if grid.transfer.crafts:
-        crafts = {cell.hash: folder.steps.get("craft") for cell, folder in peers.items()}
-        made = [[name, step["key"]] for name, step in crafts.items() if step]
-        bench.do("transfer", [made, craft_key(grid)], lambda: compare_cell(bench, peers))
-    if grid.audit.mode != "none" and job.cell.seed in grid.seeds[: grid.audit.seeds]:
-        twins = [cell.hash for cell in job.peers if cell.seed == job.cell.seed and cell != job.cell]
-        threats = [[threat.norm, threat.eps] for threat in grid.threats]
-        key = [dataclasses.asdict(grid.audit), threats, grid.attack_seed, twins]
-        bench.do("audit", key, lambda: audit_cell(bench, peers))
-
-
-_STAGES: dict[str, Callable[[Job], None]] = {
-    "train": _train,
-    "shard": _shard,
-    "examine": _examine,
-    "compare": _compare,
-}
-
-
-def specs(grid: Grid) -> list[tuple[str, AttackSpec]]:
-    """Return every attack of the study by its name; L1 has no cleverhans protocol and is left out there."""
-    found = []
-    for threat in grid.threats:
-        for attack in grid.attacks:
-            options = dict(attack.options)
-            if options.get("protocol") == "cleverhans" and threat.norm == "L1":
-                continue
-            options = scaled(attack.name, options, threat)
-            found.append((attack.name, AttackSpec(attack.attack, threat, options, grid.attack_seed)))
-    return found
-
-
-def _attack(bench: TrainedModel) -> dict[str, Any]:
+def _attack(bench: TrainedModel, run: Callable[..., Any] = run_attack) -> dict[str, Any]:
     """Run every attack that is not stored; note the files by the attack's name and threat model."""
     target, samples, files = bench.target, bench.samples, []
     target.results_dir.mkdir(parents=True, exist_ok=True)
+    place: dict[str, Any] = {"results_dir": target.results_dir, "batch_size": bench.place.batch_size}
     for name, spec in specs(bench.grid):
         path = result_path(target, samples, spec, target.results_dir)
         if stored_results(path) is None:
             print(f"attack {name}, {spec.threat}", flush=True)
-            place: dict[str, Any] = {"results_dir": target.results_dir, "batch_size": bench.place.batch_size}
-            run_attack(target, samples, spec, **place)
+            run(target, samples, spec, **place)
         files.append({"name": name, **vars(spec.threat), "file": path.name})
     return {"files": files}
 
 
-def craft_key(grid: Grid) -> Any:
-    """Return what the transfer images depend on, beside the model."""
-    threats = [[threat.norm, threat.eps] for threat in grid.threats]
-    crafts = [CRAFTS[craft] for craft in grid.transfer.crafts]
-    return [dataclasses.asdict(grid.transfer), crafts, threats, grid.images, grid.attack_seed]
+def specs(grid: Grid) -> list[tuple[str, AttackSpec]]:
+    """Return every attack of the study by its name; L1 has no cleverhans protocol and is left out there."""
+    return [
+        (
+            item.name,
+            AttackSpec(item.attack, threat, scaled(item.name, dict(item.options), threat), grid.attack_seed),
+        )
+        for threat, item in product(grid.threats, grid.attacks)
+        if item.options.get("protocol") != "cleverhans" or threat.norm != "L1"
+    ]
 
 
 def lead_threat(threats: tuple[Threat, ...]) -> Threat:
@@ -170,12 +133,145 @@ def lead_threat(threats: tuple[Threat, ...]) -> Threat:
     return next((threat for threat in threats if threat.norm == "L2"), threats[0])
 
 
-def steps_of(grid: Grid, cell: Cell) -> list[str]:
-    """Return the steps after which a cell is finished."""
-    wanted = ["train", "attacks"]
-    wanted += ["gallery"] if grid.gallery else []
-    wanted += ["craft", "transfer"] if grid.transfer.crafts else []
-    wanted += ["mechanism"] if grid.mechanism.images else []
-    wanted += ["trajectory"] if grid.trajectory.snapshots else []
-    audited = grid.audit.mode != "none" and cell.seed in grid.seeds[: grid.audit.seeds]
-    return wanted + (["audit"] if audited else [])
+def _examine(job: Job) -> None:
+    """Attacks, gallery, transfer images and indicators of one model, for which no other is needed."""
+    bench, grid, threat = TrainedModel(job), job.grid, lead_threat(job.grid.threats)
+    attacked = [[name, spec.record(), spec.seed] for name, spec in specs(grid)]
+    place = [*vars(threat).values(), grid.attack_seed]
+    work: dict[str, tuple[Any, Callable[[], dict[str, Any] | None]]] = {
+        "attacks": ([grid.images, attacked], lambda: _attack(bench)),
+        "gallery": ([grid.gallery, *place[:2]], lambda: _write_gallery(bench, threat)),
+        "craft": (_craft_key(grid), lambda: _craft_images(bench)),
+        "mechanism": ([asdict(grid.mechanism), *place], lambda: _measure_mechanism(bench, threat)),
+        "trajectory": ([asdict(grid.trajectory), *place], lambda: _measure_trajectory(bench, threat)),
+    }
+    for step in steps_of(grid, job.cell):
+        if step in work:
+            bench.do(step, *work[step])
+
+
+def _compare(job: Job) -> None:
+    """What needs the other models: images made on them, and the audit with them as surrogates."""
+    bench, grid, wanted = TrainedModel(job), job.grid, steps_of(job.grid, job.cell)
+    peers = {cell: CellFolder.open(job.place.directory, cell.hash) for cell in job.peers}
+    if "transfer" in wanted:
+        crafts = {cell.hash: folder.steps.get("craft") for cell, folder in peers.items()}
+        made = [[name, step["key"]] for name, step in crafts.items() if step]
+        bench.do("transfer", [made, _craft_key(grid)], lambda: _compare_cell(bench, peers))
+    if "audit" in wanted:
+        twins = [cell.hash for cell in job.peers if cell.seed == job.cell.seed and cell != job.cell]
+        threats = [[threat.norm, threat.eps] for threat in grid.threats]
+        key = [asdict(grid.audit), threats, grid.attack_seed, twins]
+        bench.do("audit", key, lambda: _audit_cell(bench, peers))
+
+
+def _craft_key(grid: Grid) -> Any:
+    """Return what the transfer images depend on, beside the model."""
+    threats = [[threat.norm, threat.eps] for threat in grid.threats]
+    crafts = [CRAFTS[craft] for craft in grid.transfer.crafts]
+    return [asdict(grid.transfer), crafts, threats, grid.images, grid.attack_seed]
+
+
+def threat_slug(threat: Threat) -> str:
+    """Return a threat model as part of a file's name."""
+    return f"{threat.norm}-{threat.eps:.4g}"
+
+
+def _craft_images(bench: TrainedModel) -> None:
+    """Make the transfer images on this model: ``transfer/CRAFT-THREAT.safetensors`` in the cell's folder."""
+    folder = bench.folder.path / "transfer"
+    folder.mkdir(exist_ok=True)
+    grid, samples, model = bench.grid, bench.samples, bench.target.model
+    x, y = samples.batch(slice(None), bench.target.device)
+    options: dict[str, Any] = {"steps": grid.transfer.steps, "seed": grid.attack_seed}
+    options |= {"ids": samples.indices.to(x.device), "batch_size": bench.place.batch_size}
+    for threat, craft in product(grid.threats, grid.transfer.crafts):
+        if defined(craft, threat):
+            images = make_images(craft, model, x, y, threat, **options)
+            content = save({"adversarial": images.cpu(), "indices": samples.indices})
+            write_atomic(folder / f"{craft}-{threat_slug(threat)}.safetensors", content)
+
+
+def _compare_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> None:
+    """Show this model the images made on every peer and on itself: ``transfer.json`` in the cell's folder.
+
+    The file has, by source hash, craft and threat model, whether each image is still classified correctly.
+    """
+    samples, device = bench.samples, bench.target.device
+    _, y = samples.batch(slice(None), device)
+    found: dict[str, dict[str, list[bool]]] = {cell.hash: {} for cell in peers}
+    for cell, folder in peers.items():
+        for path in sorted((folder.path / "transfer").glob("*.safetensors")):
+            content = load_file(path)
+            if content["indices"].tolist() == samples.indices.tolist():
+                correct = still_correct(bench.target.model, content["adversarial"].to(device), y)
+                found[cell.hash][path.stem] = correct
+    write_json(bench.folder.path / "transfer.json", {"format": 1, "correct": found})
+
+
+def _measure_mechanism(bench: TrainedModel, threat: Threat) -> dict[str, Any]:
+    """Measure the indicators: ``run/results/mechanism`` with JSON and pictures."""
+    plan, samples = bench.grid.mechanism, bench.images(bench.grid.mechanism.images)
+    points = plan.resolution
+    options = AnalysisOptions(steps=plan.steps, resolution=points, average_resolution=points // 2 + 1)
+    analysis = analyse(bench.target, samples, threat, options, seed=bench.grid.attack_seed)
+    out = bench.target.results_dir / "mechanism"
+    out.mkdir(parents=True, exist_ok=True)
+    write_mechanism(out, [analysis], samples)
+    return {"file": "mechanism/mechanism.json", **vars(threat)}
+
+
+def _measure_trajectory(bench: TrainedModel, threat: Threat) -> dict[str, Any]:
+    """Attack every snapshot: ``run/results/trajectory`` with JSON, picture, and outcomes per image."""
+    plan, run = bench.grid.trajectory, bench.folder.run
+    targets = snapshots(run, bench.target.device, import_path(bench.cell))
+    samples, seed = bench.images(plan.images), bench.grid.attack_seed
+    found = follow(run, targets, samples, threat, seed=seed, batch_size=bench.place.batch_size)
+    write_outputs(run.results_dir / "trajectory", [msgspec.structs.replace(found, regime=bench.cell.regime)])
+    return {"file": f"trajectory/trajectory{SUFFIX}", **vars(threat)}
+
+
+def _audit_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> dict[str, Any]:
+    """Audit the model under every threat model, the other regimes of its seed being surrogates."""
+    plan, cell, target = bench.grid.audit, bench.cell, bench.target
+    samples = bench.images(plan.images)
+    x, y = samples.batch(slice(None), target.device)
+    surrogates = {
+        peer.regime: bench.load(peer, folder).model
+        for peer, folder in peers.items()
+        if peer.seed == cell.seed and peer != cell
+    }
+    files, seed = [], bench.grid.attack_seed
+    options: dict[str, Any] = {"quick": plan.mode == "quick", "surrogates": surrogates, "seed": seed}
+    target.results_dir.mkdir(parents=True, exist_ok=True)
+    for threat in bench.grid.threats:
+        report = audit(target.model, x, y, **vars(threat), **options)
+        content = report.to_json() | {
+            "format": 1,
+            "model": {"name": cell.id, "sha256": target.sha256},
+            "data": samples.record() | {"n": len(samples), "indices": samples.indices.tolist()},
+            "surrogates": list(surrogates),
+            "seed": seed,
+            "versions": versions(),
+            "device": device_name(target.device),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        files.append({"file": f"audit-{threat_slug(threat)}-{plan.mode}.json", **vars(threat)})
+        write_json(target.results_dir / files[-1]["file"], content)
+    return {"files": files}
+
+
+def _write_gallery(bench: TrainedModel, threat: Threat) -> None:
+    """Write ``gallery.npz``: a few images, clean and attacked by PGD on the margin, with the model's answers.
+
+    Arrays, no pickles, see `eval.report.gallery`: answers are those to the images as they are stored, in 8 bits.
+    """
+    samples, model = bench.images(bench.grid.gallery), bench.target.model
+    x, y = samples.batch(slice(None), bench.target.device)
+    options: dict[str, Any] = {**vars(threat), "loss": "margin", "keep": "loss", "early_stop": False}
+    options |= {"sample_ids": samples.indices.to(x.device), "seed": bench.grid.attack_seed}
+    attacked = attacks.pgd(model, x, y, **options).adversarial
+    clean, attacked = ((images * 255).round() / 255 for images in (x, attacked))
+    with torch.inference_mode():
+        packed = pack_gallery(clean, attacked, y, model(clean), model(attacked), indices=samples.indices)
+    write_atomic(bench.folder.path / "gallery.npz", packed)
