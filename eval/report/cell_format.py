@@ -1,21 +1,18 @@
 """How values are written in the page: tables with sort keys and interval bars, numbers, nested settings."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.core.records import TEXT_LENGTH
 from eval.study.results.record import Column, Measured, Table, Value
 
 WORST_FIRST = ("masked", "inconclusive", "sound")  # the first of a mixed verdict gives it its colour
-_WORDS = ("text", "verdict")
 _SHARES = ("percent", "interval")
 _DEPTH = 8
 _MOST_SETTINGS = 1_000
-Scale = tuple[float, float, bool]  # the ends of a column's bars, and whether its values are shares
+Scale = tuple[float, float]  # the ends of a column's bars
 
 
-@dataclass(frozen=True)
-class Bar:
+class Bar(NamedTuple):
     """An interval drawn from 0 to 100: where it starts, how wide it is, where the value lies, if there is one."""
 
     start: float
@@ -23,17 +20,11 @@ class Bar:
     point: float | None
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """One cell of a table as the page has it.
 
-    Attributes:
-        text: what is read.
-        bounds: the interval, as text.
-        sort: what rows are sorted by, "" for a missing value.
-        bar: the interval, drawn.
-        verdict: sound, masked, inconclusive, or "".
-        title: what a pointer shows, such as the sample size.
+    ``sort``: what rows are sorted by, "" for a missing value; ``verdict``: sound, masked, inconclusive, or "";
+    ``title``: what a pointer shows, such as the sample size.
     """
 
     text: str
@@ -60,39 +51,39 @@ def written(table: Table) -> list[list[Written]]:
 
 def is_number(column: Column) -> bool:
     """Whether a column is right-aligned."""
-    return column.kind not in _WORDS
+    return column.kind not in ("text", "verdict")
 
 
 def _scale(table: Table, column: Column) -> Scale:
     if column.kind in _SHARES:
-        return 0.0, 1.0, True
+        return 0.0, 1.0
     entries = [measured(row.get(column.key)) for row in table.rows]
     values = [value for entry in entries for value in (entry.value, entry.low, entry.high)]
     numbers = [value for value in values if isinstance(value, float | int)]
     low, high = min(0.0, *numbers, 0.0), max(numbers, default=1.0)
-    return low, high if high > low else low + 1.0, False
+    return low, high if high > low else low + 1.0
 
 
 def _write(entry: Measured, column: Column, scale: Scale) -> Written:
-    value, share = entry.value, scale[2]
+    value = entry.value
     if isinstance(value, str):
         named = [name for name in WORST_FIRST if name in value and column.kind == "verdict"]
         return Written(value, sort=value.casefold(), verdict=named[0] if named else "")
     title = "" if entry.n is None else f"n = {entry.n}"
     bounds, bar = "", None
     if entry.low is not None and entry.high is not None:
-        bounds = f"{_number(entry.low, column, share)} – {_number(entry.high, column, share)}"
+        bounds = f"{_number(entry.low, column)} – {_number(entry.high, column)}"
         bar = _bar(entry.low, entry.high, value, scale)
     if column.kind == "interval" or value is None:  # the value stands in a column of its own, or nowhere
         sort = "" if entry.low is None else f"{entry.low:.12g}"
         return Written(bounds or "–", sort=sort, bar=bar, title=title)
-    text = _number(value, column, share) + (" %" if share else "")
+    text = _number(value, column) + (" %" if column.kind in _SHARES else "")
     return Written(text, bounds, f"{value:.12g}", bar, title=title)
 
 
 def _bar(low: float, high: float, value: float | None, scale: Scale) -> Bar:
     """Return the interval from 0 to 100 on the scale; what lies beyond its ends is cut."""
-    start, end, _ = scale
+    start, end = scale
 
     def place(number: float) -> float:
         return 100 * (min(max(number, start), end) - start) / (end - start)
@@ -101,31 +92,28 @@ def _bar(low: float, high: float, value: float | None, scale: Scale) -> Bar:
     return Bar(round(place(low), 2), round(place(high) - place(low), 2), point)
 
 
-def _number(value: float, column: Column, share: bool) -> str:
-    if share:
+def _number(value: float, column: Column) -> str:
+    if column.kind in _SHARES:
         return f"{round(100 * value, 1) + 0:.1f}"  # + 0 turns -0.0 into 0.0
     return f"{value + 0:,.0f}" if column.kind == "integer" else number(value)
 
 
 def number(value: float | None) -> str:
     """Return a number in about four digits, thousands separated; a dash for None."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    if 1e-3 <= abs(value) < 10:
+    if not value:
+        return "–" if value is None else "0"
+    size = abs(value)
+    if 1e-3 <= size < 10:
         return f"{value:.4g}"
-    if abs(value) < 1e-3 or abs(value) >= 1e9:
+    if size < 1e-3 or size >= 1e9:
         return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}"
 
 
 def plain(value: Any, depth: int = 0) -> str:
     """Return any JSON value as text; what is nested too deeply to be read is left out."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None:
-        return "–"
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, dict | list) and depth >= _DEPTH:
         return "…"
     if isinstance(value, dict):

@@ -6,7 +6,7 @@ from agents.common.command_line import one_line
 from envs.errors import InputError
 from envs.files import write_atomic
 from eval.report.model import Budget, Model, add_gallery, add_plots, read_model, study_plots
-from eval.report.opening import make_opening
+from eval.report.opening import Gap, make_opening
 from eval.report.options import ReportCommand
 from eval.report.options import main as main
 from eval.report.overview import by_group
@@ -27,9 +27,8 @@ def report_command(config: ReportCommand) -> int:
     out = config.out or config.directory / "report.html"
     folder = Folder(config.directory)
     if not out.parent.is_dir() or out.is_dir():
-        raise InputError(
-            f"cannot write {out}: expected a file name in an existing directory; choose another --out"
-        )
+        expected = "expected a file name in an existing directory; choose another --out"
+        raise InputError(f"cannot write {out}: {expected}")
     report = collect(folder, config.images, config.megabytes * 2**20)
     page = render(report)
     write_atomic(out, page.encode(errors="replace"))  # JSON may hold half a character
@@ -40,27 +39,22 @@ def report_command(config: ReportCommand) -> int:
 
 
 def collect(folder: Folder, images: int = 8, characters: int = 40 * 2**20) -> Report:
-    """Read all that a report shows.
+    """Read all that a report shows of a study or a run: ``images`` per regime, ``characters`` of pictures at most.
 
-    Args:
-        folder: of a study or a run.
-        images: adversarial images per regime.
-        characters: most characters of pictures.
-
-    Raises:
-        InputError: neither a study nor a run is there, or its description is damaged.
+    Raises InputError where neither a study nor a run is there, or its description is damaged.
     """
     budget = Budget(characters)
-    if STUDY_FILE not in folder.names("", STUDY_FILE):
-        if "config.json" not in folder.names("", "config.json"):
-            raise InputError(
-                f"{folder.path} has neither {STUDY_FILE} nor config.json; give the directory of a study or of a run"
-            )
+    gaps: list[Gap] = []
+    if STUDY_FILE in folder.names("", STUDY_FILE):
+        study = folder.record(STUDY_FILE, StudyRecord)
+        models = [read_model(folder, cell) for cell in study.cells if cell.status == "finished"]
+    elif "config.json" in folder.names("", "config.json"):
         study, model, gaps = read_run(folder)
         models = [model]
     else:
-        study, gaps = folder.record(STUDY_FILE, StudyRecord), []
-        models = [read_model(folder, cell) for cell in study.cells if cell.status == "finished"]
+        raise InputError(
+            f"{folder.path} has neither {STUDY_FILE} nor config.json; give the directory of a study or of a run"
+        )
     plots, problems = study_plots(folder, study.plots, budget)
     first = [members[0] for members in by_group(models).values()]
     for model in first:
@@ -87,8 +81,6 @@ def _model_problems(models: list[Model]) -> list[str]:
     for model in models:
         lines += [f"{model.cell.name}: {line}" for line in model.problems]
         if model.left_out:
-            lines.append(
-                f"{model.cell.name}: left out, for the page would grow too large: {', '.join(model.left_out)}; "
-                "raise --megabytes to have them"
-            )
+            why = f"left out, for the page would grow too large: {', '.join(model.left_out)}"
+            lines.append(f"{model.cell.name}: {why}; raise --megabytes to have them")
     return lines

@@ -1,36 +1,85 @@
-"""Adversarial images of one model as an ``.npz`` file, read without unpickling."""
+"""Pictures inside the page: plots as PNG, and adversarial images of an ``.npz`` file, read without unpickling."""
 
+import base64
 import io
 import math
+import warnings
 import zipfile
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from envs.errors import InputError
-from eval.report.pictures import Picture, pixels
 from eval.report.safe_folder import Folder
 
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PLOT_BYTES = 32 * 2**20
+_PLOT_PIXELS = 50_000_000
+_COLOURS = 256
 _FILE_BYTES = 256 * 2**20
 _ARRAY_BYTES = 512 * 2**20
 _MOST_SIDE = 1024
 _ARRAYS = ("clean", "adversarial", "labels", "predicted", "confidences")
 
 
-@dataclass(frozen=True)
-class Example:
-    """One image before and after the attack.
+class Picture(NamedTuple):
+    """An image as a ``data:`` address, with its size in pixels."""
 
-    Attributes:
-        clean, attacked: the pictures.
-        change: their difference around grey, magnified by ``factor``.
-        label: true class.
-        before, after: class that the model sees, None where it is not recorded; sure_before and sure_after: with
-            which confidence.
-        fooled: the attacked image is seen as another class than the true one.
+    uri: str
+    width: int
+    height: int
+
+
+def read_png(folder: Folder, file: str) -> Picture:
+    """Return a PNG of the directory, in 256 colours where that makes it smaller: a chart needs no more.
+
+    Raises InputError where it cannot be read, is no PNG, or is larger than any plot.
+    """
+    content, where = folder.read(file, _PLOT_BYTES), folder.path / file
+    if not content.startswith(_SIGNATURE):
+        raise InputError(f"{where} is no PNG; draw it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow only warns of images that are too large to be honest
+            image = Image.open(io.BytesIO(content), formats=["PNG"])
+            if image.width * image.height > _PLOT_PIXELS:
+                raise InputError(f"{where} has {image.width} x {image.height} pixels; draw it smaller")
+            paper = Image.new("RGBA", image.size, "white")
+            paper.alpha_composite(image.convert("RGBA"))
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, Warning, Image.DecompressionBombError) as error:
+        raise InputError(f"{where} is damaged ({error}); draw it again") from None
+    smaller = _encode(paper.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE))
+    return Picture(_uri(min(content, smaller, key=len)), image.width, image.height)
+
+
+def pixels(image: np.ndarray) -> Picture:
+    """Return an image, uint8 (C, H, W) with one or three channels, as PNG: no pixel changes."""
+    channels, height, width = image.shape
+    picture = Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+    return Picture(_uri(_encode(picture)), width, height)
+
+
+def _encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+class Example(NamedTuple):
+    """One image before and after the attack, as pictures, with the difference around grey, magnified by ``factor``.
+
+    ``label``: true class; ``before``, ``after``: class that the model sees, with which confidence, None where it is not
+    recorded; ``fooled``: the attacked image is seen as another class than the true one.
     """
 
     clean: Picture
@@ -63,41 +112,32 @@ def pack_gallery(
         indices: places of the images in their data set, (n,), where they are to be kept.
     """
     answers = [logits.float().softmax(1).nan_to_num(0).max(1) for logits in (clean_logits, attacked_logits)]
-    arrays = {
-        "clean": _to_bytes(clean),
-        "adversarial": _to_bytes(attacked),
-        "labels": labels.cpu().numpy(),
-        "predicted": np.stack([classes.cpu().numpy() for _, classes in answers], 1),
-        "confidences": np.stack([values.cpu().numpy() for values, _ in answers], 1),
-    }
-    if indices is not None:
-        arrays["indices"] = indices.cpu().numpy()
+    clean, attacked = ((part * 255).round().clamp(0, 255).to(torch.uint8) for part in (clean, attacked))
+    arrays = {"clean": clean.contiguous(), "adversarial": attacked.contiguous(), "labels": labels}
+    arrays["predicted"] = torch.stack([classes for _, classes in answers], 1)
+    arrays["confidences"] = torch.stack([values for values, _ in answers], 1)
+    arrays |= {} if indices is None else {"indices": indices}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(
+        buffer, allow_pickle=False, **{name: item.cpu().numpy() for name, item in arrays.items()}
+    )
     return buffer.getvalue()
-
-
-def _to_bytes(images: Tensor) -> np.ndarray:
-    return (images * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous().numpy()
 
 
 def read_gallery(folder: Folder, file: str, classes: tuple[str, ...] = (), most: int = 8) -> list[Example]:
     """Return the first ``most`` images of ``file``, those that fool the model before those that do not.
 
     The file holds ``clean`` and ``adversarial``, uint8 (n, C, H, W); ``labels`` (n,); ``predicted`` and
-    ``confidences``, (n,) of the attacked images or (n, 2) of the clean and the attacked ones.
-
-    Raises:
-        InputError: it is missing, damaged, too large, or its arrays do not fit together.
+    ``confidences``, (n,) of the attacked images or (n, 2) of the clean and the attacked ones. An InputError says where
+    it is missing, damaged, too large, or its arrays do not fit together.
     """
-    arrays = _checked(_load(folder.read(file, _FILE_BYTES), str(folder.path / file)), str(folder.path / file))
-    predicted, labels = arrays["predicted"], arrays["labels"]
-    order = np.argsort(predicted[:, -1] == labels, kind="stable")[:most]
+    where = str(folder.path / file)
+    arrays = _checked(_load(folder.read(file, _FILE_BYTES), where), where)
+    order = np.argsort(arrays["predicted"][:, -1] == arrays["labels"], kind="stable")[:most]
     return [_example(arrays, int(row), classes) for row in order]
 
 
 def _load(content: bytes, where: str) -> dict[str, np.ndarray]:
-    damaged = f"{where} is no archive of arrays, or is damaged; write it again"
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return {name: _array(archive, name, where) for name in _ARRAYS}
@@ -106,7 +146,10 @@ def _load(content: bytes, where: str) -> dict[str, np.ndarray]:
     except KeyError as error:
         raise InputError(f"{where} lacks {error}; write it again") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as error:
-        raise InputError(f"{damaged} ({' '.join(str(error).split())[:80]})") from None
+        reason = " ".join(str(error).split())[:80]
+        raise InputError(
+            f"{where} is no archive of arrays, or is damaged; write it again ({reason})"
+        ) from None
 
 
 def _array(archive: zipfile.ZipFile, name: str, where: str) -> np.ndarray:
@@ -127,7 +170,8 @@ def _array(archive: zipfile.ZipFile, name: str, where: str) -> np.ndarray:
 
 
 def _checked(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    clean, attacked = arrays["clean"], arrays["adversarial"]
+    """Return the arrays, answers as (n, 1) of the attacked images or (n, 2) of the clean and the attacked ones."""
+    clean, attacked, labels = arrays["clean"], arrays["adversarial"], arrays["labels"]
     fits = clean.dtype == np.uint8 == attacked.dtype and clean.ndim == 4 and clean.shape == attacked.shape
     fits = fits and clean.shape[1] in (1, 3) and all(0 < side <= _MOST_SIDE for side in clean.shape[2:])
     if not fits:
@@ -135,30 +179,25 @@ def _checked(arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]
             f"{where}: clean is {clean.dtype} {clean.shape}, adversarial {attacked.dtype} {attacked.shape}; "
             f"expected uint8 (n, 1 or 3, H, W) of at most {_MOST_SIDE} pixels a side, twice"
         )
-    n, labels = len(clean), arrays["labels"]
-    predicted, sure = (_columns(arrays[name], n, f"{where}: {name}") for name in ("predicted", "confidences"))
-    if labels.shape != (n,) or labels.dtype.kind not in "ui" or predicted.dtype.kind not in "ui":
-        raise InputError(
-            f"{where}: labels are {labels.dtype} {labels.shape}; expected whole numbers, one per image"
-        )
+    n, answers = len(clean), {name: arrays[name] for name in ("predicted", "confidences")}
+    for name, values in answers.items():
+        if values.shape not in ((n,), (n, 1), (n, 2)):
+            raise InputError(f"{where}: {name} has shape {values.shape}; expected ({n},) or ({n}, 2)")
+        answers[name] = values.reshape(n, -1) if n else values.reshape(0, 1)
+    if labels.shape != (n,) or labels.dtype.kind not in "ui" or answers["predicted"].dtype.kind not in "ui":
+        found = f"labels are {labels.dtype} {labels.shape}"
+        raise InputError(f"{where}: {found}; expected whole numbers, one per image")
+    sure = answers["confidences"]
     if not ((sure >= 0) & (sure <= 1.001)).all():  # NaN is neither; softmax may round above 1
         raise InputError(f"{where}: a confidence is not within 0 to 1; write the file again")
-    return arrays | {"predicted": predicted, "confidences": sure}
-
-
-def _columns(values: np.ndarray, n: int, where: str) -> np.ndarray:
-    """Return (n, 1) or (n, 2): of the attacked images, or of the clean ones and the attacked ones."""
-    if values.shape not in ((n,), (n, 1), (n, 2)):
-        raise InputError(f"{where} has shape {values.shape}; expected ({n},) or ({n}, 2)")
-    return values.reshape(n, -1) if n else values.reshape(0, 1)
+    return arrays | answers
 
 
 def _example(arrays: dict[str, np.ndarray], row: int, classes: tuple[str, ...]) -> Example:
-    clean, attacked = arrays["clean"][row], arrays["adversarial"][row]
+    clean, attacked, label, predicted, sure = (arrays[name][row] for name in _ARRAYS)
     change = attacked.astype(np.int16) - clean
     largest = max(int(np.abs(change).max()), 1)
     magnified = np.round(127.5 + change * (127.5 / largest)).astype(np.uint8)
-    predicted, sure, label = arrays["predicted"][row], arrays["confidences"][row], int(arrays["labels"][row])
 
     def name(number: int) -> str:
         return classes[number] if 0 <= number < len(classes) else str(number)
@@ -168,10 +207,10 @@ def _example(arrays: dict[str, np.ndarray], row: int, classes: tuple[str, ...]) 
         attacked=pixels(attacked),
         change=pixels(magnified),
         factor=127.5 / largest,
-        label=name(label),
+        label=name(int(label)),
         before=name(int(predicted[0])) if len(predicted) == 2 else None,
         sure_before=float(sure[0]) if len(sure) == 2 else None,
         after=name(int(predicted[-1])),
         sure_after=float(sure[-1]),
-        fooled=int(predicted[-1]) != label,
+        fooled=int(predicted[-1]) != int(label),
     )

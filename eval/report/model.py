@@ -1,9 +1,11 @@
 """What a report says of one trained model: its audits, cost, settings, plots and adversarial images."""
 
 import contextlib
+import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ParamSpec, TypeVar
+from importlib.resources import files
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
@@ -11,46 +13,10 @@ from envs.errors import InputError
 from eval.audit.audit_file import AuditFile, Cost
 from eval.core.records import Share, Text
 from eval.report.cell_format import flatten
-from eval.report.gallery import Example, read_gallery
-from eval.report.pictures import Picture, read_png
+from eval.report.gallery import Example, Picture, read_gallery, read_png
 from eval.report.safe_folder import Folder
 from eval.study.results.record import CellRecord, PlotRecord
 
-# What a reader who does not see a plot should know of it, by the name of its file.
-_PLOTS = {
-    "robustness": ("Robust accuracy by attack", "Bars: the share of images that survives each attack"),
-    "security": ("Accuracy against the radius", "Curve: robust accuracy falls as eps grows"),
-    "landscape": (
-        "Loss landscape of one image",
-        "Surface of the loss in the plane of the adversarial and a random direction",
-    ),
-    "landscape-average": (
-        "Loss landscape, averaged over images",
-        "Surface of the mean loss in the plane of the adversarial and a random direction",
-    ),
-    "landscape-planes": (
-        "Every model on the same planes",
-        "Cross-entropy beside correct and wrong regions, in the planes of the published attack on each model",
-    ),
-    "gradients": (
-        "Input gradients",
-        "Distributions of gradient norm, stability and local linearity over images",
-    ),
-    "path": (
-        "Along the path of PGD",
-        "Gradient norm, equal signs, and cosine and dispersion by the true and the published definition, per step",
-    ),
-    "path-published": (
-        "Along the published path (pgd-paper)",
-        "The same indicators along the path of the paper's own attack, which may leave [0, 1]",
-    ),
-    "entropy": ("Entropy of the predictions", "Distributions of entropy in bits, clean and attacked"),
-    "trajectory": (
-        "Robustness through training",
-        "Clean, reported and remaining accuracy over the images seen in training",
-    ),
-    "adversarial": ("Adversarial images", "Rows: original, magnified perturbation, attacked image"),
-}
 _PLOT_FOLDERS = ("results", "results/mechanism", "results/trajectory")
 _MOST_PLOTS = 40
 P = ParamSpec("P")
@@ -66,14 +32,12 @@ class Budget:
     def take(self, *pictures: Picture) -> bool:
         """Take room for all of the pictures, or for none."""
         size = sum(len(picture.uri) for picture in pictures)
-        if size > self.left:
-            return False
-        self.left -= size
-        return True
+        fits = size <= self.left
+        self.left -= size * fits
+        return fits
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     """A plot in the page."""
 
     title: str
@@ -115,13 +79,11 @@ class Model:
     """One cell of the study with all that its directory holds.
 
     Attributes:
-        cell: its place in the study.
         config, summary: of the run; empty where they could not be read.
         audits: by the names of their files.
         attacks: seconds of all attacks; passes: forward and backward passes of attacks and audits, per image.
         settings: of the training, flat.
-        plots, examples: pictures; left_out: those that did not fit.
-        problems: one line per file that could not be read.
+        left_out: pictures that did not fit; problems: one line per file that could not be read.
     """
 
     cell: CellRecord
@@ -142,6 +104,10 @@ class Model:
         run = self.cell.run.rstrip("/")
         return f"{run.rpartition('/')[0]}/gallery.npz".lstrip("/") if run else "results/mechanism/gallery.npz"
 
+    def inside(self, name: str) -> str:
+        """Return the path of ``name`` in the run directory."""
+        return f"{self.cell.run}/{name}" if self.cell.run else name
+
     def attempt(self, read: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T | None:
         """Return what ``read`` returns; None, and a line among the problems, where its file is no good."""
         try:
@@ -151,30 +117,26 @@ class Model:
             return None
 
 
-def inside(run: str, name: str) -> str:
-    """Return the path of ``name`` in the run directory ``run``, "" for the folder itself."""
-    return f"{run}/{name}" if run else name
-
-
 def read_model(folder: Folder, cell: CellRecord) -> Model:
     """Read everything but pictures of a cell's run directory; what is missing or damaged becomes a problem."""
     model = Model(cell)
-    config, summary, results = (inside(cell.run, name) for name in ("config.json", "summary.json", "results"))
-    model.config = model.attempt(folder.record, config, RunConfig) or model.config
+    summary = model.inside("summary.json")
+    model.config = model.attempt(folder.record, model.inside("config.json"), RunConfig) or model.config
     model.settings = flatten(model.config.config)
     if summary in folder.names(cell.run):
         model.summary = model.attempt(folder.record, summary, Summary) or model.summary
-    for name in folder.names(results, ".json"):
+    for name in folder.names(model.inside("results"), ".json"):
+        cost = None
         if name.rpartition("/")[2].startswith("audit-"):
             found = model.attempt(folder.record, name, AuditFile)
             if found is not None:
                 model.audits.append(found)
-                model.passes += found.cost.forwards + found.cost.backwards
-            continue
-        with contextlib.suppress(InputError):  # files that record no cost of attacks do not matter here
-            cost = folder.record(name, _WithCost).cost
-            model.attacks += cost.seconds
-            model.passes += cost.forwards + cost.backwards
+                cost = found.cost
+        else:
+            with contextlib.suppress(InputError):  # files that record no cost of attacks do not matter here
+                cost = folder.record(name, _WithCost).cost
+                model.attacks += cost.seconds
+        model.passes += cost.forwards + cost.backwards if cost else 0
     return model
 
 
@@ -187,16 +149,17 @@ def add_gallery(folder: Folder, model: Model, budget: Budget, most: int) -> None
     for example in model.attempt(read_gallery, folder, model.gallery, classes, most) or []:
         if budget.take(example.clean, example.attacked, example.change):
             model.examples.append(example)
-        elif not model.left_out or model.left_out[-1] != model.gallery:
+        elif model.gallery not in model.left_out:
             model.left_out.append(model.gallery)
 
 
 def add_plots(folder: Folder, model: Model, budget: Budget) -> None:
     """Read the plots of the model's run directory, as far as the page has room."""
-    files = [file for part in _PLOT_FOLDERS for file in folder.names(inside(model.cell.run, part), ".png")]
-    for file in files[:_MOST_PLOTS]:
+    known = tomllib.loads((files("eval.report") / "templates" / "plots.toml").read_text(encoding="utf-8"))
+    names = [file for part in _PLOT_FOLDERS for file in folder.names(model.inside(part), ".png")]
+    for file in names[:_MOST_PLOTS]:
         stem = file.rpartition("/")[2].removesuffix(".png")
-        title, alt = _PLOTS.get(stem, (stem.replace("-", " ").capitalize(), stem))
+        title, alt = known.get(stem, (stem.replace("-", " ").capitalize(), stem))
         picture = model.attempt(read_png, folder, file)
         if picture is not None and budget.take(picture):
             model.plots.append(Plot(title, f"{alt}, {model.cell.name}.", picture))

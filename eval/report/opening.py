@@ -1,7 +1,7 @@
 """The opening of the page: the accuracy that the paper's protocol reports, and what is left of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from eval.core.formatting import percent
 from eval.core.stats import known_mean
@@ -16,15 +16,10 @@ _PROTOCOLS = ("pgd-paper", "pgd-cleverhans")  # the first of them that the study
 _SMALL = 0.02  # a difference that a few images make
 
 
-@dataclass(frozen=True)
-class Gap:
+class Gap(NamedTuple):
     """One row of the picture: accuracies of a regime under a threat model.
 
-    Attributes:
-        regime, threat: what the row is of.
-        reported: by the protocol.
-        left: by all attacks, with its interval.
-        clean: unattacked.
+    ``reported`` by the protocol, ``left`` by all attacks, with its interval; ``clean``: unattacked.
     """
 
     regime: str
@@ -44,8 +39,7 @@ class Gap:
         return self.reported - self.remaining
 
 
-@dataclass(frozen=True)
-class Opening:
+class Opening(NamedTuple):
     """The picture's rows, who reports them, and the sentences below it."""
 
     gaps: Sequence[Gap]

@@ -1,6 +1,6 @@
 """Verdicts, cost and settings over all models, as tables like any other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -24,7 +24,7 @@ _COST = (
     *columns("integer", passes="image passes"),
     *columns(device="device"),
 )
-_CELLS = (*_GROUP, *columns(seed="seed", threats="threats", status="status", hash="hash"))
+_CELLS = columns(seed="seed", threats="threats", status="status", hash="hash")
 _OWN_SETTINGS = {"run_dir", "resume", "progress", "seed"}  # differ without meaning
 _MOST_DIFFERENCES = 30
 
@@ -47,12 +47,20 @@ def audits_by_threat(models: Iterable[Model]) -> dict[str, list[AuditFile]]:
 
 
 def _place(cell: CellRecord) -> dict[str, Value]:
-    return {"dataset": cell.dataset, "network": cell.network, "regime": cell.regime}
+    return dict(zip(("dataset", "network", "regime"), cell.group, strict=True))
+
+
+def _table(
+    id: str, title: str, note: str, further: tuple[Column, ...], rows: Iterable[dict[str, Value]]
+) -> Table | None:
+    """Return a table of groups without empty columns; None where it would have no rows."""
+    table = Table(id, title, note, _GROUP + further, tuple(rows))
+    return filled_columns(table, _GROUP) if table.rows else None
 
 
 def verdict_table(models: Sequence[Model]) -> Table | None:
     """Return one row per group and threat model; None where nothing was audited."""
-    rows = [
+    rows = (
         _place(members[0].cell)
         | {
             "threat": threat,
@@ -65,13 +73,12 @@ def verdict_table(models: Sequence[Model]) -> Table | None:
         }
         for members in by_group(models).values()
         for threat, found in audits_by_threat(members).items()
-    ]
+    )
     note = (
         "The audit's verdict per regime. PGD claims: accuracy under PGD on the cross-entropy. Robust: share of images "
         "that none of the audit's attacks breaks; interval: 95 %, over images for one seed, over seeds for several."
     )
-    table = Table("verdicts", "Verdict per regime", note, _GROUP + _VERDICT, tuple(rows))
-    return filled_columns(table, _GROUP) if rows else None
+    return _table("verdicts", "Verdict per regime", note, _VERDICT, rows)
 
 
 def verdict_text(verdicts: Sequence[str]) -> str:
@@ -91,47 +98,44 @@ def robust(audits: Sequence[AuditFile]) -> Measured:
     if not known:
         return Measured()
     mean, interval, n = mean_interval([audit.robust_accuracy or 0.0 for audit in known])
-    if interval is None:
-        return Measured(mean, n=n)
+    assert interval is not None  # of two or more
     return Measured(mean, max(0.0, interval.low), min(1.0, interval.high), n)
 
 
 def cost_table(models: Sequence[Model]) -> Table | None:
     """Return what every group took, summed over its seeds; None where there are no models."""
-    rows = [
+
+    def total(members: Sequence[Model], number: Callable[[Model], float | None]) -> float | None:
+        known = [value for model in members if (value := number(model)) is not None]
+        return sum(known) if known else None
+
+    rows = (
         _place(members[0].cell)
         | {
             "seeds": len(members),
-            "images": _sum(model.summary.images for model in members),
-            "training": _sum(model.summary.seconds for model in members),
-            "attacks": sum(model.attacks for model in members),
-            "audits": sum(audit.cost.seconds for model in members for audit in model.audits),
-            "passes": sum(model.passes for model in members),
+            "images": total(members, lambda model: model.summary.images),
+            "training": total(members, lambda model: model.summary.seconds),
+            "attacks": total(members, lambda model: model.attacks),
+            "audits": total(members, lambda model: sum(audit.cost.seconds for audit in model.audits)),
+            "passes": total(members, lambda model: model.passes),
             "device": ", ".join(dict.fromkeys(model.summary.device or "" for model in members)),
         }
         for members in by_group(models).values()
-    ]
+    )
     note = (
         "Sums over seeds. Image passes: forward and backward passes of attacks and audits, counted per image."
     )
-    table = Table("cost", "Cost", note, _GROUP + _COST, tuple(rows))
-    return filled_columns(table, _GROUP) if rows else None
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    return _table("cost", "Cost", note, _COST, rows)
 
 
 def cell_table(cells: Sequence[CellRecord]) -> Table | None:
     """Return one row per cell of the grid; None where there is at most one."""
-    if len(cells) < 2:
-        return None
-    rows = []
+    rows: list[dict[str, Value]] = []
     for cell in cells:
-        row = {"seed": "" if cell.seed is None else str(cell.seed), "threats": ", ".join(cell.threats)}
-        rows.append(_place(cell) | row | {"status": cell.status, "hash": cell.hash[:12]})
-    return Table("cells", "Models", "One row per cell of the grid.", _CELLS, tuple(rows))
+        row: dict[str, Value] = {"seed": "" if cell.seed is None else str(cell.seed), "status": cell.status}
+        rows.append(_place(cell) | row | {"threats": ", ".join(cell.threats), "hash": cell.hash[:12]})
+    table = Table("cells", "Models", "One row per cell of the grid.", _GROUP + _CELLS, tuple(rows))
+    return table if len(rows) > 1 else None
 
 
 def filled_columns(table: Table, constant: tuple[Column, ...] = ()) -> Table:
@@ -147,13 +151,10 @@ def filled_columns(table: Table, constant: tuple[Column, ...] = ()) -> Table:
 
 def common_settings(models: Sequence[Model]) -> dict[str, str]:
     """Return the settings that all models share."""
-    known = [model.settings for model in models if model.settings]
-    if not known:
-        return {}
+    known = [model.settings for model in models if model.settings] or [{}]
+    shared = set.intersection(*(set(settings.items()) for settings in known))
     return {
-        key: value
-        for key, value in known[0].items()
-        if key not in _OWN_SETTINGS and all(settings.get(key) == value for settings in known)
+        key: value for key, value in known[0].items() if (key, value) in shared and key not in _OWN_SETTINGS
     }
 
 
@@ -163,10 +164,9 @@ def differing_settings(models: Sequence[Model]) -> Table | None:
     first = [members[0] for members in by_group(models).values() if members[0].settings]
     keys = list(dict.fromkeys(key for model in first for key in model.settings))
     keys = [key for key in keys if key not in common and key not in _OWN_SETTINGS][:_MOST_DIFFERENCES]
-    if not keys:
-        return None
     shown = _GROUP + tuple(Column(f"setting {key}", key) for key in keys)
     rows = tuple(
         _place(model.cell) | {f"setting {key}": model.settings.get(key) for key in keys} for model in first
     )
-    return Table("settings", "Settings in which the regimes differ", "Of the first seed each.", shown, rows)
+    note = "Of the first seed each."
+    return Table("settings", "Settings in which the regimes differ", note, shown, rows) if keys else None

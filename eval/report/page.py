@@ -4,41 +4,24 @@ import base64
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
-from jinja2 import Environment
 from markupsafe import Markup
 
 from eval.core.formatting import templates
-from eval.report import cell_format
+from eval.report import cell_format, overview
 from eval.report.cell_format import flatten
 from eval.report.model import Model, Plot
 from eval.report.opening import Opening
-from eval.report.overview import (
-    by_group,
-    cell_table,
-    common_settings,
-    cost_table,
-    differing_settings,
-    filled_columns,
-    verdict_table,
-)
 from eval.study.results.record import StudyRecord
 
 
-@dataclass(frozen=True)
-class Report:
-    """All that the page shows.
+class Report(NamedTuple):
+    """All that the page shows: the study, the models of its finished cells, and what the page begins with.
 
-    Attributes:
-        study: cells, tables, sentences.
-        models: of the finished cells.
-        opening: what the page begins with.
-        plots: of the study as a whole.
-        problems: what is missing or could not be read, one line each.
+    ``plots`` are those of the study as a whole; ``problems``: what is missing or could not be read, one line each.
     """
 
     study: StudyRecord
@@ -51,15 +34,11 @@ class Report:
 def render(report: Report) -> str:
     """Return the page as HTML; everything that comes from files is escaped."""
     numbers = itertools.count(1)
-    template = _environment().get_template("page.html.j2")
-    return template.render(_context(report), next_id=lambda: f"e{next(numbers)}")
-
-
-def _environment() -> Environment:
     environment = templates("eval.report", autoescape=True)
     environment.globals |= {"written": cell_format.written, "is_number": cell_format.is_number}
     environment.filters |= {"number": cell_format.number, "plural": plural, "moment": moment}
-    return environment
+    template = environment.get_template("page.html.j2")
+    return template.render(_context(report), next_id=lambda: f"e{next(numbers)}")
 
 
 def moment(text: str) -> str:
@@ -76,30 +55,29 @@ def plural(number: int, noun: str) -> str:
 
 
 def _context(report: Report) -> dict[str, Any]:
-    style, script = _asset("page.css"), _asset("page.js")
-    models = report.models
-    tables = [filled_columns(table) for table in report.study.tables]
-    costs = next((table for table in tables if table.id == "cost"), None) or cost_table(models)
-    verdicts = verdict_table(models) or next((table for table in tables if table.id == "audit"), None)
-    first = [members[0] for members in by_group(models).values()]
+    folder = files("eval.report") / "templates"
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    models, study = report.models, report.study
+    tables = [overview.filled_columns(table) for table in study.tables]
+    own = {table.id: table for table in reversed(tables)}
+    costs = own.get("cost") or overview.cost_table(models)
+    verdicts = overview.verdict_table(models) or own.get("audit")
+    groups = overview.by_group(models).values()
     return {
-        "study": report.study,
-        "facts": list(_facts(report.study)),
-        "opening": report.opening,
+        **report._asdict(),
+        "facts": list(_facts(study)),
         "verdicts": verdicts,
         "costs": costs,
         "tables": [table for table in tables if table not in (costs, verdicts)],
-        "problems": report.problems,
-        "plots": report.plots,
-        "audited": list(by_group(model for model in models if model.audits).values()),
+        "audited": list(overview.by_group(model for model in models if model.audits).values()),
         "attacked": [model for model in models if model.examples],
-        "pictured": [model for model in first if model.plots],
-        "settings": common_settings(models),
-        "differences": differing_settings(models),
-        "cells": cell_table(report.study.cells),
-        "grid": flatten(report.study.config),
-        "versions": flatten(report.study.versions),
-        "machine": flatten(report.study.machine),
+        "pictured": [members[0] for members in groups if members[0].plots],
+        "settings": overview.common_settings(models),
+        "differences": overview.differing_settings(models),
+        "cells": overview.cell_table(study.cells),
+        "grid": flatten(study.config),
+        "versions": flatten(study.versions),
+        "machine": flatten(study.machine),
         "style": Markup(style),
         "script": Markup(script),
         "policy": _policy(style, script),
@@ -118,10 +96,6 @@ def _facts(study: StudyRecord) -> Iterator[str]:
     if study.cells:
         done = sum(cell.status == "finished" for cell in study.cells)
         yield f"{done} of {plural(len(study.cells), 'model')} finished"
-
-
-def _asset(name: str) -> str:
-    return files("eval.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

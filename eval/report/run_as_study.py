@@ -13,7 +13,7 @@ from eval.report.cell_format import flatten
 from eval.report.model import Model, RunConfig, read_model
 from eval.report.opening import Gap
 from eval.report.safe_folder import Folder
-from eval.study.results.record import CellRecord, Measured, StudyRecord, Table, Value, columns
+from eval.study.results.record import CellRecord, Measured, StudyRecord, Table, columns
 
 _ATTACKS = (
     *columns(threat="threat", attack="attack", protocol="protocol"),
@@ -26,21 +26,21 @@ _WORST = (
     *columns("percent", clean="clean", robust="robust, worst case"),
     *columns("integer", attacks="attacks", n="images"),
 )
+_Protocols = dict[Threat, dict[str, AttackResults]]
+_Worst = Sequence[tuple[AttackResults, int]]
 
 
 def read_run(folder: Folder) -> tuple[StudyRecord, Model, list[Gap]]:
     """Return a run directory as a study, its model, and what the paper's protocol reports against what is left.
 
-    Raises:
-        InputError: the configuration is missing or damaged.
+    Raises InputError where the configuration is missing or damaged.
     """
     config = folder.record("config.json", RunConfig)
     name = folder.path.resolve().name
     place: dict[str, Any] = {"dataset": config.dataset.name, "network": config.network, "regime": config.algo}
     model = read_model(folder, CellRecord(id=name, seed=config.seed, status="finished", **place))
     results = _read_results(folder, model)
-    worst = worst_cases(results)
-    device = model.summary.device
+    worst, protocols, device = worst_cases(results), _protocols(results), model.summary.device
     study = StudyRecord(
         format=FORMAT,
         name=name,
@@ -48,9 +48,15 @@ def read_run(folder: Folder) -> tuple[StudyRecord, Model, list[Gap]]:
         machine={"device": device} if device else {},
         cells=(model.cell,),
         tables=tuple(table for table in (_worst_table(worst), _attack_table(results)) if table.rows),
-        claims=tuple(_claims(model, results, worst)),
+        claims=tuple(_claims(model, protocols, worst)),
     )
-    return study, model, _gaps(model, results, worst)
+    gaps = []
+    for case, number in worst:
+        reported = protocols.get(case.threat, {}).get("cleverhans")
+        if reported is not None and number > 1:
+            accuracies = (reported.robust_accuracy, _robust(case), case.clean_accuracy)
+            gaps.append(Gap(config.algo, str(case.threat), *accuracies))
+    return study, model, gaps
 
 
 def _read_results(folder: Folder, model: Model) -> list[AttackResults]:
@@ -68,7 +74,7 @@ def _robust(result: AttackResults) -> Measured:
 
 
 def _attack_table(results: Sequence[AttackResults]) -> Table:
-    rows: tuple[dict[str, Value], ...] = tuple(
+    rows: tuple[dict[str, Any], ...] = tuple(
         {
             "threat": str(result.threat),
             "attack": attack_label(result),
@@ -85,18 +91,17 @@ def _attack_table(results: Sequence[AttackResults]) -> Table:
     return Table("attacks", "Attacks", note, _ATTACKS, rows)
 
 
-def _worst_table(worst: Sequence[tuple[AttackResults, int]]) -> Table:
-    rows: list[dict[str, Value]] = []
-    for case, number in worst:
-        row: dict[str, Value] = {"threat": str(case.threat), "attacks": number, "n": case.n}
-        rows.append(row | {"clean": case.clean_accuracy, "robust": _robust(case)})
+def _worst_table(worst: _Worst) -> Table:
+    rows: list[dict[str, Any]] = [
+        {"threat": str(case.threat), "attacks": number, "n": case.n}
+        | {"clean": case.clean_accuracy, "robust": _robust(case)}
+        for case, number in worst
+    ]
     note = "An image counts as robust only if no attack of the table below broke it."
     return Table("worst", "Worst case per image", note, _WORST, tuple(rows))
 
 
-def _claims(
-    model: Model, results: Sequence[AttackResults], worst: Sequence[tuple[AttackResults, int]]
-) -> list[str]:
+def _claims(model: Model, protocols: _Protocols, worst: _Worst) -> list[str]:
     lines = []
     for case, number in worst:
         low, high = (percent(bound) for bound in case.interval)
@@ -108,7 +113,7 @@ def _claims(
         f"Under {threat}, PGD with cleverhans' steps leaves {percent(pair['cleverhans'].robust_accuracy)}, "
         f"with steps of full length {percent(pair['normalized'].robust_accuracy)}; the floor shortened "
         f"{percent(pair['cleverhans'].shortened)} of the steps."
-        for threat, pair in _protocols(results).items()
+        for threat, pair in protocols.items()
         if threat.norm == "L2" and {"cleverhans", "normalized"} <= pair.keys()
     ]
     return lines + [
@@ -118,24 +123,11 @@ def _claims(
     ]
 
 
-def _protocols(results: Sequence[AttackResults]) -> dict[Threat, dict[str, AttackResults]]:
+def _protocols(results: Sequence[AttackResults]) -> _Protocols:
     """Return PGD on the cross-entropy by threat model and protocol."""
-    found: dict[Threat, dict[str, AttackResults]] = {}
+    found: _Protocols = {}
     for result in results:
         attack = result.attack
         if attack["name"] == "pgd" and attack.get("loss", "ce") == "ce" and result.in_box:
             found.setdefault(result.threat, {})[str(attack.get("protocol"))] = result
     return found
-
-
-def _gaps(
-    model: Model, results: Sequence[AttackResults], worst: Sequence[tuple[AttackResults, int]]
-) -> list[Gap]:
-    protocols, regime = _protocols(results), model.cell.regime
-    gaps = []
-    for case, number in worst:
-        reported = protocols.get(case.threat, {}).get("cleverhans")
-        if reported is not None and number > 1:
-            accuracies = (reported.robust_accuracy, _robust(case), case.clean_accuracy)
-            gaps.append(Gap(regime, str(case.threat), *accuracies))
-    return gaps

@@ -18,11 +18,7 @@ T = TypeVar("T")
 class Folder:
     """A directory whose files are read without leaving it: no ``..``, no absolute paths, no symbolic links.
 
-    Args:
-        path: the directory; it may itself be a link, for the user named it.
-
-    Raises:
-        InputError: there is no directory.
+    The directory itself may be a link, for the user named it; an InputError says where there is none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -33,24 +29,21 @@ class Folder:
     def read(self, name: str, limit: int) -> bytes:
         """Return the bytes of the regular file ``name``, a relative path.
 
-        Raises:
-            InputError: the path leads out of the directory or through a link, or the file is missing, unreadable,
-                not a regular file, or larger than ``limit`` bytes.
+        Raises InputError where the path leads out of the directory or through a link, or the file is missing,
+        unreadable, not a regular file, or larger than ``limit`` bytes.
         """
+        shown = self._show(name)
         try:
             handle = self._open(name)
         except OSError as error:
-            raise InputError(
-                f"cannot read {self._show(name)}: {error.strerror}; a report reads plain files, no links"
-            ) from None
+            reason = f"{error.strerror}; a report reads plain files, no links"
+            raise InputError(f"cannot read {shown}: {reason}") from None
         with os.fdopen(handle, "rb") as file:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                raise InputError(f"{self._show(name)} is no regular file; remove it or restore it")
+                raise InputError(f"{shown} is no regular file; remove it or restore it")
             if found.st_size > limit:
-                raise InputError(
-                    f"{self._show(name)} has {found.st_size} bytes; at most {limit} are read for a report"
-                )
+                raise InputError(f"{shown} has {found.st_size} bytes; at most {limit} are read for a report")
             return file.read(limit)
 
     def record(self, name: str, kind: type[T]) -> T:

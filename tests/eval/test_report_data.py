@@ -15,9 +15,8 @@ from eval.core.targets import load_samples, load_target
 from eval.core.threats import Threat
 from eval.report import command as report
 from eval.report.cell_format import written
-from eval.report.gallery import pack_gallery, read_gallery
+from eval.report.gallery import pack_gallery, pixels, read_gallery
 from eval.report.overview import cost_table, verdict_table, verdict_text
-from eval.report.pictures import pixels
 from eval.report.safe_folder import Folder
 from eval.robustness.suite import run_battery
 from eval.study.results.record import Column, Measured, Table
