@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -21,15 +22,12 @@ _CHECKED_IMAGES = 64
 def warn_about(target: Target, samples: Samples, threats: Sequence[Threat], loss: str = "ce") -> None:
     """Examine the model on a few images before it is attacked, and print what makes the attack's results doubtful.
 
-    Raises:
-        AttackError: what would make them meaningless, such as a layer in training mode or an impossible radius.
+    Raises AttackError for what would make them meaningless, such as a layer in training mode or an impossible radius.
     """
     x, y = samples.batch(spread(len(samples), _CHECKED_IMAGES), target.device)
     warnings: dict[str, None] = {}
     for threat in threats:
-        found = check_model(
-            target.model, x, y, norm=threat.norm, eps=threat.eps, loss=loss, needs_gradient=False
-        )
+        found = check_model(target.model, x, y, **vars(threat), loss=loss, needs_gradient=False)
         warnings |= dict.fromkeys(found.warnings)
     for line in warnings:
         print(f"warning: {target.name}: {line}", file=sys.stderr)
@@ -59,13 +57,8 @@ def progress_bar(label: str, total: int, shown: bool) -> Iterator[Report]:
         task = bar.add_task(label, total=total, robust="-", rate=0.0)
 
         def report(progress: Progress) -> None:
-            bar.update(
-                task,
-                description=f"{label} {progress.stage}",
-                completed=progress.done,
-                total=progress.total,
-                robust=percent(progress.robust),
-                rate=progress.images_per_second,
-            )
+            state: dict[str, Any] = {"completed": progress.done, "total": progress.total}
+            state |= {"robust": percent(progress.robust), "rate": progress.images_per_second}
+            bar.update(task, description=f"{label} {progress.stage}", **state)
 
         yield report

@@ -27,11 +27,8 @@ class _Origin(msgspec.Struct):
 def decode(content: bytes, kind: type[T], origin: str, remedy: str = "write it again") -> T:
     """Return JSON as ``kind``: a `msgspec.Struct`, or any other type that msgspec decodes.
 
-    Args:
-        content: the bytes of the file.
-        kind: what it must be; keys that it does not name are ignored, so that newer files can be read.
-        origin: the name of the file, for errors.
-        remedy: what to do with one that cannot be used.
+    Keys that ``kind`` does not name are ignored, so that newer files can be read. Errors name the file, ``origin``, and
+    what to do with one that cannot be used, ``remedy``.
 
     Raises:
         InputError: it is no JSON (NaN and infinities are none), a value is of the wrong type or out of range, or the
@@ -60,9 +57,8 @@ def read_record(path: Path, kind: type[T], remedy: str = "write it again") -> T:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; check the path and its permissions"
-        ) from None
+        remedy = "check the path and its permissions"
+        raise InputError(f"cannot read {path}: {error.strerror}; {remedy}") from None
     return decode(content, kind, str(path), remedy)
 
 

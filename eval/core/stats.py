@@ -41,6 +41,15 @@ def _check_confidence(confidence: float) -> None:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95")
 
 
+def _finite(values: ArrayLike, confidence: float) -> np.ndarray:
+    """Return the values as float64 (n,); InputError for none, one that is not finite, or a bad confidence."""
+    _check_confidence(confidence)
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+        raise InputError(f"cannot average {array.tolist()}; expected at least one finite number")
+    return array
+
+
 def known_mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of the values that are known, None where none is."""
     known = [value for value in values if value is not None]
@@ -50,15 +59,9 @@ def known_mean(values: Iterable[float | None]) -> float | None:
 def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval for a proportion, which stays sensible at 0 and 1 and for small ``n``.
 
-    Wilson (1927): the proportions p whose score test |p_hat - p| <= z sqrt(p (1 - p) / n) does not reject.
-
-    Args:
-        successes: count, 0 <= successes <= n; a mean of counts over trainings need not be whole, as scipy's must.
-        n: number of trials, at least 1.
-        confidence: coverage, in (0, 1).
-
-    Raises:
-        InputError: a count or the confidence is out of range.
+    Wilson (1927): the proportions p whose score test |p_hat - p| <= z sqrt(p (1 - p) / n) does not reject. A mean of
+    counts over trainings need not be whole, as scipy's must. Raises InputError unless 0 <= successes <= n, n >= 1 and
+    the confidence lies in (0, 1).
     """
     _check_confidence(confidence)
     if n < 1 or not 0 <= successes <= n:
@@ -75,15 +78,8 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
-    """Return the mean over independent runs (seeds) with Student's t-interval.
-
-    Raises:
-        InputError: no value, a value that is not finite, or a bad confidence.
-    """
-    _check_confidence(confidence)
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise InputError(f"cannot average {array.tolist()}; expected at least one finite number")
+    """Return the mean over independent runs (seeds), finite numbers, with Student's t-interval."""
+    array = _finite(values, confidence)
     mean = float(array.mean())
     if array.size == 1:
         return MeanInterval(mean, None, 1)
@@ -97,23 +93,13 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> PairedTest:
     """Test whether two outcome vectors on the SAME samples have the same rate.
 
     McNemar (1947) in the exact binomial form: only samples on which the two differ say anything, and under
-    equality each of them falls to either side with chance 1/2.
-
-    Args:
-        first: (n,) bool, such as "model A survives on image i".
-        second: (n,) bool, of the same samples in the same order.
-
-    Returns:
-        Discordant counts and the two-sided p-value, in (0, 1].
-
-    Raises:
-        InputError: the vectors are not one-dimensional or differ in length.
+    equality each of them falls to either side with chance 1/2. Both are (n,) bool, such as "model A survives on image
+    i", in one order; an InputError says where not. The p-value is two-sided, in (0, 1].
     """
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.ndim != 1 or a.shape != b.shape:
-        raise InputError(
-            f"paired outcomes have shapes {a.shape} and {b.shape}; expected two vectors of one length"
-        )
+        shapes = f"paired outcomes have shapes {a.shape} and {b.shape}"
+        raise InputError(f"{shapes}; expected two vectors of one length")
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     discordant = only_first + only_second
     from scipy.stats import binomtest
@@ -125,23 +111,12 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> PairedTest:
 def bootstrap(
     values: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, seed: int = 0
 ) -> MeanInterval:
-    """Return the mean of per-sample values with a percentile bootstrap interval (Efron 1979).
+    """Return the mean of per-sample values, (n,) finite numbers, with a percentile bootstrap interval (Efron 1979).
 
-    For quantities without a closed form, such as gradient norms or cosines over images.
-
-    Args:
-        values: (n,) finite numbers.
-        confidence: coverage, in (0, 1).
-        resamples: number of draws with replacement.
-        seed: of the draws; the same seed gives the same interval.
-
-    Raises:
-        InputError: no value, a value that is not finite, or a bad confidence.
+    For quantities without a closed form, such as gradient norms or cosines over images. ``resamples``: draws with
+    replacement; the same ``seed`` gives the same interval.
     """
-    _check_confidence(confidence)
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
-        raise InputError("cannot bootstrap: expected a vector of at least one finite number")
+    array = _finite(values, confidence)
     if array.size == 1:
         return MeanInterval(float(array[0]), None, 1)
     from scipy.stats import bootstrap as scipy_bootstrap

@@ -27,14 +27,10 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True)
 class Target:
-    """A classifier under evaluation.
+    """A classifier under evaluation: images in [0, 1], (N, C, H, W), to logits (N, K); in eval mode, on its device.
 
-    Attributes:
-        name: for tables.
-        model: images in [0, 1], (N, C, H, W), to logits (N, K); in eval mode, on its device.
-        sha256: hex digest of the weights (and, for an import path, of the path).
-        results_dir: where its result files belong.
-        dataset: the run's ``config["dataset"]``, or None where the data set must be named.
+    ``name``: for tables; ``sha256``: hex digest of the weights (and, for an import path, of the path); ``results_dir``:
+    where its result files belong; ``dataset``: the run's ``config["dataset"]``, None where the data set must be named.
     """
 
     name: str
@@ -53,16 +49,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images under attack.
+    """Images under attack: those of a split, train, val or test, of the data set ``name``.
 
     Attributes:
         images: of the whole split, uint8 in 0..255 or floats in [0, 1], (N, C, H, W).
         labels: of the whole split, (N,) int64.
         indices: (n,) int64 on the CPU, the images to attack, increasing.
-        name: of the data set.
-        split: train, val or test.
         fingerprint: hex digest of images and labels.
-        classes: names of the classes, or () where unknown.
+        classes: their names, or () where unknown.
     """
 
     images: Tensor
@@ -102,7 +96,6 @@ def load_target(
         spec: a run directory, a Stable-Baselines3 ``.zip`` or ``.safetensors`` of this project, or
             ``package.module:name`` of an ``nn.Module`` or of a function without arguments that returns one;
             this runs its code, so name only what you trust.
-        device: where to load it.
         network: for weights of your own network: ``package.module:Callable`` that builds it.
         trust: load an SB3 zip that cannot be read otherwise as SB3 does, which executes the code in it; a warning
             on standard error says so.
@@ -122,9 +115,8 @@ def load_target(
         dataset = run.config.get("dataset") if run.config_path.is_file() else None
         return Target(path.name, model, model_sha256(model), run.results_dir, dataset)
     if not _IMPORT_PATH.fullmatch(spec):
-        raise InputError(
-            f"no classifier at {spec!r}; expected a run directory, an SB3 .zip, or package.module:factory"
-        )
+        expected = "expected a run directory, an SB3 .zip, or package.module:factory"
+        raise InputError(f"no classifier at {spec!r}; {expected}")
     if network is not None:
         raise InputError(f"--network is {network!r}, but {spec} builds its own network; leave --network out")
     imported = _import_model(spec).to(device).eval()
@@ -153,10 +145,8 @@ def _import_model(spec: str) -> nn.Module:
     except Exception as error:  # foreign code may raise anything
         if is_machine_error(error):
             raise
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"cannot build a model from {spec} ({reason}); expected package.module:factory"
-        ) from error
+        failed = f"cannot build a model from {spec} ({type(error).__name__}: {error})"
+        raise InputError(f"{failed}; expected package.module:factory") from error
     if not isinstance(found, nn.Module):
         raise InputError(f"{spec} gave a {type(found).__name__}; expected an nn.Module from images to logits")
     return found
@@ -198,15 +188,14 @@ def load_samples(
     """Load the images to attack and check that they fit the model.
 
     Args:
-        target: the classifier; its run names the data set unless ``dataset`` does.
+        target: the classifier; its run names the data set, its place and image size unless the arguments do.
         n: how many images, spread over the split; a smaller choice is part of every larger one. Default: all.
         split: train, val or test.
         dataset: a name for `envs.datasets.load_dataset`.
-        data_root: where data sets lie; the run's by default.
-        image_size: resize to this many pixels a side; the run's by default.
+        data_root: where data sets lie.
+        image_size: resize to this many pixels a side.
 
-    Raises:
-        InputError: the data set is not named, cannot be read, or does not fit the model.
+    Raises InputError where the data set is not named, cannot be read, or does not fit the model.
     """
     if n is not None and n < 1:
         raise InputError(f"--n is {n}; expected at least 1 image")
@@ -232,24 +221,18 @@ def load_samples(
 def samples_from(images: Tensor, labels: Tensor, name: str = "images") -> Samples:
     """Return all of ``images`` (N, C, H, W), floats in [0, 1] or uint8, with ``labels`` (N,) as samples.
 
-    Raises:
-        InputError: their types or shapes are wrong.
+    Raises InputError where their types or shapes are wrong.
     """
-    for name, given in (("images", images), ("labels", labels)):
+    for what, given in (("images", images), ("labels", labels)):
         if not isinstance(given, Tensor):
-            raise InputError(
-                f"{name} are a {type(given).__name__}; expected a tensor, e.g. torch.as_tensor({name})"
-            )
+            expected = f"expected a tensor, e.g. torch.as_tensor({what})"
+            raise InputError(f"{what} are a {type(given).__name__}; {expected}")
     if images.ndim < 2 or not len(images) or not (images.is_floating_point() or images.dtype == torch.uint8):
-        raise InputError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; expected floats in [0, 1] or uint8, "
-            "(N, C, H, W)"
-        )
+        found = f"images are {images.dtype} of shape {tuple(images.shape)}"
+        raise InputError(f"{found}; expected floats in [0, 1] or uint8, (N, C, H, W)")
     if labels.shape != (len(images),) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected integers, one for each of the "
-            f"{len(images)} images"
-        )
+        found = f"labels are {labels.dtype} of shape {tuple(labels.shape)}"
+        raise InputError(f"{found}; expected integers, one for each of the {len(images)} images")
     images, labels = images.detach(), labels.long()
     digest = hashlib.sha256(f"{images.dtype} {tuple(images.shape)}".encode())
     for tensor in (images, labels):
@@ -258,11 +241,7 @@ def samples_from(images: Tensor, labels: Tensor, name: str = "images") -> Sample
 
 
 def check_fit(target: Target, samples: Samples) -> None:
-    """Run the model on one of the images.
-
-    Raises:
-        InputError: it does not take such images, or has other classes than the data set.
-    """
+    """Run the model on one image; InputError where it does not take it, or has other classes than the data set."""
     size = "x".join(str(length) for length in samples.images.shape[1:])
     image, _ = samples.batch(slice(0, 1), target.device)
     try:
@@ -272,12 +251,9 @@ def check_fit(target: Target, samples: Samples) -> None:
         if is_machine_error(error):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{target.name} does not take {size} images of {samples.name} ({reason}); name another --dataset"
-        ) from error
+        refused = f"{target.name} does not take {size} images of {samples.name} ({reason})"
+        raise InputError(f"{refused}; name another --dataset") from error
     if not isinstance(logits, Tensor) or logits.shape != (1, len(samples.classes)):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"{target.name} gives {found} for one image; "
-            f"{samples.name} needs logits of shape (1, {len(samples.classes)})"
-        )
+        needed = f"{samples.name} needs logits of shape (1, {len(samples.classes)})"
+        raise InputError(f"{target.name} gives {found} for one image; {needed}")

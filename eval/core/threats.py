@@ -34,11 +34,7 @@ def default_threats(channels: int) -> tuple[Threat, ...]:
 
 
 def parse_norm(text: str) -> str:
-    """Return ``Linf``, ``L2`` or ``L1`` for any usual spelling of it.
-
-    Raises:
-        InputError: it is none of them.
-    """
+    """Return ``Linf``, ``L2`` or ``L1`` for any usual spelling of it; an InputError names them for others."""
     norm = _SPELLINGS.get(text.strip().lower())
     if norm is None:
         raise unknown_name("norm", text, tuple(dict.fromkeys(_SPELLINGS.values())))
@@ -48,8 +44,7 @@ def parse_norm(text: str) -> str:
 def parse_eps(text: str, norm: str = "L2") -> float:
     """Return the radius written as a number or a fraction, such as ``0.5`` or ``8/255``.
 
-    Raises:
-        InputError: it is not a finite positive number, or above 1 for Linf (pixels lie in [0, 1]).
+    Raises InputError where it is not a finite positive number, or above 1 for Linf (pixels lie in [0, 1]).
     """
     try:
         eps = parse_number(text)
@@ -74,8 +69,7 @@ def format_eps(eps: float) -> str:
 def chosen_threat(norm: str | None, eps: str | None, channels: int) -> Threat | None:
     """Return the threat model that ``--norm`` and ``--eps`` name for images of so many channels; None if neither does.
 
-    Raises:
-        InputError: a bad norm or radius, or a radius without a norm.
+    Raises InputError for a bad norm or radius, or a radius without a norm.
     """
     if norm is not None:
         name = parse_norm(norm)

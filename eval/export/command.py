@@ -19,10 +19,8 @@ from envs.errors import InputError
 from envs.files import read_json, write_atomic, write_json
 from eval.core.formatting import count, make_table, print_table
 from eval.core.targets import Samples, Target, load_target
-from eval.export.card import CARD, check_license, model_card
-from eval.export.check import Agreement, compare
-from eval.export.evaluation import find_evaluation, info_file, model_info
-from eval.export.formats import FILES, FORMATS, Format
+from eval.export.card import CARD, check_license, find_evaluation, info_file, model_card, model_info
+from eval.export.formats import FILES, FORMATS, Agreement, Format, compare
 from eval.export.layers import describe_layers
 from eval.export.options import ExportCommand
 from eval.export.options import main as main
@@ -72,12 +70,8 @@ def export(
         formats: among `eval.export.formats.FORMATS`.
         license: identifier for the card; None leaves it out.
 
-    Returns:
-        How far each export is from the model, by the format's name.
-
-    Raises:
-        InputError: the model does not fit a format, or an export is not the same model.
-        OSError: the directory cannot be written.
+    Returns how far each export is from the model, by the format's name. Raises InputError where the model does not fit
+    a format, or an export is not the same model, and OSError where the directory cannot be written.
     """
     images, labels = samples.batch(slice(None), target.device)
     example = images[:2] if len(images) > 1 else images.repeat(2, 1, 1, 1)

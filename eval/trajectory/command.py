@@ -13,10 +13,10 @@ from eval.core.formatting import print_table
 from eval.core.progress import progress_bar
 from eval.core.threats import Threat, chosen_threat
 from eval.robustness.suite import battery
+from eval.trajectory.figure import write_outputs
 from eval.trajectory.measure import follow, snapshots
 from eval.trajectory.options import TrajectoryCommand
 from eval.trajectory.options import main as main
-from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import SUFFIX, Trajectory, read_trajectories
 from eval.trajectory.tables import alike, summary_table, trajectory_tables, write_events
 
@@ -24,9 +24,8 @@ from eval.trajectory.tables import alike, summary_table, trajectory_tables, writ
 def trajectory_command(config: TrajectoryCommand) -> int:
     """Attack every snapshot of the runs; write table, figure, and all outcomes per image."""
     if not config.targets or not config.attacks:
-        raise InputError(
-            "no run or no attack given; name run directories with snapshots, and at least one attack"
-        )
+        named = "name run directories with snapshots, and at least one attack"
+        raise InputError(f"no run or no attack given; {named}")
     check_batch_size(config.batch_size)
     if config.points is not None and config.points < 1:
         raise InputError(f"--points is {config.points}; expected at least 1, or leave it out")

@@ -1,17 +1,19 @@
-"""The figure: what the paper's protocol reports against what is left, over the images seen in training."""
+"""The figure of followed runs, what is reported against what is left over the images seen; and their files."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.core.plot_style import INK, colour, legend_below, new_figure, tidy
+from envs.files import write_json
+from eval.core.plot_style import INK, colour, legend_below, new_figure, save_figure, tidy
 from eval.core.records import share
 from eval.core.stats import wilson
-from eval.trajectory.record import OUTSIDE, Point, Trajectory
-from eval.trajectory.tables import alike, by_regime
+from eval.trajectory.record import OUTSIDE, SUFFIX, Point, Trajectory, write_trajectories
+from eval.trajectory.tables import alike, by_regime, scalars, summary_rows
 
 _PER_ROW = 4
 
@@ -71,5 +73,19 @@ def _panel(axes: Axes, regime: str, members: Sequence[Trajectory]) -> None:
             axes.fill_between(images, low, high, color=shade, alpha=0.15, linewidth=0)
     hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": colour(1), "hatch": "////", "alpha": 0.5}
     axes.fill_between(images, means[1], means[2], linewidth=0, **hatched)
-    axes.set_xscale("log")
-    axes.set_ylim(-0.02, 1.02)
+    axes.set(xscale="log", ylim=(-0.02, 1.02))
+
+
+def write_outputs(out: Path, trajectories: Sequence[Trajectory], outcomes: bool = True) -> None:
+    """Write ``trajectory.json`` and ``.png`` into ``out``; ``outcomes``: also every outcome, as ``.json.xz``."""
+    out.mkdir(parents=True, exist_ok=True)
+    save_figure(out / "trajectory.png", trajectory_figure(trajectories))
+    if outcomes:
+        write_trajectories(out / f"trajectory{SUFFIX}", trajectories)
+    rows = []
+    for item in trajectories:
+        about = {"name": item.name, "regime": item.regime, "seed": item.seed}
+        about |= {"data": item.data | {"n": len(item.indices)}, "threat": item.threat}
+        rows.append(about | {"points": [{"images": point.images} | scalars(point) for point in item.points]})
+    ends = {group[0].title: summary_rows(group) for group in alike(trajectories)}
+    write_json(out / "trajectory.json", {"format": 1, "trajectories": rows, "ends": ends})

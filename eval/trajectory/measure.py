@@ -36,23 +36,21 @@ def snapshots(
 ) -> dict[int, Target]:
     """Return the snapshots of a run as targets, by images seen; of many, ``points`` spread from first to last.
 
-    Raises:
-        InputError: the run kept none.
+    Raises InputError where the run kept none.
     """
     paths = snapshot_paths(run)
     if points is not None and points < len(paths):
         kept, steps = list(paths), np.linspace(len(paths) - 1, 0, points).round()
         paths = {kept[int(step)]: paths[kept[int(step)]] for step in steps[::-1]}
     if not paths:
-        raise InputError(
-            f"{run.path} has no snapshots; train with --snapshots 12, or name passes such as 1,5,20"
-        )
+        remedy = "train with --snapshots 12, or name passes such as 1,5,20"
+        raise InputError(f"{run.path} has no snapshots; {remedy}")
     name, place = run.path.resolve().name, (run.results_dir / "trajectory", run.config.get("dataset"))
-    models = {images: load_classifier(path, device, network) for images, path in paths.items()}
-    return {
-        images: Target(f"{name} at {images:,}", model, model_sha256(model), *place)
-        for images, model in models.items()
-    }
+    targets = {}
+    for images, path in paths.items():
+        model = load_classifier(path, device, network)
+        targets[images] = Target(f"{name} at {images:,}", model, model_sha256(model), *place)
+    return targets
 
 
 @takes_numbers
@@ -71,9 +69,7 @@ def follow(
     """Attack every snapshot (``targets``, from `snapshots`) on the same images and measure its indicators.
 
     ``attacks`` and the options are those of `eval.robustness.suite.run_battery`; ``force``: also what is stored.
-
-    Raises:
-        InputError, AttackError: a wrong name or option, or a model that cannot be attacked.
+    InputError and AttackError tell of a wrong name or option, or of a model that cannot be attacked.
     """
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "force": force, "bar": bar}
     battery(attacks, [threat], seed)  # wrong names and options end here
@@ -88,17 +84,9 @@ def follow(
         points.append(Point(images, target.sha256, clean, outcomes, measured))
     stored = run.config["config"]
     config = {key: value for key, value in stored.items() if key not in _PLACES and value is not None}
-    return Trajectory(
-        name=run.path.resolve().name,
-        regime=regime_name(stored),
-        seed=stored["seed"],
-        threat=str(threat),
-        data=samples.record() | {"dataset": Path(samples.name.partition(":")[2] or samples.name).name},
-        indices=samples.indices.tolist(),
-        config=config,
-        versions=versions(),
-        points=points,
-    )
+    data = samples.record() | {"dataset": Path(samples.name.partition(":")[2] or samples.name).name}
+    who = (run.path.resolve().name, regime_name(stored), stored["seed"], str(threat))
+    return Trajectory(*who, data, samples.indices.tolist(), config, versions(), points)
 
 
 def regime_name(config: dict[str, Any]) -> str:
@@ -139,11 +127,10 @@ def indicators(
 ) -> dict[str, list[float | None]]:
     """Measure a model at its images, and along the path of PGD by the cleverhans protocol.
 
-    Returns:
-        Per image: ``gradient_norm`` (L2 length of the input gradient of its cross-entropy), ``margin`` (true logit
-        minus the largest other), ``entropy`` (bits); and along the path ``cosine`` (mean cosine of successive
-        gradients), ``clamped_cosine`` (the same with directions by the authors' definition) and ``clamped`` (share of
-        gradients whose direction the clamp shortens).
+    Per image: ``gradient_norm`` (L2 length of the input gradient of its cross-entropy), ``margin`` (true logit minus
+    the largest other), ``entropy`` (bits); and along the path ``cosine`` (mean cosine of successive gradients),
+    ``clamped_cosine`` (the same with directions by the authors' definition) and ``clamped`` (share of gradients whose
+    direction the clamp shortens).
     """
     x, y = samples.batch(slice(None), target.device)
     at = input_gradient(target.model, x, y)

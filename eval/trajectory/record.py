@@ -19,12 +19,10 @@ _DIGITS = 4  # significant ones of what is measured per image: rounding of kerne
 
 
 class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One attack on one snapshot.
+    """One attack, by name, norm, radius and every option, on one snapshot.
 
-    Attributes:
-        robust: a character per image: 1 where it is classified correctly under the attack, else 0.
-        attack: name, norm, radius and every option.
-        shortened: per image, the share of steps that the floor of the cleverhans protocol shortened.
+    ``robust``: a character per image: 1 where it is classified correctly under the attack, else 0; ``shortened``: per
+    image, the share of steps that the floor of the cleverhans protocol shortened.
     """
 
     robust: str
@@ -33,14 +31,10 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One snapshot.
+    """One snapshot after so many ``images`` of training, with the SHA-256 of its weights.
 
-    Attributes:
-        images: seen in training.
-        sha256: of the weights.
-        clean: a character per image: 1 where it is classified correctly, else 0.
-        attacks: by the names that reports use.
-        indicators: per image, see `eval.trajectory.measure`; None where undefined.
+    ``clean``: a character per image: 1 where it is classified correctly, else 0; ``attacks``: by the names that reports
+    use; ``indicators``: per image, see `eval.trajectory.measure`, None where undefined.
     """
 
     images: int
@@ -67,18 +61,10 @@ class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Trajectory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A run followed through training.
+    """A run followed through training, its points in the order of training.
 
-    Attributes:
-        name: of the run.
-        regime: such as ``RL`` or ``SL-PGD``.
-        seed: of the training.
-        threat: as text, such as ``L2 1.5``.
-        data: ``dataset``, ``split`` and ``fingerprint``.
-        indices: of the attacked images in the split.
-        config: the training's settings.
-        versions: of the packages.
-        points: in the order of training.
+    ``regime``: such as ``RL`` or ``SL-PGD``; ``threat``: as text, such as ``L2 1.5``; ``data``: ``dataset``, ``split``
+    and ``fingerprint``; ``indices``: of the attacked images in the split; ``config``: the training's settings.
     """
 
     name: str
@@ -99,15 +85,13 @@ class Trajectory(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         n = len(self.indices)
         for point in self.points:
-            rows = [point.clean, *(outcome.robust for outcome in point.attacks.values())]
+            outcomes = point.attacks.values()
+            rows = [point.clean, *(outcome.robust for outcome in outcomes)]
             columns: list[Any] = [*rows, *point.indicators.values()]
-            columns += [
-                outcome.shortened for outcome in point.attacks.values() if outcome.shortened is not None
-            ]
+            columns += [outcome.shortened for outcome in outcomes if outcome.shortened is not None]
             if not n or any(len(column) != n for column in columns) or not set("".join(rows)) <= {"0", "1"}:
-                raise ValueError(
-                    f"{self.name} at {point.images} images lacks one outcome for each of {n} images"
-                )
+                where = f"{self.name} at {point.images} images"
+                raise ValueError(f"{where} lacks one outcome for each of {n} images")
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,9 +120,8 @@ def read_trajectories(path: Path) -> list[Trajectory]:
     try:
         content = lzma.decompress(path.read_bytes())
     except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror}; expected a file of eval.trajectory"
-        ) from None
+        expected = "expected a file of eval.trajectory"
+        raise InputError(f"cannot read {path}: {error.strerror}; {expected}") from None
     except (lzma.LZMAError, EOFError) as error:
         raise InputError(f"{path} is no file of eval.trajectory ({error}); write it again") from None
     return decode(content, _File, str(path)).trajectories

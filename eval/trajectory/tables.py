@@ -1,7 +1,7 @@
 """Trajectories as tables and TensorBoard scalars."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,8 @@ def trajectory_tables(trajectory: Trajectory) -> tuple[Table, Table]:
         seen, found = count(point.images), point.attacks
         shares = [percent(share(found[name].robust)) if name in found else "-" for name in names]
         left = with_interval(share(point.left), interval(point.left))
-        attacked.add_row(
-            seen, percent(share(point.clean)), *shares, left, percent(point.shortened("pgd-cleverhans"))
-        )
+        shortened = percent(point.shortened("pgd-cleverhans"))
+        attacked.add_row(seen, percent(share(point.clean)), *shares, left, shortened)
         values = ((point.indicator(name, how), form) for name, (how, _, form) in _INDICATORS.items())
         measured.add_row(seen, *("-" if value is None else f"{value:{form}}" for value, form in values))
     return attacked, measured
@@ -66,22 +65,16 @@ def summary_rows(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
     return rows
 
 
-def grouped(trajectories: Iterable[Trajectory], name: str) -> dict[str, list[Trajectory]]:
-    """Return trajectories by an attribute, in the order in which its values come first."""
-    groups: dict[str, list[Trajectory]] = {}
-    for trajectory in trajectories:
-        groups.setdefault(getattr(trajectory, name), []).append(trajectory)
-    return groups
+def by_regime(trajectories: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
+    """Return trajectories by regime, in the order in which regimes come first."""
+    regimes = dict.fromkeys(item.regime for item in trajectories)
+    return {regime: [item for item in trajectories if item.regime == regime] for regime in regimes}
 
 
-def by_regime(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
-    """Return trajectories by regime."""
-    return grouped(trajectories, "regime")
-
-
-def alike(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
+def alike(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
     """Return those of one data set, network and threat model together."""
-    return list(grouped(trajectories, "title").values())
+    titles = dict.fromkeys(item.title for item in trajectories)
+    return [[item for item in trajectories if item.title == title] for title in titles]
 
 
 def summary_table(trajectories: Sequence[Trajectory]) -> Table:

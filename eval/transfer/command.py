@@ -41,11 +41,9 @@ def transfer_command(config: TransferCommand) -> int:
         warn_about(target, samples, [threat], "mifpe")
     out = config.out or targets[0].results_dir / "transfer"
     stem = f"transfer-{norm}-{threat.eps:.4g}-{config.steps}-{len(samples)}-s{config.seed}"
-    options: dict[str, Any] = {
-        name: getattr(config, name) for name in ("steps", "seed", "batch_size", "force")
-    }
-    options["report"] = lambda line: print(line, file=sys.stderr, flush=True)
-    matrix = fill(out / f"{stem}.json", targets, samples, threat, crafts=crafts, **options)
+    options: dict[str, Any] = {key: getattr(config, key) for key in ("steps", "seed", "batch_size", "force")}
+    options |= {"crafts": crafts, "report": lambda line: print(line, file=sys.stderr, flush=True)}
+    matrix = fill(out / f"{stem}.json", targets, samples, threat, **options)
     title = f"{samples.name} ({samples.split}, n = {len(samples)}), {threat}"
     names = shorten(target.name for target in targets)
     for craft in ("clean", *crafts):

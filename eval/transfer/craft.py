@@ -37,17 +37,9 @@ def make_images(
 ) -> Tensor:
     """Return the last iterates (N, C, H, W) of PGD on ``model``, steps of eps / 10, in the ball and in [0, 1].
 
-    Args:
-        craft: one of `CRAFTS`.
-        model: images in [0, 1] to logits.
-        x: images in [0, 1], (N, C, H, W), with labels ``y`` (N,).
-        threat: norm and radius.
-        steps: gradient steps.
-        seed: of the random starts, which depend on ``ids`` (N,), one an image.
-        batch_size: most images at once; None chooses.
-
-    Raises:
-        AttackError: wrong inputs, or a model without gradients.
+    ``craft`` is one of `CRAFTS`, ``x`` (N, C, H, W) in [0, 1] with labels ``y`` (N,); random starts depend on ``seed``
+    and on ``ids`` (N,), one an image; ``batch_size``: most images at once, None chooses. An AttackError tells of wrong
+    inputs, or of a model without gradients.
     """
     options: dict[str, Any] = {**vars(threat), **CRAFTS[craft], "keep": "last", "early_stop": False}
     options |= {"steps": steps, "step_size": threat.eps / 10, "batch_size": batch_size}

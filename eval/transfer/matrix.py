@@ -17,14 +17,11 @@ from eval.transfer.craft import CRAFTS, defined, make_images, still_correct
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model shown the images made on another.
+    """One model shown the images made on another: the share that it classifies correctly, with Wilson's interval.
 
-    Attributes:
-        craft: how they were made, see `eval.transfer.craft.CRAFTS`; ``clean`` for the untouched images.
-        source, target: SHA-256 of the models' weights; for clean images the source is the target.
-        accuracy: share of images that the target classifies correctly.
-        ci95: Wilson's interval over images.
-        correct: a character per image: 1 where it is classified correctly, else 0.
+    ``craft``: how they were made, see `eval.transfer.craft.CRAFTS`; ``clean`` for the untouched images. ``source`` and
+    ``target``: SHA-256 of the models' weights; for clean images the source is the target. ``correct``: a character per
+    image: 1 where it is classified correctly, else 0.
     """
 
     craft: str
@@ -41,15 +38,10 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Matrix(msgspec.Struct, forbid_unknown_fields=True):
-    """What is known so far; ``question`` is what all entries share: threat model, images, steps, seed.
+    """What is known so far, the entries in the order in which they were found.
 
-    Attributes:
-        question: ``norm``, ``eps``, ``steps``, ``seed``, ``data`` with the indices of the images.
-        entries: in the order in which they were found.
-        models: names by SHA-256.
-        crafts: options of `attacks.pgd` by craft.
-        versions: of the packages.
-        format: of the file.
+    ``question`` is what all entries share: ``norm``, ``eps``, ``steps``, ``seed``, ``data`` with the indices of the
+    images; ``models``: names by SHA-256; ``crafts``: options of `attacks.pgd` by craft.
     """
 
     question: dict[str, Any]
@@ -92,16 +84,13 @@ def fill(
     """Show every target the images made on every other and on itself; save after each source, and skip what is known.
 
     Args:
-        path: of the JSON file, which names the same ``question`` where it exists; ``force`` ignores it.
+        path: of the JSON file; ``force`` ignores one that exists.
         targets: the models, on one device.
-        samples: the images.
-        threat: norm and radius.
         crafts: ways of making images; what the threat model does not have is left out.
         steps, seed, batch_size: as `eval.transfer.craft.make_images`.
         report: given a line per source and craft.
 
-    Raises:
-        InputError: the file is damaged or answers another question.
+    Raises InputError where the file is damaged or answers another question.
     """
     data = samples.record() | {"indices": samples.indices.tolist()}
     question = {**vars(threat), "steps": steps, "seed": seed, "data": data}
@@ -110,6 +99,7 @@ def fill(
         raise InputError(f"{path} was made by an earlier version's crafts; give another --out or --force")
     if matrix.question != question:
         raise InputError(f"{path} holds other images, radius, steps or seed; give another --out or --force")
+    path.parent.mkdir(parents=True, exist_ok=True)
     matrix.models |= {target.sha256: target.name for target in targets}
     x, y = samples.batch(slice(None), targets[0].device)
     ids = samples.indices.to(x.device)
@@ -126,16 +116,11 @@ def fill(
             images = make_images(craft, source.model, x, y, threat, **options)
             for item in left:
                 matrix.entries.append(_entry(craft, source, item, still_correct(item.model, images, y)))
-            _write(path, matrix)
-    _write(path, matrix)
+            write_record(path, matrix)
+    write_record(path, matrix)
     return matrix
 
 
 def _entry(craft: str, source: Target, target: Target, correct: Sequence[bool]) -> Entry:
     row = bits(correct)
     return Entry(craft, source.sha256, target.sha256, share(row), interval(row), row)
-
-
-def _write(path: Path, matrix: Matrix) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_record(path, matrix)

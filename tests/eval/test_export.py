@@ -21,9 +21,8 @@ from eval.attack.results import write_results
 from eval.core.targets import load_samples, load_target
 from eval.core.threats import Threat
 from eval.export import command
-from eval.export.check import compare
-from eval.export.evaluation import Evaluation, model_info
-from eval.export.formats import FORMATS
+from eval.export.card import Evaluation, model_info
+from eval.export.formats import FORMATS, compare
 from eval.export.layers import LayerNetwork, describe_layers
 from eval.robustness.suite import run_battery
 

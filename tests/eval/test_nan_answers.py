@@ -10,7 +10,7 @@ from envs.files import read_json, write_json
 from eval.attack.command import main as attack
 from eval.attack.results import read_results
 from eval.audit import main as audit
-from eval.export.check import compare
+from eval.export.formats import compare
 from eval.mechanism.command import main as mechanism
 from eval.robustness.command import main as robustness
 from eval.transfer.command import main as transfer

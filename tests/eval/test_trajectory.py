@@ -21,8 +21,8 @@ from eval.core.records import bits, interval, share
 from eval.core.targets import load_samples
 from eval.core.threats import Threat
 from eval.trajectory.command import main
+from eval.trajectory.figure import write_outputs
 from eval.trajectory.measure import follow, regime_name, snapshots
-from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import Outcome, Point, read_trajectories, worst, write_trajectories
 from eval.trajectory.tables import scalars, summary_rows
 from tests.support.nan_models import NanNear
