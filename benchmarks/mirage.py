@@ -20,9 +20,8 @@ from eval.core.records import share
 from eval.core.stats import wilson
 from eval.study.results.claims import verdict
 from eval.study.results.statistics import compare_pairs
-from eval.trajectory.figure import claimed, trajectory_figure
+from eval.trajectory.outputs import alike, by_regime, claimed, scalars, trajectory_figure
 from eval.trajectory.record import SUFFIX, Point, Trajectory, read_trajectories
-from eval.trajectory.tables import alike, by_regime, scalars
 
 FOLDER = RESULTS / "trajectory"
 PICTURE = RESULTS.parent / "images" / "mirage.png"

@@ -13,12 +13,11 @@ from eval.core.formatting import print_table
 from eval.core.progress import progress_bar
 from eval.core.threats import Threat, chosen_threat
 from eval.robustness.suite import battery
-from eval.trajectory.figure import write_outputs
 from eval.trajectory.measure import follow, snapshots
 from eval.trajectory.options import TrajectoryCommand
 from eval.trajectory.options import main as main
+from eval.trajectory.outputs import alike, summary_table, trajectory_tables, write_events, write_outputs
 from eval.trajectory.record import SUFFIX, Trajectory, read_trajectories
-from eval.trajectory.tables import alike, summary_table, trajectory_tables, write_events
 
 
 def trajectory_command(config: TrajectoryCommand) -> int:

@@ -16,8 +16,7 @@ from eval.core.plot_style import heat_map, panels, save_figure, shorten
 from eval.core.progress import warn_about
 from eval.core.targets import Target, check_fit
 from eval.core.threats import Threat, parse_eps, parse_norm
-from eval.transfer.craft import CRAFTS, defined
-from eval.transfer.matrix import Matrix, fill
+from eval.transfer.matrix import CRAFTS, Matrix, defined, fill
 from eval.transfer.options import TransferCommand
 from eval.transfer.options import main as main
 

@@ -1,25 +1,68 @@
-"""The source x target matrix of transfer, per image, and the file from which an interrupted call goes on."""
+"""Transfer: how images are made on a model, and the source x target matrix, per image, that goes on where it ended."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from torch import Tensor, nn
 
+import attacks
 from agents.common.plain_numbers import takes_numbers
+from agents.common.protocols import CLEVERHANS_BATCH
 from agents.common.run_dir import versions
+from attacks.core.losses import misclassified
 from envs.errors import InputError
 from eval.core.records import FORMAT, bits, interval, read_record, share, write_record
 from eval.core.stats import Interval
-from eval.core.targets import Samples, Target
+from eval.core.targets import Samples, Target, logits_of
 from eval.core.threats import Threat
-from eval.transfer.craft import CRAFTS, defined, make_images, still_correct
+
+# "paper": the protocol of Zou et al. 2026 (arXiv 2606.12251), which attacks the true labels, kept in [0, 1]; "strong":
+# steps of full length on the MIFPE loss, which no saturated softmax weakens.
+CRAFTS: dict[str, dict[str, Any]] = {
+    "paper": {"protocol": "cleverhans", "averaged_over": CLEVERHANS_BATCH},
+    "strong": {"loss": "mifpe"},
+}
+
+
+def defined(craft: str, threat: Threat) -> bool:
+    """Return whether a craft exists for a threat model; the paper's does not for L1."""
+    return craft != "paper" or threat.norm != "L1"
+
+
+def make_images(
+    craft: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    steps: int,
+    seed: int,
+    ids: Tensor,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Return the last iterates (N, C, H, W) of PGD on ``model``, steps of eps / 10, in the ball and in [0, 1].
+
+    ``craft`` is one of `CRAFTS`, ``x`` (N, C, H, W) in [0, 1] with labels ``y`` (N,); random starts depend on ``seed``
+    and on ``ids`` (N,), one an image; ``batch_size``: most images at once, None chooses. An AttackError tells of wrong
+    inputs, or of a model without gradients.
+    """
+    options: dict[str, Any] = {**vars(threat), **CRAFTS[craft], "keep": "last", "early_stop": False}
+    options |= {"steps": steps, "step_size": threat.eps / 10, "batch_size": batch_size}
+    return attacks.pgd(model, x, y, seed=seed, sample_ids=ids, **options).adversarial
+
+
+def still_correct(model: nn.Module, images: Tensor, labels: Tensor) -> list[bool]:
+    """Return per image whether ``model`` classifies it correctly; images and labels on the model's device."""
+    return (~misclassified(logits_of(model, images), labels)).tolist()
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model shown the images made on another: the share that it classifies correctly, with Wilson's interval.
 
-    ``craft``: how they were made, see `eval.transfer.craft.CRAFTS`; ``clean`` for the untouched images. ``source`` and
+    ``craft``: how they were made, see `CRAFTS`; ``clean`` for the untouched images. ``source`` and
     ``target``: SHA-256 of the models' weights; for clean images the source is the target. ``correct``: a character per
     image: 1 where it is classified correctly, else 0.
     """
@@ -87,7 +130,7 @@ def fill(
         path: of the JSON file; ``force`` ignores one that exists.
         targets: the models, on one device.
         crafts: ways of making images; what the threat model does not have is left out.
-        steps, seed, batch_size: as `eval.transfer.craft.make_images`.
+        steps, seed, batch_size: as `make_images`.
         report: given a line per source and craft.
 
     Raises InputError where the file is damaged or answers another question.

@@ -21,10 +21,9 @@ from eval.core.records import bits, interval, share
 from eval.core.targets import load_samples
 from eval.core.threats import Threat
 from eval.trajectory.command import main
-from eval.trajectory.figure import write_outputs
 from eval.trajectory.measure import follow, regime_name, snapshots
+from eval.trajectory.outputs import scalars, summary_rows, write_outputs
 from eval.trajectory.record import Outcome, Point, read_trajectories, worst, write_trajectories
-from eval.trajectory.tables import scalars, summary_rows
 from tests.support.nan_models import NanNear
 
 THREAT = Threat("L2", 0.5)

@@ -12,8 +12,7 @@ from eval.core.stats import wilson
 from eval.core.targets import Target, model_sha256, samples_from
 from eval.core.threats import Threat
 from eval.transfer.command import main
-from eval.transfer.craft import make_images
-from eval.transfer.matrix import fill, read_matrix
+from eval.transfer.matrix import fill, make_images, read_matrix
 
 THREAT = Threat("L2", 0.3)  # pixels are a quarter from the border: reached by one, not by two at once
 

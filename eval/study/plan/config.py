@@ -18,7 +18,7 @@ from eval.attack.registry import attack_names, resolve_options
 from eval.core.records import Count
 from eval.core.threats import Threat, parse_eps, parse_norm
 from eval.robustness.suite import PRESETS as BATTERY
-from eval.transfer.craft import CRAFTS
+from eval.transfer.matrix import CRAFTS
 
 # Names that a study may list beside those of `eval.robustness.suite`; options as the attack's own.
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = BATTERY | {"autoattack-plus": BATTERY["plus"]}
@@ -51,7 +51,7 @@ class Attack:
 class TransferPlan:
     """Images made on every model by PGD of so many ``steps`` and shown to all others.
 
-    ``crafts``, see `eval.transfer.craft`: ``paper``: last iterate of PGD by the paper's protocol; ``strong``: the same
+    ``crafts``, see `eval.transfer.matrix`: ``paper``: last iterate of PGD by the paper's protocol; ``strong``: the same
     with steps of full length on the MIFPE loss, which no saturated softmax weakens. Empty: no transfer.
     """
 

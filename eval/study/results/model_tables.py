@@ -11,8 +11,7 @@ from eval.study.results.cell_results import CellResult
 from eval.study.results.overview import Group, Overview
 from eval.study.results.record import Column, Measured, Table, Value, columns
 from eval.study.results.statistics import Rate, rate
-from eval.trajectory.figure import claimed
-from eval.trajectory.tables import scalars
+from eval.trajectory.outputs import claimed, scalars
 
 SOURCE = "arXiv 2606.12251"  # Zou et al. 2026: the paper that studies can be compared with
 # Its accuracy on CIFAR-10 images made on another model, 6-layer network under L2, by (source, target).

@@ -11,7 +11,7 @@ from eval.core.plot_style import INK, colour, heat_map, legend_below, marker, pa
 from eval.study.results.model_tables import transfer_rates
 from eval.study.results.overview import Group, Overview, outcome, survives
 from eval.study.results.statistics import rate_of
-from eval.trajectory.figure import trajectory_figure
+from eval.trajectory.outputs import trajectory_figure
 
 
 class Picture(NamedTuple):

@@ -31,10 +31,10 @@ from eval.robustness.suite import scaled
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
 from eval.study.run.jobs import Job, Outcome, TrainedModel, import_path
-from eval.trajectory.figure import write_outputs
 from eval.trajectory.measure import follow, snapshots
+from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import SUFFIX
-from eval.transfer.craft import CRAFTS, defined, make_images, still_correct
+from eval.transfer.matrix import CRAFTS, defined, make_images, still_correct
 
 
 @tf32(False)  # workers are processes of their own
