@@ -21,6 +21,11 @@ class Threat(PlainNumbers):
     def __str__(self) -> str:
         return f"{self.norm} {format_eps(self.eps)}"
 
+    @property
+    def slug(self) -> str:
+        """Part of a file's name, such as ``L2-0.5``."""
+        return f"{self.norm}-{self.eps:.4g}"
+
 
 # Radii that the literature reports: Linf 0.1 and L2 1.5 for digits and MNIST-like greyscale images; for
 # colour, Linf 8/255, L2 1.0, the radius of Zou et al. 2026 (arXiv 2606.12251), and L2 0.5 (RobustBench).

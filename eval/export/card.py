@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from envs.errors import InputError
@@ -182,8 +181,3 @@ def _row(result: AttackResults) -> dict[str, Any]:
         "robust_accuracy": result.robust_accuracy,
         "ci95": list(result.interval),
     }
-
-
-def info_file(threat: Threat) -> Path:
-    """Return the name of the file of `model_info` for a threat model."""
-    return Path(f"model_info-{threat.norm}-{threat.eps:.4g}.json")

@@ -19,7 +19,7 @@ from envs.errors import InputError
 from envs.files import read_json, write_atomic, write_json
 from eval.core.formatting import count, make_table, print_table
 from eval.core.targets import Samples, Target, load_target
-from eval.export.card import CARD, check_license, find_evaluation, info_file, model_card, model_info
+from eval.export.card import CARD, check_license, find_evaluation, model_card, model_info
 from eval.export.formats import FILES, FORMATS, Agreement, Format, compare
 from eval.export.layers import describe_layers
 from eval.export.options import ExportCommand
@@ -93,7 +93,8 @@ def export(
         card = model_card(target, samples, evaluation, about=about, config=config, license=license)
         write_atomic(folder / CARD, card)
         for threat in evaluation.threats:
-            write_json(folder / info_file(threat), model_info(target, samples, evaluation, threat, config))
+            info = model_info(target, samples, evaluation, threat, config)
+            write_json(folder / f"model_info-{threat.slug}.json", info)
     return found
 
 

@@ -1,6 +1,7 @@
 """The command line ``python -m eval.report``: a study, or one run, as one self-contained HTML page."""
 
 import sys
+from collections.abc import Iterator
 
 from agents.common.command_line import one_line
 from envs.errors import InputError
@@ -62,25 +63,19 @@ def collect(folder: Folder, images: int = 8, characters: int = 40 * 2**20) -> Re
     for model in first:
         add_plots(folder, model, budget)
     opening = make_opening(study, models, gaps)
-    return Report(study, models, opening, plots, [*_missing(study), *problems, *_model_problems(models)])
+    return Report(study, models, opening, plots, list(_missing(study, problems, models)))
 
 
-def _missing(study: StudyRecord) -> list[str]:
-    """Return one line per cell that is not finished, and one per part that the study lacks."""
-    lines = [
-        f"{cell.name}: {cell.status}{': ' + ' '.join(cell.error.split()) if cell.error else ''}"
-        for cell in study.cells
-        if cell.status != "finished"
-    ]
+def _missing(study: StudyRecord, problems: list[str], models: list[Model]) -> Iterator[str]:
+    """Yield one line per cell that is not finished, part that the study lacks, and file that could not be shown."""
+    for cell in study.cells:
+        if cell.status != "finished":
+            yield f"{cell.name}: {cell.status}{': ' + ' '.join(cell.error.split()) if cell.error else ''}"
     parts = {"cells": study.cells, "tables": study.tables, "conclusions": study.claims}
-    return lines + [f"the study has no {name} yet" for name, found in parts.items() if not found]
-
-
-def _model_problems(models: list[Model]) -> list[str]:
-    lines = []
+    yield from (f"the study has no {name} yet" for name, found in parts.items() if not found)
+    yield from problems
     for model in models:
-        lines += [f"{model.cell.name}: {line}" for line in model.problems]
+        yield from (f"{model.cell.name}: {line}" for line in model.problems)
         if model.left_out:
             why = f"left out, for the page would grow too large: {', '.join(model.left_out)}"
-            lines.append(f"{model.cell.name}: {why}; raise --megabytes to have them")
-    return lines
+            yield f"{model.cell.name}: {why}; raise --megabytes to have them"

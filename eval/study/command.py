@@ -11,7 +11,7 @@ from envs.errors import InputError
 from eval.study.options import StudyCommand
 from eval.study.options import main as main
 from eval.study.plan.cells import cells_of
-from eval.study.plan.config import Grid, read_grid
+from eval.study.plan.config import read_grid
 from eval.study.plan.presets import preset
 from eval.study.results.record import STUDY_FILE
 from eval.study.results.writer import StudyFile, locked, write_study
@@ -23,7 +23,10 @@ from eval.study.run.scheduler import Study, carry_out
 
 def study_command(config: StudyCommand) -> int:
     """Train what is missing of a grid, attack, analyse and audit it, and write tables and plots."""
-    grid = load_grid(config)
+    path = Path(config.study)
+    grid = read_grid(path) if path.suffix == ".toml" else preset(config.study)
+    if config.data_root is not None:
+        grid = replace(grid, data_root=config.data_root.absolute())
     if config.shards < 1 or config.retries < 0:
         given = f"--shards is {config.shards} and --retries {config.retries}"
         raise InputError(f"{given}; expected at least 1 and 0")
@@ -36,13 +39,6 @@ def study_command(config: StudyCommand) -> int:
         return 0
     with locked(directory):
         return _run(config, study)
-
-
-def load_grid(config: StudyCommand) -> Grid:
-    """Return the study that the command names, with the command's own data root; InputError where it is wrong."""
-    path = Path(config.study)
-    grid = read_grid(path) if path.suffix == ".toml" else preset(config.study)
-    return grid if config.data_root is None else replace(grid, data_root=config.data_root.absolute())
 
 
 def _engine(config: StudyCommand) -> Engine:

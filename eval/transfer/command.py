@@ -39,7 +39,7 @@ def transfer_command(config: TransferCommand) -> int:
         check_fit(target, samples)
         warn_about(target, samples, [threat], "mifpe")
     out = config.out or targets[0].results_dir / "transfer"
-    stem = f"transfer-{norm}-{threat.eps:.4g}-{config.steps}-{len(samples)}-s{config.seed}"
+    stem = f"transfer-{threat.slug}-{config.steps}-{len(samples)}-s{config.seed}"
     options: dict[str, Any] = {key: getattr(config, key) for key in ("steps", "seed", "batch_size", "force")}
     options |= {"crafts": crafts, "report": lambda line: print(line, file=sys.stderr, flush=True)}
     matrix = fill(out / f"{stem}.json", targets, samples, threat, **options)

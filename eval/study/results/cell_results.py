@@ -18,7 +18,7 @@ from eval.core.threats import Threat
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
 from eval.study.results.record import Status
-from eval.study.run.stages import steps_of, threat_slug
+from eval.study.run.stages import steps_of
 from eval.trajectory.record import Trajectory, read_trajectories
 
 
@@ -132,7 +132,7 @@ class CellResult:
 
     def shown(self, source: Cell, craft: str, threat: Threat) -> np.ndarray | None:
         """Return (n,) bool: correct on the images made on ``source``; None where that was not tried."""
-        return self.transfer.get(source.hash, {}).get(f"{craft}-{threat_slug(threat)}")
+        return self.transfer.get(source.hash, {}).get(f"{craft}-{threat.slug}")
 
 
 class State(NamedTuple):

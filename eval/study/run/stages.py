@@ -128,14 +128,11 @@ def specs(grid: Grid) -> list[tuple[str, AttackSpec]]:
     ]
 
 
-def lead_threat(threats: tuple[Threat, ...]) -> Threat:
-    """Return the first L2 threat model, the paper's norm; the first of all where there is none."""
-    return next((threat for threat in threats if threat.norm == "L2"), threats[0])
-
-
 def _examine(job: Job) -> None:
     """Attacks, gallery, transfer images and indicators of one model, for which no other is needed."""
-    bench, grid, threat = TrainedModel(job), job.grid, lead_threat(job.grid.threats)
+    bench, grid = TrainedModel(job), job.grid
+    of_l2 = (threat for threat in grid.threats if threat.norm == "L2")  # the paper's norm
+    threat = next(of_l2, grid.threats[0])
     attacked = [[name, spec.record(), spec.seed] for name, spec in specs(grid)]
     place = [*vars(threat).values(), grid.attack_seed]
     work: dict[str, tuple[Any, Callable[[], dict[str, Any] | None]]] = {
@@ -172,11 +169,6 @@ def _craft_key(grid: Grid) -> Any:
     return [asdict(grid.transfer), crafts, threats, grid.images, grid.attack_seed]
 
 
-def threat_slug(threat: Threat) -> str:
-    """Return a threat model as part of a file's name."""
-    return f"{threat.norm}-{threat.eps:.4g}"
-
-
 def _craft_images(bench: TrainedModel) -> None:
     """Make the transfer images on this model: ``transfer/CRAFT-THREAT.safetensors`` in the cell's folder."""
     folder = bench.folder.path / "transfer"
@@ -189,7 +181,7 @@ def _craft_images(bench: TrainedModel) -> None:
         if defined(craft, threat):
             images = make_images(craft, model, x, y, threat, **options)
             content = save({"adversarial": images.cpu(), "indices": samples.indices})
-            write_atomic(folder / f"{craft}-{threat_slug(threat)}.safetensors", content)
+            write_atomic(folder / f"{craft}-{threat.slug}.safetensors", content)
 
 
 def _compare_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> None:
@@ -256,7 +248,7 @@ def _audit_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> dict[s
             "device": device_name(target.device),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        files.append({"file": f"audit-{threat_slug(threat)}-{plan.mode}.json", **vars(threat)})
+        files.append({"file": f"audit-{threat.slug}-{plan.mode}.json", **vars(threat)})
         write_json(target.results_dir / files[-1]["file"], content)
     return {"files": files}
 
