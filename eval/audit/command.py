@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,11 +88,9 @@ def _audit(
     for table in report.tables(target.name):
         print_table(table)
     _print_verdict(target.name, threat, report)
-    folder = config.out or target.results_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"audit-{threat.norm}-{threat.eps:.4g}-{'full' if config.full else 'quick'}.json"
-    write_json(path, _record(config, target, samples, report))
-    print(f"evidence: {path}\n")
+    folder, mode = config.out or target.results_dir, "full" if config.full else "quick"
+    about = {"surrogates": list(config.surrogate), "seed": config.seed}
+    print(f"evidence: {write_evidence(folder, mode, target, samples, threat, report, about)}\n")
 
 
 def _print_verdict(name: str, threat: Threat, report: AuditReport) -> None:
@@ -108,17 +107,29 @@ def _print_verdict(name: str, threat: Threat, report: AuditReport) -> None:
     )
 
 
-def _record(config: AuditCommand, target: Target, samples: Samples, report: AuditReport) -> dict[str, Any]:
-    return report.to_json() | {
+def write_evidence(
+    folder: Path,
+    mode: str,
+    target: Target,
+    samples: Samples,
+    threat: Threat,
+    report: AuditReport,
+    about: dict[str, Any],
+) -> Path:
+    """Write an audit as JSON, with what it was ``about``: ``surrogates`` and ``seed``; return the file's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"audit-{threat.slug}-{mode}.json"
+    content = report.to_json() | {
         "format": 1,
         "model": {"name": target.name, "sha256": target.sha256},
         "data": samples.record() | {"n": len(samples), "indices": samples.indices.tolist()},
-        "surrogates": list(config.surrogate),
-        "seed": config.seed,
+        **about,
         "versions": versions(),
         "device": device_name(target.device),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    write_json(path, content)
+    return path
 
 
 @contextmanager

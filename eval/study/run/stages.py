@@ -6,7 +6,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 
@@ -16,13 +15,13 @@ from safetensors.torch import load_file, save
 
 import attacks
 from agents.common.precision import tf32
-from agents.common.run_dir import device_name, versions
 from agents.training.run import resume, train
 from attacks.core.errors import AttackError
 from envs.errors import InputError
 from envs.files import read_json, write_atomic, write_json
 from eval.attack.runner import AttackSpec, attack_rows, result_path, run_attack, stored_results
 from eval.audit import audit
+from eval.audit.command import write_evidence
 from eval.core.threats import Threat
 from eval.mechanism.analysis import AnalysisOptions, analyse
 from eval.mechanism.command import write_mechanism
@@ -233,23 +232,12 @@ def _audit_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> dict[s
         for peer, folder in peers.items()
         if peer.seed == cell.seed and peer != cell
     }
-    files, seed = [], bench.grid.attack_seed
-    options: dict[str, Any] = {"quick": plan.mode == "quick", "surrogates": surrogates, "seed": seed}
-    target.results_dir.mkdir(parents=True, exist_ok=True)
+    files, about = [], {"surrogates": list(surrogates), "seed": bench.grid.attack_seed}
+    options: dict[str, Any] = {"quick": plan.mode == "quick", "seed": bench.grid.attack_seed}
     for threat in bench.grid.threats:
-        report = audit(target.model, x, y, **vars(threat), **options)
-        content = report.to_json() | {
-            "format": 1,
-            "model": {"name": cell.id, "sha256": target.sha256},
-            "data": samples.record() | {"n": len(samples), "indices": samples.indices.tolist()},
-            "surrogates": list(surrogates),
-            "seed": seed,
-            "versions": versions(),
-            "device": device_name(target.device),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        files.append({"file": f"audit-{threat.slug}-{plan.mode}.json", **vars(threat)})
-        write_json(target.results_dir / files[-1]["file"], content)
+        report = audit(target.model, x, y, **vars(threat), surrogates=surrogates, **options)
+        place = (target.results_dir, plan.mode, replace(target, name=cell.id), samples, threat)
+        files.append({"file": write_evidence(*place, report, about).name, **vars(threat)})
     return {"files": files}
 
 
