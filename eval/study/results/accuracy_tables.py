@@ -10,9 +10,7 @@ from eval.attack.results import AttackResults
 from eval.core.stats import known_mean
 from eval.core.threats import Threat
 from eval.study.results.cell_results import CellResult
-from eval.study.results.model_tables import (
-    SOURCE,
-)
+from eval.study.results.model_tables import SOURCE
 from eval.study.results.overview import Overview, clean, entries, is_cleverhans, outcome, pair, survives
 from eval.study.results.record import Column, Kind, Measured, Table, Value, columns
 from eval.study.results.statistics import Measure, compare, holm, rate_of
