@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from envs.errors import InputError
+from envs.errors import InputError, cause
 from envs.files import write_atomic
 from eval.core.stats import Interval, wilson
 
@@ -43,8 +43,7 @@ def decode(content: bytes, kind: type[T], origin: str, remedy: str = "write it a
             )
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{origin} cannot be used ({reason}); {remedy}") from None
+        raise InputError(f"{origin} cannot be used ({cause(error, 160)}); {remedy}") from None
 
 
 def _writer(versions: Any) -> str:

@@ -19,7 +19,7 @@ from agents.models.sb3_trusted import load_trusted_zip
 from attacks.core.errors import is_machine_error
 from attacks.core.model import in_eval_mode
 from envs.datasets import load_dataset
-from envs.errors import InputError
+from envs.errors import InputError, cause
 from envs.sampling import choose_indices
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -250,8 +250,7 @@ def check_fit(target: Target, samples: Samples) -> None:
     except (RuntimeError, ValueError, TypeError) as error:
         if is_machine_error(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        refused = f"{target.name} does not take {size} images of {samples.name} ({reason})"
+        refused = f"{target.name} does not take {size} images of {samples.name} ({cause(error)})"
         raise InputError(f"{refused}; name another --dataset") from error
     if not isinstance(logits, Tensor) or logits.shape != (1, len(samples.classes)):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from envs.errors import InputError
+from envs.errors import InputError, cause
 from eval.report.safe_folder import Folder
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -146,10 +146,8 @@ def _load(content: bytes, where: str) -> dict[str, np.ndarray]:
     except KeyError as error:
         raise InputError(f"{where} lacks {error}; write it again") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise InputError(
-            f"{where} is no archive of arrays, or is damaged; write it again ({reason})"
-        ) from None
+        damaged = f"{where} is no archive of arrays, or is damaged"
+        raise InputError(f"{damaged}; write it again ({cause(error, 80)})") from None
 
 
 def _array(archive: zipfile.ZipFile, name: str, where: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from envs.errors import InputError
+from envs.errors import InputError, cause
 from eval.study.run.jobs import Job, Outcome
 from eval.study.run.stages import execute
 
@@ -202,8 +202,7 @@ class RayEngine(Engine):
             self.ray.init(logging_level=logging.ERROR, log_to_driver=False, **where_to)
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = "start a local Ray cluster" if address is None else f"reach a Ray cluster at {address}"
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"cannot {where}: {reason}; start one with: ray start --head") from None
+            raise InputError(f"cannot {where}: {cause(error)}; start one with: ray start --head") from None
 
     def _check_resources(self, cpus: float, gpus: float) -> None:
         """Refuse jobs for which Ray would wait forever."""
