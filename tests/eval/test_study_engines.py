@@ -19,7 +19,7 @@ from eval.core.threats import Threat
 from eval.study.plan.cells import CellFolder
 from eval.study.results.cell_results import read_cells
 from eval.study.results.writer import locked
-from eval.study.run.engines import Engine, InProcess, Pool
+from eval.study.run.engines import Engine, InProcess, Pool, RayEngine
 from eval.study.run.jobs import Outcome
 from eval.study.run.scheduler import carry_out
 from eval.study.run.stages import execute
@@ -110,8 +110,6 @@ def test_another_attempt_is_made_where_it_may_help(tmp_path, failures, retry, fi
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install -e '.[ray]'")
 def test_a_local_ray_cluster_survives_a_killed_worker(tmp_path, armed):
-    from eval.study.run.engines import RayEngine
-
     changes = BOMB | {"seeds": [0, 1]}
     expected = undisturbed(tmp_path, armed, **changes)
     item = study(tiny(**changes), tmp_path / "ray", shards=2)
@@ -122,11 +120,9 @@ def test_a_local_ray_cluster_survives_a_killed_worker(tmp_path, armed):
 
 
 def test_ray_that_is_not_there(monkeypatch):
-    from eval.study.run import ray_engine
-
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install -e \"\.\[ray\]\""):
-        ray_engine.RayEngine(2)
+        RayEngine(2)
 
 
 @pytest.fixture
