@@ -203,6 +203,10 @@ def test_interrupts_and_closed_pipes_have_their_status(capsys, monkeypatch):
     assert capsys.readouterr().err == "stopped\n"
     assert run_cli(main, Options, "prog", ["--raised", "bare"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    shown = ["--raised", "bare"]
+    assert run_cli(main, Options, "prog", shown, first_line=lambda options: f"{options.raised} begins") == 130
+    assert capsys.readouterr().err == "bare begins\ninterrupted\n"
     monkeypatch.setattr("agents.common.command_line.os.dup2", lambda *_: None)
     monkeypatch.setattr("sys.stdout.fileno", lambda: 1)
     assert run_cli(main, Options, "prog", ["--raised", "pipe"]) == 1

@@ -25,6 +25,16 @@ def test_the_bar_fits_on_one_line(width, monkeypatch):
     assert "\x1b[1A" not in output.getvalue()  # no second line to go up over
 
 
+def test_a_run_refused_before_it_began_leaves_no_bar(capsys):
+    with (
+        pytest.raises(ValueError, match="refused"),
+        progress.TrainingProgress("ppo on digits", 100) as bar,
+        bar,
+    ):
+        raise ValueError("refused")
+    assert "images/s" not in capsys.readouterr().out
+
+
 def test_without_a_bar_warnings_go_to_standard_error(capsys):
     with progress.TrainingProgress("ppo on digits", 100, shown=False) as bar:
         bar.update(SimpleNamespace(num_timesteps=50, device="cpu"))
