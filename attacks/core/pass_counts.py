@@ -1,9 +1,14 @@
 """Forward and backward passes per sample, and gradients that had to be repaired; a GPU is asked as rarely as can be."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from attacks.core.repair import Repaired, repair
+
+T = TypeVar("T")
 
 
 class PassCounts:
@@ -57,6 +62,22 @@ class PassCounts:
         largest = (values.view(-1, each).unbind(1) for values in found[1:])
         self._repairs += (Repaired(grad[:0], *pair) for pair in zip(*largest, strict=True))
         return found.grad
+
+    def uncounted(self, step: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        """What ``step()`` gives, its passes not counted, and what counts them, for what repeats the step."""
+        kept = self._passes, self._repairs
+        self._passes, self._repairs = [0, 0], []
+        try:
+            made = step()
+        finally:
+            passes, repairs = self._passes, self._repairs
+            self._passes, self._repairs = kept
+
+        def count() -> None:
+            self._passes = [have + more for have, more in zip(self._passes, passes, strict=True)]
+            self._repairs += (Repaired(*(one.clone() for one in found)) for found in repairs)
+
+        return made, count
 
     def _settled(self) -> Tensor:
         """All counts (4, N), up to date."""

@@ -24,7 +24,7 @@ def traced_forward(model: Model, x: Tensor, passes: int) -> Model:
     It is the model itself on GPUs, for too few ``passes`` of images to be worth it, with hooks, and where tracing
     fails, warns, or disagrees on images and batch sizes other than those traced.
     """
-    if passes * x[0].numel() < _WORTHWHILE or x.device.type != "cpu" or not _plain(model):
+    if passes * x[0].numel() < _WORTHWHILE or x.device.type != "cpu" or not is_plain(model):
         return model
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -40,7 +40,8 @@ def traced_forward(model: Model, x: Tensor, passes: int) -> Model:
     return quick if agrees else model
 
 
-def _plain(model: Model) -> bool:
+def is_plain(model: Model) -> bool:
+    """Whether ``model`` is an ordinary module in eval mode, without hooks, that may be recorded."""
     if (
         not isinstance(model, nn.Module)
         or isinstance(model, torch.jit.ScriptModule)

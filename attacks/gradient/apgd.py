@@ -183,7 +183,7 @@ def run_steps(
         if iteration:
             runs.steps.observe(losses)
         if runs.ball is None:
-            wrong = misclassified(torch.stack(logits), runs.y)
+            wrong = misclassified(torch.stack(logits) if every > 1 else logits[0][None], runs.y)
         elif peek:
             points = [runs.ball.nearest(runs.best)]
             wrong = misclassified(counted.logits(points[0], runs.row), runs.y)[None]
@@ -242,14 +242,15 @@ class Runs(Searches):
 
     def succeed(self, points: list[Tensor], wrong: Tensor, iteration: int, *, first: bool) -> None:
         """Note the ``first`` of ``points`` (n, ...) that is ``wrong`` (k, n), or the last."""
-        broken, which, at = wrong.any(0), None, torch.full_like(self.broke_at, iteration)
+        broken, which, at = wrong[0], None, torch.full_like(self.broke_at, iteration)
         if len(points) > 1:
+            broken = wrong.any(0)
             count = torch.arange(len(points), 0, -1, device=wrong.device)
             rank = count if first else count.flip(0)
             which = (wrong * rank[:, None]).argmax(0)
             at -= len(points) - 1 - which
         if first:
-            broken &= self.broke_at == NEVER
+            broken = broken & (self.broke_at == NEVER)
         found = _chosen(points, which)
         self.adversarial = torch.where(per_sample(broken, found), found, self.adversarial)
         self.broke_at = torch.where(broken, at, self.broke_at)

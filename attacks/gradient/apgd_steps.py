@@ -100,8 +100,11 @@ class _MomentumSteps(Steps):
         return moved
 
     def observe(self, losses: list[Tensor]) -> None:
-        history = torch.stack([self.last_loss, *losses])
-        self.rises += (history[1:] > history[:-1]).sum(0)
+        if len(losses) == 1:
+            self.rises += losses[0] > self.last_loss
+        else:
+            history = torch.stack([self.last_loss, *losses])
+            self.rises += (history[1:] > history[:-1]).sum(0)
         self.last_loss = losses[-1]
 
     def judge(self, best: Tensor, best_loss: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attacks.core import entry
 from attacks.core.batching import Batches, Rows
+from attacks.core.cuda_graph import replayed
 from attacks.core.errors import AttackError, unknown_name
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
@@ -40,8 +41,7 @@ class Step:
     """What ``on_step`` is shown before each step: the gradient at one iterate of some samples.
 
     Attributes:
-        restart: 0, 1, ...
-        index: 0 (the start) .. steps - 1.
+        restart, index: of the step, both from 0.
         rows: the samples' positions (n,) in the attacked images; all of them with ``early_stop=False`` and one batch.
         x_adv: iterate (n, C, H, W).
         grad: gradient of the loss at it; under the cleverhans protocol of the averaged loss.
@@ -147,7 +147,7 @@ def run_pgd(
     x, y, objective = problem.x, problem.y, get_loss(loss)
     length = _step_lengths(step_size, problem, steps)
     counted, batches = CountedModel(model, problem, samples=eot_samples), Batches(x, batch_size)
-    leave, nominal = early_stop and keep == "best", averaged_over or len(problem)
+    leave, size = early_stop and keep == "best", averaged_over or len(problem)
     with fast_layout(model, x):
         rows = torch.arange(len(problem), device=x.device)
         clean = torch.cat(batches.map(lambda part: counted.logits(x[part], part), rows))
@@ -162,17 +162,15 @@ def run_pgd(
             states.goals = goals if ranked is None else ranked[:, restart % ranked.shape[1]]
             rows = rows[~states.reached[rows]] if early_stop else rows
             start = partial(_start, counted, states, random_start, cleverhans, seed, restart)
-            take = partial(
-                _take_steps, counted, states, objective, cleverhans, nominal, keep, on_step, restart
-            )
+            take = partial(_take_steps, counted, states, objective, cleverhans, size, keep, on_step, restart)
             batches.map(start, rows)
             left = rows
             for stretch in _stretches(steps) if leave else [range(steps)]:
                 batches.map(partial(take, stretch, stretch.stop == steps), left)
                 left = left[~states.reached[left]] if leave else left
     trace = {"shortened": states.shortened / states.steps_taken.clamp_min(1), "loss": states.loss}
-    undone = misclassified(clean, y) if keep == "best" else None
-    return finish(counted, problem, states.x, clean_wrong=undone, batches=batches, trace=trace)
+    wrong = misclassified(clean, y) if keep == "best" else None
+    return finish(counted, problem, states.x, clean_wrong=wrong, batches=batches, trace=trace)
 
 
 class _States(Rows):
@@ -221,24 +219,32 @@ def _take_steps(
     """Take the steps of a ``stretch``; the state is written at the end alone, for memory may run out before."""
     part, state = counted.problem[rows], states.taken(rows)
     along = (state.labels, state.goals)
-    scale, floor = (1 / averaged_over, 1) if cleverhans else (1.0, averaged_over)
-    take, lengths, seen = _stepper(part, state.length, cleverhans), [], []
+    scale, images = (1 / averaged_over, 1) if cleverhans else (1.0, averaged_over)
+    floor = STEP_FLOOR * images if part.norm.name == "L2" else 0  # of cleverhans; else where gradients are 0
+    move = _stepper(part, state.length, cleverhans)
+    lengths, seen = list[Tensor](), list[tuple[Tensor, Tensor, Tensor]]()
+
+    def step(point: Tensor) -> tuple[Tensor, ...]:
+        grad, value, logits = counted.gradient(point, objective, rows, along, scale)
+        return move(point, grad), grad, part.norm.length(grad), value, logits
+
+    take = replayed(step, counted, state.point, len(stretch))
     for index in stretch:
-        grad, value, logits = counted.gradient(state.point, objective, rows, along, scale)
+        moved, grad, length, value, logits = take(state.point)
         if on_step:
             on_step(Step(restart, index, rows, state.point, grad, value, logits))
-        lengths.append(part.norm.length(grad))
+        lengths.append(length)
         if keep != "last":
             seen.append((state.point, value, logits))
         if len(seen) == _WAVE:
             state.consider(part, seen, keep)
-        state.point = take(state.point, grad)
+        state.point = moved
     if to_the_end:
         logits = counted.logits(state.point, rows)
         seen.append((state.point, objective(logits, *along), logits))
     if seen:
         state.consider(part, seen, keep)
-    state.shortened += _is_shortened(part, torch.stack(lengths), floor).sum(0)
+    state.shortened += (torch.stack(lengths) <= floor).sum(0)
     state.steps_taken += len(stretch)
     states.write(rows, state)
 
@@ -246,8 +252,7 @@ def _take_steps(
 def _stretches(steps: int) -> Iterator[range]:
     """Groups of steps between which broken samples leave: single steps, then 25 % longer each time.
 
-    Leaving between stretches, not after every step, keeps batches full and a GPU from waiting, for at most a quarter
-    more steps of a sample than it needed.
+    This keeps batches full and a GPU from waiting, for at most a quarter more steps of a sample than it needed.
     """
     first = 0
     while first < steps:
@@ -311,11 +316,6 @@ def _stepper(part: Problem, length: Tensor, cleverhans: bool) -> Callable[[Tenso
     return step
 
 
-def _is_shortened(part: Problem, length: Tensor, averaged_over: int) -> Tensor:
-    """Where cleverhans' floor shortens steps along gradients of this ``length``; at Linf and L1, of exactly 0."""
-    return length == 0 if part.norm.name != "L2" else length < STEP_FLOOR * averaged_over
-
-
 def _reaches(part: Problem, logits: Tensor, keep: str) -> Tensor:
     """Whether logits (..., n, K) meet the goal: the target, or any wrong class; never where only the loss counts."""
     if keep == "loss":
@@ -338,7 +338,7 @@ def _step_lengths(step_size: float | Tensor | None, problem: Problem, steps: int
 
 
 def _check_choices(norm: str, box: bool, **chosen: str) -> bool:
-    """Return whether the protocol is cleverhans'; an AttackError for what there is not."""
+    """Whether the protocol is cleverhans'; an AttackError for what there is not."""
     valid = {"protocol": PROTOCOLS, "labels": ("true", "predicted"), "keep": ("best", "loss", "last")}
     for kind, value in chosen.items():
         if value not in valid[kind]:
