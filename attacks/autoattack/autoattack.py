@@ -73,8 +73,8 @@ def autoattack(
 
     "standard" runs APGD-CE, APGD-T, FAB-T and Square with the published budgets; "plus" adds APGD-DLR and FAB and
     restarts; "rand" averages gradients over 20 passes, for models with random outputs; "fast" is our own, as strong as
-    "standard" in our measurements at Linf and L2 and nearly so at L1: one step, short APGD, successive halving over
-    targets, and full attacks only on samples that came close or whose gradients may be masked. Broken samples leave at
+    "standard" in our measurements: one step, short APGD, successive halving over targets (at L1 half of APGD-T and
+    FAB-T), and full attacks only on samples that came close or whose gradients may be masked. Broken samples leave at
     once.
 
     Args:

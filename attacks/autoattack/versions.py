@@ -29,9 +29,10 @@ _ORDER = {
     "rand": ("apgd-ce", "apgd-dlr"),
 }
 # "fast" goes on where the untargeted DLR loss, 0 at an error, came this close (see the benchmark for what that is
-# worth): with all of APGD-T, with all of FAB-T (also at L1), and with Square after 200 and after 1,000 queries.
+# worth): with all of APGD-T, with all of FAB-T, at L1 with all of APGD, and with Square after 200 (not at L1) and after
+# 1,000 queries.
 _APGD_FROM = -0.25
-_FAB_FROM, _FAB_FROM_L1 = -0.05, -0.15
+_FAB_FROM, _ON_FROM_L1 = -0.05, -0.1
 _SQUARE_FROM = (-0.5, -0.25)
 # Where 200 queries of Square come this close to the best of the gradients, they may be masked.
 _MASKED = 0.1
@@ -106,41 +107,46 @@ def _published(version: str | Sequence[str], norm: str, classes: int) -> dict[st
 def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     """Cheap attacks first; then the full ones, each where the cheap ones came close or the gradient looks masked.
 
-    At L1, where how close a short ascent comes says little, all samples that are left get the published APGD, and FAB.
+    At L1, where how close a short ascent comes says little, all samples that are left get half of APGD-T and FAB-T,
+    which find there what CE does not.
     """
     loss, l1 = _targeted_loss(classes), norm == "L1"
-    stages = [
-        Stage("one-step", one_step),
-        Stage("apgd-ce", partial(run_apgd, steps=10)),
-        Stage("successive-halving", partial(run_successive_halving, loss=loss)),
-    ]
+    stages = [Stage("one-step", one_step), Stage("apgd-ce", partial(run_apgd, steps=10))]
+    targeted = _apgd_at_once(loss=loss, num_targets=9, order=by_distance)
+    boundary = _fab_at_once(num_targets=9, order=by_distance)
     if l1:
-        stages.append(Stage("apgd-ce-on", _apgd_at_once(restarts=5)))
-    targeted = _apgd_at_once(loss=loss, num_targets=5 if l1 else 9, order=by_distance)
-    stages.append(Stage("apgd-t", targeted, None if l1 else lambda scores: _best(scores) > _APGD_FROM))
+        stages.append(Stage("apgd-t", partial(targeted, steps=50)))
+        stages.append(Stage("fab-t", partial(boundary, steps=40)))
+    else:
+        stages.append(Stage("successive-halving", partial(run_successive_halving, loss=loss)))
+        stages.append(Stage("apgd-t", targeted, lambda scores: _best(scores) > _APGD_FROM))
     stages.append(Stage("square", partial(run_square, queries=200)))
     square = len(stages)  # its position in the version, which "clean" begins
-    square_on = square + 2  # behind "fab-t"
 
     def lead(scores: Tensor) -> Tensor:
         """By how much Square came closer than the gradients."""
         return scores[:, square] - _best(scores[:, :square])
 
     def close(scores: Tensor) -> Tensor:
-        return _best(scores) > (_FAB_FROM_L1 if l1 else _FAB_FROM)
+        return _best(scores) > (_ON_FROM_L1 if l1 else _FAB_FROM)
 
     def further(scores: Tensor) -> Tensor:
-        return (scores[:, square] > _SQUARE_FROM[0]) | (lead(scores) > -_MASKED) | close(scores)
+        came_close = scores[:, square] > _SQUARE_FROM[0]
+        return (lead(scores) > -_MASKED) | close(scores) | (came_close & (not l1))
 
     def to_the_end(scores: Tensor) -> Tensor:
         return (scores[:, square_on] > _SQUARE_FROM[1]) | (lead(scores) > 0)
 
-    # At L1 steps onto the boundary find what ascents leave, masked or not.
-    boundary = _fab_at_once(steps=50, num_targets=3, order=by_distance)
-    stages.append(Stage("fab-t", boundary, None if l1 else lambda scores: lead(scores) > -_MASKED))
+    if l1:
+        stages.append(Stage("apgd-t-on", targeted, close))
+        stages.append(Stage("apgd-ce-on", _apgd_at_once(restarts=2), close))
+    else:
+        masked = _fab_at_once(steps=50, num_targets=3, order=by_distance)
+        stages.append(Stage("fab-t", masked, lambda scores: lead(scores) > -_MASKED))
     stages.append(Stage("square-on", partial(run_square, queries=1000), further))
-    stages.append(Stage("fab-t-on", _fab_at_once(num_targets=9, order=by_distance), close))
+    square_on = len(stages)
     if not l1:
+        stages.append(Stage("fab-t-on", boundary, close))
         stages.append(Stage("apgd-ce-on", _apgd_at_once(restarts=5), close))
     stages.append(Stage("square-to-the-end", run_square, to_the_end))
     return tuple(stages)

@@ -1,6 +1,10 @@
-import sys
+import tyro
 
 from benchmarks.attacks.cpu import main
+from envs.errors import InputError
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        tyro.cli(main)
+    except InputError as error:
+        raise SystemExit(str(error)) from None

@@ -13,7 +13,6 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -26,7 +25,6 @@ from benchmarks.attacks.passes import passes_cell, timed
 from benchmarks.attacks.peers import load_peers, pgd_peer, published_autoattack
 from benchmarks.common import RESULTS, describe_machine, kept, write_results
 from benchmarks.packages import version_of
-from envs.errors import InputError
 from envs.files import read_json
 
 STEPS = 100
@@ -54,7 +52,7 @@ class Plan:
 
 
 PLANS = {
-    "digits": Plan(256, {"Linf": (359, 359), "L2": (359, 359), "L1": (359, 200)}, 5, 60),
+    "digits": Plan(256, {"Linf": (359, 359), "L2": (359, 359), "L1": (359, 200)}, 5, 40),
     "mnist": Plan(32, {"Linf": (200, 24), "L2": (200, 24), "L1": (100, 24)}, 2, 24),
 }
 
@@ -84,7 +82,7 @@ def main(
     torch.set_num_threads(1)
     console = Console(stderr=True)
     if measure:
-        load_peers((*peers, "pyautoattack"))
+        load_peers((*(peers if "pgd" in kinds else ()), "pyautoattack"))
     store = Store(runs, measure, console)
     for setting in settings(datasets or (("digits", "mnist") if data_root else ("digits",))):
         model = classifier_of(setting, runs, data_root, console)
@@ -266,10 +264,3 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (n, K) of images (n, ...), in parts."""
     with torch.no_grad():
         return torch.cat([model(part) for part in x.split(500)])
-
-
-if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except InputError as error:
-        raise SystemExit(str(error)) from None

@@ -265,8 +265,9 @@ def test_fast_goes_on_where_it_came_close_or_gradients_may_be_masked(norm):
     names = [stage.name for stage in stages]
     wants = {stage.name: stage.wants for stage in stages if stage.wants}
     scores = torch.full((4, len(stages)), -torch.inf)
-    scores[:, names.index("successive-halving")] = torch.tensor([-0.5, -0.5, -0.5, -0.2])
-    if norm != "L1":  # there all samples that are left go through these stages
+    gradients = names.index("apgd-t" if norm == "L1" else "successive-halving")
+    scores[:, gradients] = torch.tensor([-0.5, -0.5, -0.5, -0.2])
+    if norm != "L1":  # there all samples that are left go through this stage and FAB-T
         assert wants["apgd-t"](scores).tolist() == [False, False, False, True]
     # 200 queries of Square came farther than the gradients, nearly as far, and not so far.
     at = {name: names.index(name) for name in ("square", "square-on")}
@@ -278,9 +279,8 @@ def test_fast_goes_on_where_it_came_close_or_gradients_may_be_masked(norm):
     scores[:, at["square-on"]] = torch.tensor([-0.4, -0.3, -torch.inf, -0.24])
     assert wants["square-to-the-end"](scores).tolist() == [True, False, False, True]
     # A hair's breadth from an error, everything is tried.
-    scores[:, names.index("successive-halving")] = torch.tensor([-0.04, -0.1, -0.2, -0.5])
-    expected = [True, norm == "L1", False, False]
-    for name in ("fab-t-on",) if norm == "L1" else ("fab-t-on", "apgd-ce-on"):
-        assert wants[name](scores).tolist() == expected
+    scores[:, gradients] = torch.tensor([-0.04, -0.09, -0.2, -0.5])
+    for name in ("apgd-t-on", "apgd-ce-on") if norm == "L1" else ("fab-t-on", "apgd-ce-on"):
+        assert wants[name](scores).tolist() == [True, norm == "L1", False, False]
     assert wants["square-on"](torch.where(scores == -0.4, -0.9, scores)).tolist()[0]
-    assert len(wants) == (3 if norm == "L1" else 6)
+    assert len(wants) == (4 if norm == "L1" else 6)
