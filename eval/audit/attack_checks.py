@@ -22,7 +22,8 @@ from eval.audit.wrappers import Differenced
 _PINTOR = "Pintor et al. 2022"
 _CARLINI = "Carlini et al. 2019"
 _FACTORS = (0.5, 1.0, 2.0, 4.0)
-_FEW = 16  # images, where every step asks the model many times
+_FEW = 8  # images, where every step asks the model many times
+_DEAR_FACTORS = (1.0,)
 
 
 def longer_runs(record: AttackRecord, view: nn.Module, climbed: list[nn.Module], budget: Budget) -> Finding:
@@ -71,13 +72,14 @@ def single_step(record: AttackRecord) -> Finding:
 def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> list[Finding]:
     """Success against eps: monotone, and 100 % where every image is within reach."""
     rows = (~record.clean_wrong).nonzero().squeeze(1)
-    count = min(budget.radius_images, _FEW) if isinstance(view, Differenced) else budget.radius_images
-    rows = rows[spread(len(rows), count)]
+    dear = isinstance(view, Differenced)
+    rows = rows[spread(len(rows), min(budget.radius_images, _FEW) if dear else budget.radius_images)]
     if not len(rows):
         return []
     x, y = record.x[rows], record.y[rows]
     most = get_norm(record.norm).diameter(x[0].numel())
-    radii = dict.fromkeys([*(min(record.eps * factor, most) for factor in _FACTORS), most])
+    factors = _DEAR_FACTORS if dear else _FACTORS
+    radii = dict.fromkeys([*(min(record.eps * factor, most) for factor in factors), most])
     failed: list[str] = []
     with own_errors(failed):
         rates = [_success(record, view, x, y, rows, radius, budget) for radius in radii]

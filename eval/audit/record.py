@@ -109,10 +109,19 @@ class AttackRecord:
         self.outcomes: list[Outcome] = []
 
     def wrong(self, x: Tensor, y: Tensor, votes: int = 0) -> Tensor:
-        """bool (m,): most of the ``votes`` (default: the record's) misclassify the image."""
+        """bool (m,): most of the ``votes`` (default: the record's) misclassify the image.
+
+        No more are asked for once the majority is certain, whatever the others would say.
+        """
         votes = votes or self.votes
-        each = [misclassified(logits_of(self.judge, x), y) for _ in range(votes)]
-        return torch.stack(each).sum(0) * 2 > votes
+        errors, undecided = torch.zeros_like(y), torch.arange(len(y), device=y.device)
+        for left in reversed(range(votes)):
+            errors[undecided] += misclassified(logits_of(self.judge, x[undecided]), y[undecided]).long()
+            against = errors[undecided]
+            undecided = undecided[(against * 2 <= votes) & ((against + left) * 2 > votes)]
+            if not len(undecided):
+                break
+        return errors * 2 > votes
 
     def _confirmed(self, rows: Tensor, points: Tensor) -> Tensor:
         """bool (m,): wrong; first errors of random models by fresh votes too, as the luckiest of many tries is seen."""

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attacks.core.batching import default_batch_size
 from eval.audit.callables import models_own
 from eval.audit.clock import Clock
 
@@ -230,17 +231,27 @@ class Differenced(Wrapper):
         count = min(self.directions, pixels)
         basis = torch.linalg.qr(torch.randn(pixels, count, device=x.device)).Q.T.to(x.dtype)
         grad = torch.zeros_like(x).flatten(1)
-        for direction in (*basis[:, None], *self._prior(x, weights)):
-            direction = direction * (pixels**0.5)  # one unit a pixel, on average
-            move = self.radius * direction.view(-1, *x.shape[1:])
-            after, before = (x + move).clamp(0, 1), (x - move).clamp(0, 1)
-            change = (weights * (self.model(after).float() - self.model(before).float())).sum(1)
-            moved = (after - before).flatten(1)  # a pixel at its bound moves to one side only
+        lines = [line.expand(len(x), -1) for line in (*basis[:, None], *self._prior(x, weights))]
+        together = max(1, default_batch_size(x) // (2 * len(x)))  # a call may cost more than its images
+        for first in range(0, len(lines), together):
+            part = torch.stack(lines[first : first + together]) * (
+                pixels**0.5
+            )  # one unit a pixel, on average
+            move = self.radius * part.view(-1, *x.shape[1:])
+            moved, change = self._difference(x.repeat(len(part), *(1,) * (x.ndim - 1)), move)
+            change = (weights * change.view(len(part), *weights.shape)).sum(2)
+            moved = moved.view_as(part)  # a pixel at its bound moves to one side only
             share = torch.where(
-                moved == 0, 0, direction.square() / moved.where(moved != 0, torch.ones_like(moved))
+                moved == 0, 0, part.square() / moved.where(moved != 0, torch.ones_like(moved))
             )
-            grad += change[:, None].to(x.dtype) * share
+            grad += (change[..., None].to(x.dtype) * share).sum(0)
         return (grad / pixels).view_as(x)
+
+    def _difference(self, x: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
+        """How far ``x`` (n, ...) moves from one end of ``move`` to the other, and by what the logits change."""
+        ends = torch.cat([(x + move).clamp(0, 1), (x - move).clamp(0, 1)])
+        after, before = self.model(ends).float().chunk(2)
+        return ends[: len(x)] - ends[len(x) :], after - before
 
     def _prior(self, x: Tensor, weights: Tensor) -> list[Tensor]:
         """The guide's gradients of the same function, as unit vectors (n, pixels)."""

@@ -78,7 +78,9 @@ def test_straight_through_sees_nothing_in_a_smooth_model(x):
 
 
 @pytest.mark.parametrize("directions", [4, 64])
-def test_finite_differences_are_exact_for_a_linear_model(x, directions):
+@pytest.mark.parametrize("size", [4, 1000])
+def test_finite_differences_are_exact_for_a_linear_model(x, directions, size, monkeypatch):
+    monkeypatch.setattr("eval.audit.wrappers.default_batch_size", lambda x: size)
     model = Linear(lambda x: x.detach())
     view = Differenced(model, 0.01, directions)
     torch.testing.assert_close(slope(view, x), model.weight.detach().expand(6, 4), rtol=1e-3, atol=1e-3)
@@ -211,6 +213,33 @@ def test_votes_decide_for_random_models(x):
     torch.manual_seed(0)
     record = AttackRecord(Coin(), x, torch.ones(6, dtype=torch.int64), "Linf", 0.1, votes=101)
     assert not record.clean_wrong.any()
+
+
+@pytest.mark.parametrize("votes", [1, 2, 5, 8])
+def test_votes_end_when_the_majority_is_certain(votes, x):
+    answers = torch.rand(votes, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    asked = []
+
+    class Script(nn.Module):
+        """Answers image i at its t-th pass as written; images say by their first pixel which they are."""
+
+        def __init__(self):
+            super().__init__()
+            self.turn = [0] * 6
+
+        def forward(self, images):
+            asked.append(len(images))
+            rows = images.flatten(1)[:, 0].long().tolist()
+            wrong = torch.stack([answers[self.turn[row] % votes, row] for row in rows])
+            for row in rows:
+                self.turn[row] += 1
+            return torch.stack([wrong.float(), 1 - wrong.float()], 1)
+
+    numbered = torch.arange(6.0)[:, None, None, None].expand_as(x)
+    record = AttackRecord(Linear(), x, torch.ones(6, dtype=torch.int64), "Linf", 0.1, votes=votes)
+    record.judge = Script()
+    assert torch.equal(record.wrong(numbered, record.y), answers.sum(0) * 2 > votes)
+    assert sum(asked) < 6 * votes or votes <= 2
 
 
 def test_first_errors_of_random_models_are_confirmed_by_fresh_votes(x):
