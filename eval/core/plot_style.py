@@ -49,9 +49,8 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     """Put one legend of the series in ``axes`` under all panels."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9
-        )
+        style: dict[str, Any] = {"ncols": min(4, len(labels)), "frameon": False, "fontsize": 9}
+        figure.legend(handles, labels, loc="outside lower center", **style)
 
 
 def heat_map(axes: Axes, shares: np.ndarray, names: Sequence[str], title: str) -> AxesImage:

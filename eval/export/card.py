@@ -61,9 +61,8 @@ def find_evaluation(target: Target, samples: Samples) -> Evaluation:
 def check_license(name: str | None) -> None:
     """Raise an InputError unless ``name`` can be the identifier of a licence on Hugging Face."""
     if name is not None and not _LICENSE.fullmatch(name):
-        raise InputError(
-            f"--license is {name!r}; expected an identifier in lower case such as mit, apache-2.0, cc-by-4.0 or other"
-        )
+        expected = "expected an identifier in lower case such as mit, apache-2.0, cc-by-4.0 or other"
+        raise InputError(f"--license is {name!r}; {expected}")
 
 
 def model_card(

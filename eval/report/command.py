@@ -53,9 +53,8 @@ def collect(folder: Folder, images: int = 8, characters: int = 40 * 2**20) -> Re
         study, model, gaps = read_run(folder)
         models = [model]
     else:
-        raise InputError(
-            f"{folder.path} has neither {STUDY_FILE} nor config.json; give the directory of a study or of a run"
-        )
+        problem = f"{folder.path} has neither {STUDY_FILE} nor config.json"
+        raise InputError(f"{problem}; give the directory of a study or of a run")
     plots, problems = study_plots(folder, study.plots, budget)
     first = [members[0] for members in by_group(models).values()]
     for model in first:

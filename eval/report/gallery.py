@@ -117,10 +117,8 @@ def pack_gallery(
     arrays["predicted"] = torch.stack([classes for _, classes in answers], 1)
     arrays["confidences"] = torch.stack([values for values, _ in answers], 1)
     arrays |= {} if indices is None else {"indices": indices}
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, allow_pickle=False, **{name: item.cpu().numpy() for name, item in arrays.items()}
-    )
+    plain, buffer = {name: item.cpu().numpy() for name, item in arrays.items()}, io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **plain)
     return buffer.getvalue()
 
 

@@ -102,9 +102,8 @@ def _clean_sentence(models: Sequence[Model]) -> str:
 def _gap_sentence(gaps: Sequence[Gap], protocol: str) -> str:
     gap = max(gaps, key=lambda item: item.size)
     if gap.size <= _SMALL:
-        return (
-            f"What {protocol} reports is what all attacks leave, up to {100 * max(gap.size, 0):.1f} points."
-        )
+        points = f"{100 * max(gap.size, 0):.1f} points"
+        return f"What {protocol} reports is what all attacks leave, up to {points}."
     known = gap.left.low is not None and gap.left.high is not None
     bounds = f" (95 %: {percent(gap.left.low)} to {percent(gap.left.high)})" if known else ""
     return (

@@ -68,9 +68,8 @@ def cells_of(grid: Grid) -> list[Cell]:
         cell = Cell(dataset, network, regime.name, seed, config)
         twin = cells.setdefault(cell.hash, cell)
         if twin is not cell:
-            raise InputError(
-                f"{twin.id} and {cell.id} are the same training; change a setting of one regime or remove it"
-            )
+            problem = f"{twin.id} and {cell.id} are the same training"
+            raise InputError(f"{problem}; change a setting of one regime or remove it")
     return list(cells.values())
 
 

@@ -294,6 +294,5 @@ def _attacks(names: Iterable[Any], own: Any) -> Iterable[Attack]:
         resolve_options(attack, options)
         yield Attack(str(name), attack, dict(options))
     if unlisted := [name for name in own if name not in names]:
-        raise InputError(
-            f"attack.{unlisted[0]} is described but not listed in attacks; add it there or remove it"
-        )
+        problem = f"attack.{unlisted[0]} is described but not listed in attacks"
+        raise InputError(f"{problem}; add it there or remove it")

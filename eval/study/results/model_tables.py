@@ -116,15 +116,13 @@ def mechanism_table(overview: Overview) -> Table | None:
                 row[name] = Measured(mean(values), low, high, len(values))
         if len(row) > len(place):
             rows.append(row)
-    kinds = [
-        Column(name, label, "percent" if name in _SHARES else "number") for name, label, _ in _INDICATORS
-    ]
+    shown = [*columns(regime="regime")]
+    for name, label, _ in _INDICATORS:
+        shown.append(Column(name, label, "percent" if name in _SHARES else "number"))
     note = (
         "Medians over images (along PGD: averaged over its steps), mean over seeds; brackets: range of seeds."
     )
-    return overview.table(
-        "mechanism", "Mechanism indicators", note, (*columns(regime="regime"), *kinds), rows
-    )
+    return overview.table("mechanism", "Mechanism indicators", note, shown, rows)
 
 
 def trajectory_table(overview: Overview) -> Table | None:

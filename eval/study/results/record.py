@@ -13,9 +13,8 @@ STUDY_FILE = "study.json"
 MOST_ENTRIES = 200_000
 Kind = Literal["text", "percent", "number", "integer", "interval", "verdict"]
 Status = Literal["finished", "failed", "missing"]
-_LATEX = str.maketrans(
-    {letter: rf"\{letter}" for letter in "&%_#${}"} | {"~": r"\textasciitilde{}", "\\": "/"}
-)
+_LETTERS = {letter: rf"\{letter}" for letter in "&%_#${}"} | {"~": r"\textasciitilde{}", "\\": "/"}
+_LATEX = str.maketrans(_LETTERS)
 
 
 class Measured(msgspec.Struct, frozen=True, omit_defaults=True):

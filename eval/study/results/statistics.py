@@ -45,9 +45,8 @@ class Rate:
 def rate(outcomes: Sequence[Outcomes]) -> Rate:
     """Return the rate of True over trainings, (n,) bool each, on the same images; InputError where they are not."""
     if not outcomes or len({len(row) for row in outcomes}) != 1:
-        raise InputError(
-            "cannot average outcomes of different numbers of images, or none; run the study again"
-        )
+        problem = "cannot average outcomes of different numbers of images, or none"
+        raise InputError(f"{problem}; run the study again")
     n, trainings = len(outcomes[0]), len(outcomes)
     mean, spread, _ = mean_interval([float(row.mean()) for row in outcomes])
     images = wilson(sum(int(row.sum()) for row in outcomes) / trainings, n)

@@ -101,11 +101,9 @@ def _record(grid: Grid, cells: Iterable[CellRecord], directory: Path) -> StudyRe
     old = StudyRecord(format=FORMAT)
     with contextlib.suppress(InputError):
         old = read_record(directory / STUDY_FILE, StudyRecord)
-    state: dict[str, Any] = {"created": old.created or now, "updated": now, "cells": tuple(cells)}
-    state |= {"versions": versions(), "machine": machine()}
-    return msgspec.structs.replace(
-        old, name=grid.name, seeds=list(grid.seeds), config=grid.to_dict(), **state
-    )
+    state: dict[str, Any] = {"name": grid.name, "seeds": list(grid.seeds), "config": grid.to_dict()}
+    state |= {"created": old.created or now, "updated": now, "cells": tuple(cells)}
+    return msgspec.structs.replace(old, versions=versions(), machine=machine(), **state)
 
 
 def machine() -> dict[str, Any]:

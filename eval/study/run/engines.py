@@ -173,9 +173,8 @@ class RayEngine(Engine):
     ) -> None:
         super().__init__(retries)
         if workers < 1 or cpus <= 0 or (gpus is not None and gpus < 0):
-            raise InputError(
-                f"--workers is {workers}, --cpus {cpus:g} and --gpus {gpus}; expected at least 1, above 0, 0 or more"
-            )
+            given = f"--workers is {workers}, --cpus {cpus:g} and --gpus {gpus}"
+            raise InputError(f"{given}; expected at least 1, above 0, 0 or more")
         try:
             import ray
         except ImportError:
@@ -209,9 +208,8 @@ class RayEngine(Engine):
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             self.close()
-            raise InputError(
-                f"no node of the cluster has {cpus:g} cores and {gpus:g} GPUs; lower --cpus or --gpus"
-            )
+            wanted = f"{cpus:g} cores and {gpus:g} GPUs"
+            raise InputError(f"no node of the cluster has {wanted}; lower --cpus or --gpus")
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Yield each job as it ends."""
