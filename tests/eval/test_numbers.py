@@ -96,7 +96,7 @@ TABLE = {
     "iteration_curve": (_iterations, {**SEEDED, "number": 3}),
     "targeted_outcome": (_targeted, {**SEEDED, "goal": 2}),
     "transfer": (_transfer, {**SEEDED, "steps": 3}),
-    "landscape": (_landscape, {**SEEDED, "resolution": 4, "extent": 2.0}),
+    "landscape": (_landscape, {**SEEDED, "resolution": 4}),
     "load_samples": (_samples, {"n": 5, "image_size": 8}),
     "analyse": (_analyse, ANALYSIS),
     "audit": (_audit, {**vars(TINY), "seed": 3, "eps": 0.25, "minutes": 5.0}),

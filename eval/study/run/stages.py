@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -64,12 +65,16 @@ def execute(job: Job) -> Outcome:
 def steps_of(grid: Grid, cell: Cell) -> list[str]:
     """Return the steps after which a cell is finished."""
     wanted = {
-        **{"train": True, "attacks": True, "gallery": grid.gallery},
-        **dict.fromkeys(("craft", "transfer"), grid.transfer.crafts),
-        **{"mechanism": grid.mechanism.images, "trajectory": grid.trajectory.snapshots},
+        "train": True,
+        "attacks": True,
+        "gallery": grid.gallery,
+        "craft": grid.transfer.crafts,
+        "transfer": grid.transfer.crafts,
+        "mechanism": grid.mechanism.images,
+        "trajectory": grid.trajectory.snapshots,
         "audit": grid.audit.mode != "none" and cell.seed in grid.seeds[: grid.audit.seeds],
     }
-    return [step for step, done in wanted.items() if done]
+    return [step for step, needed in wanted.items() if needed]
 
 
 def _train(job: Job) -> None:
@@ -92,13 +97,9 @@ def _train(job: Job) -> None:
 
 def _shard(job: Job) -> None:
     """Attack one part of the images; the parts lie where `run_attack` looks for those of an interrupted call."""
-    k, n = job.shard
-    _attack(
-        TrainedModel(job),
-        lambda target, samples, spec, **place: attack_rows(
-            target, samples, spec, slice(len(samples) * k // n, len(samples) * (k + 1) // n), **place
-        ),
-    )
+    bench, (k, n) = TrainedModel(job), job.shard
+    images = len(bench.samples)
+    _attack(bench, partial(attack_rows, rows=slice(images * k // n, images * (k + 1) // n)))
 
 
 def _attack(bench: TrainedModel, run: Callable[..., Any] = run_attack) -> dict[str, Any]:
