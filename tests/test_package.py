@@ -54,10 +54,10 @@ def test_the_wheel_holds_the_packages_and_nothing_else(built):
     inside = {name for name in names if ".dist-info/" not in name}
     assert {PurePosixPath(name).parts[0] for name in inside} == set(PACKAGES)
     assert {name for name in inside if name.endswith(".py")} == sources(".py")
-    assert inside - sources(".py", ".typed", ".css", ".js", ".j2") == set()
+    assert inside - sources(".py", ".typed", ".css", ".js", ".j2", ".toml") == set()
     for package in PACKAGES:
         assert f"{package}/py.typed" in inside
-    assert sources(".css", ".js", ".j2") <= inside
+    assert sources(".css", ".js", ".j2", ".toml") <= inside
     assert {PurePosixPath(name).name for name in names - inside} == {
         "LICENSE",
         "METADATA",
