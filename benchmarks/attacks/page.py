@@ -57,7 +57,7 @@ _PGD = (
 _AUTOATTACK = (
     "Published: pyautoattack's standard evaluation in batches of 250. Standard and fast: `attacks.autoattack`, all "
     "images at once. Medians of five turns after one for warming up; of one turn where the published takes over "
-    "twenty seconds."
+    "twenty seconds. Former: measured before the version changed."
 )
 _PASSES = (
     "AutoAttack on fewer images of the adversarial classifiers: thousands of passes, forward alone and forward with "
@@ -142,7 +142,7 @@ def _speed_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
             ratio = published["seconds"] / outcome["seconds"]
             yield (
                 *_what(cell),
-                name if version == "published" else f"{version}, seed {name[-1]}",
+                name if version == "published" else f"{version}, seed {name[-1]}{_age(cell, version)}",
                 f"{outcome['seconds']:.2f}",
                 "" if version == "published" else f"{ratio:.1f}",
                 "" if version == "published" else against_goal(ratio, GOALS[version][fragile]),
@@ -196,7 +196,7 @@ def _fast_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
             survived = set(fast["survived"])
             yield (
                 *_what(cell),
-                seed,
+                seed + _age(cell, "fast"),
                 f"{lowest:.1%}",
                 f"{fast['robust_accuracy']:.1%}",
                 str(len(survived - left)),
@@ -215,6 +215,11 @@ def _memory_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
             f"{peak:.0f}",
             _verdict(peak < _MEMORY),
         )
+
+
+def _age(cell: Mapping[str, Any], version: str) -> str:
+    """What stands behind a version that has changed since the cell was measured, as the cell says."""
+    return " (former)" if version in cell.get("former", ()) else ""
 
 
 def _what(cell: Mapping[str, Any]) -> tuple[str, str, str]:
