@@ -153,21 +153,20 @@ def _search(
         )
     counted, objective = CountedModel(model, problem), get_loss(loss)
     best, best_loss = problem.x.clone(), torch.full_like(problem.eps, -torch.inf)
-    draws, shape = problem.draws(seed), tuple(problem.x.shape[1:])
+    shape = tuple(problem.x.shape[1:])
     with fast_layout(model, problem.x):
         clean_wrong = misclassified(counted.clean_logits(), problem.y)
         rows = (~clean_wrong).nonzero().squeeze(1)
         part = problem[rows]
-        x_adv = part.x
+        x_adv, draws = part.x, part.draws(seed)
         if random_start:
-            x_adv = x_adv + part.norm.random(draws[rows].fork(_START), shape, part.eps)
+            x_adv = x_adv + part.norm.random(draws.fork(_START), shape, part.eps)
             x_adv = part.norm.confine(x_adv, part.x, part.eps)
         going, every = torch.ones_like(rows, dtype=torch.bool), leave_every(problem.x)
         for step in range(1, 1 + (queries - 1) // (samples + 1)):
             if not len(rows):
                 break
-            part = problem[rows]
-            directions = draw(draws[rows].fork(_DIRECTIONS, step - 1), (samples // 2, *shape)).to(x_adv.dtype)
+            directions = draw(draws.fork(_DIRECTIONS, step - 1), (samples // 2, *shape)).to(x_adv.dtype)
             grad = _estimate(counted, objective, rows, x_adv, delta, directions)
             x_adv = part.norm.confine(climb(rows, part, x_adv, grad, step), part.x, part.eps)
             logits = counted.logits(x_adv, rows)
@@ -180,7 +179,9 @@ def _search(
             going &= ~wrong
             if step % every == 0:
                 left = going.nonzero().squeeze(1)
-                rows, x_adv, going = rows[left], x_adv[left], going[left]
+                if len(left) < len(rows):
+                    part, draws = part[left], draws[left]
+                    rows, x_adv, going = rows[left], x_adv[left], going[left]
     return finish(counted, problem, best, clean_wrong=clean_wrong, trace={"loss": best_loss})
 
 

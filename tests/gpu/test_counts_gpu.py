@@ -22,12 +22,12 @@ def test_an_attack_waits_no_more_where_samples_break(name):
 
 # Operators of a step beyond the network's passes (its loss included); Square's round makes many windows.
 OPERATORS = {
-    "pgd": (48, 57, 111),
-    "multitargeted": (53, 62, 116),
-    "apgd": (50, 74, 121),
-    "apgd_targeted": (78, 102, 149),
-    "fab_targeted": (116, 121, 106),
-    "fab": (345, 352, 336),
+    "pgd": (25, 33, 70),
+    "multitargeted": (28, 36, 73),
+    "apgd": (22, 35, 88),
+    "apgd_targeted": (38, 51, 104),
+    "fab_targeted": (89, 92, 80),
+    "fab": (168, 171, 159),
     "square": (310, 330, 390),
     "spsa": (138, 141, 185),
     "nes": (140, 149, 203),
