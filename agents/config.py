@@ -157,8 +157,11 @@ class TrainConfig(PlainNumbers):
     Evaluation and attacks are always fp32 without TF32."""
     channels_last: bool = True
     """Memory layout of convolutional networks."""
-    compile: bool = False
-    """Compile the network with torch.compile: a minute once, faster steps after."""
+    compile: bool | None = None
+    """Compile the network with torch.compile: a minute once, faster steps after. Default: on a GPU."""
+    cuda_graphs: bool = False
+    """On a GPU, record the training step as CUDA graphs, which saves small networks most of the time that launching
+    takes; for reinforce, epg and supervised without --adversarial."""
     deterministic: bool = False
     """Deterministic CUDA kernels, with a warning where there is none; the CPU is deterministic anyway."""
     threads: int | None = None

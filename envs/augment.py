@@ -1,6 +1,7 @@
 """Random flips and shifts of image batches, every image by its own seed, without a loop over images."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -51,6 +52,11 @@ class Augmentation:
     def is_identity(self) -> bool:
         """Whether every image stays as it is."""
         return not (self.hflip or self.vflip or self.translate or self.crop_padding)
+
+    @property
+    def copies(self) -> int:
+        """How many copies of an image rows come from: itself, and its mirror image where there are flips."""
+        return 1 + self.hflip
 
     def max_shifts(self, size: int) -> tuple[int, int]:
         """Return the largest translation and crop shift, in pixels, of an axis with ``size`` pixels."""
@@ -106,36 +112,52 @@ def as_augmentation(augmentation: Augmentation | str | None) -> Augmentation:
     return augmentation or Augmentation()
 
 
-def augment(images: Tensor, seeds: Tensor, augmentation: Augmentation) -> Tensor:
+def augment(
+    images: Tensor, seeds: Tensor, augmentation: Augmentation, places: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Return the images, each flipped and shifted as its seed says.
 
-    Rows of pixels are copied whole rather than gathered pixel by pixel: with enough zeros between them in memory,
+    Rows of pixels are copied whole rather than gathered pixel by pixel: with enough zeros around them in memory,
     a shifted row is the run of W values that begins as many places earlier.
 
     ``images`` are uint8 (N, C, H, W), as is the result (``images`` itself if nothing is to be done); ``seeds`` int64
-    (N,), on the same device; equal seeds give equal draws.
+    (N,), on the same device; equal seeds give equal draws; ``places``: `source_places` of the seeds, where known.
     """
     if augmentation.is_identity:
         return images
     count, channels, height, width = images.shape
-    rows = images.reshape(-1, width)
-    pitch = width + sum(augmentation.max_shifts(width))
-    copies = 2 if augmentation.hflip else 1
-    memory = images.new_zeros(1 + copies * len(rows), pitch)  # row 0 stays zero
-    memory[1 : 1 + len(rows), :width] = rows
+    rows, pitch = _padded(height, width, augmentation)
+    margin = (rows - height) // 2
+    memory = images.new_zeros(pitch + count * channels * augmentation.copies * rows * pitch)
+    copies = memory[pitch:].view(count, channels, augmentation.copies, rows, pitch)
+    copies[:, :, 0, margin : margin + height, :width] = images
     if augmentation.hflip:
-        memory[1 + len(rows) :, :width] = rows.flip(1)
+        copies[:, :, 1, margin : margin + height, :width] = images.flip(3)
 
-    bits = hash_tensor(seeds)
-    y = _source_rows(bits, height, augmentation)
-    inside = (y >= 0) & (y < height)
-    first = torch.arange(1, 1 + len(rows), height, device=images.device).view(count, channels, 1)
-    if augmentation.hflip:
-        first = first + (bits >> 1 & 1).view(count, 1, 1) * len(rows)
-    start = (first + y.unsqueeze(1)) * pitch - _shift(bits, 1, width, augmentation).view(count, 1, 1)
-    start = start * inside.unsqueeze(1)
+    first, step = source_places(seeds, height, width, augmentation) if places is None else places
+    origins, numbers = _counted(count, channels, height, augmentation.copies * rows * pitch, images.device)
+    start = torch.addcmul(first.view(-1, 1, 1), step.view(-1, 1, 1), numbers) + origins
     runs = memory.as_strided((memory.numel() - width + 1, width), (1, 1))
     return runs.index_select(0, start.view(-1)).view(images.shape)
+
+
+def source_places(
+    seeds: Tensor, height: int, width: int, augmentation: Augmentation
+) -> tuple[Tensor, Tensor]:
+    """Return where rows come from: the place of the first, and how far on each next one lies, int64 like ``seeds``.
+
+    Places count pixels of memory in which every image lies in rows of zeros, and beside it its mirror image; before
+    all of them is one row more.
+    """
+    bits = hash_tensor(seeds)
+    rows, pitch = _padded(height, width, augmentation)
+    upside_down = bits & int(augmentation.vflip)
+    direction = 1 - 2 * upside_down
+    row = upside_down * (height - 1) - direction * _shift(bits, 0, height, augmentation)
+    first = row * pitch - _shift(bits, 1, width, augmentation) + (1 + (rows - height) // 2) * pitch
+    if augmentation.hflip:
+        first += (bits >> 1 & 1) * (rows * pitch)
+    return first, direction * pitch
 
 
 def augment_one(image: "NDArray[np.uint8]", seed: int, augmentation: Augmentation) -> "NDArray[np.uint8]":
@@ -157,12 +179,18 @@ def augment_one(image: "NDArray[np.uint8]", seed: int, augmentation: Augmentatio
     return shifted
 
 
-def _source_rows(bits: Tensor, height: int, augmentation: Augmentation) -> Tensor:
-    """Return the source row of each row of each image, outside [0, height) if there is none: (N, height)."""
-    y = torch.arange(height, device=bits.device) - _shift(bits, 0, height, augmentation).unsqueeze(1)
-    if augmentation.vflip:
-        y = y + (bits & 1).unsqueeze(1) * (height - 1 - 2 * y)
-    return y
+def _padded(height: int, width: int, augmentation: Augmentation) -> tuple[int, int]:
+    """Return the rows and the pixels a row that an image takes with the zeros which shifts may bring in."""
+    return height + 2 * sum(augmentation.max_shifts(height)), width + sum(augmentation.max_shifts(width))
+
+
+@lru_cache(maxsize=8)
+def _counted(
+    count: int, channels: int, height: int, size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the place of each image's channel, ``size`` pixels apart: (N, C, 1), and the numbers of rows: (H,)."""
+    origins = torch.arange(0, count * channels * size, size, device=device)
+    return origins.view(count, channels, 1), torch.arange(height, device=device)
 
 
 def _shift(bits: _Bits, axis: int, size: int, augmentation: Augmentation) -> _Bits:

@@ -1,5 +1,7 @@
 """The order in which environments show images, and the choice of evaluated images, as pure functions."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ class Deal:
     position ``(t * m + k) * n + i`` of an endless sequence of shuffled passes over the images
     (``order="epoch"``, shard k of m: these environments are the k-th n of m * n). ``seeds``: int64 (n,), one per
     environment; their device is where everything is computed; ``augmented``: whether augmentation seeds are needed;
-    else they are zeros.
+    else they are zeros; ``derive``: what else is shown, from images and augmentation seeds; called once a block.
     """
 
     def __init__(
@@ -30,9 +32,10 @@ class Deal:
         order: str = "iid",
         shard: tuple[int, int] = (0, 1),
         augmented: bool = False,
+        derive: Callable[[Tensor, Tensor], tuple[Tensor, ...]] | None = None,
     ) -> None:
         self.seeds, self.num_images, self.augmented = seeds, num_images, augmented
-        self.order, self.shard = order, shard
+        self.order, self.shard, self.derive = order, shard, derive
         # All shards shuffle alike: by the seed that the first environment of the first shard has.
         self._shuffle_seed = to_int64(int(seeds[0]) - shard[0] * len(seeds))
         self._rows = max(1, _BLOCK // len(seeds))
@@ -40,8 +43,8 @@ class Deal:
         self._first_epoch = 0
         self._permutations = seeds.new_empty(0, num_images)
 
-    def shown(self, time: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images shown and their augmentation seeds, int64 (n,) each.
+    def shown(self, time: int | Tensor) -> tuple[Tensor, ...]:
+        """Return the images shown and their augmentation seeds, int64 (n,) each, and what ``derive`` makes of them.
 
         ``time``: the number of draws before, for all environments, or int64 (n,), each one's own; in ``"epoch"`` order
         the latter waits for the device.
@@ -53,12 +56,12 @@ class Deal:
         if block != self._block:
             first = block * self._rows
             times = torch.arange(self._rows, device=self.seeds.device).unsqueeze(1) + first
-            self._indices, self._augment_seeds = self._draw(times, first, first + self._rows - 1)
+            self._drawn = self._draw(times, first, first + self._rows - 1)
             self._block = block
-        return self._indices[row], self._augment_seeds[row]
+        return tuple(drawn[row] for drawn in self._drawn)
 
-    def _draw(self, times: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Return images and augmentation seeds at ``times``, which lie from ``first`` to ``last``."""
+    def _draw(self, times: Tensor, first: int, last: int) -> tuple[Tensor, ...]:
+        """Return what is shown at ``times``, which lie from ``first`` to ``last``."""
         if self.order == "iid":
             coordinates: tuple[int | Tensor, Tensor] = (self.seeds, times)
             indices = hash_tensor(*coordinates) % self.num_images
@@ -71,8 +74,10 @@ class Deal:
             self._shuffle(first * width // self.num_images, ((last + 1) * width - 1) // self.num_images)
             indices = self._permutations.take(positions - self._first_epoch * self.num_images)
         if self.augmented:
-            return indices, hash_tensor(*coordinates, AUGMENT_STREAM)
-        return indices, self.seeds.new_zeros(1).expand_as(indices)
+            augment_seeds = hash_tensor(*coordinates, AUGMENT_STREAM)
+        else:
+            augment_seeds = self.seeds.new_zeros(1).expand_as(indices)
+        return indices, augment_seeds, *(self.derive(indices, augment_seeds) if self.derive else ())
 
     def _shuffle(self, first: int, last: int) -> None:
         """Have the permutations of the epochs from ``first`` to ``last``, keeping those at hand."""

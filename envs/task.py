@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from envs.arguments import check_count
-from envs.augment import Augmentation, as_augmentation, augment
+from envs.augment import Augmentation, as_augmentation, augment, source_places
 from envs.errors import InputError, unknown_name
 from envs.plain import plain
 from envs.rewards import noisy_labels, reward_matrix
@@ -83,8 +83,7 @@ class ImageTask:
         self.all_labels = noisy_labels(self.dataset.labels, self.num_actions, self.label_noise)
         self._deal: Deal | None = None
         self._time: int | Tensor = 0  # one for all while their episodes keep pace, else int64 (n,)
-        self._shown: tuple[Tensor, Tensor] | None = None
-        self._labels: Tensor | None = None
+        self._shown: tuple[Tensor, ...] | None = None  # indices, augmentation seeds, labels, source places
         self._played = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
 
     @property
@@ -135,7 +134,7 @@ class ImageTask:
             least, most = by.long().aminmax()
             by = int(least) if least == most else by
         self._time = self._time + by
-        self._shown = self._labels = None
+        self._shown = None
         if ended is not None:
             self._played.masked_fill_(ended, 0)
 
@@ -162,9 +161,7 @@ class ImageTask:
     @property
     def labels(self) -> Tensor:
         """The labels that the rewards go by, label noise included: int64 (n,); read only."""
-        if self._labels is None:
-            self._labels = self.all_labels.index_select(0, self.indices)
-        return self._labels
+        return self._present()[2]
 
     @property
     def true_labels(self) -> Tensor:
@@ -173,7 +170,8 @@ class ImageTask:
 
     def observe(self) -> Tensor:
         """Return the images shown, augmented: uint8 (n, C, H, W), a fresh tensor."""
-        return self.render_batch(self.indices, self.augment_seeds)
+        indices, augment_seeds, _, *places = self._present()
+        return augment(self._take(indices), augment_seeds, self.augmentation, tuple(places) or None)  # type: ignore[arg-type]
 
     def render_batch(self, indices: Tensor, augment_seeds: Tensor) -> Tensor:
         """Return the observations of any (index, augmentation seed) pairs, int64 (B,) each, for stored rollouts.
@@ -198,7 +196,7 @@ class ImageTask:
     def answer(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Answer every image, as ``step`` does, and go on showing it until ``move_on``."""
         labels = self.labels
-        rewards = self.reward_matrix.take(labels * self.num_actions + actions)
+        rewards = self.reward_matrix[labels, actions]
         if self.length == 1:
             return rewards, torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._played += 1
@@ -261,9 +259,16 @@ class ImageTask:
         return torch.from_numpy(self.images.numpy().take(indices.numpy(), axis=0))
 
     def _start(self, seeds: Tensor) -> None:
-        self._time, self._shown, self._labels = 0, None, None
-        augmented = not self.augmentation.is_identity
-        self._deal = Deal(seeds, len(self.dataset), order=self.order, shard=self.shard, augmented=augmented)
+        self._time, self._shown = 0, None
+        options = {"order": self.order, "shard": self.shard, "augmented": not self.augmentation.is_identity}
+        self._deal = Deal(seeds, len(self.dataset), derive=self._derive, **options)  # type: ignore[arg-type]
+
+    def _derive(self, indices: Tensor, augment_seeds: Tensor) -> tuple[Tensor, ...]:
+        """Return the labels and, where images are augmented, the source places of what is shown."""
+        labels = self.all_labels.take(indices)
+        if self.augmentation.is_identity:
+            return (labels,)
+        return labels, *source_places(augment_seeds, *self.dataset.shape[1:], self.augmentation)
 
     def _reseed(self, seeds: list[int | None], mask: Tensor) -> None:
         """Begin the draws of some environments, before their first image."""
@@ -281,7 +286,7 @@ class ImageTask:
             raise InputError("the task has not begun; call reset(seed=...) first")
         return self._deal
 
-    def _present(self) -> tuple[Tensor, Tensor]:
+    def _present(self) -> tuple[Tensor, ...]:
         if self._shown is None:
             self._shown = self._dealt().shown(self._time)
         return self._shown

@@ -10,11 +10,14 @@ from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples, RolloutBufferSamples
 from torch import Tensor
 
-from agents.models.layers import sample_seeds
+from agents.models.layers import SampleSeeds, sample_seeds
 from envs.errors import InputError
 from envs.task import ImageTask
 
-_LEARNT_FROM = ("values", "log_probs", "advantages", "returns")
+_INTEGERS = ("indices", "augment_seeds", "actions", "sample_seeds")
+_FLOATS = ("rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
+_STORED = 4  # of the floats, the first are stored step by step
+_LEARNT_FROM = 2  # and the last are what updates read
 
 
 class ImageRolloutBuffer(RolloutBuffer):
@@ -33,17 +36,14 @@ class ImageRolloutBuffer(RolloutBuffer):
         """Forget the rollout; the memory stays allocated."""
         self.pos = 0
         self.full = False
+        self._hashes: Tensor | None = None
         if hasattr(self, "_floats"):
             return
         shape = (self.buffer_size, self.n_envs)
-        self._integers = {
-            name: torch.zeros(shape, dtype=torch.int64, device=self.device)
-            for name in ("indices", "augment_seeds", "actions", "sample_seeds")
-        }
-        self._floats = {
-            name: torch.zeros(shape, device=self.device)
-            for name in ("rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
-        }
+        self._integer_memory = torch.zeros(len(_INTEGERS), *shape, dtype=torch.int64, device=self.device)
+        self._integers = dict(zip(_INTEGERS, self._integer_memory.unbind(), strict=True))
+        self._float_memory = torch.zeros(len(_FLOATS), *shape, device=self.device)
+        self._floats = dict(zip(_FLOATS, self._float_memory.unbind(), strict=True))
 
     @property
     def values(self) -> np.ndarray:  # type: ignore[override]
@@ -61,10 +61,17 @@ class ImageRolloutBuffer(RolloutBuffer):
         """Value targets ``(steps, envs)``; a copy on the host."""
         return self._floats["returns"].cpu().numpy()
 
-    def add_step(self, observations: Tensor, **values: Tensor) -> None:
+    def add_step(self, observations: Tensor, seeds: SampleSeeds, **values: Tensor) -> None:
         """Store one step of every environment, as ``(envs,)`` tensors by name; observations are not stored."""
-        for name, value in values.items():
-            (self._integers if name in self._integers else self._floats)[name][self.pos] = value
+        values["sample_seeds"] = seeds.values
+        self._integer_memory[:, self.pos] = torch.stack([values[name] for name in _INTEGERS])
+        self._float_memory[:_STORED, self.pos] = torch.stack(
+            [values[name].float() for name in _FLOATS[:_STORED]]
+        )
+        if seeds.hashed:
+            if self._hashes is None:
+                self._hashes = seeds.hashes.new_empty(self.buffer_size, *seeds.hashes.shape)
+            self._hashes[self.pos] = seeds.hashes
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
@@ -76,6 +83,10 @@ class ImageRolloutBuffer(RolloutBuffer):
             dones: ``(envs,)``, whether the last step ended its episode.
         """
         data = self._floats
+        if self.task.length == 1:  # every step ended its episode: what follows does not count
+            torch.sub(data["rewards"], data["values"], out=data["advantages"])
+            torch.add(data["advantages"], data["values"], out=data["returns"])
+            return
         advantage = torch.zeros_like(last_values)
         following, alive = last_values, 1 - dones.float()
         for step in reversed(range(self.buffer_size)):
@@ -90,35 +101,31 @@ class ImageRolloutBuffer(RolloutBuffer):
         total = self.buffer_size * self.n_envs
         order = torch.randperm(total, device=self.device)
         for rows in order.split(batch_size or total):
-            integers = {name: value.view(-1).index_select(0, rows) for name, value in self._integers.items()}
-            floats = {name: self._floats[name].view(-1).index_select(0, rows) for name in _LEARNT_FROM}
-            with sample_seeds(integers["sample_seeds"]):
-                yield RolloutBufferSamples(
-                    observations=self._observations(rows, integers),
-                    actions=integers["actions"],
-                    old_values=floats["values"],
-                    old_log_prob=floats["log_probs"],
-                    advantages=floats["advantages"],
-                    returns=floats["returns"],
-                )
+            indices, augment_seeds, actions, seeds = (
+                self._integer_memory.flatten(1).index_select(1, rows).unbind()
+            )
+            floats = self._float_memory[_LEARNT_FROM:].flatten(1).index_select(1, rows).unbind()
+            hashes = None if self._hashes is None else self._hashes.flatten(0, 1).index_select(0, rows)
+            with sample_seeds(SampleSeeds(seeds, hashes)):
+                yield RolloutBufferSamples(self._observations(rows, indices, augment_seeds), actions, *floats)
 
-    def _observations(self, rows: Tensor, integers: dict[str, Tensor]) -> Tensor:
+    def _observations(self, rows: Tensor, indices: Tensor, augment_seeds: Tensor) -> Tensor:
         """Return the images of these ``rows`` of the rollout, uint8 ``(B, C, H, W)``."""
-        return self.task.render_batch(integers["indices"], integers["augment_seeds"])
+        return self.task.render_batch(indices, augment_seeds)
 
 
 class ShownImagesBuffer(ImageRolloutBuffer):
     """A rollout that keeps its images, for environments whose observations cannot be rendered again."""
 
-    def add_step(self, observations: Tensor, **values: Tensor) -> None:
+    def add_step(self, observations: Tensor, seeds: SampleSeeds, **values: Tensor) -> None:
         """Store one step of every environment, observations uint8 ``(envs, C, H, W)`` included."""
         if not hasattr(self, "_images"):
             shape = (self.buffer_size, *observations.shape)
             self._images = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         self._images[self.pos] = observations
-        super().add_step(observations, **values)
+        super().add_step(observations, seeds, **values)
 
-    def _observations(self, rows: Tensor, integers: dict[str, Tensor]) -> Tensor:
+    def _observations(self, rows: Tensor, indices: Tensor, augment_seeds: Tensor) -> Tensor:
         return self._images.flatten(0, 1)[rows]
 
 

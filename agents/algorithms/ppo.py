@@ -37,7 +37,8 @@ class PPO(TensorRollouts, ppo.PPO):
         clip = self.clip_range(progress)  # type: ignore[operator]
         value_clip = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
         measured: list[Tensor] = []
-        self._stopped = torch.zeros((), device=self.device)
+        if self.target_kl is not None:
+            self._stopped = torch.zeros((), device=self.device)
         optimizer: Any = self.policy.optimizer
         fused = bool(optimizer.defaults.get("fused"))
         if fused and self.target_kl is not None:
@@ -51,8 +52,11 @@ class PPO(TensorRollouts, ppo.PPO):
         finally:
             vars(optimizer).pop("found_inf", None)
         rows = torch.stack(measured)
-        counts = rows[:, -1:]  # 0 for minibatches after the stop
-        means = (rows[:, :-1] * counts).sum(0) / counts.sum()
+        if self.target_kl is None:
+            means = rows.mean(0)
+        else:
+            counts = rows[:, -1:]  # 0 for minibatches after the stop
+            means = (rows[:, :-1] * counts).sum(0) / counts.sum()
         self.statistics.add(**dict(zip(_LOGGED, means.unbind(), strict=True)))
         self.statistics.add(explained_variance=self.rollout_buffer.explained_variance())
         self.logger.record("train/clip_range", clip)
@@ -77,8 +81,10 @@ class PPO(TensorRollouts, ppo.PPO):
             drift = log_ratio.detach()
             approx_kl = (drift.expm1() - drift).mean()
             parts = (policy_loss.detach(), value_loss.detach(), approx_kl, clipped, loss.detach())
-            measured.append(torch.stack([*parts, 1 - self._stopped]))
-            if self.target_kl is not None:
+            if self.target_kl is None:
+                measured.append(torch.stack(parts))
+            else:
+                measured.append(torch.stack([*parts, 1 - self._stopped]))
                 self._stopped.logical_or_(approx_kl > 1.5 * self.target_kl)
                 if waits and bool(self._stopped):
                     return

@@ -1,5 +1,6 @@
 """REINFORCE and the expectation of its gradient, in closed form."""
 
+from collections.abc import Hashable
 from typing import Any, Literal
 
 from stable_baselines3.common.type_aliases import GymEnv
@@ -42,6 +43,9 @@ class Reinforce(SinglePassAlgorithm):
             raise InputError(f"exploration_mode is {exploration_mode!r}; expected 'batch' or 'mixture'")
         self.exploration = exploration
         self.exploration_mode = exploration_mode
+        self._explores: bool | None = (
+            None  # whether the next actions are random, where it is decided beforehand
+        )
         super().__init__(policy, env, **kwargs)
 
     def choose_actions(self, logits: Tensor) -> Tensor:
@@ -50,9 +54,16 @@ class Reinforce(SinglePassAlgorithm):
             return distribution.sample_actions(
                 distribution.mixture_log_probs(logits.detach(), self.exploration)
             )
-        if distribution.explores(self.exploration):
+        decided, self._explores = self._explores, None
+        if distribution.explores(self.exploration) if decided is None else decided:
             return distribution.uniform_actions(logits)
         return distribution.draw_actions(self._probs(logits) + distribution.PROBABILITY_FLOOR)
+
+    def host_choices(self) -> Hashable:
+        """Decide whether the whole batch explores."""
+        if self.exploration_mode == "batch":
+            self._explores = distribution.explores(self.exploration)
+        return self.exploration, self._explores, super().host_choices()
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return ``-mean(log p(a) G)``."""

@@ -12,7 +12,7 @@ from agents.algorithms.base import ImageAlgorithm
 from agents.algorithms.buffers import ImageRolloutBuffer
 from agents.algorithms.setups import Setup
 from agents.config import TrainConfig
-from agents.models.layers import frozen_batchnorm, refresh_batchnorm, sample_seeds
+from agents.models.layers import SampleSeeds, frozen_batchnorm, refresh_batchnorm, sample_seeds
 from agents.models.policy import ImagePolicy
 from envs.errors import InputError
 
@@ -49,7 +49,8 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         rollout_buffer.task = env.task
         callback.on_rollout_start()
         with torch.no_grad(), frozen_batchnorm(self.policy):
-            refresh_batchnorm(self.policy.features_extractor, [self.policy.pixels(self._last_obs)])
+            shown = (self.policy.pixels(images) for images in (self._last_obs,))
+            refresh_batchnorm(self.policy.features_extractor, shown)
             self.policy.set_training_mode(True)
             for _ in range(n_rollout_steps):
                 step = self._collect_step(env, rollout_buffer)
@@ -62,7 +63,7 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         return True
 
     def _collect_step(self, env: Any, buffer: ImageRolloutBuffer) -> dict[str, Any]:
-        seeds = torch.randint(2**62, (env.num_envs,), device=self.device)
+        seeds = SampleSeeds(torch.randint(2**62, (env.num_envs,), device=self.device))
         indices, augment_seeds, labels = env.task.indices, env.task.augment_seeds, env.task.labels
         shown = self._last_obs
         with sample_seeds(seeds):
@@ -70,9 +71,9 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         observations, rewards, dones, infos = env.step(actions)
         buffer.add_step(
             shown,
+            seeds,
             indices=indices,
             augment_seeds=augment_seeds,
-            sample_seeds=seeds,
             actions=actions,
             values=values[:, 0],
             log_probs=log_probs,

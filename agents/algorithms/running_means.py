@@ -29,13 +29,15 @@ class RunningMeans:
 
     def add(self, **values: Tensor) -> None:
         """Add observations of each name: a scalar, or a tensor of one shape, all of whose elements count."""
+        known = [name for name in values if name in self._sums]
         for name, value in values.items():
-            if name in self._sums:
-                self._sums[name].add_(value.detach())
-                self._counts[name] += 1
-            else:
+            if name not in self._sums:
                 self._sums[name] = value.detach().to(torch.float32, copy=True)
-                self._counts[name] = 1
+            self._counts[name] = self._counts.get(name, 0) + 1
+        if known:
+            torch._foreach_add_(
+                [self._sums[name] for name in known], [values[name].detach() for name in known]
+            )
 
     def add_episodes(self, rewards: Tensor, dones: Tensor) -> None:
         """Add a step of n environments; ``finished``, ``finished_reward`` and ``finished_length`` are of episodes.

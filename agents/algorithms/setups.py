@@ -26,6 +26,7 @@ class Setup:
         exploration_mode: ``batch`` or ``mixture``.
         ent_coef: weight of the entropy bonus.
         network: ``network``, ``mean`` and ``std`` of `agents.ImageNetwork`.
+        compile: whether policies of this project compile it.
         attacks: how training is attacked in the loss; None where it is not.
     """
 
@@ -38,6 +39,7 @@ class Setup:
     exploration_mode: str
     ent_coef: float
     network: dict[str, Any]
+    compile: bool
     attacks: AdversarialTraining | None = None
 
     @property
@@ -74,6 +76,6 @@ class Setup:
             **self.network,
             "precision": self.config.precision,
             "channels_last": self.config.channels_last,
-            "compile": self.config.compile,
+            "compile": self.compile,
             "optimizer_kwargs": self.optimizer,
         }

@@ -1,7 +1,7 @@
 """Algorithms that differentiate the forward pass that chose the actions: REINFORCE, its expectation, supervised."""
 
 import abc
-from dataclasses import dataclass
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -18,35 +18,16 @@ from torch import Tensor
 from agents.algorithms import losses
 from agents.algorithms.adversarial import AdversarialTraining, crafting
 from agents.algorithms.base import ImageAlgorithm, image_task, optimizer_step
+from agents.algorithms.batches import Batch, concatenate
 from agents.algorithms.buffers import UnusedRolloutBuffer
 from agents.algorithms.registry import AlgorithmSpec, register_family
 from agents.algorithms.setups import Setup
+from agents.algorithms.step_graphs import Inputs, StepGraphs
 from agents.models import action_distribution as distribution
 from agents.models.policy import ImagePolicy
 from envs.errors import InputError
 
 ENTROPY_EVERY = 8  # updates; logging it costs a softmax
-
-
-@dataclass
-class Batch:
-    """What one update learns from; N images.
-
-    Attributes:
-        pixels: float images in [0, 1], ``(N, C, H, W)``.
-        logits: ``(N, K)``, with their graph.
-        actions: int64 ``(N,)``, taken.
-        returns: float32 ``(N,)``, discounted rewards from each action on.
-        labels: int64 ``(N,)``, the labels that rewards use; None outside an image task.
-        action_rewards: float32 ``(N, K)``, the reward of every action; None where no loss or attack needs it.
-    """
-
-    pixels: Tensor
-    logits: Tensor
-    actions: Tensor
-    returns: Tensor
-    labels: Tensor | None = None
-    action_rewards: Tensor | None = None
 
 
 class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
@@ -63,6 +44,9 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         gamma: discount; 0 where actions do not influence the next image.
         ent_coef: weight of an entropy bonus, in nats.
         max_grad_norm: gradients are clipped to this L2 norm; 0 switches it off.
+        cuda_graphs: on a GPU, record the step as CUDA graphs, see `StepGraphs`. Needs an image task with tensors,
+            ``n_steps`` of 1 and no attacks in training; other trainings go on without. Own algorithms may decide
+            nothing on the host in a step but :meth:`host_choices`.
         policy_kwargs: passed to the policy.
         tensorboard_log, verbose, seed, device: as in SB3.
 
@@ -87,6 +71,7 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         gamma: float = 0.0,
         ent_coef: float = 0.0,
         max_grad_norm: float = 1.0,
+        cuda_graphs: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -95,6 +80,7 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        self.cuda_graphs = cuda_graphs
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -121,11 +107,19 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._batch: Batch | None = None
+        self._graphs: StepGraphs | None = None
         self._softmax: tuple[Tensor, Tensor] | None = None
         self._parameters = list(self.policy.parameters())
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_batch", "_softmax", "_parameters", "adversarial"]
+        return [
+            *super()._excluded_save_params(),
+            "_batch",
+            "_softmax",
+            "_parameters",
+            "_graphs",
+            "adversarial",
+        ]
 
     @abc.abstractmethod
     def choose_actions(self, logits: Tensor) -> Tensor:
@@ -150,7 +144,7 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
             if not self._report(callback, locals(), step):
                 return False
         self._discount(steps, ended)
-        self._batch = steps[0] if len(steps) == 1 else _concatenate(steps)
+        self._batch = steps[0] if len(steps) == 1 else concatenate(steps)
         callback.on_rollout_end()
         return True
 
@@ -163,12 +157,14 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         labels = task.labels if task else None
         everything = self.full_information or self.adversarial is not None
         action_rewards = task.action_rewards() if task and everything else None
-        pixels = self.policy.pixels(observations)
-        if self._attacks("replace"):
-            pixels = self.attacked_images(pixels, *_known(labels, action_rewards))
-        logits = self.policy.logits(pixels).float()
-        actions = self.choose_actions(logits)
         tensors = getattr(env, "tensors", False)
+        if graphs := self._step_graphs(tensors and task is not None):
+            returns = torch.empty(env.num_envs, device=self.device)
+            others = {"returns": returns, "labels": labels, "action_rewards": action_rewards}
+            self._softmax = None  # of memory that is overwritten
+            pixels, logits, actions = graphs.act(observations, others, self.host_choices())
+        else:
+            pixels, logits, actions = self._answer(observations, labels, action_rewards)
         self._last_obs, rewards, dones, infos = env.step(actions if tensors else actions.cpu().numpy())
         self._last_episode_starts = dones
         rewards, dones = (torch.as_tensor(value, device=self.device) for value in (rewards, dones))
@@ -183,6 +179,29 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
             "infos": infos,
         }
         return Batch(pixels, logits, actions, rewards.float(), labels, action_rewards), step
+
+    def _answer(
+        self, observations: Tensor, labels: Tensor | None = None, action_rewards: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pixels, logits and actions."""
+        pixels = self.policy.pixels(observations)
+        if self._attacks("replace"):
+            pixels = self.attacked_images(pixels, *_known(labels, action_rewards))
+        logits = self.policy.logits(pixels).float()
+        return pixels, logits, self.choose_actions(logits)
+
+    def host_choices(self) -> Hashable:
+        """Decide what the next, recorded step decides on the host, and return all numbers that it depends on."""
+        return self.ent_coef, self.max_grad_norm
+
+    def _step_graphs(self, tensors: bool) -> StepGraphs | None:
+        """Return what records the steps, or None where they are not recorded."""
+        here = self.cuda_graphs and tensors and self.device.type == "cuda"
+        if not here or self.n_steps > 1 or self.adversarial is not None:
+            self._graphs = None
+        elif self._graphs is None:
+            self._graphs = StepGraphs(self._answer, self._descend_on, self.policy.optimizer)
+        return self._graphs
 
     def answer(self, pixels: Tensor, labels: Tensor, action_rewards: Tensor) -> Batch:
         """Answer images outside of the environment; each is a bandit of its own, so returns are its rewards."""
@@ -260,24 +279,34 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         if batch is None:
             raise InputError("nothing was collected; call learn(), which collects before it trains")
         self._update_learning_rate(self.policy.optimizer)
+        if self._graphs is None:
+            loss, norm, *entropy = self._descend(batch)
+        else:
+            inputs = {name: getattr(batch, name) for name in ("returns", "labels", "action_rewards")}
+            loss, norm, *entropy = self._graphs.learn(inputs)
+        if not entropy and self._n_updates % ENTROPY_EVERY == 0:
+            entropy = [distribution.entropy_of_probs(self._probs(batch.logits))]
+        self._n_updates += 1
+        self.statistics.add(loss=loss, grad_norm=norm, **({"entropy": entropy[0]} if entropy else {}))
+        self.statistics.watch(self.num_timesteps, norm)
+
+    def _descend_on(self, outputs: tuple[Tensor, ...], inputs: Inputs) -> tuple[Tensor, ...]:
+        return self._descend(Batch(*outputs, **inputs))  # type: ignore[arg-type]
+
+    def _descend(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Take the gradient step and return loss and gradient norm, and the entropy if it is part of the loss."""
         loss = self.loss(batch.logits, batch)
-        total = loss
-        if self.ent_coef or self._n_updates % ENTROPY_EVERY == 0:
-            if self.ent_coef:
-                entropy = distribution.entropy(batch.logits)
-                total = loss - self.ent_coef * entropy
-            else:
-                entropy = distribution.entropy_of_probs(self._probs(batch.logits))
-            self.statistics.add(entropy=entropy)
+        total, entropies = loss, list[Tensor]()
+        if self.ent_coef:
+            entropies = [distribution.entropy(batch.logits)]
+            total = loss - self.ent_coef * entropies[0]
         if self._attacks("add", "trades"):
             labels, action_rewards = _known(batch.labels, batch.action_rewards)
             total = total + self.adversarial_term(batch, labels, action_rewards)
         norm = optimizer_step(
             total, self.policy.optimizer, self._parameters, self.max_grad_norm or float("inf")
         )
-        self._n_updates += 1
-        self.statistics.add(loss=loss, grad_norm=norm)
-        self.statistics.watch(self.num_timesteps, norm)
+        return loss, norm, *entropies
 
 
 def _known(labels: Tensor | None, action_rewards: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -286,17 +315,13 @@ def _known(labels: Tensor | None, action_rewards: Tensor | None) -> tuple[Tensor
     return labels, action_rewards
 
 
-def _concatenate(steps: list[Batch]) -> Batch:
-    columns = zip(*(vars(step).values() for step in steps), strict=True)
-    return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
-
-
 def build_single_pass(setup: Setup, **options: Any) -> SinglePassAlgorithm:
     """Return the algorithm of ``setup`` with what algorithms of one pass share, and with its own ``options``."""
     model = setup.algorithm(
         ImagePolicy,
         ent_coef=setup.ent_coef,
         max_grad_norm=setup.config.max_grad_norm,
+        cuda_graphs=setup.config.cuda_graphs,
         policy_kwargs=setup.image_policy,
         **setup.common,
         **options,

@@ -165,6 +165,9 @@ class _Stack:
         return self
 
     def body(self) -> nn.Sequential:
+        dropouts = tuple(layer for layer in self.layers if isinstance(layer, ConsistentDropout))
+        for layer in dropouts:
+            layer.group = dropouts
         return nn.Sequential(*self.layers)
 
 

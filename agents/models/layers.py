@@ -7,8 +7,8 @@ statistics of another minibatch, change them at unchanged weights: then the firs
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,23 +21,40 @@ from envs.rng import hash_tensor
 _LAYERS = 8  # whose hashes are made together
 
 
-@dataclass
-class _Seeds:
-    """Seeds of the images of a batch, int64 ``(N,)``, and their hashes for each layer."""
+class SampleSeeds:
+    """Seeds of the images of a batch, and their hashes for each layer, made when first needed.
 
-    values: Tensor
+    Args:
+        values: int64 ``(N,)``.
+        hashes: what `hashes` was for these seeds, if it is known.
+    """
 
-    @cached_property
-    def _hashes(self) -> Tensor:
-        layers = torch.arange(_LAYERS, device=self.values.device)
-        return hash_tensor(self.values[:, None], layers).to(torch.int32)
+    def __init__(self, values: Tensor, hashes: Tensor | None = None) -> None:
+        self.values = values
+        self._hashes = hashes
+        self.masks: dict[
+            int, Tensor
+        ] = {}  # by the identity of the layer, where they are made for all layers together
 
-    def hashes(self, layer: int) -> Tensor:
-        """Return int32 ``(N,)``."""
-        return self._hashes[:, layer] if layer < _LAYERS else hash_tensor(self.values, layer).to(torch.int32)
+    @property
+    def hashed(self) -> bool:
+        """Whether there are hashes already."""
+        return self._hashes is not None
+
+    @property
+    def hashes(self) -> Tensor:
+        """Hashes for the first layers, int32 ``(N, 8)``."""
+        if self._hashes is None:
+            self._hashes = hash_tensor(self.values[:, None], _layers(self.values.device)).to(torch.int32)
+        return self._hashes
+
+    def of_layer(self, layer: int) -> Tensor:
+        """Return the hashes for a layer, int32 ``(N,)``."""
+        return self.hashes[:, layer] if layer < _LAYERS else hash_tensor(self.values, layer).to(torch.int32)
 
 
-_seeds: ContextVar[_Seeds | None] = ContextVar("seeds", default=None)
+_Layout = tuple[torch.Size, bool]  # of activations: shape without images, and whether in channels_last
+_seeds: ContextVar[SampleSeeds | None] = ContextVar("seeds", default=None)
 
 
 @contextmanager
@@ -57,12 +74,12 @@ def in_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def sample_seeds(seeds: Tensor) -> Iterator[None]:
+def sample_seeds(seeds: Tensor | SampleSeeds) -> Iterator[None]:
     """Within this context a `ConsistentDropout` in train mode takes the mask of image i from ``seeds[i]`` alone.
 
     ``seeds``: int64 ``(N,)``, on the device of the images; N is the batch size of every forward pass inside.
     """
-    token = _seeds.set(_Seeds(seeds))
+    token = _seeds.set(SampleSeeds(seeds) if isinstance(seeds, Tensor) else seeds)
     try:
         yield
     finally:
@@ -82,6 +99,8 @@ class ConsistentDropout(nn.Dropout):
             raise InputError(f"dropout probability {p} is outside [0, 1)")
         super().__init__(p)
         self.layer = layer
+        self.group: tuple[ConsistentDropout, ...] = (self,)
+        self._layout: _Layout | None = None  # of the last pass
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` ``(N, ...)`` with elements zeroed at rate p and the rest scaled by 1 / (1 - p)."""
@@ -89,19 +108,45 @@ class ConsistentDropout(nn.Dropout):
         if seeds is None or not self.training or self.p == 0:
             return F.dropout(x, self.p, self.training)
         if len(seeds.values) != len(x):
-            remedy = "give one seed per image"
-            raise InputError(f"{len(seeds.values)} sample seeds for a batch of {len(x)} images; {remedy}")
-        return x * self._keep(seeds, x).to(x.dtype).mul_(1 / (1 - self.p))
+            raise InputError(
+                f"{len(seeds.values)} sample seeds for a batch of {len(x)} images; give one seed per image"
+            )
+        layout = (x.shape[1:], x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        scale = 1 / (1 - self.p)
+        if x.is_cuda and not torch.compiler.is_compiling():
+            return _Masked.apply(x, self._keep_of_group(seeds, layout), scale)
+        return x * self._keep(seeds, layout).to(x.dtype).mul_(scale)
 
-    def _keep(self, seeds: _Seeds, x: Tensor) -> Tensor:
-        # 32-bit arithmetic, in place: on a CPU this costs what drawing the mask at random does.
-        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        images = seeds.hashes(self.layer).view(-1, *[1] * (x.dim() - 1))
-        bits = images ^ _positions(x.shape[1:], channels_last, x.device)
-        bits.mul_(0x2C1B3C6D)
-        bits.bitwise_xor_(bits >> 15)
-        bits.mul_(0x297A2D39)
-        return bits >= int(self.p * 2**32) - 2**31
+    def _keep(self, seeds: SampleSeeds, layout: "_Layout") -> Tensor:
+        hashes = seeds.of_layer(self.layer).view(-1, *[1] * len(layout[0]))
+        return _mixed(hashes ^ _positions(*layout, hashes.device)) >= self.threshold
+
+    def _keep_of_group(self, seeds: SampleSeeds, layout: "_Layout") -> Tensor:
+        """Return the mask; masks of layers whose layouts are known are made together, as every launch counts."""
+        if layout != self._layout or self.layer >= _LAYERS:
+            self._layout = layout
+            seeds.masks.pop(id(self), None)
+            return self._keep(seeds, layout)
+        if id(self) not in seeds.masks:
+            known = [
+                (id(layer), _Part(layer.layer, layer.threshold, *layer._layout))
+                for layer in self.group
+                if layer._layout is not None and layer.layer < _LAYERS
+            ]
+            parts = tuple(part for _, part in known)
+            numbers, thresholds, positions = _positions_of(parts, seeds.values.device)
+            bits = seeds.hashes.index_select(1, numbers).bitwise_xor_(positions)
+            masks = (_mixed(bits) >= thresholds).split([part.shape.numel() for part in parts], 1)
+            for (name, part), mask in zip(known, masks, strict=True):
+                if part.channels_last:
+                    mask = mask.unflatten(1, (*part.shape[1:], part.shape[0])).movedim(-1, 1)
+                seeds.masks[name] = mask if part.channels_last else mask.unflatten(1, part.shape)
+        return seeds.masks[id(self)]
+
+    @property
+    def threshold(self) -> int:
+        """The least random int32 that keeps an element."""
+        return int(self.p * 2**32) - 2**31
 
     def extra_repr(self) -> str:
         """Return the arguments, as ``print(network)`` shows them."""
@@ -112,11 +157,62 @@ def _batchnorm_layers(module: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
 
 
+def _mixed(bits: Tensor) -> Tensor:
+    """Make int32 hashes random bits, in place: on a CPU this costs what drawing them does."""
+    bits.mul_(0x2C1B3C6D)
+    bits.bitwise_xor_(bits >> 15)
+    return bits.mul_(0x297A2D39)
+
+
+class _Masked(torch.autograd.Function):
+    """``x * keep * scale``, forward and backward by one kernel each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.scale = scale
+        return torch.ops.aten.native_dropout_backward(x, keep, scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (keep,) = ctx.saved_tensors
+        return _Masked.apply(gradient, keep, ctx.scale), None, None
+
+
+@lru_cache(maxsize=8)
+def _layers(device: torch.device) -> Tensor:
+    return torch.arange(_LAYERS, device=device)
+
+
 @lru_cache(maxsize=32)
 def _positions(shape: torch.Size, channels_last: bool, device: torch.device) -> Tensor:
     """Return a hash of each position in activations of this shape, int32 ``(1, *shape)``, in their memory layout."""
     hashes = hash_tensor(torch.arange(shape.numel(), device=device)).to(torch.int32).view(1, *shape)
     return hashes.contiguous(memory_format=torch.channels_last) if channels_last else hashes
+
+
+class _Part(NamedTuple):
+    """A layer whose mask is made together with those of others."""
+
+    layer: int
+    threshold: int
+    shape: torch.Size
+    channels_last: bool
+
+
+@lru_cache(maxsize=8)
+def _positions_of(parts: tuple[_Part, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return layer numbers, thresholds and `_positions` of layers, in the order of memory, one after another."""
+    flat = []
+    for part in parts:
+        hashes = _positions(part.shape, part.channels_last, device)
+        flat.append((hashes.movedim(1, -1) if part.channels_last else hashes).flatten())
+    sizes = torch.tensor([part.shape.numel() for part in parts])
+    layers, thresholds = (
+        torch.tensor([part[at] for part in parts], dtype=torch.int32).repeat_interleave(sizes).to(device)
+        for at in (0, 1)
+    )
+    return layers, thresholds, torch.cat(flat)
 
 
 @contextmanager

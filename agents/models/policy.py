@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from agents.common.compiling import compiled
 from agents.models import action_distribution as distribution
 from agents.models.classifier import Classifier
 from agents.models.extraction import assemble_classifier
@@ -92,7 +93,7 @@ class ImagePolicy(ActorCriticPolicy):
         with torch.no_grad():
             self.action_net.weight.mul_(0.1)
         # Outside the module tree, so that state dicts have the same keys with and without compilation.
-        features = torch.compile(self.features_extractor) if self.compile_network else self.features_extractor
+        features = compiled(self.features_extractor) if self.compile_network else self.features_extractor
         object.__setattr__(self, "_features", features)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -112,8 +113,10 @@ class ImagePolicy(ActorCriticPolicy):
     def pixels(self, observations: Tensor) -> Tensor:
         """Turn uint8 images ``(N, C, H, W)`` into floats in [0, 1] in the network's memory layout; floats stay."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        pixels = observations.to(torch.float32, memory_format=layout)
-        return pixels.div_(255) if observations.dtype == torch.uint8 else pixels
+        if observations.dtype != torch.uint8:
+            return observations.to(torch.float32, memory_format=layout)
+        pixels = torch.empty_like(observations, dtype=torch.float32, memory_format=layout)
+        return torch.div(observations, 255, out=pixels)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return the features ``(N, D)``, float32, of float images in [0, 1], at the training precision."""

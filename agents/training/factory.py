@@ -91,6 +91,7 @@ def build_algorithm(
         env=env,
         device=dataset.device,
         network={"network": settings.options.network, "mean": mean, "std": std},
+        compile=settings.compile,
         attacks=attacks,
         **{name: getattr(chosen, name) for name in same},
     )

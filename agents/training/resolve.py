@@ -7,6 +7,7 @@ import torch
 
 from agents.algorithms.adversarial import AdversarialTraining, plan
 from agents.algorithms.registry import AlgorithmSpec, find_algorithm
+from agents.common.compiling import compiles
 from agents.config import TrainConfig
 from agents.training.schedule import MAX_VALIDATIONS, learning_rate, phase_ends
 from agents.training.snapshots import snapshot_moments
@@ -38,6 +39,7 @@ class ResolvedConfig:
     batch_size: int  #: images per gradient step
     eval_every: int  #: images between validations and checkpoints
     threads: int  #: on the CPU
+    compile: bool  #: whether the network is compiled
     norm: str  #: of the ball of adversarial training and of the probe
     eps: float  #: its radius
     probe_images: int  #: validation images that are attacked at each validation; 0: none
@@ -69,6 +71,7 @@ def resolve(config: TrainConfig, train: ImageDataset) -> ResolvedConfig:
         batch_size=min(config.images_per_step(), len(train)),
         eval_every=config.eval_every or max(len(train), -(-ends[-1] // MAX_VALIDATIONS)),
         threads=config.threads or (1 if height * width <= SMALL_IMAGE else torch.get_num_threads()),
+        compile=compiles(config.compile, train.device),
         norm=config.adversarial.norm or "Linf",
         eps=config.adversarial.full_eps(channels),
         probe_images=config.probed_images(),

@@ -75,7 +75,7 @@ def train(config: TrainConfig) -> RunDir:
         run = RunDir.create(config.run_dir, name)
         with run.lock():
             run.remove_leftovers()
-            run.write_config(_describe(config, splits.train))
+            run.write_config(_describe(settings, splits.train))
             _run(settings, splits, run, progress)
     return run
 
@@ -293,8 +293,9 @@ def _close(
     print_summary(summary, run)
 
 
-def _describe(config: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
+def _describe(settings: ResolvedConfig, dataset: ImageDataset) -> dict[str, Any]:
     """Return the content of ``config.json``."""
+    config = settings.options
     return {
         "algo": config.schedule or config.algo,
         "dataset": {
@@ -312,6 +313,7 @@ def _describe(config: TrainConfig, dataset: ImageDataset) -> dict[str, Any]:
         "config": config.to_dict(),
         "versions": versions(),
         "device": device_name(dataset.device, tf32=True),
+        "compiled": settings.compile,
     }
 
 

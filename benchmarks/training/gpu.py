@@ -17,6 +17,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from agents import Reinforce, extract_classifier
+from agents.common.compiling import compiles
 from agents.common.precision import use_tf32
 from agents.models.policy import ImagePolicy
 from agents.training.validation import evaluate
@@ -35,7 +36,8 @@ def main(
     batches: tuple[int, ...] = (256, 1024),
     epochs: int = 4,
     precision: str = "bf16",
-    compile: bool = False,
+    compile: bool | None = None,
+    cuda_graphs: bool = False,
     runs: Path = Path("runs/gpu"),
     write: bool = True,
 ) -> None:
@@ -48,7 +50,8 @@ def main(
         batches: batch sizes.
         epochs: passes over the training images, each timed; the first warms up and is left out of the rate.
         precision: fp32 or bf16.
-        compile: compile the network.
+        compile: compile the network. Default: on a GPU.
+        cuda_graphs: record training steps as CUDA graphs, which is for small networks and batches.
         runs: where rows are kept.
         write: write the results.
     """
@@ -57,22 +60,30 @@ def main(
     torch.backends.cudnn.benchmark = True
     splits = Splits(*(part.to(device) for part in load_splits(dataset, data_root=data_root)))
     rows = []
+    compile = compiles(compile, device)
+    ways = [way for way, used in (("compiled", compile), ("graphs", cuda_graphs)) if used]
     for batch in batches:
-        name = f"{network}-{splits.train.name}-{precision}{'-compiled' * compile}-{batch}-{epochs}-{device.type}.json"
-        rows.append(kept(runs / name, partial(measure, splits, network, batch, epochs, precision, compile)))
-    table = Table(
-        "batch", "images/s", "waits a step", "test accuracy", title=f"{network}, {precision}, reinforce"
-    )
+        name = "-".join([network, splits.train.name, precision, *ways, str(batch), str(epochs), device.type])
+        measured = partial(measure, splits, network, batch, epochs, precision, compile, cuda_graphs)
+        rows.append(kept(runs / f"{name}.json", measured))
+    title = ", ".join([network, precision, *ways, "reinforce"])
+    table = Table("batch", "images/s", "waits a step", "test accuracy", title=title)
     for row in rows:
         table.add_row(*cells(row))
     Console().print(table)
     if write:
         machine = describe_machine()
-        write_results("gpu", {"machine": machine, "rows": rows}, page(rows, machine))
+        write_results("gpu", {"machine": machine, "rows": rows}, page(rows, machine, title))
 
 
 def measure(
-    splits: Splits, network: str, batch: int, epochs: int, precision: str, compile: bool
+    splits: Splits,
+    network: str,
+    batch: int,
+    epochs: int,
+    precision: str,
+    compile: bool,
+    cuda_graphs: bool,
 ) -> dict[str, Any]:
     """Train for ``epochs`` passes and return rates, the curve, and what the profiler saw of waiting."""
     train = splits.train
@@ -80,7 +91,8 @@ def measure(
         train, batch, tensors=True, device=train.device, seed=0, order="epoch", augmentation="paper"
     )
     kwargs = image_policy_kwargs(train, network, precision, compile)
-    model = Reinforce(ImagePolicy, env, learning_rate=1e-3, policy_kwargs=kwargs, device=train.device, seed=0)
+    options: dict[str, Any] = {"policy_kwargs": kwargs, "cuda_graphs": cuda_graphs}
+    model = Reinforce(ImagePolicy, env, learning_rate=1e-3, device=train.device, seed=0, **options)
     curve = []
     for _ in range(epochs):
         _wait()
@@ -116,11 +128,11 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     return str(row["batch"]), f"{row['images_per_second']:,.0f}", f"{total:.2f}", f"{accuracy:.2%}"
 
 
-def page(rows: list[dict[str, Any]], machine: dict[str, Any]) -> str:
+def page(rows: list[dict[str, Any]], machine: dict[str, Any], title: str) -> str:
     lines = [
         "# One GPU",
         "",
-        f"`python -m benchmarks.training.gpu`; goal on an H200: {GOAL:,} images/s at batch 256, all included.",
+        f"`python -m benchmarks.training.gpu`: {title}; goal on an H200: {GOAL:,} images/s at batch 256, all included.",
         "",
         machine_line(machine),
         "",

@@ -10,7 +10,7 @@ from torch import nn
 from agents import A2C, DQN, PPO, ImagePolicy, register_network
 from agents.algorithms.buffers import ImageRolloutBuffer
 from agents.models import image_network as networks
-from agents.models.layers import ConsistentDropout, frozen_batchnorm
+from agents.models.layers import ConsistentDropout, SampleSeeds, frozen_batchnorm
 from envs import ImageTask, sb3_env
 from envs.errors import InputError
 from tests.support.env_toys import random_images
@@ -61,6 +61,7 @@ def test_advantages_equal_stable_baselines(gamma, gae_lambda):
     arguments = (7, task.observation_space, task.action_space)
     options = {"device": "cpu", "gae_lambda": gae_lambda, "gamma": gamma, "n_envs": 5}
     ours, stock = ImageRolloutBuffer(*arguments, **options), RolloutBuffer(*arguments, **options)
+    ours.task = ImageTask(random_images(), num_envs=5, length=2)
     zeros = torch.zeros(5, dtype=torch.int64)
     for _ in range(7):
         rewards, values, log_probs = torch.randn(3, 5)
@@ -73,7 +74,9 @@ def test_advantages_equal_stable_baselines(gamma, gae_lambda):
             values,
             log_probs,
         )
-        ours.add_step(None, rewards=rewards, values=values, log_probs=log_probs, episode_starts=starts)
+        integers = {"indices": zeros, "augment_seeds": zeros, "actions": zeros}
+        floats = {"rewards": rewards, "values": values, "log_probs": log_probs, "episode_starts": starts}
+        ours.add_step(None, SampleSeeds(zeros), **integers, **floats)
     last, dones = torch.randn(5), torch.rand(5) < 0.5
     stock.compute_returns_and_advantage(last, dones.numpy())
     ours.compute_returns_and_advantage(last, dones)

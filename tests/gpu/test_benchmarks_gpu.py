@@ -81,7 +81,9 @@ def test_dry_run_of_the_training_benchmark(gpu, results, settings, tmp_path, mon
 
     runs = tmp_path / "runs"
     options = {"dataset": "digits", "network": "mlp", "batches": (256,), "epochs": 1, "precision": "fp32"}
+    options |= {"compile": True, "cuda_graphs": True}
     benchmark.main(**options, runs=runs)
+    assert len(gpu.compiled) == 1
     rows = json.loads((results / "gpu.json").read_text())["rows"]
     assert rows[0]["batch"] == 256
     assert rows[0]["images_per_second"] > 0

@@ -124,6 +124,7 @@ def pass_operators(kind: int) -> int:
 TRAININGS: dict[str, dict[str, object]] = {
     "reinforce": {},
     "reinforce, augmentation": {"augmentation": "paper"},
+    "reinforce, augmentation, CUDA graphs": {"augmentation": "paper", "cuda_graphs": True},
     "epg": {"algo": "epg"},
     "supervised": {"algo": "supervised"},
     "ppo": {"algo": "ppo", "ppo": PPOConfig(rollout=32, epochs=1)},
@@ -134,7 +135,7 @@ TRAININGS: dict[str, dict[str, object]] = {
 
 @functools.cache
 def training_counts(case: str, network: str = "cnn4", updates: int = 16) -> Counts:
-    """Operators and waits of one update, passes and optimizer apart, of 32 images."""
+    """Operators and waits of one update of 32 images, the network's passes and the optimizer included."""
     options = {"algo": "reinforce", "network": network, "batch_size": 32, "total_images": 10_000}
     config = TrainConfig(**(options | TRAININGS[case]))  # type: ignore[arg-type]
     with PretendCuda() as gpu:

@@ -8,7 +8,7 @@ mark (`pretend_cuda_marks`). Views, results and gradients inherit it. Python see
 - ``tensor.numpy()`` and ``numpy.asarray(tensor)`` refuse, as with CUDA,
 - each host synchronisation (``item``, ``bool``, ``tolist``, ``cpu``, ``nonzero``, boolean masks, copies from pageable
   memory, ``unique`` ...) is counted by the project's line that asked for it,
-- operators that launch kernels are counted; fused kernels, streams, memory and speed are not simulated.
+- operators that launch kernels are counted, a CUDA graph as one; streams, memory and speed are not simulated.
 
 The modes hold in the thread that entered the context, not in others nor in other processes.
 """
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from tests.support.pretend_cuda_functions import Functions
+from tests.support.pretend_cuda_graphs import graph_functions
 from tests.support.pretend_cuda_marks import CUDA, on_gpu, own_device
 from tests.support.pretend_cuda_operators import DeviceError, Operators
 
@@ -75,6 +76,8 @@ class PretendCuda:
         self.events = Events()
         self.current = 0  # what set_device said; kept, and no more
         self._moving = self._making = self._asked = 0
+        self.compiled: list[Any] = []  # what was given to torch.compile, which runs as it is
+        self.is_capturing = False
         self._places: dict[str, str | None] = {}
         self._stack = ExitStack()
 
@@ -127,6 +130,15 @@ class PretendCuda:
         finally:
             self._asked -= 1
 
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """A graph is recorded inside, where waiting is an error."""
+        self.is_capturing = True
+        try:
+            yield
+        finally:
+            self.is_capturing = False
+
     @property
     def is_moving(self) -> bool:
         return self._moving > 0
@@ -143,12 +155,25 @@ class PretendCuda:
         """Count ``times`` synchronisations."""
         place = self.place()
         self.events.waits[kind, place] += times
+        if self.is_capturing:
+            raise RuntimeError(
+                f"CUDA error: operation not permitted when stream is capturing ({kind} at {place})"
+            )
         if self.forbid_waits:
             raise AssertionError(f"the host waits for the GPU: {kind} at {place}")
 
-    def launch(self, name: str) -> None:
-        """Count a kernel."""
-        self.events.launches[name] += 1
+    def launch(self, name: str, times: int = 1) -> None:
+        """Count kernels."""
+        self.events.launches[name] += times
+
+    @contextmanager
+    def as_one_kernel(self, name: str | None) -> Iterator[None]:
+        """Count what is launched inside as one kernel ``name``; None: as what it is."""
+        before = self.events.launches.copy()
+        yield
+        if name is not None and self.events.launches != before:
+            self.events.launches = before
+            self.launch(name)
 
     def place(self) -> str:
         """The innermost line of the project on the stack."""
@@ -173,6 +198,7 @@ class PretendCuda:
             (torch.accelerator, self._accelerator_module()),
             (torch._C, {"_group_tensors_by_device_and_dtype": _grouping()}),
             (torch.autocast, {"__init__": _autocast()}),
+            (torch, {"compile": self._compile}),
         ):
             for name, value in replacements.items():
                 self._stack.enter_context(mock.patch.object(target, name, value, create=True))
@@ -204,8 +230,12 @@ class PretendCuda:
             "reset_peak_memory_stats": lambda device=None: None,
             "mem_get_info": lambda device=None: (80 << 30, 80 << 30),
             "_lazy_init": lambda: None,
-            "is_current_stream_capturing": lambda: False,
+            **graph_functions(self),
         }
+
+    def _compile(self, function: Any, **_: Any) -> Any:
+        self.compiled.append(function)
+        return function
 
     def _accelerator_module(self) -> dict[str, Any]:
         return {

@@ -179,7 +179,14 @@ def _new_tensor(gpu: "PretendCuda", func: Any, args: Any, kwargs: Any) -> Any:
     return found
 
 
+def _dropout(gpu: "PretendCuda", func: Any, args: Any, kwargs: Any) -> Any:
+    """On a GPU one kernel draws the mask and multiplies; on the CPU there are three operators."""
+    with gpu.as_one_kernel("native_dropout" if on_gpu(args[0]) else None):
+        return func(*args, **kwargs)
+
+
 _SPECIAL: dict[Any, Any] = {
+    torch.nn.functional.dropout: _dropout,
     Tensor.to: _to,
     Tensor.cpu: _cpu,
     Tensor.cuda: _cuda,

@@ -79,7 +79,7 @@ class Operators(TorchDispatchMode):
                 put_on_either(tensor)
         if involved or gpu.makes_on_gpu:
             if name not in _FREE and not func.is_view:
-                gpu.launch(name)
+                gpu.launch(name, _kernels(name, args))
             for tensor in tensors_of(found):
                 put_on_gpu(tensor)
         return found
@@ -136,3 +136,10 @@ class Operators(TorchDispatchMode):
             and inputs[1].numel() >= 10 * max(inputs[0].numel(), 1) ** 0.145
         ):
             gpu.wait("isin, which sorts (unique)")
+
+
+def _kernels(name: str, args: Any) -> int:
+    """How many kernels an operator launches: one for a whole list of tensors only where all are of one type."""
+    if not name.startswith("_foreach_") or len({tensor.dtype for tensor in tensors_of(args)}) < 2:
+        return 1
+    return len(args[0])
