@@ -118,7 +118,7 @@ def _success(
         eps=eps,
         steps=budget.difference_steps if dear else budget.steps,
         loss="margin",
-        restarts=1 if dear else 2,
+        restarts=1 if dear else budget.tries,
         seed=record.seed,
         sample_ids=rows,
     )
