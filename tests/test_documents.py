@@ -91,7 +91,7 @@ def test_command_lines_are_accepted(command, arguments, monkeypatch, capsys):
     module, main = door(command)
     seen = []
 
-    def parse(main, config_class, prog, argv=None, defaults=None):
+    def parse(main, config_class, prog, argv=None, *more):
         seen.append(tyro.cli(config_class, args=list(argv)))
         return 0
 
