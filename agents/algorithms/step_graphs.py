@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WARM_UP = (
-    3  # steps before a recording, in which libraries choose their kernels and the optimiser makes its state
-)
+# Steps before a recording, in which libraries choose their kernels and the optimiser makes its state.
+WARM_UP = 3
 MOST = 4  # recordings; a step that needs more decides too much on the host
 Inputs = Mapping[str, Tensor | None]
 
