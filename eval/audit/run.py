@@ -240,9 +240,7 @@ class _Audit:
     def _free(self, wrong: bool) -> None:
         audit_attacks.free_attacks(self.record, self.view, self.budget)
         if not wrong:
-            audit_attacks.difference_attacks(
-                self.record, self.view, self.budget, wrong, self.views.outputs.random
-            )
+            audit_attacks.difference_attacks(self.record, self.view, self.budget, wrong, self._decided)
 
     def _longer(self, best: nn.Module, wrong: bool, crossed: list[nn.Module]) -> None:
         lost = only_others(self.record).nonzero().squeeze(1)
