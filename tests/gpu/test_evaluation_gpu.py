@@ -39,8 +39,9 @@ def _small_audit(monkeypatch):
 
 @pytest.mark.parametrize("name", ["cifar10", "everything"])
 def test_dry_run_of_a_study(name, gpu, tmp_path):
-    """The regimes of `eval.study cifar10`; and attacks, transfer, mechanism and audit."""
-    everything = tiny(mechanism={"images": 4}, audit={"mode": "quick", "images": 6}, images=8)
+    """The regimes of `eval.study cifar10`; and attacks, transfer, mechanism, trajectories and audits."""
+    plans = {"trajectory": {"snapshots": 2, "images": 4}, "audit": {"mode": "quick", "images": 6}}
+    everything = tiny(mechanism={"images": 4}, **plans, images=8)
     grid = everything if name == "everything" else shrunk(preset(name), tmp_path)
     item = study(grid, tmp_path / "study")
     item = replace(item, place=replace(item.place, device="cuda"))
@@ -52,6 +53,8 @@ def test_dry_run_of_a_study(name, gpu, tmp_path):
         json.loads(path.read_text()).get("device") for path in item.directory.glob("cells/*/run/summary.json")
     }
     assert devices <= {"Pretend GPU, TF32 off"}
+    followed = list(item.directory.glob("cells/*/run/results/trajectory/trajectory.json.xz"))
+    assert len(followed) == (len(item.cells) if grid is everything else 0)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
