@@ -240,7 +240,9 @@ class _Audit:
     def _free(self, wrong: bool) -> None:
         audit_attacks.free_attacks(self.record, self.view, self.budget)
         if not wrong:
-            audit_attacks.difference_attacks(self.record, self.view, self.budget, wrong, self._decided)
+            audit_attacks.difference_attacks(
+                self.record, self.view, self.budget, wrong, self.views.outputs.random
+            )
 
     def _longer(self, best: nn.Module, wrong: bool, crossed: list[nn.Module]) -> None:
         lost = only_others(self.record).nonzero().squeeze(1)

@@ -147,8 +147,8 @@ class Budget(PlainNumbers):
             radius_images=16,
         )
 
-    def decided(self) -> "Budget":
-        """Return a still smaller budget, for models whose outputs show the cause: no attacks are to be compared."""
+    def for_random(self) -> "Budget":
+        """Return a still smaller budget, for random models, whose outputs show the cause: attacks are not compared."""
         return replace(
             self.thrifty(),
             losses=2,
