@@ -118,7 +118,7 @@ def _success(
         eps=eps,
         steps=budget.difference_steps if dear else budget.steps,
         loss="margin",
-        restarts=1 if dear else budget.tries,
+        restarts=1 if dear else 2,
         seed=record.seed,
         sample_ids=rows,
     )

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -32,9 +31,10 @@ SEEN_CE = "PGD, cross-entropy, view"
 SINGLE_STEP = "FGSM"
 PGD_MARGIN = "PGD, margin"
 # Losses that saturation cannot silence, each on the engine and budget of PGD_CE.
-IMMUNE = (PGD_MARGIN, "PGD, MIFPE", "PGD, DLR", "PGD, rescaled cross-entropy")
+IMMUNE = (PGD_MARGIN, "PGD, DLR", "PGD, MIFPE", "PGD, rescaled cross-entropy")
 # Noise per pixel (ours): one grey level, under which gradients are local, and 13, which see past small steps.
 SMOOTHING = (1 / 255, 0.05)
+_SMOOTHING_DRAWS = 8
 _VOTES = 15
 SQUARE = "Square"
 STRAIGHT = "straight-through"
@@ -64,11 +64,10 @@ def gradient_attacks(record: AttackRecord, raw: nn.Module, view: nn.Module, budg
     rows = torch.arange(len(record.x), device=record.x.device)
     if view is not raw:
         record.run(SEEN_CE, Family.GRADIENT, pgd, view, rows, steps=budget.steps)
+    for name, loss in zip(IMMUNE, ("margin", "dlr", "mifpe"), strict=False):
+        record.run(name, Family.GRADIENT, pgd, view, rows, steps=budget.steps, loss=loss)
     rescaled = Rescaled(view, _logit_gap(view, record.x) / _TYPICAL_GAP)
-    tries = zip(IMMUNE, (view, view, view, rescaled), ("margin", "mifpe", "dlr", "ce"), strict=True)
-    for name, model, loss in islice(tries, budget.losses):
-        record.run(name, Family.GRADIENT, pgd, model, rows, steps=budget.steps, loss=loss)
-        rows = rows if budget.losses == len(IMMUNE) else record.survivors
+    record.run(IMMUNE[-1], Family.GRADIENT, pgd, rescaled, rows, steps=budget.steps)
     targeted(record, view, budget, Family.GRADIENT, "APGD, targeted DLR")
 
 
@@ -104,19 +103,15 @@ def repaired_attacks(
         budget: what to spend.
         misleading: gradients do not describe the function, so that turned round they may.
     """
-    run, restarts = partial(record.run, family=Family.REPAIRED, attack=pgd), budget.tries
+    run = partial(record.run, family=Family.REPAIRED, attack=pgd)
     if through is not None:
-        first = 0
         for loss in ("margin", "mifpe"):
-            name = f"{STRAIGHT} PGD, {loss}"
-            first += run(name, model=through, steps=budget.steps, loss=loss, restarts=restarts).first
-        if first or budget.tries > 1:  # elsewhere asked on only where that has helped
-            targeted(record, through, budget, Family.REPAIRED, f"{STRAIGHT} APGD, targeted DLR")
+            run(f"{STRAIGHT} PGD, {loss}", model=through, steps=budget.steps, loss=loss, restarts=2)
+        targeted(record, through, budget, Family.REPAIRED, f"{STRAIGHT} APGD, targeted DLR")
     if misleading:
-        negated = Negated(view)
-        run("PGD, gradient turned round", model=negated, steps=budget.steps, loss="margin", restarts=restarts)
+        run("PGD, gradient turned round", model=Negated(view), steps=budget.steps, loss="margin", restarts=2)
     for sigma in SMOOTHING:
-        smoothed = Smoothed(view, sigma, budget.smoothing_draws)
+        smoothed = Smoothed(view, sigma, _SMOOTHING_DRAWS)
         name = f"smoothed-gradient PGD, noise {sigma:.3f}"
         run(name, model=smoothed, steps=budget.steps // 2, loss="margin")
 
@@ -141,8 +136,7 @@ def free_attacks(record: AttackRecord, view: nn.Module, budget: Budget) -> None:
     random_points(record, budget.random_points)
     record.run(SQUARE, Family.FREE, square, view, queries=budget.square_queries)
     record.run("SPSA", Family.FREE, spsa, view, queries=budget.spsa_queries)
-    if budget.label_queries:
-        label_attack(record, view, budget.label_queries)
+    label_attack(record, view, budget.label_queries)
 
 
 def difference_attacks(
@@ -155,8 +149,7 @@ def difference_attacks(
         view: the model.
         budget: what to spend.
         misleading: gradients cannot be trusted, so that more directions are worth their passes.
-        constant: the smaller differences are left out: they are zero where outputs are piecewise constant, and lost
-            in the noise where they are random.
+        constant: outputs are piecewise constant, so that small differences are zero and left out.
     """
     directions = budget.directions if misleading else budget.directions // 4
     for radius in SMOOTHING[constant:]:
@@ -230,7 +223,7 @@ def distilled_attacks(
             crossed,
             steps=budget.steps,
             loss="margin",
-            restarts=budget.tries,
+            restarts=2,
             seed=record.seed + turn,
         )
         rows = record.survivors

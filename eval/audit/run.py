@@ -194,11 +194,6 @@ class _Audit:
         except OutOfTime:
             self.left_out.append(name)
 
-    @property
-    def _decided(self) -> bool:
-        """Whether the outputs themselves show the mask, so that attacks need not be compared any more."""
-        return self.views.outputs.random or self.views.outputs.batch_dependent
-
     def _time(self) -> Finding:
         note = "stopped in or before: " + ", ".join(self.left_out) if self.left_out else ""
         source = "ours: a verdict without them is weaker"
@@ -240,13 +235,11 @@ class _Audit:
     def _free(self, wrong: bool) -> None:
         audit_attacks.free_attacks(self.record, self.view, self.budget)
         if not wrong:
-            audit_attacks.difference_attacks(
-                self.record, self.view, self.budget, wrong, self.views.outputs.random
-            )
+            audit_attacks.difference_attacks(self.record, self.view, self.budget, wrong)
 
     def _longer(self, best: nn.Module, wrong: bool, crossed: list[nn.Module]) -> None:
         lost = only_others(self.record).nonzero().squeeze(1)
-        if len(lost) and not (wrong or self._decided):
+        if len(lost) and not wrong:
             audit_attacks.second_try(self.record, self.view, self.budget, lost)
         self.findings += [
             longer_runs(self.record, self.view, [best, *crossed], self.budget),
@@ -254,9 +247,9 @@ class _Audit:
         ]
 
     def _check(self, best: nn.Module) -> None:
-        record, budget = self.record, self.budget
+        record, budget, outputs = self.record, self.budget, self.views.outputs
         self.findings += growing_radius(record, best, budget)
-        if not self._decided:
+        if not (outputs.random or outputs.batch_dependent):
             _, found = binarization_test(
                 record,
                 self.raw,

@@ -93,8 +93,6 @@ class Budget(PlainNumbers):
         steps: of every PGD and APGD run.
         restarts: of the second, longer try.
         targets: classes that the targeted attacks aim at.
-        losses: immune to saturation that are tried; on all images where all four are, to compare them.
-        smoothing_draws: of noise, over which gradients are averaged.
         square_queries: of the Square attack.
         spsa_queries: of SPSA.
         label_queries: of the hard-label attack.
@@ -114,8 +112,6 @@ class Budget(PlainNumbers):
     steps: int = 40
     restarts: int = 2
     targets: int = 9
-    losses: int = 4
-    smoothing_draws: int = 8
     square_queries: int = 1000
     spsa_queries: int = 1000
     label_queries: int = 800
@@ -146,24 +142,6 @@ class Budget(PlainNumbers):
             distillation_rounds=2,
             radius_images=16,
         )
-
-    def for_random(self) -> "Budget":
-        """Return a still smaller budget, for random models, whose outputs show the cause: attacks are not compared."""
-        return replace(
-            self.thrifty(),
-            losses=2,
-            smoothing_draws=self.smoothing_draws // 2,
-            square_queries=self.square_queries // 5,
-            spsa_queries=self.spsa_queries // 16,
-            label_queries=0,
-            distillation_rounds=1,
-            radius_images=8,
-        )
-
-    @property
-    def tries(self) -> int:
-        """Restarts of attacks that have two where attacks are compared."""
-        return 2 if self.losses == QUICK.losses else 1
 
 
 QUICK = Budget()

@@ -56,8 +56,7 @@ class Views:
         self.outputs, self.findings = check_outputs(self.called, x)
         self.outputs = replace(self.outputs, inner_steps=self._inner_steps())
         costly = self.outputs.random or self.outputs.batch_dependent
-        several = costly or self.outputs.inner_steps
-        self.budget = budget.for_random() if self.outputs.random else budget.thrifty() if several else budget
+        self.budget = budget.thrifty() if costly or self.outputs.inner_steps else budget
         self.squashed = "" if costly else self._squashing()
         self.judge = self._one_pass(self.called, self.outputs.probabilities)
         plain = not (costly or self.squashed or self.outputs.probabilities)

@@ -106,7 +106,7 @@ class LabelVotes(Wrapper):
         with torch.no_grad():
             logits = self.model(x)
             noisy = x.repeat(self.draws, *(1,) * (x.ndim - 1))
-            labels = _one_pass(self.model)(_noisy(noisy, self.sigma)).argmax(1).view(self.draws, len(x))
+            labels = self.model(_noisy(noisy, self.sigma)).argmax(1).view(self.draws, len(x))
         own = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
         votes = nn.functional.one_hot(labels, logits.shape[1]).float().mean(0)
         return votes + 1.001 * own  # no vote can outweigh the image's own label
@@ -181,7 +181,7 @@ class Smoothed(Wrapper):
         with torch.no_grad():
             hard = self.model(x)
         noisy = x.repeat(self.draws, *(1,) * (x.ndim - 1))
-        soft = _one_pass(self.model)(_noisy(noisy, self.sigma)).view(self.draws, len(x), -1).mean(0)
+        soft = self.model(_noisy(noisy, self.sigma)).view(self.draws, len(x), -1).mean(0)
         return soft + (hard - soft).detach()
 
 
@@ -277,11 +277,6 @@ class _Difference(torch.autograd.Function):
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return ctx.view.slope(x, weights), None, None
-
-
-def _one_pass(model: nn.Module) -> nn.Module:
-    """What `Averaged` averages: the mean over noisy copies is over the model's own randomness as well."""
-    return model.model if isinstance(model, Averaged) else model
 
 
 def _noisy(x: Tensor, sigma: float) -> Tensor:
