@@ -103,8 +103,9 @@ class RunDir:
                 problem = f"cannot make the run directory {run.path}: {error.strerror}"
                 raise InputError(f"{problem}; choose another") from None
             if taken:
-                remedy = f"continue it with --resume {run.path} or choose another --run-dir"
-                raise InputError(f"{run.path} is not empty; {remedy}")
+                raise InputError(
+                    f"{run.path} is not empty; continue it with --resume {run.path} or choose another --run-dir"
+                )
             return run
         attempt = 1
         while True:

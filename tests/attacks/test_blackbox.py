@@ -163,8 +163,11 @@ class TestMultitargeted:
     def test_walks_each_target_once(self):
         model, x, y = cnn_problem()
         y = model(x).argmax(1)
-        result = multitargeted(model, x, y, norm="L2", eps=1e-6, steps=3, num_targets=2)
-        assert (result.queries == 1 + 2 * 4).all()
+        wrong = model(x).shape[1] - 1  # the order by distance asks about each
+        for order, asked in (("logit", 0), ("distance", wrong)):
+            options = {"steps": 3, "num_targets": 2, "target_order": order}
+            result = multitargeted(model, x, y, norm="L2", eps=1e-6, **options)
+            assert (result.queries == 1 + asked + 2 * 4).all()
         with pytest.raises(AttackError, match="targeted dlr loss needs at least 4 classes"):
             multitargeted(*linear_problem(), norm="L2", eps=0.1, loss="dlr")
 
