@@ -107,7 +107,7 @@ SMALL = {  # what makes a documented command short: of an option given twice, th
     "agents.train": "--network mlp --batch-size 64 --eval-every 500 --no-attack --threads 1 --no-progress",
     "attacks": "--n 6",
     "eval.robustness": "--n 6 --attacks fgsm pgd-cleverhans",
-    "eval.mechanism": "--n 6 --steps 3 --resolution 5 --average-images 2 --average-resolution 5",
+    "eval.mechanism": "--n 6 --steps 3 --resolution 5 --average-images 2 --average-resolution 5 --plane-resolution 5",
     "eval.audit": "--n 4",
     "eval.trajectory": "--n 6 --points 1 --attacks pgd",
     "eval.transfer": "--n 6 --steps 3",
