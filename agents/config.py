@@ -113,7 +113,7 @@ class TrainConfig(PlainNumbers):
     """Images to train on, repetitions counted. Default: 40 passes, and at least 60,000."""
     passes: float | None = None
     """Passes over the training set, in place of --total-images."""
-    run_dir: Path | None = None
+    run_dir: Annotated[Path | None, tyro.conf.arg(aliases=["--out"])] = None
     """Where the run is kept. Default: runs/<dataset>-<algo>-<network>-s<seed>."""
     resume: Path | None = None
     """Continue this run with its own configuration; every other option is ignored."""

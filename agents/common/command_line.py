@@ -119,7 +119,7 @@ def _gist(message: str) -> str:
     if not unknown or "Perhaps you meant" not in message:
         return text
     names = [name for line in lines if line.startswith("--") for name in re.findall(r"--[\w.-]+", line)]
-    near = difflib.get_close_matches(unknown[0], names, 1, 0)
+    near = difflib.get_close_matches(unknown[0], names, 1, 0.5)
     return text + "".join(f"; did you mean {name}?" for name in near)
 
 
