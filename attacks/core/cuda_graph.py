@@ -38,56 +38,62 @@ def warm_up(step: Callable[[], Tensors]) -> Tensors:
     return made
 
 
-def replayed(step: Callable[[Tensor], Tensors], counted: CountedModel, like: Tensor, steps: int) -> Callable:
-    """``step`` of points like ``like`` (n, ...), to be taken so many ``steps``: replayed where that is on and possible.
+def replayed(step: Callable[..., Tensors], counted: CountedModel, steps: int) -> Callable[..., Tensors]:
+    """``step``, to be taken so many ``steps``: replayed where that is on and possible.
 
-    It must ask ``counted`` about the same rows each time, never the host about a tensor, and may use other tensors
-    only if they stay where they are. What it returns last is taken to be the logits.
+    It takes tensors (n, ...), must never ask the host about one, and may use others, such as the rows it asks
+    ``counted`` about, only if they stay where they are for as long as n is the same. What it returns last is taken to
+    be the logits.
     """
-    fit = like.is_cuda and counted.samples == 1 and steps >= _WORTHWHILE and is_plain(counted.model)
-    return _Replayed(step, counted, like) if fit and os.environ.get(_SWITCH) == "1" else step
+    fit = counted.problem.x.is_cuda and counted.samples == 1 and os.environ.get(_SWITCH) == "1"
+    return _Replayed(step, counted, steps) if fit and is_plain(counted.model) else step
 
 
 class _Replayed:
-    """A step that runs as it is at first, then is recorded, then replayed."""
+    """A step that runs as it is at first, then is recorded, then replayed; again for inputs of other shapes."""
 
-    def __init__(self, step: Callable[[Tensor], Tensors], counted: CountedModel, like: Tensor) -> None:
-        self.step, self.counted, self.point = step, counted, like.clone()
-        self.before: Tensors | None = None  # what was asked and answered at first
+    def __init__(self, step: Callable[..., Tensors], counted: CountedModel, steps: int) -> None:
+        self.step, self.counted, self.left = step, counted, steps
+        self.inputs: Tensors = ()  # where a recording reads them; the first ones until there is one
+        self.made: Tensors = ()
         self.replay: Callable[[], None] | None = None
         self.given_up = False
 
-    def __call__(self, point: Tensor) -> Tensors:
-        if self.given_up:
-            return self.step(point)
-        if self.before is None:
-            made = warm_up(lambda: self.step(point))
-            self.before = point, made[-1]
+    def __call__(self, *inputs: Tensor) -> Tensors:
+        if [one.shape for one in inputs] != [one.shape for one in self.inputs]:
+            self.inputs = self.made = ()
+            self.replay = None
+            self.given_up = self.given_up or self.left < _WORTHWHILE
+        self.left -= 1
+        if not self.inputs and not self.given_up:
+            self.inputs = tuple(one.clone() for one in inputs)
+            made = warm_up(lambda: self.step(*inputs))
+            self.expected = made[-1]
             return made
-        if self.replay is None:
+        if self.replay is None and not self.given_up:
             self._record()
-            return self(point)
-        return self._run(point)
+        if self.given_up:
+            return self.step(*inputs)
+        for fixed, one in zip(self.inputs, inputs, strict=True):
+            fixed.copy_(one)
+        return self._run()
 
-    def _run(self, point: Tensor) -> Tensors:
+    def _run(self) -> Tensors:
         assert self.replay is not None
-        self.point.copy_(point)
         self.replay()
         self.count()
         return tuple(one.clone() for one in self.made)
 
     def _record(self) -> None:
         """Record the step, and repeat the first by it: random answers, for instance, differ."""
-        assert self.before is not None
         try:
             (self.made, self.replay), self.count = self.counted.uncounted(
-                lambda: record(lambda: self.step(self.point))
+                lambda: record(lambda: self.step(*self.inputs))
             )
         except RuntimeError as error:  # it asked the host, or does what no graph can hold
             if is_out_of_memory(error):
                 raise
             self.given_up = True
             return
-        point, expected = self.before
-        found, _ = self.counted.uncounted(lambda: self._run(point)[-1])
-        self.given_up = not torch.allclose(found, expected, rtol=_CLOSE, atol=_CLOSE, equal_nan=True)
+        found, _ = self.counted.uncounted(lambda: self._run()[-1])
+        self.given_up = not torch.allclose(found, self.expected, rtol=_CLOSE, atol=_CLOSE, equal_nan=True)

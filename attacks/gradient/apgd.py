@@ -21,6 +21,7 @@ from attacks.core.batching import (
     runs_of,
     split_rows,
 )
+from attacks.core.cuda_graph import replayed
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
 from attacks.core.memory_format import fast_layout
@@ -165,14 +166,19 @@ def run_steps(
     """
     if not len(runs.row):
         return
-    runs.evaluate(counted, loss, runs.point)
+    runs.arrive(*runs.evaluated(counted, loss, runs.point))
     runs.best, runs.best_grad, runs.best_loss = runs.point, runs.grad, runs.loss
     runs.steps.begin(runs.point, runs.loss, iterations)
     found.zero_gradient[runs.slot] |= (runs.grad == 0).flatten(1).all(1)
     wait, every, left = runs.steps.window, leave_every(runs.point), -1
+
+    def step(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return runs.evaluated(counted, loss, runs.steps.advance(*inputs))
+
+    take = replayed(step, counted, iterations)
     for iteration in range(iterations + 1):
         if iteration:
-            runs.evaluate(counted, loss, runs.steps.advance(runs.point, runs.grad))
+            runs.arrive(*take(*runs.steps.inputs(runs.point, runs.grad)))
             wait -= 1
         due = iteration - left >= every or iteration == iterations
         peek = runs.ball is not None and (iteration in _PEEKS or iteration == iterations)
@@ -233,12 +239,17 @@ class Runs(Searches):
         self.ball = None if factor == 1 else steps_for(problem, self.row)
         self.point = self.steps.enter(point)
 
-    def evaluate(self, counted: CountedModel, loss: Loss, point: Tensor) -> None:
-        """Move to ``point`` (n, ...) and ask the model there."""
-        self.point = point
+    def evaluated(
+        self, counted: CountedModel, loss: Loss, point: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``point`` (n, ...), and what the model says there: gradient, loss and logits."""
         found = counted.gradient(point, loss, self.row, (self.y, self.goal))
-        self.grad, self.loss = found.grad.contiguous(), found.loss
-        self.seen.append((point, self.grad, self.loss, found.logits))
+        return point, found.grad.contiguous(), found.loss, found.logits
+
+    def arrive(self, point: Tensor, grad: Tensor, loss: Tensor, logits: Tensor) -> None:
+        """Move to ``point`` (n, ...), where the model says this."""
+        self.point, self.grad, self.loss = point, grad, loss
+        self.seen.append((point, grad, loss, logits))
 
     def succeed(self, points: list[Tensor], wrong: Tensor, iteration: int, *, first: bool) -> None:
         """Note the ``first`` of ``points`` (n, ...) that is ``wrong`` (k, n), or the last."""

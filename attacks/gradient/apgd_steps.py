@@ -56,8 +56,12 @@ class Steps(Rows, ABC):
         """Get ready for ``iterations`` steps from ``point`` (n, ...), where the losses are ``loss`` (n,)."""
 
     @abstractmethod
-    def advance(self, point: Tensor, grad: Tensor) -> Tensor:
-        """The next points (n, ...), inside ball and box."""
+    def inputs(self, point: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        """What `advance` needs for the step from ``point`` (n, ...), where the gradient is ``grad`` (n, ...)."""
+
+    @abstractmethod
+    def advance(self, *inputs: Tensor) -> Tensor:
+        """The next points (n, ...), inside ball and box; changes no state, for it may be replayed."""
 
     @abstractmethod
     def observe(self, losses: list[Tensor]) -> None:
@@ -90,13 +94,17 @@ class _MomentumSteps(Steps):
         self.last_best = loss
         self.halved = torch.ones_like(loss, dtype=torch.bool)
 
-    def advance(self, point: Tensor, grad: Tensor) -> Tensor:
-        moved = self.nearest(torch.addcmul(point, self.step, self._direction(grad)))
-        if self.previous is not None:
+    def inputs(self, point: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        previous, self.previous = self.previous, point
+        return (point, grad, self.step) if previous is None else (point, grad, self.step, previous)
+
+    def advance(self, *inputs: Tensor) -> Tensor:
+        point, grad, step, *previous = inputs
+        moved = self.nearest(torch.addcmul(point, step, self._direction(grad)))
+        if previous:
             # point + 3/4 (moved - point) + 1/4 (point - previous)
-            ahead = torch.lerp(self.previous, point, 2.0)
+            ahead = torch.lerp(previous[0], point, 2.0)
             moved = self.nearest(torch.lerp(ahead, moved, 1 - _MOMENTUM))
-        self.previous = point
         return moved
 
     def observe(self, losses: list[Tensor]) -> None:
@@ -185,14 +193,18 @@ class _L1Steps(Steps):
         self.changed = _changed(point, self.x)
         self.share = self.changed / self.x[0].numel() / 1.5
 
-    def advance(self, point: Tensor, grad: Tensor) -> Tensor:
+    def inputs(self, point: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        return point, grad, self.step, self.share
+
+    def advance(self, *inputs: Tensor) -> Tensor:
+        point, grad, step, share = inputs
         pixels = self.x[0].numel()
         size = grad.abs().flatten(1)
-        kth = ((1 - self.share) * pixels).clamp(0, pixels - 1).long()
+        kth = ((1 - share) * pixels).clamp(0, pixels - 1).long()
         least = size.sort(dim=1).values.gather(1, kth[:, None])
         direction = torch.where(size >= least, grad.flatten(1).sign(), 0).view_as(grad)
         count = per_sample(get_norm("L1").length(direction), grad)
-        return self.nearest(torch.addcmul(point, self.step / (count + 1e-10), direction))
+        return self.nearest(torch.addcmul(point, step / (count + 1e-10), direction))
 
     def observe(self, losses: list[Tensor]) -> None:
         """See `Steps`; losses do not matter here."""

@@ -228,7 +228,7 @@ def _take_steps(
         grad, value, logits = counted.gradient(point, objective, rows, along, scale)
         return move(point, grad), grad, part.norm.length(grad), value, logits
 
-    take = replayed(step, counted, state.point, len(stretch))
+    take = replayed(step, counted, len(stretch))
     for index in stretch:
         moved, grad, length, value, logits = take(state.point)
         if on_step:
