@@ -66,14 +66,8 @@ def test_advantages_equal_stable_baselines(gamma, gae_lambda):
     for _ in range(7):
         rewards, values, log_probs = torch.randn(3, 5)
         starts = torch.rand(5) < 0.3
-        stock.add(
-            np.zeros((5, *task.dataset.shape)),
-            zeros.numpy(),
-            rewards.numpy(),
-            starts.numpy(),
-            values,
-            log_probs,
-        )
+        taken = (zeros.numpy(), rewards.numpy(), starts.numpy(), values, log_probs)
+        stock.add(np.zeros((5, *task.dataset.shape)), *taken)
         integers = {"indices": zeros, "augment_seeds": zeros, "actions": zeros}
         floats = {"rewards": rewards, "values": values, "log_probs": log_probs, "episode_starts": starts}
         ours.add_step(None, SampleSeeds(zeros), **integers, **floats)
@@ -333,10 +327,8 @@ def test_replayed_images_are_those_that_were_shown():
         assert values in transitions[key]
 
 
-EXTRACTOR = {
-    "features_extractor_class": networks.ImageNetwork,
-    "features_extractor_kwargs": {"network": "mlp"},
-}
+OWN = {"network": "mlp"}
+EXTRACTOR = {"features_extractor_class": networks.ImageNetwork, "features_extractor_kwargs": OWN}
 
 
 @pytest.mark.parametrize("kind", [PPO, A2C, DQN])
