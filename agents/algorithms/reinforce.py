@@ -43,9 +43,8 @@ class Reinforce(SinglePassAlgorithm):
             raise InputError(f"exploration_mode is {exploration_mode!r}; expected 'batch' or 'mixture'")
         self.exploration = exploration
         self.exploration_mode = exploration_mode
-        self._explores: bool | None = (
-            None  # whether the next actions are random, where it is decided beforehand
-        )
+        # Whether the next actions are random, where that is decided beforehand.
+        self._explores: bool | None = None
         super().__init__(policy, env, **kwargs)
 
     def choose_actions(self, logits: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ class TensorRollouts(ImageAlgorithm, OnPolicyAlgorithm):
         rollout_buffer.task = env.task
         callback.on_rollout_start()
         with torch.no_grad(), frozen_batchnorm(self.policy):
-            shown = (self.policy.pixels(images) for images in (self._last_obs,))
-            refresh_batchnorm(self.policy.features_extractor, shown)
+            # Images are scaled only if there is a BatchNorm to refresh.
+            refresh_batchnorm(self.policy.features_extractor, map(self.policy.pixels, [self._last_obs]))
             self.policy.set_training_mode(True)
             for _ in range(n_rollout_steps):
                 step = self._collect_step(env, rollout_buffer)

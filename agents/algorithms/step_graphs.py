@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attacks.core.cuda_graph import apart
+
 # Steps before a recording, in which libraries choose their kernels and the optimiser makes its state.
 WARM_UP = 3
 MOST = 4  # recordings; a step that needs more decides too much on the host
@@ -59,7 +61,9 @@ class StepGraphs:
         self._present: _Recording | None = None
         self._steps = 0
         self._usable = True
-        self._stream = torch.cuda.Stream()
+        self._stream = (
+            torch.cuda.Stream()
+        )  # that records: gradients accumulate on the stream of their first pass
         self._rate = torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
 
     def act(self, observations: Tensor, inputs: Inputs, key: Hashable) -> tuple[Tensor, ...]:
@@ -78,7 +82,7 @@ class StepGraphs:
         if self._present is None and self._usable and self._steps >= WARM_UP:
             self._present = self._try_to_record(observations, inputs, key)
         if self._present is None:
-            with self._apart():
+            with apart(self._stream):
                 self._outputs = self._act(observations)
             return self._outputs
         self._present.observations.copy_(observations)
@@ -90,7 +94,7 @@ class StepGraphs:
         self._steps += 1
         recording = self._present
         if recording is None:
-            with self._apart():
+            with apart(self._stream):
                 return self._learn(self._outputs, inputs)
         for name, own in recording.inputs.items():
             if own is not None and (given := inputs[name]) is not None:
@@ -128,15 +132,6 @@ class StepGraphs:
         first = self._optimizer.param_groups[0]["params"][0]
         state = self._optimizer.state.get(first, {}).values()
         return tuple(value.data_ptr() for value in (first, *state) if isinstance(value, Tensor))
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Run on the stream that records: gradients accumulate on the stream of their first pass."""
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
 
 
 @contextmanager

@@ -32,9 +32,8 @@ class SampleSeeds:
     def __init__(self, values: Tensor, hashes: Tensor | None = None) -> None:
         self.values = values
         self._hashes = hashes
-        self.masks: dict[
-            int, Tensor
-        ] = {}  # by the identity of the layer, where they are made for all layers together
+        # By the identity of the layer, where they are made for all layers together.
+        self.masks: dict[int, Tensor] = {}
 
     @property
     def hashed(self) -> bool:

@@ -168,11 +168,11 @@ class ImagePolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: Any) -> CategoricalDistribution:
         """Return the distribution over labels of uint8 observations, in float32 at any training precision."""
-        distribution = CategoricalDistribution(self.num_actions)
+        answer = CategoricalDistribution(self.num_actions)
         # SB3's own constructor validates every batch, which costs more than the sampling and waits for the device.
         logits = self.action_net(self.features_extractor(self.pixels(obs)))
-        distribution.distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
-        return distribution
+        answer.distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
+        return answer
 
     def set_training_mode(self, mode: bool) -> None:
         """Put the policy in train or eval mode; only on change, since visiting every layer takes time."""

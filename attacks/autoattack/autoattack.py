@@ -73,9 +73,9 @@ def autoattack(
 
     "standard" runs APGD-CE, APGD-T, FAB-T and Square with the published budgets; "plus" adds APGD-DLR and FAB and
     restarts; "rand" averages gradients over 20 passes, for models with random outputs; "fast" is our own, as strong as
-    "standard" in our measurements: one step, short APGD, successive halving over targets (at L1 half of APGD-T and
-    FAB-T), and full attacks only on samples that came close or whose gradients may be masked. Broken samples leave at
-    once.
+    "standard" in our measurements, of which there is one at L1, on digits: one step, short APGD, successive halving
+    over targets (at L1 half of APGD-T and FAB-T), and full attacks only on samples that came close or whose gradients
+    may be masked. Broken samples leave at once.
 
     Args:
         model, x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.

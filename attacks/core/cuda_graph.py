@@ -5,7 +5,8 @@ recorded must be plain (see `traced_forward.is_plain`), and proves itself on the
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -28,14 +29,20 @@ def record(step: Callable[[], Tensors]) -> tuple[Tensors, Callable[[], None]]:
     return made, graph.replay
 
 
+@contextmanager
+def apart(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Run on ``stream``; it and the present one wait for what the other did before."""
+    here = torch.cuda.current_stream()
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        yield
+    here.wait_stream(stream)
+
+
 def warm_up(step: Callable[[], Tensors]) -> Tensors:
     """Run ``step()`` on a stream of its own, as PyTorch wants it before a recording."""
-    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        made = step()
-    here.wait_stream(side)
-    return made
+    with apart(torch.cuda.Stream()):
+        return step()
 
 
 def replayed(step: Callable[..., Tensors], counted: CountedModel, steps: int) -> Callable[..., Tensors]:

@@ -207,9 +207,8 @@ class _L1(Norm):
     def ascend(self, x_adv: Tensor, grad: Tensor, step: Tensor) -> Tensor:
         """Spend the length on the pixels of largest gradient, each as far as [0, 1] allows: steepest in the box."""
         slope = grad.flatten(1)
-        room = torch.where(
-            slope > 0, 1 - x_adv.flatten(1), x_adv.flatten(1)
-        )  # where it is 0, the sign will be
+        # Where the slope is 0 the sign will be, so that its room does not matter.
+        room = torch.where(slope > 0, 1 - x_adv.flatten(1), x_adv.flatten(1))
         order = slope.abs().argsort(dim=1, descending=True)
         room = room.gather(1, order)
         spent = (step[:, None] - (room.cumsum(1) - room)).clamp_min_(0).minimum(room)

@@ -186,9 +186,8 @@ def jobs() -> dict[str, Job]:
 def work_in_child(job: Job, folder: Path) -> None:
     """Do the job in this process; what it prints goes into the folder beside its own."""
     torch.set_num_threads(1)
-    watch.LEAST_SECONDS = (
-        0.0  # save the state of staged attacks after every batch: more moments at which to fail
-    )
+    # Save the state of staged attacks after every batch: more moments at which to fail.
+    watch.LEAST_SECONDS = 0.0
     watch.SHARE = 1e9
     with open(folder.with_suffix(".log"), "w") as log:
         os.dup2(log.fileno(), 1)

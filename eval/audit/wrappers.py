@@ -234,9 +234,8 @@ class Differenced(Wrapper):
         lines = [line.expand(len(x), -1) for line in (*basis[:, None], *self._prior(x, weights))]
         together = max(1, default_batch_size(x) // (2 * len(x)))  # a call may cost more than its images
         for first in range(0, len(lines), together):
-            part = torch.stack(lines[first : first + together]) * (
-                pixels**0.5
-            )  # one unit a pixel, on average
+            # One unit a pixel, on average.
+            part = torch.stack(lines[first : first + together]) * pixels**0.5
             move = self.radius * part.view(-1, *x.shape[1:])
             moved, change = self._difference(x.repeat(len(part), *(1,) * (x.ndim - 1)), move)
             change = (weights * change.view(len(part), *weights.shape)).sum(2)
