@@ -63,9 +63,8 @@ def train(config: TrainConfig) -> RunDir:
     check_names(config)
     splits = _load(config)
     settings = resolve(config, splits.train)
-    with _progress(
-        settings
-    ) as progress:  # before the first optimiser, for which PyTorch imports its compiler
+    # The bar is shown before the first optimiser, for which PyTorch imports its compiler.
+    with _progress(settings) as progress:
         try_out(settings, splits.train)
         build_probe(settings, splits.val)
         if notes := settings.phases[0].algorithm.notes(config, settings.phases[0].algorithm.algorithm):
