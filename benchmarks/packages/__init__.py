@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+_PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 NOT_INSTALLED = "not installed"
 
 
@@ -30,8 +30,3 @@ def check(requirements: Iterable[str] | None = None) -> None:
     if lacking := missing(requirements):
         quoted = " ".join(f'"{text}"' for text in lacking)
         raise SystemExit(f"{len(lacking)} packages are missing; install them with: pip install {quoted}")
-
-
-if __name__ == "__main__":
-    check()
-    print("nothing is missing")
