@@ -1,8 +1,9 @@
 """Our attacks beside the published ones: time on the same classifier and images, and whether the outcomes agree.
 
-``python -m benchmarks.attacks`` trains small classifiers on digits (and, with ``--data-root``, MNIST), attacks each,
-and writes ``docs/results/attacks.{md,json}``. Times are CPU seconds of one thread, contestants in turns in one
-process. Trainings and measurements are kept under ``runs/attacks`` and reused; delete that folder to start afresh.
+``python -m benchmarks.attacks`` trains small classifiers on digits (with ``--data-root`` also on MNIST, if asked for on
+CIFAR-10), attacks each, and writes ``docs/results/attacks.{md,json}``. Times are CPU seconds of one thread,
+contestants in turns in one process. Trainings and measurements are kept under ``runs/attacks`` and reused; delete that
+folder to start afresh.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import attacks
 from attacks.core.losses import misclassified
 from benchmarks.attacks.memory import peak_memory
-from benchmarks.attacks.models import Setting, classifier_of, test_images
+from benchmarks.attacks.models import EPS, Setting, classifier_of, test_images
 from benchmarks.attacks.page import page
 from benchmarks.attacks.passes import passes_cell, timed
 from benchmarks.attacks.peers import load_peers, pgd_peer, published_autoattack
@@ -53,7 +54,8 @@ class Plan:
 
 PLANS = {
     "digits": Plan(256, {"Linf": (359, 359), "L2": (359, 359), "L1": (359, 200)}, 5, 40),
-    "mnist": Plan(32, {"Linf": (200, 24), "L2": (200, 24), "L1": (100, 24)}, 2, 24),
+    "mnist": Plan(32, {"Linf": (200, 200), "L2": (200, 200), "L1": (100, 200)}, 2, 24),
+    "cifar10": Plan(32, {"Linf": (0, 100), "L2": (0, 100), "L1": (0, 100)}, 2, 12),
 }
 
 
@@ -70,8 +72,8 @@ def main(
     """Measure what is not measured yet, print the page and write it; what the results hold besides stays in them.
 
     Args:
-        data_root: where MNIST lies.
-        datasets: digits, mnist or both. Default: both with --data-root, else digits.
+        data_root: where MNIST and CIFAR-10 lie.
+        datasets: digits, mnist, cifar10. Default: digits, and mnist with --data-root.
         peers: of PGD: torchattacks, foolbox, adv-lib.
         kinds: of measurements: pgd, autoattack, passes, memory.
         runs: where trainings and measurements are kept.
@@ -108,8 +110,9 @@ def main(
 
 
 def settings(datasets: tuple[str, ...]) -> list[Setting]:
-    """Return a fragile and an adversarially trained classifier of each data set."""
-    return [Setting(dataset, adversarial) for dataset in datasets for adversarial in (False, True)]
+    """Return a fragile and an adversarially trained classifier of each data set, where there are radii for it."""
+    both = [Setting(dataset, adversarial) for dataset in datasets for adversarial in (False, True)]
+    return [setting for setting in both if (setting.dataset, setting.adversarial) in EPS]
 
 
 def cells(
@@ -161,8 +164,22 @@ def merged(earlier: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, An
         return {tuple(cell.get(key) for key in keys): cell for cell in cells}
 
     both = {kind: list((by_key(earlier.get(kind, [])) | by_key(found[kind])).values()) for kind in KINDS}
+    known = by_key(earlier.get("autoattack", []))
+    for key, cell in by_key(found["autoattack"]).items():
+        if key in known and known[key]["outcomes"] != cell["outcomes"]:
+            cell["earlier"] = [*known[key].get("earlier", ()), run_of(known[key])]
     timed_now = any(found[kind] for kind in KINDS if kind != "passes")
     return {"machine": (found if timed_now else earlier)["machine"], **both}
+
+
+def run_of(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an earlier run of AutoAttack: its ratios and its machine."""
+    seconds = {name: outcome["seconds"] for name, outcome in cell["outcomes"].items()}
+    ratios = {
+        name: round(seconds["published"] / value, 2) for name, value in seconds.items() if name != "published"
+    }
+    former = {"former": cell["former"]} if "former" in cell else {}
+    return {"ratios": ratios, "cpu": cell.get("cpu"), "load": cell.get("load"), **former}
 
 
 def pgd_cell(
@@ -223,7 +240,8 @@ def autoattack_cell(model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: floa
     for name, times in seconds.items():
         warm = times[1:] or times  # where turns are short, the first is for warming up
         outcome[name] |= {"seconds": median(warm), "turns": len(warm)}
-    return {"images": len(x), "outcomes": outcome}
+    machine = describe_machine()
+    return {"images": len(x), "outcomes": outcome, "cpu": machine["cpu"], "load": machine["load"]}
 
 
 def _outcome(model: nn.Module, y: Tensor, found: Tensor | attacks.AutoAttackResult) -> dict[str, Any]:

@@ -22,8 +22,15 @@ EPS = {
     ("digits", True): {"Linf": 0.2, "L2": 0.75, "L1": 1.25},
     ("mnist", False): {"Linf": 0.2, "L2": 2.25, "L1": 16.0},
     ("mnist", True): {"Linf": 0.2, "L2": 1.5, "L1": 6.0},
+    ("cifar10", True): {"Linf": 8 / 255, "L2": 0.75, "L1": 8.0},
 }
-_PASSES = {"digits": 60.0, "mnist": 3.0}
+_PASSES = {"digits": 60.0, "mnist": 3.0, "cifar10": 4.0}
+
+
+def source(dataset: str, data_root: Path | None) -> str:
+    """The name to load ``dataset`` by: CIFAR-10 may lie as images, in ``data_root``/cifar10jpg/train and test."""
+    images = data_root / "cifar10jpg" if data_root else None
+    return f"folder:{images}" if dataset == "cifar10" and images and images.is_dir() else dataset
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Setting:
         ball = AdversarialConfig("pgd", eps=self.eps["Linf"], norm="Linf", steps=5)
         return TrainConfig(
             algo="supervised",
-            dataset=self.dataset,
+            dataset=source(self.dataset, data_root),
             data_root=data_root,
             network=NETWORK,
             passes=_PASSES[self.dataset],
@@ -74,6 +81,6 @@ def trained(config: TrainConfig, console: Console) -> nn.Module:
 
 def test_images(dataset: str, n: int, data_root: Path | None) -> tuple[Tensor, Tensor]:
     """Return ``n`` test images, spread over all as in evaluations, as floats in [0, 1], and their labels."""
-    test = load_dataset(dataset, "test", data_root=data_root)
+    test = load_dataset(source(dataset, data_root), "test", data_root=data_root)
     rows = choose_indices(len(test), n)
     return to_pixels(test.images[rows]), test.labels[rows]
