@@ -18,7 +18,7 @@ from benchmarks.audit.measure import CASES, measure
 from benchmarks.audit.networks import EPS, NORM
 from benchmarks.audit.policies import measure_policy, policy_jobs, train_policies
 from benchmarks.common import RESULTS, describe_machine
-from envs.files import write_atomic
+from envs.files import read_json, write_atomic
 
 ROWS = RESULTS / "audit-rows.jsonl"
 
@@ -70,7 +70,8 @@ def main(
         write_atomic(rows, "".join(json.dumps(line) + "\n" for line in known))
         print(*(page.policy_cells(row) if policies else page.cells(row)), sep=" | ", flush=True)
     if rows == ROWS and known:
-        page.write(known, len(CASES), describe_machine())
+        machine = read_json(RESULTS / "audit.json")["machine"] if page_only else describe_machine()
+        page.write(known, len(CASES), machine)
 
 
 def read(rows: Path) -> list[dict[str, Any]]:
