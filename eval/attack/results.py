@@ -24,41 +24,27 @@ _FURTHER = ("cost", "warnings", "seed", "versions", "device", "created")
 
 @dataclass(frozen=True)
 class AttackResults:
-    """Per-sample outcomes of one attack (or of the worst case over several) on one model.
+    """Per-sample outcomes of one attack (or of the worst case over several) on one model."""
 
-    Attributes:
-        attack: ``name``, ``norm``, ``eps``, and every option of the attack with its value.
-        data: ``dataset``, ``split``, ``fingerprint`` of the data set.
-        model: ``sha256`` of weights and structure, ``name`` for tables.
-        indices: (n,) int64, positions of the attacked images in the split, all different.
-        label: (n,) int64, true labels.
-        clean_correct: (n,) bool, the unattacked image is classified correctly.
-        success: (n,) bool, the attacked image is misclassified; clean errors are included.
-        distance: (n,) float64, length of the perturbation in the attack's norm, pixels in [0, 1].
-        queries: (n,) int64, forward passes that the image took.
-        broken_by: per sample: the attack that broke it, ``"clean"`` for a clean error, None for a survivor.
-        extra: further per-sample numbers by name, each of length n, such as ``shortened``; NaN (null in files) where
-            undefined.
-        cost: ``seconds``, ``forwards``, ``backwards``, counted over images.
-        warnings: what makes the outcome doubtful, one line each.
-        seed: of the attack.
-        versions: of the packages; device: what it ran on; created: ISO time.
-    """
-
-    attack: dict[str, Any]
-    data: dict[str, Any]
-    model: dict[str, Any]
-    indices: np.ndarray
-    label: np.ndarray
-    clean_correct: np.ndarray
-    success: np.ndarray
-    distance: np.ndarray
-    queries: np.ndarray
+    attack: dict[str, Any]  #: ``name``, ``norm``, ``eps``, and every option of the attack with its value
+    data: dict[str, Any]  #: ``dataset``, ``split``, ``fingerprint`` of the data set
+    model: dict[str, Any]  #: ``sha256`` of weights and structure, ``name`` for tables
+    indices: np.ndarray  #: (n,) int64, positions of the attacked images in the split, all different
+    label: np.ndarray  #: (n,) int64, true labels
+    clean_correct: np.ndarray  #: (n,) bool, the unattacked image is classified correctly
+    success: np.ndarray  #: (n,) bool, the attacked image is misclassified; clean errors are included
+    distance: np.ndarray  #: (n,) float64, length of the perturbation in the attack's norm, pixels in [0, 1]
+    queries: np.ndarray  #: (n,) int64, forward passes that the image took
+    #: per sample: the attack that broke it, ``"clean"`` for a clean error, None for a survivor
     broken_by: tuple[str | None, ...]
+    #: further per-sample numbers by name, each of length n, such as ``shortened``; NaN (null in files)
+    #: where undefined
     extra: dict[str, np.ndarray] = field(default_factory=dict)
+    #: ``seconds``, ``forwards``, ``backwards``, counted over images
     cost: dict[str, float] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    seed: int = 0
+    warnings: tuple[str, ...] = ()  #: what makes the outcome doubtful, one line each
+    seed: int = 0  #: of the attack
+    #: of the packages; device: what it ran on; created: ISO time
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
     created: str = ""

@@ -1,8 +1,11 @@
 """Any callable as a well-behaved module: its types, batch sizes and missing gradients are dealt with here.
 
-The audit asks nothing of a model but answers. What had to be done to get them is said in the evidence.
+The audit asks nothing of a model but answers. What had to be done to get them is said in the evidence. The time that
+it may take is counted here too: attacks and checks stop when it is over, what they found before stays.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,10 +14,45 @@ from torch import Tensor, nn
 
 from attacks.core.batching import default_batch_size
 from attacks.core.errors import AttackError, is_machine_error
-from eval.audit.clock import OutOfTime
-from eval.audit.findings import Finding
 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 100, 128, 256, 512)
+
+
+class OutOfTime(Exception):
+    """The time given to the audit is over."""
+
+
+class Clock:
+    """Counts down ``minutes`` from now; None never ends."""
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self.start = time.perf_counter()
+        self.end = math.inf if minutes is None else self.start + 60 * minutes
+        self._stops = False
+
+    @property
+    def left(self) -> float:
+        """Seconds, negative once time is over."""
+        return self.end - time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start
+
+    @contextmanager
+    def stopping(self, stops: bool = True) -> Iterator[None]:
+        """Whether passes of the model within the block end with `OutOfTime` once time is over."""
+        before, self._stops = self._stops, stops
+        try:
+            yield
+        finally:
+            self._stops = before
+
+    def check(self) -> None:
+        """Raise `OutOfTime` where that was asked for and time is over."""
+        if self._stops and self.left < 0:
+            raise OutOfTime("the time given to the audit is over")
 
 
 def models_own(error: Exception) -> bool:
@@ -23,21 +61,27 @@ def models_own(error: Exception) -> bool:
     return not others and "same device" not in str(error).lower()
 
 
-def first_line(error: BaseException) -> str:
-    """The error's type and first line, for the evidence."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__
-
-
 @contextmanager
-def own_errors(notes: list[str]) -> Iterator[None]:
-    """Swallow an error of the model's own and note its first line in ``notes``; the machine's errors pass."""
+def own_errors() -> Iterator[list[str]]:
+    """Swallow an error of the model's own: its type and first line go to the list yielded. The machine's pass."""
+    notes: list[str] = []
     try:
-        yield
+        yield notes
     except Exception as error:
         if not models_own(error):
             raise
-        notes.append(first_line(error))
+        text = str(error).strip().splitlines()
+        notes.append(f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__)
+
+
+def try_gradient(model: nn.Module, x: Tensor) -> list[str]:
+    """Pass ``x`` forward and, where the outputs have a gradient, backward; return the model's own error, if any."""
+    with torch.enable_grad(), own_errors() as failed:
+        leaf = x.detach().clone().requires_grad_()
+        outputs = model(leaf)
+        if outputs.requires_grad:
+            torch.autograd.grad(outputs.sum(), leaf, allow_unused=True)
+    return failed
 
 
 class AnyCallable(nn.Module):
@@ -62,15 +106,21 @@ class AnyCallable(nn.Module):
         self._function = (model,)  # a plain callable is no child
         self.notes: list[str] = []
         self.size: int | None = None
-        self.exact = False
-        self.differentiable = True
-        self.dtype = x.dtype
-        errors: list[str] = []
-        if not self._find_type(x, errors):
+        self.exact, self.differentiable, errors = False, True, list[str]()
+        own = [p.dtype for p in self.model.parameters() if p.is_floating_point()] if self.model else []
+        for dtype in dict.fromkeys((x.dtype, *own[:1], torch.float64)):
+            self.dtype = dtype
+            if self._find_size(x, errors):
+                break
+        else:
             raise AttackError(
                 f"the model answers no images like those given: {errors[0]}; check shape and type"
             )
-        self._try_gradients(x)
+        if self.dtype != x.dtype:
+            self.notes.append(f"images are shown as {self.dtype}")
+        if failed := try_gradient(self, x[:4]):
+            self.differentiable = False
+            self.notes.append(f"no gradients are to be had ({failed[0]})")
 
     def double(self) -> "AnyCallable":
         """Convert the model to float64, and show it such images."""
@@ -80,10 +130,10 @@ class AnyCallable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the callable's outputs (n, K)."""
-        if not self.differentiable:
-            with torch.no_grad():
-                return self._all(x.detach())
-        return self._all(x)
+        if self.differentiable:
+            return self._all(x)
+        with torch.no_grad():
+            return self._all(x.detach())
 
     def _all(self, x: Tensor) -> Tensor:
         if self.size is None or (len(x) == self.size):
@@ -91,9 +141,7 @@ class AnyCallable(nn.Module):
         parts = []
         for part in x.split(self.size):
             missing = self.size - len(part) if self.exact else 0
-            filled = part
-            if missing:
-                filled = torch.cat([part, x[:1].detach().expand(missing, *x.shape[1:])])
+            filled = torch.cat([part, x[:1].detach().expand(missing, *x.shape[1:])]) if missing else part
             parts.append(self._call(filled)[: len(part)])
         return torch.cat(parts)
 
@@ -107,16 +155,6 @@ class AnyCallable(nn.Module):
         raise AttackError(
             f"the model must return a tensor of logits (N, K), got {type(output).__name__}; wrap it"
         )
-
-    def _find_type(self, x: Tensor, errors: list[str]) -> bool:
-        own = [p.dtype for p in self.model.parameters() if p.is_floating_point()] if self.model else []
-        for dtype in dict.fromkeys((x.dtype, *own[:1], torch.float64)):
-            self.dtype = dtype
-            if self._find_size(x, errors):
-                if dtype != x.dtype:
-                    self.notes.append(f"images are shown as {dtype}")
-                return True
-        return False
 
     def _find_size(self, x: Tensor, errors: list[str]) -> bool:
         """Find the batch sizes it takes: any, up to one, or one alone."""
@@ -137,30 +175,10 @@ class AnyCallable(nn.Module):
 
     def _takes(self, x: Tensor, size: int, errors: list[str]) -> bool:
         images = x.repeat(-(-size // len(x)), *(1,) * (x.ndim - 1))[:size]
-        failed: list[str] = []
-        with torch.no_grad(), own_errors(failed):
+        with torch.no_grad(), own_errors() as failed:
             outputs = self._call(images)
             if outputs.ndim == 2 and len(outputs) == size:
                 return True
             failed.append(f"for {size} images it returns {tuple(outputs.shape)}, not logits ({size}, K >= 2)")
         errors += failed
         return False
-
-    def _try_gradients(self, x: Tensor) -> None:
-        """Find out whether a forward pass with gradients and its backward pass run through."""
-        failed: list[str] = []
-        images = x[: min(len(x), 4)].detach().clone()
-        with torch.enable_grad(), own_errors(failed):
-            leaf = images.requires_grad_()
-            outputs = self._all(leaf)
-            if outputs.requires_grad:
-                torch.autograd.grad(outputs.sum(), leaf, allow_unused=True)
-        if failed:
-            self.differentiable = False
-            self.notes.append(f"no gradients are to be had ({failed[0]})")
-
-
-def callable_findings(model: AnyCallable) -> list[Finding]:
-    """The evidence of what had to be done to get answers."""
-    source = "informs only"
-    return [Finding("how the model had to be called", None, source=source, note=note) for note in model.notes]

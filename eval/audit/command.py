@@ -1,6 +1,6 @@
 """The command line ``python -m eval.audit``: one verdict per model and threat model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,18 +36,14 @@ def audit_command(config: AuditCommand) -> int:
         )
     config.threats(1)  # wrong norms and radii end here, before anything is loaded
     device = resolve_device(config.device)
-    loaded = [_load(config, spec, device) for spec in config.targets]
-    surrogates = {spec: config.model.load(spec, device) for spec in config.surrogate}
+    targets = (config.model.load(spec, device) for spec in config.targets)
+    loaded = [(target, config.data.load(target)) for target in targets]
+    surrogates = [config.model.load(spec, device) for spec in dict.fromkeys(config.surrogate)]
     for target, samples in loaded:
-        models = {found.name: _checked(found, target, samples) for found in surrogates.values()}
+        models = {found.name: _checked(found, target, samples) for found in surrogates}
         for threat in config.threats(samples.channels):
             _audit(config, target, samples, threat, models)
     return 0
-
-
-def _load(config: AuditCommand, spec: str, device: torch.device) -> tuple[Target, Samples]:
-    target = config.model.load(spec, device)
-    return target, config.data.load(target)
 
 
 def _checked(surrogate: Target, target: Target, samples: Samples) -> nn.Module:
@@ -72,31 +68,15 @@ def _audit(
     config: AuditCommand, target: Target, samples: Samples, threat: Threat, surrogates: dict[str, nn.Module]
 ) -> None:
     x, y = samples.batch(slice(None), target.device)
+    options: dict[str, Any] = {"quick": not config.full, "surrogates": surrogates, **vars(threat)}
+    options |= {"seed": config.seed, "minutes": config.minutes}
     with _status(f"{target.name}, {threat}", config.progress) as say:
-        report = audit(
-            target.model,
-            x,
-            y,
-            norm=threat.norm,
-            eps=threat.eps,
-            quick=not config.full,
-            surrogates=surrogates,
-            seed=config.seed,
-            minutes=config.minutes,
-            say=say,
-        )
+        report = audit(target.model, x, y, say=say, **options)
     for table in report.tables(target.name):
         print_table(table)
-    _print_verdict(target.name, threat, report)
-    folder, mode = config.out or target.results_dir, "full" if config.full else "quick"
-    about = {"surrogates": list(config.surrogate), "seed": config.seed}
-    print(f"evidence: {write_evidence(folder, mode, target, samples, threat, report, about)}\n")
-
-
-def _print_verdict(name: str, threat: Threat, report: AuditReport) -> None:
     style = {Verdict.SOUND: "bold green", Verdict.MASKED: "bold red"}.get(report.verdict, "bold yellow")
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"{name}, {threat}: {report.headline}", style=style, markup=False)
+    console.print(f"{target.name}, {threat}: {report.headline}", style=style, markup=False)
     if report.verdict is not Verdict.INCONCLUSIVE:
         console.print(report.reason, markup=False)
     accuracy = with_interval(report.robust_accuracy, report.interval)
@@ -105,19 +85,17 @@ def _print_verdict(name: str, threat: Threat, report: AuditReport) -> None:
         f"robust accuracy, worst case of all attacks: {limit}{accuracy}; PGD on the cross-entropy claims "
         f"{100 * report.claimed_accuracy:.1f} %"
     )
+    about = {"surrogates": list(config.surrogate), "seed": config.seed}
+    path = write_evidence(config.out or target.results_dir, target, samples, report, about)
+    print(f"evidence: {path}\n")
 
 
 def write_evidence(
-    folder: Path,
-    mode: str,
-    target: Target,
-    samples: Samples,
-    threat: Threat,
-    report: AuditReport,
-    about: dict[str, Any],
+    folder: Path, target: Target, samples: Samples, report: AuditReport, about: dict[str, Any]
 ) -> Path:
     """Write an audit as JSON, with what it was ``about``: ``surrogates`` and ``seed``; return the file's path."""
     folder.mkdir(parents=True, exist_ok=True)
+    threat, mode = Threat(report.norm, report.eps), "quick" if report.quick else "full"
     path = folder / f"audit-{threat.slug}-{mode}.json"
     content = report.to_json() | {
         "format": 1,
@@ -133,7 +111,7 @@ def write_evidence(
 
 
 @contextmanager
-def _status(label: str, shown: bool) -> Iterator[Any]:
+def _status(label: str, shown: bool) -> Iterator[Callable[[str], None]]:
     """Show what is being done on standard error, where that is a terminal; yields what to tell."""
     console = Console(stderr=True)
     if not (shown and is_live(console)):

@@ -1,11 +1,18 @@
-"""What the audit concludes from: single findings, and the causes that they may add up to."""
+"""What the audit concludes from, what it may conclude, and the file in which studies and reports read it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from eval.core.records import Count, Share, Text
+from eval.core.threats import Threat
 
 # Checks that the verdict and the report look for by name.
 STILL_FALLING = "accuracy lost in the last quarter of the passes"
 LEFT_OUT = "parts left out for want of time"
+_LINES = msgspec.Meta(max_length=500)
 
 
 class Verdict(StrEnum):
@@ -33,25 +40,15 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of evidence.
+    """One line of evidence."""
 
-    Attributes:
-        check: what was looked at.
-        value: the figure; None where it could not be measured.
-        limit: what it is compared with; None for figures that inform only.
-        alarm: the figure is on the wrong side of the limit.
-        source: where check and limit come from, one line.
-        note: what a reader should know.
-        decisive: an alarm forbids the verdict sound, for the attacks did not do their work.
-    """
-
-    check: str
-    value: float | None
-    limit: float | None = None
-    alarm: bool = False
-    source: str = ""
-    note: str = ""
-    decisive: bool = False
+    check: Text = "check"  #: what was looked at
+    value: float | None = None  #: the figure; None where it could not be measured
+    limit: float | None = None  #: what it is compared with; None for figures that inform only
+    alarm: bool = False  #: the figure is on the wrong side of the limit
+    source: Text = ""  #: where check and limit come from, one line
+    note: Text = ""  #: what a reader should know
+    decisive: bool = False  #: an alarm forbids the verdict sound, for the attacks did not do their work
 
     @classmethod
     def above(
@@ -61,8 +58,60 @@ class Finding:
         limit: float,
         source: str,
         note: str = "",
-        *,
         decisive: bool = False,
     ) -> "Finding":
         """A figure that is on the wrong side above its limit."""
         return cls(check, value, limit, value is not None and value > limit, source, note, decisive)
+
+
+class AttackLine(msgspec.Struct, frozen=True):
+    """One attack: on how many images it was tried, the indices of those it broke, its accuracies over all images.
+
+    ``claimed_accuracy`` is by the attack's own count, ``accuracy`` by the audit's.
+    """
+
+    name: Text = "attack"
+    family: Text = ""
+    tried: Count = 0
+    broken: list[int] = []
+    claimed_accuracy: Share | None = None
+    accuracy: Share | None = None
+    seconds: float = 0.0
+    error: Text = ""
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """Seconds, and forward and backward passes counted over images."""
+
+    seconds: float = 0.0
+    forwards: float = 0.0
+    backwards: float = 0.0
+
+
+class AuditFile(msgspec.Struct, frozen=True):
+    """One audit of one model under one threat model; see `eval.audit.report.AuditReport`."""
+
+    verdict: Verdict
+    norm: Literal["Linf", "L2", "L1"]
+    eps: float
+    headline: Text = ""
+    reason: Text = ""
+    n: Count = 0
+    clean_accuracy: Share | None = None
+    robust_accuracy: Share | None = None
+    claimed_accuracy: Share | None = None
+    ci95: tuple[float, float] | None = None
+    attacks: Annotated[tuple[AttackLine, ...], _LINES] = ()
+    evidence: Annotated[tuple[Finding, ...], _LINES] = ()
+    cost: Cost = Cost()
+    model: dict[str, Any] = {}
+
+    @property
+    def threat(self) -> Threat:
+        """Norm and radius."""
+        return Threat(self.norm, self.eps)
+
+    @property
+    def alarms(self) -> int:
+        """Number of checks whose value is on the wrong side of its limit."""
+        return sum(line.alarm for line in self.evidence)

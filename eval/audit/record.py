@@ -14,7 +14,7 @@ from attacks.core.batching import default_batch_size
 from attacks.core.losses import misclassified
 from attacks.core.model import forward
 from attacks.core.result import AttackResult
-from eval.audit.callables import first_line, models_own
+from eval.audit.callables import own_errors
 from eval.audit.wrappers import Counted
 
 Attack = Callable[..., AttackResult]
@@ -42,31 +42,19 @@ class Family(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attack did.
+    """What one attack did."""
 
-    Attributes:
-        name: of the attack, its loss or its source.
-        family: what it needs.
-        tried: (n,) bool, the images it was run on: survivors of earlier attacks, unless a comparison needs all.
-        broken: (n,) bool, images it broke by the audit's judgement, clean errors included.
-        claimed: accuracy over all images by the attack's own count, as a reader of its result would report it.
-        seconds: it took.
-        error: why it could not run.
-        trace: what the attack traced, for the ``tried`` images.
-        first: how many images it was the first to break.
-        passes: images that the model had been asked about, by all attacks so far, when it ended.
-    """
-
-    name: str
-    family: Family
+    name: str  #: of the attack, its loss or its source
+    family: Family  #: what it needs
+    #: (n,) bool, the images it was run on: survivors of earlier attacks, unless a comparison needs all
     tried: Tensor
-    broken: Tensor
+    broken: Tensor  #: (n,) bool, images it broke by the audit's judgement, clean errors included
+    #: accuracy over all images by the attack's own count, as a reader of its result would report it
     claimed: float
-    seconds: float
-    error: str = ""
-    trace: dict[str, Tensor] | None = None
-    first: int = 0
-    passes: int = 0
+    seconds: float  #: it took
+    error: str = ""  #: why it could not run
+    first: int = 0  #: how many images it was the first to break
+    passes: int = 0  #: images that the model had been asked about, by all attacks so far, when it ended
 
     @property
     def accuracy(self) -> float:
@@ -81,6 +69,7 @@ class AttackRecord:
         judge: images (m, C, H, W) to logits whose largest is the model's decision.
         votes: passes whose majority decides; 1 for a deterministic model.
         counter: the model at the bottom of all views, which counts passes and ends them when time is over.
+        rows: (n,) indices of all images.
         clean_wrong: (n,) bool.
         broken_by: per image the first attack that broke it, "clean" for a clean error, None for a survivor.
         points: (n, C, H, W), the adversarial image found, or the clean one.
@@ -102,6 +91,7 @@ class AttackRecord:
         self.judge, self.votes, self.seed = judge, votes, seed
         self.fresh = max(votes, _CONFIRMED) if votes > 1 else 1
         self.x, self.y, self.norm, self.eps = x, y, norm, eps
+        self.rows = torch.arange(len(x), device=x.device)
         self.clean_wrong = self.wrong(x, y, self.fresh)
         self.broken = self.clean_wrong.clone()
         self.broken_by: list[str | None] = ["clean" if wrong else None for wrong in self.broken.tolist()]
@@ -174,28 +164,18 @@ class AttackRecord:
         record with its error.
         """
         rows = self.survivors if rows is None else rows
-        x, y = self.x[rows], self.y[rows]
-        start = time.perf_counter()
-        points, claimed, error, trace = x, torch.zeros_like(y, dtype=torch.bool), "", None
-        if len(rows):
-            common: dict[str, Any] = {
-                "norm": self.norm,
-                "eps": self.eps,
-                "seed": self.seed,
-                "sample_ids": rows,
-            }
-            try:
-                takes = inspect.signature(attack).parameters
+        x, y, start = self.x[rows], self.y[rows], time.perf_counter()
+        points, claimed = x, torch.zeros_like(y, dtype=torch.bool)
+        with own_errors() as failed:
+            if len(rows):
+                common = {"norm": self.norm, "eps": self.eps, "seed": self.seed, "sample_ids": rows}
                 if self.votes > 1:  # one wrong answer is no majority: climb on
                     common["early_stop"] = False
+                takes = inspect.signature(attack).parameters
                 taken = {key: value for key, value in common.items() if key in takes}
                 result = attack(model, x, y, **{**taken, **options})
-                points, claimed, trace = result.adversarial, result.success, result.trace
-            except Exception as problem:  # whatever the model does; faults of the machine go on
-                if not models_own(problem):
-                    raise
-                error = first_line(problem)
-        return self.add(name, family, rows, points, claimed, time.perf_counter() - start, error, trace)
+                points, claimed = result.adversarial, result.success
+        return self.add(name, family, rows, points, claimed, time.perf_counter() - start, "".join(failed))
 
     def add(
         self,
@@ -206,7 +186,6 @@ class AttackRecord:
         claimed: Tensor,
         seconds: float,
         error: str = "",
-        trace: dict[str, Tensor] | None = None,
     ) -> Outcome:
         """Judge ``points`` of the images ``rows`` and note what they broke."""
         with self.counter.clock.stopping(False):  # what was found is judged, late or not
@@ -219,11 +198,9 @@ class AttackRecord:
                 self.broken_by[row], self.points[row] = name, point
         first = int((broken & ~self.broken).sum())
         self.broken = self.broken | broken
-        accuracy = 1 - float(said.double().mean())
-        passes = self.counter.forwards
-        outcome = Outcome(name, family, tried, broken, accuracy, seconds, error, trace, first, passes)
-        self.outcomes.append(outcome)
-        return outcome
+        accuracy, passes = 1 - float(said.double().mean()), self.counter.forwards
+        self.outcomes.append(Outcome(name, family, tried, broken, accuracy, seconds, error, first, passes))
+        return self.outcomes[-1]
 
     def late_gain(self, share: float) -> float:
         """Accuracy lost to attacks that ended after ``share`` of all passes of the model."""

@@ -1,12 +1,12 @@
 """What an audit returns: verdict, corrected accuracy, evidence and cost, as an object, JSON and tables."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.table import Table
 from torch import Tensor
 
+from envs.files import nulled
 from eval.audit.attacks import PGD_CE
 from eval.audit.findings import STILL_FALLING, Cause, Finding, Verdict
 from eval.audit.record import Outcome
@@ -17,38 +17,24 @@ from eval.core.threats import Threat
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The answer for one model and one threat model.
+    """The answer for one model and one threat model."""
 
-    Attributes:
-        verdict: sound, masked or inconclusive.
-        cause: the mechanism that masks, or None.
-        reason: one sentence: why this verdict.
-        norm: of the threat model.
-        eps: its radius.
-        clean_accuracy: share of the images classified correctly unattacked.
-        robust_accuracy: corrected: share that none of all attacks broke.
-        robust: (n,) bool, the images that none broke.
-        broken_by: per image the first attack that broke it, "clean" for a clean error, None for a survivor.
-        attacks: every attack with its outcome.
-        evidence: every check with figure, limit and source.
-        cost: "seconds", and "forwards" and "backwards" in images.
-        quick: which audit_attacks.
-        adversarial: (n, C, H, W), per broken image the one that broke it, else the image itself.
-    """
-
-    verdict: Verdict
-    cause: Cause | None
-    reason: str
-    norm: str
-    eps: float
-    clean_accuracy: float
-    robust_accuracy: float
-    robust: Tensor
+    verdict: Verdict  #: sound, masked or inconclusive
+    cause: Cause | None  #: the mechanism that masks, or None
+    reason: str  #: one sentence: why this verdict
+    norm: str  #: of the threat model
+    eps: float  #: its radius
+    clean_accuracy: float  #: share of the images classified correctly unattacked
+    robust_accuracy: float  #: corrected: share that none of all attacks broke
+    robust: Tensor  #: (n,) bool, the images that none broke
+    #: per image the first attack that broke it, "clean" for a clean error, None for a survivor
     broken_by: tuple[str | None, ...]
-    attacks: tuple[Outcome, ...]
-    evidence: tuple[Finding, ...]
+    attacks: tuple[Outcome, ...]  #: every attack with its outcome
+    evidence: tuple[Finding, ...]  #: every check with figure, limit and source
+    #: "seconds", and "forwards" and "backwards" in images
     cost: dict[str, float] = field(default_factory=dict)
-    quick: bool = True
+    quick: bool = True  #: which attacks
+    #: (n, C, H, W), per broken image the one that broke it, else the image itself
     adversarial: Tensor | None = None
 
     def __str__(self) -> str:
@@ -99,7 +85,7 @@ class AuditReport:
             "ci95": list(self.interval),
             "still_falling": self.still_falling,
             "attacks": [_outcome(outcome) for outcome in self.attacks],
-            "evidence": [_evidence(finding) for finding in self.evidence],
+            "evidence": [nulled(asdict(finding)) for finding in self.evidence],
             "samples": {"robust": self.robust.tolist(), "broken_by": list(self.broken_by)},
             "cost": self.cost,
         }
@@ -110,63 +96,32 @@ class AuditReport:
 
     def tables(self, name: str = "") -> list[Table]:
         """Return the tables of attacks and of evidence."""
-        return [self._attack_table(name), self._evidence_table(name)]
-
-    def _attack_table(self, name: str) -> Table:
+        numbers = ("tried", "breaks", "claims", "judged", "first to break", "time")
         title = f"{name}: attacks, {Threat(self.norm, self.eps)}, n = {self.n}"
-        table = make_table(
-            title, ("attack", "needs"), ("tried", "breaks", "claims", "judged", "first to break", "time")
-        )
+        attacks = make_table(title, ("attack", "needs"), numbers)
         for outcome in self.attacks:
             tried, breaks = int(outcome.tried.sum()), int((outcome.broken & outcome.tried).sum())
             every = tried == self.n  # shares of the survivors alone would read as accuracies
-            cells = (
-                str(breaks),
-                *(percent(share) if every else "" for share in (outcome.claimed, outcome.accuracy)),
-            )
-            if outcome.error:
-                cells = ("failed", "", "")
-            first = str(self.broken_by.count(outcome.name))
-            table.add_row(
-                outcome.name, str(outcome.family), str(tried), *cells, first, duration(outcome.seconds)
-            )
-        table.add_section()
-        worst = with_interval(self.robust_accuracy, self.interval)
-        table.add_row(
-            "worst case per image",
-            "",
-            "",
-            "",
-            "",
-            worst,
-            "",
+            shares = (percent(share) if every else "" for share in (outcome.claimed, outcome.accuracy))
+            cells = ("failed", "", "") if outcome.error else (str(breaks), *shares)
+            first, time = str(self.broken_by.count(outcome.name)), duration(outcome.seconds)
+            attacks.add_row(outcome.name, str(outcome.family), str(tried), *cells, first, time)
+        attacks.add_section()
+        worst, time = (
+            with_interval(self.robust_accuracy, self.interval),
             duration(self.cost.get("seconds", 0)),
-            style="bold",
         )
-        return table
-
-    def _evidence_table(self, name: str) -> Table:
-        table = make_table(f"{name}: evidence", ("check", ""), ("value", "limit"))
-        table.add_column("source", overflow="fold")
+        attacks.add_row("worst case per image", "", "", "", "", worst, "", time, style="bold")
+        evidence = make_table(f"{name}: evidence", ("check", ""), ("value", "limit"))
+        evidence.add_column("source", overflow="fold")
         for finding in self.evidence:
             source = f"{finding.source} ({finding.note})" if finding.note else finding.source
-            mark, style = ("!", "bold red") if finding.alarm else ("", "")
-            table.add_row(
-                finding.check, mark, _figure(finding.value), _figure(finding.limit), source, style=style
+            figures = (
+                "-" if figure is None else f"{figure:.4g}" for figure in (finding.value, finding.limit)
             )
-        return table
-
-
-def _evidence(finding: Finding) -> dict[str, Any]:
-    """The finding as plain JSON, which knows no NaN."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in asdict(finding).items()
-    }
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+            mark, style = ("!", "bold red") if finding.alarm else ("", "")
+            evidence.add_row(finding.check, mark, *figures, source, style=style)
+        return [attacks, evidence]
 
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:

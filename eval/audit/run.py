@@ -1,9 +1,8 @@
-"""The run of an audit: probes, attacks, checks, and what they add up to."""
+"""The run of an audit: the views of the model, probes, attacks, checks, and what they add up to."""
 
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,31 +12,38 @@ from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
 from attacks.core.model import in_eval_mode
 from attacks.core.sharing import IN_TRAINING, layers_in_training
-from eval.audit import attacks as audit_attacks
-from eval.audit.attack_checks import attack_indicators, growing_radius, longer_runs, single_step
-from eval.audit.binarization import binarization_test
-from eval.audit.callables import AnyCallable, callable_findings
-from eval.audit.clock import Clock, OutOfTime
+from attacks.gradient.pgd import pgd
+from eval.audit import attacks
+from eval.audit.attack_checks import (
+    attack_indicators,
+    binarization_test,
+    growing_radius,
+    longer_runs,
+    single_step,
+)
+from eval.audit.callables import AnyCallable, Clock, OutOfTime, own_errors, try_gradient
 from eval.audit.findings import LEFT_OUT, Finding
-from eval.audit.model_checks import GradientChecks, check_gradients
-from eval.audit.record import AttackRecord, logits_of
+from eval.audit.model_checks import GradientChecks, check_gradients, check_outputs, input_gradients
+from eval.audit.record import AttackRecord, Family, logits_of
 from eval.audit.report import AuditReport
 from eval.audit.settings import FULL, QUICK, Budget
+from eval.audit.straight_through import StraightThrough, Unsquashed, WithoutInnerSteps
 from eval.audit.verdict import could_not_run, judge, last_quarter, measure_gaps, only_others
-from eval.audit.views import Views
-from eval.audit.wrappers import SameType
+from eval.audit.wrappers import (
+    Averaged,
+    BackwardThrough,
+    Counted,
+    Differenced,
+    LogProbabilities,
+    SameType,
+    WithCompanions,
+    Wrapper,
+)
 from eval.core.formatting import duration
 
-# Where a quick audit of an honest convolutional network is when a step begins, as a share of its time.
-_BEGINS = {
-    "standard attacks": 0.06,
-    "gradient attacks": 0.12,
-    "repaired gradients": 0.35,
-    "transfer": 0.5,
-    "gradient-free attacks": 0.65,
-    "longer attacks": 0.85,
-    "sanity checks": 0.9,
-}
+_COMPANIONS = 15
+_FIRST = 64  # images on which outputs are compared
+_NOISE = (0.0, 0.05, 0.2, 0.5)  # widths of the noise on them
 
 
 @takes_numbers
@@ -90,85 +96,160 @@ def audit(
         warnings.warn(IN_TRAINING.format(", ".join(kinds)), stacklevel=3)
     with torch.random.fork_rng(), in_eval_mode(model):
         torch.manual_seed(seed)
-        called = AnyCallable(model, problem.x)
-        run = _Audit(
-            called, problem.x, problem.y, norm, float(eps), seed, budget or (QUICK if quick else FULL), clock
-        )
-        run.findings += callable_findings(called)
-        report = run.run(surrogates or {}, say)
+        called, sizes = AnyCallable(model, problem.x), budget or (QUICK if quick else FULL)
+        views = Views(called, problem.x, problem.y, sizes, clock)
+        report = _Audit(views, problem.y, norm, float(eps), seed).run(surrogates or {}, say)
     return replace(report, quick=quick, cost=report.cost | {"seconds": clock.elapsed})
 
 
-def _useful(record: AttackRecord) -> bool:
-    return any(each.first and each.name.startswith(audit_attacks.STRAIGHT) for each in record.outcomes)
+class Views:
+    """A model's views, by what its outputs are.
+
+    Args:
+        called: the model.
+        x: images (N, C, H, W).
+        y: labels (N,).
+        budget: of the audit.
+        clock: of the audit.
+
+    Attributes:
+        called: the model, its passes counted.
+        raw: its outputs in the images' type.
+        outputs: what they are.
+        squashed: which functions squash them, where these can be left out without changing a decision.
+        judge: the model as it decides: each image in its own batch, logits for outputs.
+        attacked: the model as attacks should see it: besides, averaged where outputs are random.
+        budget: less for models that need many passes where others need one.
+        findings: the evidence.
+    """
+
+    def __init__(self, called: AnyCallable, x: Tensor, y: Tensor, budget: Budget, clock: Clock) -> None:
+        classes = logits_of(SameType(called), x).shape[1]
+        if int(y.max()) >= classes:
+            raise AttackError(
+                f"label {int(y.max())} is out of range for a model of {classes} classes; "
+                "check that images and model belong together"
+            )
+        self.called, self.x = Counted(called, clock), x
+        self.raw: nn.Module = SameType(self.called)
+        self.classes = logits_of(self.raw, x[:1]).shape[1]
+        outputs, self.findings = check_outputs(self.called, x)
+        self.outputs = replace(outputs, inner_steps=self._inner_steps())
+        costly = outputs.random or outputs.batch_dependent
+        self.budget = budget.thrifty() if costly or self.outputs.inner_steps else budget
+        self.squashed = "" if costly else self._squashing()
+        self.judge = self._one_pass(self.called)
+        plain = not (costly or self.squashed or outputs.probabilities)
+        self.attacked = self.raw if plain else self._view(self.called)
+        calls, source = "how the model had to be called", "informs only"
+        self.findings += [Finding(calls, None, source=source, note=note) for note in called.notes]
+
+    def _inner_steps(self) -> bool:
+        bare = WithoutInnerSteps(self.called)
+        with torch.no_grad(), own_errors() as failed:
+            bare(self.x[:2])
+        check, source = (
+            "gradients taken inside the forward pass",
+            "ours: attacked without them as well; informs only",
+        )
+        self.findings.append(Finding(check, float(bare.taken), source=source))
+        return bare.taken > 0 and not failed
+
+    def _squashing(self) -> str:
+        bare, names, x = Unsquashed(self.called, self.classes), "", self.x[:_FIRST]
+        with torch.no_grad(), own_errors() as failed:
+            points = torch.cat([x + width * (torch.rand_like(x) - 0.5) for width in _NOISE]).clamp(0, 1)
+            outputs, inner = self.called(points), bare(points)
+            top = outputs.topk(2, dim=1).values
+            same = (outputs.argmax(1) == inner.argmax(1)) | (top[:, 0] == top[:, 1])
+            changed = bool(bare.replaced) and not torch.equal(outputs, inner)
+            if changed and bool(inner.isfinite().all()) and bool(same.all()):
+                names = ", ".join(sorted(bare.replaced))
+        note, source = "; ".join([names, *failed]), "ours: attacked in the scale before them; informs only"
+        self.findings.append(Finding("squashed outputs", float(bool(names)), source=source, note=note))
+        return names
+
+    def _one_pass(self, model: nn.Module) -> nn.Module:
+        if self.outputs.batch_dependent:
+            model = WithCompanions(model, self.x[:_COMPANIONS], self.called)
+        if self.outputs.probabilities:
+            model = LogProbabilities(model, self.outputs.normalised)
+        return SameType(model)
+
+    def _view(self, model: Wrapper) -> nn.Module:
+        if self.squashed:
+            return SameType(Unsquashed(model, self.classes))
+        view = self._one_pass(model)
+        return Averaged(view, self.budget.passes) if self.outputs.random else view
+
+    def straight_through(self) -> nn.Module | None:
+        """The attacked view with straight-through gradients, where that changes anything."""
+        view = StraightThrough(self.raw)
+        failed = try_gradient(view, self.x[:2])  # a backward pass that fails is no repair
+        met = failed or [", ".join(sorted(view.replaced))]
+        changed = bool(view.replaced) and not failed
+        source = "Athalye et al. 2018: attacked straight through; informs only"
+        check = "flat operations and custom backward passes between image and logits"
+        self.findings.append(Finding(check, float(changed), source=source, note=met[0]))
+        if self.outputs.inner_steps:
+            bare = self._view(StraightThrough(WithoutInnerSteps(self.called)))
+            return BackwardThrough(self.attacked, bare)
+        return self._view(StraightThrough(self.called)) if changed else None
+
+    def with_gradient(self, through: nn.Module | None, y: Tensor) -> nn.Module:
+        """A view that attacks can climb, for a model without gradients: straight through, else by differences."""
+        if through is not None:
+            grad = input_gradients(through, self.x[:8], y[:8], "margin")
+            if bool(grad.any()) and bool(grad.isfinite().all()):
+                return through
+        return Differenced(self.attacked, attacks.SMOOTHING[-1], self.budget.directions)
 
 
 class _Audit:
     """One audit in progress: probes, attacks, checks, verdict."""
 
-    def __init__(
-        self,
-        called: AnyCallable,
-        x: Tensor,
-        y: Tensor,
-        norm: str,
-        eps: float,
-        seed: int,
-        budget: Budget,
-        clock: Clock,
-    ) -> None:
-        logits = logits_of(SameType(called), x)
-        if int(y.max()) >= logits.shape[1]:
-            raise AttackError(
-                f"label {int(y.max())} is out of range for a model of {logits.shape[1]} classes; "
-                "check that images and model belong together"
-            )
-        self.views = views = Views(called, x, budget, clock)
-        self.raw, self.view, self.budget, self.findings = (
-            views.raw,
-            views.attacked,
-            views.budget,
-            views.findings,
+    def __init__(self, views: Views, y: Tensor, norm: str, eps: float, seed: int) -> None:
+        self.views, self.view, self.budget = views, views.attacked, views.budget
+        self.findings = views.findings  # one list: later views add to it
+        votes, counter = self.budget.votes if views.outputs.random else 1, views.called
+        self.record = AttackRecord(
+            views.judge, views.x, y, norm, eps, votes=votes, seed=seed, counter=counter
         )
-        self.clock, self.left_out = clock, list[str]()
-        votes = self.budget.votes if views.outputs.random else 1
-        self.record = AttackRecord(views.judge, x, y, norm, eps, votes=votes, seed=seed, counter=views.called)
+        self.gradients = GradientChecks()
 
     def run(self, surrogates: Mapping[str, nn.Module], say: Callable[[str], None]) -> AuditReport:
         """Go through all of it."""
-        record, budget, view, views = self.record, self.budget, self.view, self.views
+        record, views, budget, clock = self.record, self.views, self.budget, self.views.called.clock
+        self.surrogates = surrogates
         say("gradients")
-        gradients = self._probe_gradients()
-        audit_attacks.claimed(record, self.raw, budget)
-        through = views.straight_through()
-        missing = gradients is not None and gradients.missing
-        wrong = gradients is not None and gradients.misleading
-        constant = gradients is not None and gradients.piecewise_constant
-        best = views.with_gradient(through, record.y) if missing else view
-        crossed: list[nn.Module] = []
-        step = partial(self._step, say)
-        step("standard attacks", self._standard)
-        step("gradient attacks", lambda: audit_attacks.gradient_attacks(record, self.raw, view, budget))
-        turned = wrong and not missing
-        step(
-            "repaired gradients",
-            lambda: audit_attacks.repaired_attacks(record, view, through, budget, turned),
-        )
-        if through is not None and not missing and _useful(record):
-            crossed.append(through)  # followed again where attacks are longer
-        step("transfer", lambda: self._transfer(surrogates, wrong, constant, crossed))
-        step("gradient-free attacks", lambda: self._free(wrong))
-        step("longer attacks", lambda: self._longer(best, wrong, crossed))
-        step("sanity checks", lambda: self._check(best))
-        with self.clock.stopping(False):
+        right = (~record.clean_wrong).nonzero().squeeze(1)
+        if len(right) and not views.outputs.random:  # else nothing can be differenced
+            ball = (record.norm, record.eps, record.seed)
+            x, y = record.x[right], record.y[right]
+            self.gradients, found = check_gradients(views.called.model, self.view, x, y, *ball)
+            self.findings += found
+        record.run(attacks.PGD_CE, Family.STANDARD, pgd, views.raw, record.rows, steps=budget.steps)
+        self.through = views.straight_through()
+        self.climbed = [views.with_gradient(self.through, record.y) if self.gradients.missing else self.view]
+        left_out = []
+        for name, (begins, step) in _STEPS.items():
+            seconds = min(clock.elapsed * (1 / begins - 1), clock.left)
+            say(f"{name}, about {duration(max(0.0, seconds))} left")
+            try:
+                with clock.stopping():
+                    clock.check()
+                    step(self)
+            except OutOfTime:
+                left_out.append(name)
+        with clock.stopping(False):
             record.settle()
         gaps, found = measure_gaps(record, views.squashed)
-        self.findings += [*found, last_quarter(record), *could_not_run(record), self._time()]
-        judgement = judge(record, views.outputs, gradients, gaps, self.findings)
+        note = "stopped in or before: " + ", ".join(left_out) if left_out else ""
+        source, parts = "ours: a verdict without them is weaker", float(len(left_out))
+        late = Finding(LEFT_OUT, parts, 0.0, bool(left_out), source, note, decisive=True)
+        self.findings += [*found, last_quarter(record), could_not_run(record), late]
         return AuditReport(
-            verdict=judgement.verdict,
-            cause=judgement.cause,
-            reason=judgement.reason,
+            *judge(record, views.outputs, self.gradients, gaps, self.findings),
             norm=record.norm,
             eps=record.eps,
             clean_accuracy=1 - float(record.clean_wrong.double().mean()),
@@ -181,81 +262,53 @@ class _Audit:
             adversarial=record.points,
         )
 
-    def _step(self, say: Callable[[str], None], name: str, work: Callable[[], None]) -> None:
-        """Do ``work`` while there is time, and note what was left out."""
-        begins = _BEGINS[name]
-        say(
-            f"{name}, about {duration(max(0.0, min(self.clock.elapsed * (1 / begins - 1), self.clock.left)))} left"
-        )
-        try:
-            with self.clock.stopping():
-                self.clock.check()
-                work()
-        except OutOfTime:
-            self.left_out.append(name)
-
-    def _time(self) -> Finding:
-        note = "stopped in or before: " + ", ".join(self.left_out) if self.left_out else ""
-        source = "ours: a verdict without them is weaker"
-        return Finding(LEFT_OUT, float(len(self.left_out)), 0.0, bool(note), source, note, decisive=True)
-
-    def _probe_gradients(self) -> GradientChecks | None:
-        record = self.record
-        right = (~record.clean_wrong).nonzero().squeeze(1)
-        if self.views.outputs.random or not len(right):
-            return None
-        gradients, found = check_gradients(
-            self.views.called.model,
-            self.view,
-            record.x[right],
-            record.y[right],
-            record.norm,
-            record.eps,
-            record.seed,
-        )
-        self.findings += found
-        return gradients
-
     def _standard(self) -> None:
-        audit_attacks.standard_attacks(self.record, self.raw, self.budget)
-        self.findings += attack_indicators(self.record, self.raw, self.budget.steps)
+        attacks.standard_attacks(self.record, self.views.raw, self.budget)
+        self.findings += attack_indicators(self.record, self.views.raw, self.budget.steps)
 
-    def _transfer(
-        self,
-        surrogates: Mapping[str, nn.Module],
-        wrong: bool,
-        constant: bool,
-        crossed: list[nn.Module],
-    ) -> None:
-        audit_attacks.given_surrogates(self.record, self.view, surrogates, self.budget)
+    def _gradient(self) -> None:
+        attacks.gradient_attacks(self.record, self.views.raw, self.view, self.budget)
+
+    def _repaired(self) -> None:
+        missing = self.gradients.missing
+        turned = self.gradients.misleading and not missing
+        attacks.repaired_attacks(self.record, self.view, self.through, self.budget, turned)
+        useful = (each.first for each in self.record.outcomes if each.name.startswith(attacks.STRAIGHT))
+        if self.through is not None and not missing and any(useful):
+            self.climbed.append(self.through)  # followed again where attacks are longer
+
+    def _transfer(self) -> None:
+        place, wrong = (self.record, self.view), self.gradients.misleading
+        attacks.given_surrogates(*place, self.surrogates, self.budget)
         if wrong:
-            audit_attacks.difference_attacks(self.record, self.view, self.budget, wrong, constant)
-        crossed += audit_attacks.distilled_attacks(self.record, self.view, self.budget, wrong)
+            attacks.difference_attacks(*place, self.budget, wrong, self.gradients.piecewise_constant)
+        self.climbed += attacks.distilled_attacks(*place, self.budget, wrong)
 
-    def _free(self, wrong: bool) -> None:
-        audit_attacks.free_attacks(self.record, self.view, self.budget)
-        if not wrong:
-            audit_attacks.difference_attacks(self.record, self.view, self.budget, wrong)
+    def _free(self) -> None:
+        attacks.free_attacks(self.record, self.view, self.budget)
+        if not self.gradients.misleading:
+            attacks.difference_attacks(self.record, self.view, self.budget, misleading=False)
 
-    def _longer(self, best: nn.Module, wrong: bool, crossed: list[nn.Module]) -> None:
+    def _longer(self) -> None:
         lost = only_others(self.record).nonzero().squeeze(1)
-        if len(lost) and not wrong:
-            audit_attacks.second_try(self.record, self.view, self.budget, lost)
-        self.findings += [
-            longer_runs(self.record, self.view, [best, *crossed], self.budget),
-            single_step(self.record),
-        ]
+        if len(lost) and not self.gradients.misleading:
+            attacks.second_try(self.record, self.view, self.budget, lost)
+        self.findings.append(longer_runs(self.record, self.view, self.climbed, self.budget))
+        self.findings.append(single_step(self.record))
 
-    def _check(self, best: nn.Module) -> None:
-        record, budget, outputs = self.record, self.budget, self.views.outputs
-        self.findings += growing_radius(record, best, budget)
-        if not (outputs.random or outputs.batch_dependent):
-            _, found = binarization_test(
-                record,
-                self.raw,
-                images=budget.binarization_images,
-                inner=budget.inner_points,
-                steps=budget.steps,
-                seed=record.seed,
-            )
-            self.findings.append(found)
+    def _check(self) -> None:
+        self.findings += growing_radius(self.record, self.climbed[0], self.budget)
+        if not (self.views.outputs.random or self.views.outputs.batch_dependent):
+            self.findings.append(binarization_test(self.record, self.views.raw, self.budget)[1])
+
+
+# What is done when, and where a quick audit of an honest convolutional network is then, as a share of its time.
+_STEPS: dict[str, tuple[float, Callable[[_Audit], None]]] = {
+    "standard attacks": (0.06, _Audit._standard),
+    "gradient attacks": (0.12, _Audit._gradient),
+    "repaired gradients": (0.35, _Audit._repaired),
+    "transfer": (0.5, _Audit._transfer),
+    "gradient-free attacks": (0.65, _Audit._free),
+    "longer attacks": (0.85, _Audit._longer),
+    "sanity checks": (0.9, _Audit._check),
+}

@@ -87,45 +87,26 @@ LEAST_CORRECT = 10
 
 @dataclass(frozen=True)
 class Budget(PlainNumbers):
-    """Sizes of the audit's attacks and checks.
+    """Sizes of the audit's attacks and checks."""
 
-    Attributes:
-        steps: of every PGD and APGD run.
-        restarts: of the second, longer try.
-        targets: classes that the targeted attacks aim at.
-        square_queries: of the Square attack.
-        spsa_queries: of SPSA.
-        label_queries: of the hard-label attack.
-        difference_steps: of PGD on finite differences.
-        directions: of a finite-difference gradient; a quarter where gradients exist and it only checks them.
-        random_points: uniform draws from the ball, per image.
-        passes: over which random outputs are averaged in attacks.
-        votes: passes whose majority is a random model's decision.
-        distillation_steps: of training the surrogate, each time.
-        distillation_rounds: times that it learns, and is attacked.
-        rounds: of the longer attacks, while they still gain.
-        binarization_images: on which the binarization test is made.
-        inner_points: per image in that test.
-        radius_images: attacked at growing radii.
-    """
-
-    steps: int = 40
-    restarts: int = 2
-    targets: int = 9
-    square_queries: int = 1000
-    spsa_queries: int = 1000
-    label_queries: int = 800
-    difference_steps: int = 15
+    steps: int = 40  #: of every PGD and APGD run
+    restarts: int = 2  #: of the second, longer try
+    targets: int = 9  #: classes that the targeted attacks aim at
+    square_queries: int = 1000  #: of the Square attack
+    spsa_queries: int = 1000  #: of SPSA
+    label_queries: int = 800  #: of the hard-label attack
+    difference_steps: int = 15  #: of PGD on finite differences
+    #: of a finite-difference gradient; a quarter where gradients exist and it only checks them
     directions: int = 64
-    random_points: int = 100
-    passes: int = 8
-    votes: int = 15
-    distillation_steps: int = 250
-    distillation_rounds: int = 4
-    rounds: int = 3
-    binarization_images: int = 16
-    inner_points: int = 199
-    radius_images: int = 64
+    random_points: int = 100  #: uniform draws from the ball, per image
+    passes: int = 8  #: over which random outputs are averaged in attacks
+    votes: int = 15  #: passes whose majority is a random model's decision
+    distillation_steps: int = 250  #: of training the surrogate, each time
+    distillation_rounds: int = 4  #: times that it learns, and is attacked
+    rounds: int = 3  #: of the longer attacks, while they still gain
+    binarization_images: int = 16  #: on which the binarization test is made
+    inner_points: int = 199  #: per image in that test
+    radius_images: int = 64  #: attacked at growing radii
 
     def thrifty(self) -> "Budget":
         """Return a smaller budget, for models that need many passes where others need one."""

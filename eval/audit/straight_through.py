@@ -6,6 +6,8 @@ Bengio et al. 2013; as an attack on obfuscated gradients, Athalye et al. 2018 (B
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,11 +41,37 @@ class StraightThrough(Wrapper):
         """Return the model's logits (N, K)."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             return self.model(x)
-        mode = _Mode()
-        with _forward_alone(mode.replaced), mode:
-            logits = self.model(x)
-        self.replaced = mode.replaced
-        return logits
+        self.replaced = Counter()
+        with _forward_alone(self.replaced), _Mode(self._run):
+            return self.model(x)
+
+    def _run(self, function: Any, args: Any, kwargs: Any) -> Any:
+        if function in _SWITCHES:
+            return None if args and args[0] is False else function(*args, **kwargs)
+        source = args[0] if args and isinstance(args[0], Tensor) else None
+        if source is not None and source.dtype == torch.bool and hasattr(source, _SLOPE):
+            hard = function(*args, **kwargs)
+            cast = function in _CASTS and isinstance(hard, Tensor) and hard.is_floating_point()
+            return _straight(hard, getattr(source, _SLOPE)) if cast else hard
+        if source is None or not source.requires_grad or function not in _FLAT:
+            return function(*args, **kwargs)
+        name, soft = _FLAT[function]
+        if name in ("hook", "detach"):
+            self.replaced[name] += 1
+            return source if name == "detach" else SimpleNamespace(remove=lambda: None)  # a hook's handle
+        hard, size = function(*args, **kwargs), source.detach().abs()
+        unchanged = name == "bounds" and (hard.shape != source.shape or torch.equal(hard, source))
+        slow = name == "ripple" and float(size.double().mean()) < _RAPID
+        steep = name == "saturation" and float((size > _SATURATED).double().mean()) < 0.5
+        if unchanged or slow or steep:
+            return hard
+        self.replaced[name] += 1
+        if name == "ripple":
+            return hard.detach()
+        if name == "comparison":
+            setattr(hard, _SLOPE, soft(*args))
+            return hard
+        return _straight(hard, soft(*args))
 
 
 class WithoutInnerSteps(Wrapper):
@@ -94,80 +122,28 @@ class Unsquashed(Wrapper):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs (N, K) before they are squashed."""
-        with _Outputs((len(x), self.classes)) as mode:
-            logits = self.model(x)
-        self.replaced = mode.replaced
-        return logits
+        self.replaced, shape = Counter(), (len(x), self.classes)
 
+        def run(function: Any, args: Any, kwargs: Any) -> Any:
+            source = args[0] if args else kwargs.get("input")
+            if function in _SQUASHING and isinstance(source, Tensor) and source.shape == shape:
+                self.replaced[_SQUASHING[function]] += 1
+                return source
+            return function(*args, **kwargs)
 
-class _Outputs(TorchFunctionMode):
-    def __init__(self, shape: tuple[int, int]) -> None:
-        super().__init__()
-        self.shape = shape
-        self.replaced: Counter[str] = Counter()
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        source = args[0] if args else (kwargs or {}).get("input")
-        if function in _SQUASHING and isinstance(source, Tensor) and source.shape == self.shape:
-            self.replaced[_SQUASHING[function]] += 1
-            return source
-        return function(*args, **(kwargs or {}))
+        with _Mode(run):
+            return self.model(x)
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self) -> None:
+    """Hands PyTorch's calls within the block to ``run``: the function, its arguments, and those by keyword."""
+
+    def __init__(self, run: Callable[[Any, Any, Any], Any]) -> None:
         super().__init__()
-        self.replaced: Counter[str] = Counter()
+        self.run = run
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function in _SWITCHES:
-            return None if args and args[0] is False else function(*args, **kwargs)
-        source = args[0] if args and isinstance(args[0], Tensor) else None
-        if source is None:
-            return function(*args, **kwargs)
-        if source.dtype == torch.bool and hasattr(source, _SLOPE):
-            return self._cast(function, source, args, kwargs)
-        if not source.requires_grad or function not in _FLAT:
-            return function(*args, **kwargs)
-        return self._replace(function, source, args, kwargs)
-
-    def _replace(self, function: Any, source: Tensor, args: Any, kwargs: Any) -> Any:
-        name, soft = _FLAT[function]
-        if name == "hook":
-            self.replaced[name] += 1
-            return _NoHook()
-        if name == "detach":
-            self.replaced[name] += 1
-            return source
-        hard = function(*args, **kwargs)
-        if name == "bounds" and (hard.shape != source.shape or torch.equal(hard, source)):
-            return hard
-        if name == "ripple":
-            if float(source.detach().abs().double().mean()) < _RAPID:
-                return hard
-            self.replaced[name] += 1
-            return hard.detach()
-        if name == "saturation" and float((source.detach().abs() > _SATURATED).double().mean()) < 0.5:
-            return hard
-        self.replaced[name] += 1
-        if name == "comparison":
-            setattr(hard, _SLOPE, soft(*args))
-            return hard
-        return _straight(hard, soft(*args))
-
-    def _cast(self, function: Callable[..., Any], source: Tensor, args: Any, kwargs: Any) -> Any:
-        hard = function(*args, **kwargs)
-        if isinstance(hard, Tensor) and hard.is_floating_point() and function in _CASTS:
-            return _straight(hard, getattr(source, _SLOPE))
-        return hard
-
-
-class _NoHook:
-    """What stands for the handle of a hook that was not set."""
-
-    def remove(self) -> None:
-        """Nothing is there to be removed."""
+        return self.run(function, args, kwargs or {})
 
 
 class _Context:
@@ -216,37 +192,26 @@ def _functions(*names: str) -> Iterable[Callable[..., Any]]:
                 yield getattr(home, name)
 
 
-def _clipped(x: Tensor, *rest: Any) -> Tensor:
-    return x.clamp(-1, 1)
-
-
 def _same(x: Tensor, *rest: Any) -> Tensor:
     return x
-
-
-def _above(x: Tensor, other: Any, *rest: Any) -> Tensor:
-    return x - other
-
-
-def _below(x: Tensor, other: Any, *rest: Any) -> Tensor:
-    return other - x
 
 
 _SWITCHES = (torch._C._set_grad_enabled,)
 _CASTS = frozenset(_functions("float", "double", "half", "bfloat16", "to", "type", "type_as"))
 _BOUNDS = ("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6")
+_MORE = _functions("gt", "ge", "greater", "greater_equal", "__gt__", "__ge__")
+_LESS = _functions("lt", "le", "less", "less_equal", "__lt__", "__le__")
+# What is flat, its kind, and what has the slope in its place.
 _FLAT: dict[Callable[..., Any], tuple[str, Callable[..., Tensor]]] = {
     **dict.fromkeys(_functions("round", "floor", "ceil", "trunc", "fix"), ("rounding", _same)),
-    **dict.fromkeys(_functions("sign", "sgn"), ("sign", _clipped)),
+    **dict.fromkeys(_functions("sign", "sgn"), ("sign", partial(torch.clamp, min=-1, max=1))),
     **dict.fromkeys(_functions("detach"), ("detach", _same)),
     **dict.fromkeys(_functions("register_hook"), ("hook", _same)),
     **dict.fromkeys(_functions(*_BOUNDS), ("bounds", _same)),
     **dict.fromkeys(_functions("sin", "cos"), ("ripple", _same)),
     **dict.fromkeys(_functions("sigmoid", "tanh"), ("saturation", _same)),
-    **dict.fromkeys(
-        _functions("gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"), ("comparison", _above)
-    ),
-    **dict.fromkeys(_functions("lt", "le", "less", "less_equal", "__lt__", "__le__"), ("comparison", _below)),
+    **dict.fromkeys(_MORE, ("comparison", torch.sub)),
+    **dict.fromkeys(_LESS, ("comparison", torch.rsub)),
 }
 _SQUASHING = {
     function: name

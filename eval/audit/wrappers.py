@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core.batching import default_batch_size
-from eval.audit.callables import models_own
-from eval.audit.clock import Clock
+from eval.audit.callables import Clock, own_errors
 
 _TOGETHER = 16  # images whose batches are passed at once
 
@@ -105,8 +104,8 @@ class LabelVotes(Wrapper):
         """Return the shares (N, K), plus 1 for the class of the image itself: so the decision stays the model's."""
         with torch.no_grad():
             logits = self.model(x)
-            noisy = x.repeat(self.draws, *(1,) * (x.ndim - 1))
-            labels = self.model(_noisy(noisy, self.sigma)).argmax(1).view(self.draws, len(x))
+            noisy = _noisy(_copies(x, self.draws), self.sigma)
+            labels = self.model(noisy).argmax(1).view(self.draws, len(x))
         own = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).float()
         votes = nn.functional.one_hot(labels, logits.shape[1]).float().mean(0)
         return votes + 1.001 * own  # no vote can outweigh the image's own label
@@ -141,24 +140,18 @@ class WithCompanions(Wrapper):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, K) of each image in its own batch."""
-        if self.together:
-            try:
-                return self._vmapped(x)
-            except (
-                Exception
-            ) as error:  # some layers have no rule for it, such as those that count their batches
-                if not models_own(error):
-                    raise
-                self.together = False
-        return torch.stack([self._alone(image) for image in x])
-
-    def _vmapped(self, x: Tensor) -> Tensor:
         (counter,) = self._counter
-        before = counter.forwards, counter.backwards
-        logits = torch.func.vmap(self._alone, randomness="different", chunk_size=_TOGETHER)(x)
-        counter.forwards, counter.backwards = before  # within vmap it sees one image of every chunk
-        counter.count(len(x) * (1 + len(self.companions)), x)
-        return logits
+        if self.together:
+            with own_errors() as failed:
+                before = counter.forwards, counter.backwards
+                logits = torch.func.vmap(self._alone, randomness="different", chunk_size=_TOGETHER)(x)
+                counter.forwards, counter.backwards = before  # within vmap it sees one image of every chunk
+                counter.count(len(x) * (1 + len(self.companions)), x)
+                return logits
+            self.together = (
+                not failed
+            )  # some layers have no rule for it, such as those that count their batches
+        return torch.stack([self._alone(image) for image in x])
 
     def _alone(self, image: Tensor) -> Tensor:
         return self.model(torch.cat([image[None], self.companions]))[0]
@@ -180,8 +173,8 @@ class Smoothed(Wrapper):
             return self.model(x)
         with torch.no_grad():
             hard = self.model(x)
-        noisy = x.repeat(self.draws, *(1,) * (x.ndim - 1))
-        soft = self.model(_noisy(noisy, self.sigma)).view(self.draws, len(x), -1).mean(0)
+        noisy = _noisy(_copies(x, self.draws), self.sigma)
+        soft = self.model(noisy).view(self.draws, len(x), -1).mean(0)
         return soft + (hard - soft).detach()
 
 
@@ -236,21 +229,15 @@ class Differenced(Wrapper):
         for first in range(0, len(lines), together):
             # One unit a pixel, on average.
             part = torch.stack(lines[first : first + together]) * pixels**0.5
-            move = self.radius * part.view(-1, *x.shape[1:])
-            moved, change = self._difference(x.repeat(len(part), *(1,) * (x.ndim - 1)), move)
-            change = (weights * change.view(len(part), *weights.shape)).sum(2)
-            moved = moved.view_as(part)  # a pixel at its bound moves to one side only
-            share = torch.where(
-                moved == 0, 0, part.square() / moved.where(moved != 0, torch.ones_like(moved))
-            )
-            grad += (change[..., None].to(x.dtype) * share).sum(0)
+            move, here = self.radius * part.view(-1, *x.shape[1:]), _copies(x, len(part))
+            ends = torch.cat([(here + move).clamp(0, 1), (here - move).clamp(0, 1)])
+            after, before = self.model(ends).float().chunk(2)
+            change = (weights * (after - before).view(len(part), *weights.shape)).sum(2)
+            # A pixel at its bound moves to one side only.
+            moved = (ends[: len(here)] - ends[len(here) :]).view_as(part)
+            share = part.square() / moved.where(moved != 0, torch.ones_like(moved))
+            grad += (change[..., None].to(x.dtype) * share.where(moved != 0, 0)).sum(0)
         return (grad / pixels).view_as(x)
-
-    def _difference(self, x: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
-        """How far ``x`` (n, ...) moves from one end of ``move`` to the other, and by what the logits change."""
-        ends = torch.cat([(x + move).clamp(0, 1), (x - move).clamp(0, 1)])
-        after, before = self.model(ends).float().chunk(2)
-        return ends[: len(x)] - ends[len(x) :], after - before
 
     def _prior(self, x: Tensor, weights: Tensor) -> list[Tensor]:
         """The guide's gradients of the same function, as unit vectors (n, pixels)."""
@@ -276,6 +263,10 @@ class _Difference(torch.autograd.Function):
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return ctx.view.slope(x, weights), None, None
+
+
+def _copies(x: Tensor, times: int) -> Tensor:
+    return x.repeat(times, *(1,) * (x.ndim - 1))
 
 
 def _noisy(x: Tensor, sigma: float) -> Tensor:

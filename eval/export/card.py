@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from envs.errors import InputError
 from eval.attack.labels import attack_label, protocol_label
 from eval.attack.results import AttackResults, read_results
-from eval.audit.audit_file import AuditFile
+from eval.audit.findings import AuditFile
 from eval.core.formatting import percent, templates, with_interval
 from eval.core.records import read_record
 from eval.core.targets import Samples, Target

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar
 import msgspec
 
 from envs.errors import InputError
-from eval.audit.audit_file import AuditFile, Cost
+from eval.audit.findings import AuditFile, Cost
 from eval.core.records import Share, Text
 from eval.report.cell_format import flatten
 from eval.report.gallery import Example, Picture, read_gallery, read_png

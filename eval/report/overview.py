@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from eval.audit.audit_file import AuditFile
+from eval.audit.findings import AuditFile
 from eval.core.stats import known_mean, mean_interval
 from eval.report.cell_format import WORST_FIRST, measured
 from eval.report.model import Model

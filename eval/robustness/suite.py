@@ -54,18 +54,13 @@ BarFactory = Callable[[str, int], AbstractContextManager[Report]]
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """Outcomes of a battery on one model.
+    """Outcomes of a battery on one model."""
 
-    Attributes:
-        name: of the model.
-        results: by threat model, then by the attack's name in the report.
-        worst: per threat model, the pointwise worst case over its attacks.
-        findings: what is odd about the model itself, where that was looked at; one line each.
-    """
-
-    name: str
+    name: str  #: of the model
+    #: by threat model, then by the attack's name in the report
     results: dict[Threat, dict[str, AttackResults]]
-    worst: dict[Threat, AttackResults]
+    worst: dict[Threat, AttackResults]  #: per threat model, the pointwise worst case over its attacks
+    #: what is odd about the model itself, where that was looked at; one line each
     findings: tuple[str, ...] = ()
 
     @property

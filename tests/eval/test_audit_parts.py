@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from attacks.gradient.pgd import pgd
-from eval.audit.attack_checks import incomplete
-from eval.audit.binarization import binarization_test
-from eval.audit.distilled_surrogate import Surrogate
+from eval.audit.attack_checks import binarization_test, incomplete
+from eval.audit.attacks import Surrogate
 from eval.audit.model_checks import Outputs, check_gradients, check_outputs
 from eval.audit.record import AttackRecord, Family
+from eval.audit.settings import Budget
 from eval.audit.straight_through import StraightThrough
 from eval.audit.wrappers import (
     Averaged,
@@ -282,7 +282,8 @@ def test_binarization_tells_a_fit_attack_from_an_unfit_one(convolutional, detach
     x = torch.rand(4, 1, 8, 8)
     model = nn.Sequential(_Dead(), *convolutional) if detached else convolutional
     record = AttackRecord(model, x, model(x).argmax(1), "L2", 0.5)
-    test, finding = binarization_test(record, model, images=4, inner=99, steps=30, seed=0)
+    budget = Budget(binarization_images=4, inner_points=99, steps=30)
+    test, finding = binarization_test(record, model, budget)
     assert test.valid == 4
     assert least <= (test.success - test.chance) / test.valid <= most or test.success / test.valid <= most
     assert finding.alarm is detached
@@ -298,7 +299,7 @@ def test_stand_in_learns_the_decisions(convolutional):
     x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = convolutional(x)
-        surrogate = Surrogate(convolutional, x, logits.argmax(1), x[:0], "L2", 0.5, seed=0)
+        surrogate = Surrogate(convolutional, AttackRecord(convolutional, x, logits.argmax(1), "L2", 0.5))
         surrogate.learn(150)
         same = (surrogate.network(x).argmax(1) == logits.argmax(1)).float().mean()
     assert same > 0.8

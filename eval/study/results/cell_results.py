@@ -11,7 +11,7 @@ import numpy as np
 
 from envs.errors import InputError
 from eval.attack.results import AttackResults, read_results, worst_case
-from eval.audit.audit_file import AuditFile
+from eval.audit.findings import AuditFile
 from eval.core.records import read_record
 from eval.core.stats import known_mean
 from eval.core.threats import Threat

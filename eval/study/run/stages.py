@@ -237,7 +237,7 @@ def _audit_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> dict[s
     options: dict[str, Any] = {"quick": plan.mode == "quick", "seed": bench.grid.attack_seed}
     for threat in bench.grid.threats:
         report = audit(target.model, x, y, **vars(threat), surrogates=surrogates, **options)
-        place = (target.results_dir, plan.mode, replace(target, name=cell.id), samples, threat)
+        place = (target.results_dir, replace(target, name=cell.id), samples)
         files.append({"file": write_evidence(*place, report, about).name, **vars(threat)})
     return {"files": files}
 
