@@ -42,14 +42,12 @@ def attack_names() -> tuple[str, ...]:
 
 def _is_attack(candidate: Any) -> bool:
     """Whether it is a function ``(model, x, y, *, norm, eps, ...)`` that needs nothing else, sources excepted."""
+    fixed, keywords = ["model", "x", "y", "norm", "eps"], inspect.Parameter.VAR_KEYWORD
     if not inspect.isfunction(candidate):
         return False
-    parameters = inspect.signature(candidate).parameters
-    needed = {
-        k for k, item in parameters.items() if item.kind != item.VAR_KEYWORD and item.default is item.empty
-    }
-    fixed = ["model", "x", "y", "norm", "eps"]
-    return list(parameters)[:3] == fixed[:3] and {*fixed} <= {*parameters} and needed <= {*fixed, "sources"}
+    found = inspect.signature(candidate).parameters
+    needed = {k for k, item in found.items() if item.kind != keywords and item.default is item.empty}
+    return list(found)[:3] == fixed[:3] and {*fixed} <= {*found} and needed <= {*fixed, "sources"}
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
@@ -167,14 +165,13 @@ def run_function(
     return attack_function(name)(model, x, y, **taken, **further)
 
 
-def takes_sources(name: str) -> bool:
-    """Return whether an attack makes its images on other models."""
-    return "sources" in inspect.signature(attack_function(name)).parameters
+def takes(name: str, *arguments: str) -> bool:
+    """Return whether an attack takes all of these arguments.
 
-
-def takes_state(name: str) -> bool:
-    """Return whether an attack can go on from its own state: it takes ``state`` and ``on_progress``."""
-    return {"state", "on_progress"} <= set(inspect.signature(attack_function(name)).parameters)
+    One that takes ``sources`` makes its images on other models; one that takes ``state`` and ``on_progress`` can go on
+    from its own state.
+    """
+    return set(arguments) <= set(inspect.signature(attack_function(name)).parameters)
 
 
 def choose_targets(how: str, model: nn.Module, x: Tensor, y: Tensor, sample_ids: Tensor) -> Tensor:

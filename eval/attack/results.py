@@ -276,7 +276,10 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
     distance = np.where(success, np.stack([result.distance for result in results]), np.inf).min(axis=0)
     broken: np.ndarray = np.any(success, axis=0)
     skipped = np.all([result.not_attacked for result in results], axis=0) & ~broken
-    blame = (_blame(results[k], names[k], i) for i, k in enumerate(success.argmax(axis=0)))
+    blame = []  # "clean", the attack under its name, or a part of it as "name/part"
+    for row, k in enumerate(success.argmax(axis=0)):
+        part, whole = results[k].broken_by[row], results[k].attack["name"]
+        blame.append(part if part in (None, "clean") else names[k] if part == whole else f"{names[k]}/{part}")
     return replace(
         first,
         attack={"name": "worst case", **vars(first.threat), "attacks": [result.attack for result in results]},
@@ -288,14 +291,6 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
         warnings=tuple(dict.fromkeys(line for result in results for line in result.warnings)),
         cost={key: sum(result.cost.get(key, 0) for result in results) for key in first.cost},
     )
-
-
-def _blame(result: AttackResults, name: str, row: int) -> str | None:
-    """Return who broke this image: "clean", the attack under its ``name``, or a part of it as "name/part"."""
-    part = result.broken_by[row]
-    if part in (None, "clean"):
-        return part
-    return name if part == result.attack["name"] else f"{name}/{part}"
 
 
 def _check_comparable(first: AttackResults, other: AttackResults) -> None:

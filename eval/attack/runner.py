@@ -20,7 +20,7 @@ from envs.errors import InputError
 from envs.files import write_atomic
 from eval.attack.autosave import Progress, Report, Watch
 from eval.attack.parts import REQUIRED, Part, PartialStore, gaps, joined
-from eval.attack.registry import recorded_options, resolve_options, run_function, takes_sources, takes_state
+from eval.attack.registry import recorded_options, resolve_options, run_function, takes
 from eval.attack.results import AttackResults, configuration_hash, read_results, result_name, write_results
 from eval.core.targets import Samples, Target, logits_of
 from eval.core.threats import Threat
@@ -53,7 +53,7 @@ class AttackSpec(PlainNumbers):
             InputError: the attack is unknown, does not take an option, or lacks its sources.
         """
         record = {"name": self.name, **vars(self.threat)} | recorded_options(self.name, self.options)
-        if takes_sources(self.name) != bool(self.sources):
+        if takes(self.name, "sources") != bool(self.sources):
             remedy = "leave --source out" if self.sources else "add --source RUN"
             found = f"{self.name} got {len(self.sources)} source models"
             raise InputError(f"{found}; {remedy}, or choose another attack")
@@ -131,12 +131,12 @@ def run_attack(
     check_batch_size(batch_size)
     spec.record()  # what cannot run ends here
     if results_dir is None:
-        return _assemble(_Run(target, samples, spec, batch_size, report=report))
+        return _Run(target, samples, spec, batch_size, report=report).results()
     path = result_path(target, samples, spec, results_dir)
     store = _store(path, save_images)
     with store.hold():
         run = _Run(target, samples, spec, batch_size, save_images, store, report)
-        results = _assemble(run, images_path(path))
+        results = run.results(images_path(path))
         write_results(path, results)
         store.remove()
     return results
@@ -165,30 +165,33 @@ def attack_rows(
         store.write(_Run(target, samples, spec, batch_size).attack(rows))
 
 
+@dataclass
 class _Run:
     """One attack under way: the parts that are done, and how to do the rest."""
 
-    def __init__(
-        self,
-        target: Target,
-        samples: Samples,
-        spec: AttackSpec,
-        batch_size: int | None,
-        save_images: bool = False,
-        store: PartialStore | None = None,
-        report: Report | None = None,
-    ) -> None:
-        self.target, self.samples, self.spec = target, samples, spec
-        self.options = resolve_options(spec.name, spec.options)
-        self.batch_size, self.save_images = batch_size, save_images
-        self.store, self.report = store, report
-        self.parts = store.read(len(samples)) if store else []
+    target: Target
+    samples: Samples
+    spec: AttackSpec
+    batch_size: int | None
+    save_images: bool = False
+    store: PartialStore | None = None
+    report: Report | None = None
 
-    def finish(self) -> Part:
+    def __post_init__(self) -> None:
+        self.parts = self.store.read(len(self.samples)) if self.store else []
+
+    def _finish(self) -> Part:
         """Do what is missing and return the whole."""
         n, kept, started = len(self.samples), self._done(), time.perf_counter()
+        if takes(self.spec.name, "state", "on_progress"):
+            chunk = (
+                n  # an attack that keeps its own state gets all at once, so that its survivors share batches
+            )
+        else:
+            one, _ = self.samples.batch(slice(0, 1), self.target.device)
+            chunk = self.batch_size or max(_LEAST_CHUNK, default_batch_size(one))
         try:
-            for rows in gaps(self.parts.copy(), n, self._chunk()):
+            for rows in gaps(self.parts.copy(), n, chunk):
                 part = self.attack(rows)
                 self.parts.append(part)
                 if self.store is not None:
@@ -205,18 +208,12 @@ class _Run:
     def _done(self) -> int:
         return sum(part.stop - part.start for part in self.parts)
 
-    def _chunk(self) -> int:
-        """Images per part; an attack that keeps its own state gets all at once, so that its survivors share batches."""
-        if takes_state(self.spec.name):
-            return len(self.samples)
-        one, _ = self.samples.batch(slice(0, 1), self.target.device)
-        return self.batch_size or max(_LEAST_CHUNK, default_batch_size(one))
-
     def attack(self, rows: slice) -> Part:
         """Attack some rows of the samples."""
         x, y = self.samples.batch(rows, self.target.device)
         watch = Watch(self.store, self.report)
-        given: dict[str, Any] = {"options": self.options, "seed": self.spec.seed, **vars(self.spec.threat)}
+        given: dict[str, Any] = {"options": resolve_options(self.spec.name, self.spec.options)}
+        given |= {"seed": self.spec.seed, **vars(self.spec.threat)}
         given |= {"sample_ids": self.samples.indices[rows].to(x.device), "batch_size": self.batch_size}
         given |= {"state": watch.state, "on_progress": watch}
         sources = [source.model for source in self.spec.sources]
@@ -249,35 +246,34 @@ class _Run:
             columns["adversarial"] = result.adversarial
         return {name: values.cpu() for name, values in columns.items()}
 
-
-def _assemble(run: _Run, images: Path | None = None) -> AttackResults:
-    """Finish the run and return its results; ``images``: where adversarial images go, if they are asked for."""
-    target, samples, outcome = run.target, run.samples, run.finish()
-    columns = outcome.columns
-    if "adversarial" in columns and images is not None:
-        write_atomic(images, save({"adversarial": columns["adversarial"], "indices": samples.indices}))
-    traces = {name.removeprefix("trace."): values for name, values in columns.items() if "." in name}
-    rang = {name: int(values.bool().sum()) for name, values in traces.items() if name in _ALARMS}
-    warnings = [f"{_ALARMS[name]} on {n} of {len(samples)} images" for name, n in rang.items() if n]
-    if "left_box" in traces:
-        left = int(traces["left_box"].sum())
-        warnings.append(f"{left} of {len(samples)} points left [0, 1]: no robust accuracy under that box")
-    forwards, backwards = (int(columns[name].sum()) for name in ("queries", "backwards"))
-    shown = {k: v for k, v in traces.items() if k not in _ALARMS or (k == "not_attacked" and v.any())}
-    return AttackResults(
-        attack=run.spec.record(),
-        data=samples.record(),
-        model={"sha256": target.sha256, "name": target.name},
-        indices=samples.indices.numpy(),
-        label=samples.labels.cpu()[samples.indices].numpy(),
-        distance=columns["distance"].double().numpy(),
-        **{name: columns[name].numpy() for name in ("clean_correct", "success", "queries")},
-        broken_by=outcome.broken_by,
-        extra={name: values.double().numpy() for name, values in shown.items()},
-        cost={"seconds": outcome.seconds, "forwards": forwards, "backwards": backwards},
-        warnings=(*warnings, *outcome.warnings),
-        seed=run.spec.seed,
-        versions=versions(),
-        device=device_name(target.device),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
+    def results(self, images: Path | None = None) -> AttackResults:
+        """Finish the run and return its results; ``images``: where adversarial images go, if they are asked for."""
+        target, samples, outcome = self.target, self.samples, self._finish()
+        columns = outcome.columns
+        if "adversarial" in columns and images is not None:
+            write_atomic(images, save({"adversarial": columns["adversarial"], "indices": samples.indices}))
+        traces = {name.removeprefix("trace."): values for name, values in columns.items() if "." in name}
+        rang = {name: int(values.bool().sum()) for name, values in traces.items() if name in _ALARMS}
+        warnings = [f"{_ALARMS[name]} on {n} of {len(samples)} images" for name, n in rang.items() if n]
+        if "left_box" in traces:
+            left = int(traces["left_box"].sum())
+            warnings.append(f"{left} of {len(samples)} points left [0, 1]: no robust accuracy under that box")
+        forwards, backwards = (int(columns[name].sum()) for name in ("queries", "backwards"))
+        shown = {k: v for k, v in traces.items() if k not in _ALARMS or (k == "not_attacked" and v.any())}
+        return AttackResults(
+            attack=self.spec.record(),
+            data=samples.record(),
+            model={"sha256": target.sha256, "name": target.name},
+            indices=samples.indices.numpy(),
+            label=samples.labels.cpu()[samples.indices].numpy(),
+            distance=columns["distance"].double().numpy(),
+            **{name: columns[name].numpy() for name in ("clean_correct", "success", "queries")},
+            broken_by=outcome.broken_by,
+            extra={name: values.double().numpy() for name, values in shown.items()},
+            cost={"seconds": outcome.seconds, "forwards": forwards, "backwards": backwards},
+            warnings=(*warnings, *outcome.warnings),
+            seed=self.spec.seed,
+            versions=versions(),
+            device=device_name(target.device),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,12 +68,17 @@ def gradient_attacks(record: AttackRecord, raw: nn.Module, view: nn.Module, budg
 
 
 def targeted(
-    record: AttackRecord, view: nn.Module, budget: Budget, family: Family, name: str, **more: int | Tensor
+    record: AttackRecord, view: nn.Module, budget: Budget, family: Family, name: str, **more: Any
 ) -> None:
     """Run APGD towards each of the best wrong classes, by default on the survivors."""
     classes = logits_of(view, record.x[:2]).shape[1]
     loss = "dlr" if classes >= 4 else "margin"  # the targeted ratio needs four classes
-    options = {"steps": budget.steps, "num_targets": min(budget.targets, classes - 1), "loss": loss, **more}
+    options: dict[str, Any] = {
+        "steps": budget.steps,
+        "num_targets": min(budget.targets, classes - 1),
+        "loss": loss,
+        **more,
+    }
     record.run(name, family, apgd_targeted, view, **options)
 
 
@@ -195,7 +201,7 @@ def distilled_attacks(
 
 def second_try(record: AttackRecord, view: nn.Module, budget: Budget, rows: Tensor) -> None:
     """Give the gradient attacks a longer try at images that only others broke: did they fail, or just stop early?"""
-    longer = {"rows": rows, "steps": 3 * budget.steps, "seed": 1}
+    longer: dict[str, Any] = {"rows": rows, "steps": 3 * budget.steps, "seed": 1}
     for title, loss in (("margin", "margin"), ("MIFPE", "mifpe")):
         record.run(f"PGD, {title}, longer", Family.GRADIENT, pgd, view, loss=loss, restarts=3, **longer)
     targeted(record, view, budget, Family.GRADIENT, "APGD, targeted, longer", **longer)
@@ -253,9 +259,9 @@ class Surrogate:
     def agreement(self, rows: Tensor, turn: int) -> float:
         """How often the model agrees where the surrogate is attacked, at the images ``rows``; learnt from next time."""
         record = self.record
-        ball = {"norm": record.norm, "eps": record.eps, "seed": record.seed + turn, "sample_ids": rows}
-        how = {"steps": 15, "loss": "margin", "early_stop": turn % 2 == 0}
-        attacked = pgd(self.network, record.x[rows], record.y[rows], **ball, **how).adversarial
+        how: dict[str, Any] = {"norm": record.norm, "eps": record.eps, "seed": record.seed + turn}
+        how |= {"sample_ids": rows, "steps": 15, "loss": "margin", "early_stop": turn % 2 == 0}
+        attacked = pgd(self.network, record.x[rows], record.y[rows], **how).adversarial
         points = torch.cat([attacked, self._around(attacked, turn)])
         answers = self._ask(points)
         same = answers[: len(rows)].argmax(1) == logits_of(self.network, attacked).argmax(1)

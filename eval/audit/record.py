@@ -168,7 +168,12 @@ class AttackRecord:
         points, claimed = x, torch.zeros_like(y, dtype=torch.bool)
         with own_errors() as failed:
             if len(rows):
-                common = {"norm": self.norm, "eps": self.eps, "seed": self.seed, "sample_ids": rows}
+                common: dict[str, Any] = {
+                    "norm": self.norm,
+                    "eps": self.eps,
+                    "seed": self.seed,
+                    "sample_ids": rows,
+                }
                 if self.votes > 1:  # one wrong answer is no majority: climb on
                     common["early_stop"] = False
                 takes = inspect.signature(attack).parameters

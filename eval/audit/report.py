@@ -70,18 +70,12 @@ class AuditReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the adversarial images, as plain JSON."""
+        plain = ("headline", "reason", "norm", "eps", "quick", "n")
+        accuracies = ("clean_accuracy", "robust_accuracy", "claimed_accuracy")
         return {
             "verdict": str(self.verdict),
             "cause": None if self.cause is None else self.cause.name.lower(),
-            "headline": self.headline,
-            "reason": self.reason,
-            "norm": self.norm,
-            "eps": self.eps,
-            "quick": self.quick,
-            "n": self.n,
-            "clean_accuracy": self.clean_accuracy,
-            "robust_accuracy": self.robust_accuracy,
-            "claimed_accuracy": self.claimed_accuracy,
+            **{name: getattr(self, name) for name in (*plain, *accuracies)},
             "ci95": list(self.interval),
             "still_falling": self.still_falling,
             "attacks": [_outcome(outcome) for outcome in self.attacks],

@@ -184,44 +184,31 @@ def dynamic_indicators(
         options: others of `attacks.pgd`. A step is eps / 10 long by default; the gradients recorded are each image's
             own under both protocols; ``box=False`` with ``protocol="cleverhans"`` is the published path.
     """
-    recorder = _Recorder(model, x, y, steps, averaged_over, loss, double)
-    recorder.scale = averaged_over if options.get("protocol") == "cleverhans" else 1
-    how = {"step_size": eps / 10, "averaged_over": averaged_over, "early_stop": False, **options}
-    result = pgd(model, x, y, norm=norm, eps=eps, steps=steps, loss=loss, on_step=recorder, **how)
-    return recorder.indicators(result.adversarial)
+    single = DirectionRecorder(steps, x, averaged_over, x.dtype)
+    exact = DirectionRecorder(steps, x, averaged_over, torch.float64) if double else None
+    exact_model = in_double(model) if double else model
+    losses = x.new_zeros(steps, len(x))
+    right = torch.zeros(steps, len(x), dtype=torch.bool, device=x.device)
+    scale = (
+        averaged_over if options.get("protocol") == "cleverhans" else 1
+    )  # of the loss that the protocol averages
 
-
-class _Recorder:
-    """Collects what PGD shows before each of its steps; ``scale``: of the loss that the protocol averages."""
-
-    scale = 1
-
-    def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, steps: int, averaged_over: int, loss: str, double: bool
-    ) -> None:
-        self.y, self.loss = y, loss
-        self.single = DirectionRecorder(steps, x, averaged_over, x.dtype)
-        self.double = DirectionRecorder(steps, x, averaged_over, torch.float64) if double else None
-        self.model = in_double(model) if double else model
-        self.losses = x.new_zeros(steps, len(x))
-        self.right = torch.zeros(steps, len(x), dtype=torch.bool, device=x.device)
-
-    def __call__(self, step: Step) -> None:
+    def record(step: Step) -> None:
         t, rows = step.index, step.rows
-        self.losses[t, rows] = step.loss
-        self.right[t, rows] = ~misclassified(step.logits, self.y[rows])
-        self.single.take(t, rows, step.grad * self.scale)
-        if self.double is not None:
-            grad = input_gradient(self.model, step.x_adv.double(), self.y[rows], self.loss).grad
-            self.double.take(t, rows, grad.nan_to_num(0, 0, 0))
+        losses[t, rows] = step.loss
+        right[t, rows] = ~misclassified(step.logits, y[rows])
+        single.take(t, rows, step.grad * scale)
+        if exact is not None:
+            grad = input_gradient(exact_model, step.x_adv.double(), y[rows], loss).grad
+            exact.take(t, rows, grad.nan_to_num(0, 0, 0))
 
-    def indicators(self, adversarial: Tensor) -> DynamicIndicators:
-        """Return what was collected, with the images (N, C, H, W) that PGD ended at."""
-        return DynamicIndicators(
-            **self.single.columns(),
-            gradient_norm=self.single.norms.cpu(),
-            loss=self.losses.cpu(),
-            correct=self.right.float().mean(1).cpu(),
-            adversarial=adversarial,
-            double=None if self.double is None else Directions(**self.double.columns()),
-        )
+    how = {"step_size": eps / 10, "averaged_over": averaged_over, "early_stop": False, **options}
+    result = pgd(model, x, y, norm=norm, eps=eps, steps=steps, loss=loss, on_step=record, **how)
+    return DynamicIndicators(
+        **single.columns(),
+        gradient_norm=single.norms.cpu(),
+        loss=losses.cpu(),
+        correct=right.float().mean(1).cpu(),
+        adversarial=result.adversarial,
+        double=None if exact is None else Directions(**exact.columns()),
+    )

@@ -7,6 +7,8 @@ from functools import partial
 from itertools import combinations
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from agents.common.run_dir import resolve_device, versions
@@ -15,7 +17,7 @@ from envs.files import write_json
 from eval.attack.results import AttackResults
 from eval.attack.runner import check_batch_size
 from eval.core.formatting import make_table, percent, print_table, with_interval
-from eval.core.plot_style import save_figure
+from eval.core.plot_style import INK, colour, legend_below, marker, panels, save_figure, shorten, tidy
 from eval.core.progress import progress_bar, warn_about
 from eval.core.stats import mcnemar
 from eval.core.targets import Samples, Target
@@ -24,7 +26,6 @@ from eval.mechanism.plots import SecurityCurve, nested_curve, security_figure
 from eval.robustness.iterations import IterationCurve, iteration_curve, iteration_figure, iteration_tables
 from eval.robustness.options import RobustnessCommand
 from eval.robustness.options import main as main
-from eval.robustness.plots import robustness_figure
 from eval.robustness.suite import RobustnessReport, battery, run_battery, write_reports
 from eval.robustness.targeted import TargetedOutcome, targeted_outcome, targeted_tables
 
@@ -119,25 +120,29 @@ def print_reports(reports: Sequence[RobustnessReport]) -> None:
             print(f"warning: {report.name}: {line}", file=sys.stderr)
 
 
+def _attacks(reports: Sequence[RobustnessReport], threat: Threat) -> list[str]:
+    """The attacks of all reports under one threat model."""
+    return list(dict.fromkeys(name for report in reports for name in report.results.get(threat, ())))
+
+
 def _side_by_side(reports: Sequence[RobustnessReport], threat: Threat) -> Table:
-    shown = list(dict.fromkeys(name for report in reports for name in report.results.get(threat, ())))
+    def cell(result: AttackResults | None) -> str:
+        if result is None:
+            return "-"
+        text = with_interval(result.robust_accuracy, result.interval)
+        return text if result.shortened_l2 is None else f"{text} ({percent(result.shortened_l2)})"
+
     sizes = ", ".join(str(n) for n in sorted({report.n for report in reports}))
     title = f"{threat}: robust [95 %], share of steps shortened in brackets (n = {sizes})"
     table = make_table(title, ("attack",), [report.name for report in reports])
     table.add_row("clean", *(percent(report.clean_accuracy) for report in reports))
-    for name in shown:
-        table.add_row(name, *(_cell(report.results.get(threat, {}).get(name)) for report in reports))
+    for name in _attacks(reports, threat):
+        table.add_row(name, *(cell(report.results.get(threat, {}).get(name)) for report in reports))
     table.add_section()
-    worst = (_cell(report.worst.get(threat)) for report in reports)
-    table.add_row("worst case per image", *worst, style="bold")
+    table.add_row(
+        "worst case per image", *(cell(report.worst.get(threat)) for report in reports), style="bold"
+    )
     return table
-
-
-def _cell(result: AttackResults | None) -> str:
-    if result is None:
-        return "-"
-    text = with_interval(result.robust_accuracy, result.interval)
-    return text if result.shortened_l2 is None else f"{text} ({percent(result.shortened_l2)})"
 
 
 def comparisons(reports: Sequence[RobustnessReport]) -> list[str]:
@@ -175,3 +180,45 @@ def security_curve(report: RobustnessReport) -> SecurityCurve:
     ordered = sorted(report.worst.values(), key=lambda result: result.threat.eps)
     radii, masks = [result.threat.eps for result in ordered], [result.robust for result in ordered]
     return nested_curve(radii, ordered[0].clean_correct, masks)
+
+
+def robustness_figure(reports: Sequence[RobustnessReport]) -> Figure:
+    """Draw one panel per threat model: attacks from top to bottom, robust accuracy with 95 % intervals.
+
+    A vertical line marks each model's clean accuracy. Where the cleverhans floor shortened steps, the share is written
+    beside the point.
+    """
+    threats = list(dict.fromkeys(threat for report in reports for threat in report.results))
+    rows = max(len(report.results[threat]) + 1 for report in reports for threat in report.results)
+    size = (5.2 * len(threats) + 0.6, 1.6 + rows * max(0.36, 0.2 * len(reports)))
+    title = "Robust accuracy (95 % Wilson intervals; lines: clean accuracy)"
+    figure, grid = panels(1, len(threats), size, title)
+    names = shorten(report.name for report in reports)
+    for axes, threat in zip(grid[0], threats, strict=True):
+        shown = _attacks(reports, threat)
+        tidy(axes, str(threat), "accuracy")
+        for k, (report, label) in enumerate(zip(reports, names, strict=True)):
+            if threat not in report.results:
+                continue
+            axes.axvline(report.clean_accuracy, color=colour(k), linestyle=":", linewidth=1)
+            shift = 0.16 * (k - (len(reports) - 1) / 2)
+            for name, result in report.results[threat].items():
+                _point(axes, result, shown.index(name) + shift, k)
+            _point(axes, report.worst[threat], len(shown) + shift, k, label)
+        axes.axhspan(len(shown) - 0.5, len(shown) + 0.5, color=INK, alpha=0.07, linewidth=0)
+        axes.set_yticks(range(len(shown) + 1), [*shown, "worst case"])
+        axes.set_ylim(len(shown) + 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+    legend_below(figure, grid[0, 0])
+    return figure
+
+
+def _point(axes: Axes, result: AttackResults, height: float, k: int, label: str | None = None) -> None:
+    accuracy, (low, high) = result.robust_accuracy, result.interval
+    style: dict[str, Any] = {"fmt": marker(k), "markersize": 5, "color": colour(k), "linewidth": 1.2}
+    bars = [[accuracy - low], [high - accuracy]]
+    axes.errorbar(accuracy, height, xerr=bars, label=label, capsize=2, **style)
+    if result.shortened_l2 and result.shortened_l2 >= 0.005:
+        text = f"{100 * result.shortened_l2:.0f} % short"
+        place: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(text, (high, height), fontsize=6.5, color=INK, **place)

@@ -6,8 +6,7 @@ one process. The processes need a common file system and exchange no tensors; gl
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ from agents.common.command_line import run_cli
 from agents.common.run_dir import resolve_device
 from eval.attack.runner import attack_rows, check_batch_size, result_path, stored_results
 from eval.core.options import DataOptions, ModelOptions
-from eval.core.targets import Samples, Target
+from eval.core.targets import Target
 from eval.core.threats import Threat, chosen_threats
 from eval.robustness.command import print_reports
 from eval.robustness.suite import DEFAULT_BATTERY, RobustnessReport, battery, run_battery, write_reports
@@ -66,75 +65,46 @@ class DistributedCommand:
         return chosen_threats(self.norm, self.eps, channels)
 
 
-@dataclass(frozen=True)
-class Rank:
-    """The place of this process among all: ``rank`` of ``world``, and ``local`` among those of its machine."""
-
-    rank: int
-    world: int
-    local: int
-
-    @classmethod
-    def from_environment(cls) -> "Rank":
-        """Return what torchrun says; the only process, where it was not used."""
-        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
-        return cls(*(int(os.environ.get(name, default)) for name, default in names.items()))
-
-    def device(self, name: str) -> torch.device:
-        """Return this process's device: the GPUs of a machine are dealt to its processes in turn."""
-        device = resolve_device(name)
-        if device.type == "cuda" and device.index is None:
-            return torch.device("cuda", self.local % torch.cuda.device_count())
-        return device
-
-    def share(self, n: int) -> slice:
-        """Return the rows of ``n`` that are this process's."""
-        return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
-
-
 def distributed_command(config: DistributedCommand) -> int:
     """Attack one model by all processes that torchrun started; the outcome is that of one process."""
     check_batch_size(config.batch_size)
     battery(config.attacks, config.threats(1))  # wrong names and radii end here, before anything is loaded
-    rank = Rank.from_environment()
-    with _group(rank):
-        target = config.model.load(config.target, rank.device(config.device))
-        report = evaluate_shared(config, rank, target, config.data.load(target))
+    # What torchrun says: the place of this process among all, and among those of its machine.
+    place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in place.items())
+    if world > 1:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        device = resolve_device(config.device)
+        if (
+            device.type == "cuda" and device.index is None
+        ):  # GPUs of a machine are dealt to its processes in turn
+            device = torch.device("cuda", local % torch.cuda.device_count())
+        report = _evaluate(config, config.model.load(config.target, device), rank, world)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
     if report is not None:
         print_reports([report])
     return 0
 
 
-def evaluate_shared(
-    config: DistributedCommand, rank: Rank, target: Target, samples: Samples
-) -> RobustnessReport | None:
+def _evaluate(config: DistributedCommand, target: Target, rank: int, world: int) -> RobustnessReport | None:
     """Attack this process's share; return the report of all shares in the first process, None in the others."""
-    out = config.out or target.results_dir
+    samples, out = config.data.load(target), config.out or target.results_dir
     out.mkdir(parents=True, exist_ok=True)
     place: dict[str, Any] = {"results_dir": out, "batch_size": config.batch_size}
-    threats = config.threats(samples.channels)
+    threats, n = config.threats(samples.channels), len(samples)
     for _, spec in battery(config.attacks, threats, config.seed):
         if stored_results(result_path(target, samples, spec, out)) is None:
-            attack_rows(target, samples, spec, rank.share(len(samples)), **place)
-    if rank.world > 1:
+            attack_rows(target, samples, spec, slice(n * rank // world, n * (rank + 1) // world), **place)
+    if world > 1:
         dist.barrier()
-    if rank.rank != 0:
+    if rank != 0:
         return None
     report = run_battery(target, samples, config.attacks, threats, seed=config.seed, **place)
     write_reports(out / "robustness.json", [report])
     return report
-
-
-@contextmanager
-def _group(rank: Rank) -> Iterator[None]:
-    """Join the other processes, where there are any."""
-    if rank.world > 1:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-    try:
-        yield
-    finally:
-        if rank.world > 1:
-            dist.destroy_process_group()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
