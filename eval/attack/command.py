@@ -36,11 +36,7 @@ def given_options(how: AttackOptions, more: tuple[str, ...]) -> dict[str, Any]:
 
 
 def parse_version(text: str) -> str | list[str]:
-    """Read a version of AutoAttack, or the stages of one's own, joined by commas.
-
-    Raises:
-        InputError: it is neither; the message lists both.
-    """
+    """Read a version of AutoAttack, or one's own stages, joined by commas; an InputError lists both for others."""
     if text in VERSIONS:
         return text
     stages = text.split(",")

@@ -59,11 +59,7 @@ def _parameters(name: str) -> dict[str, inspect.Parameter]:
 
 
 def attack_function(name: str) -> Attack:
-    """Return the attack called ``name``; dashes and underscores are the same.
-
-    Raises:
-        InputError: there is no such attack; the message lists them.
-    """
+    """Return the attack called ``name``, dashes as underscores; an InputError lists all where there is none."""
     name = name.replace("-", "_")
     if name not in attack_names():
         raise unknown_name("attack", name, attack_names())
@@ -84,8 +80,7 @@ def attack_options(name: str) -> dict[str, Any]:
 def resolve_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return every option of the attack with its value: the given ones, else the defaults.
 
-    Raises:
-        InputError: the attack does not take one of the options, or not such a value.
+    Raises InputError where the attack does not take one of the options, or not such a value.
     """
     options, given = attack_options(name), dict(given)
     if name.replace("-", "_") in _FORMERLY_RANDOM and given.pop("random", "sample") != "sample":
@@ -116,11 +111,7 @@ def recorded_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """Read ``key=value``: a number, a fraction, true, false, null, a JSON list, or else a word.
-
-    Raises:
-        InputError: there is no "=".
-    """
+    """Read ``key=value``: a number, a fraction, true, false, null, a JSON list, or a word. InputError: no "="."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise InputError(f"cannot read the option {text!r}; expected key=value, such as queries=1000")

@@ -220,11 +220,7 @@ class _File(msgspec.Struct):
     created: str
 
     def results(self) -> AttackResults:
-        """Return the results.
-
-        Raises:
-            ValueError: a section lacks something, its columns differ in length, or they contradict each other.
-        """
+        """Return the results; ValueError where a section lacks something, or its columns contradict each other."""
         attack, data = msgspec.convert(self.attack, _Attack), msgspec.convert(self.data, _Data)
         msgspec.convert(self.model, _Model)
         fixed = msgspec.structs.asdict(msgspec.convert(self.samples, _Samples))

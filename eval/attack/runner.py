@@ -49,8 +49,7 @@ class AttackSpec(PlainNumbers):
     def record(self) -> dict[str, Any]:
         """Return name, norm, eps, every option with its value, and the sources, as plain JSON.
 
-        Raises:
-            InputError: the attack is unknown, does not take an option, or lacks its sources.
+        Raises InputError where the attack is unknown, does not take an option, or lacks its sources.
         """
         record = {"name": self.name, **vars(self.threat)} | recorded_options(self.name, self.options)
         if takes(self.name, "sources") != bool(self.sources):
@@ -77,11 +76,7 @@ def images_path(path: Path) -> Path:
 
 
 def stored_results(path: Path, with_images: bool = False) -> AttackResults | None:
-    """Return finished results, or None where there are none (or not the images that are asked for).
-
-    Raises:
-        InputError: the file is there but damaged.
-    """
+    """Return finished results, None without (all that is asked for); InputError where the file is damaged."""
     if not path.is_file() or (with_images and not images_path(path).is_file()):
         return None
     results = read_results(path)

@@ -32,11 +32,7 @@ _RIDGE = 1e-4  # of the readouts' fit
 def longer_runs(record: AttackRecord, view: nn.Module, climbed: list[nn.Module], budget: Budget) -> Finding:
     """Twice the steps and more restarts on the survivors, repeated while it gains: accuracy lost by the last time.
 
-    Args:
-        record: the record.
-        view: the model, for Square, where that broke what gradients did not.
-        climbed: the model's views whose gradients are followed.
-        budget: of the audit.
+    The gradients of all views ``climbed`` are followed; Square asks ``view`` again where it broke what they did not.
     """
     lost = 0.0
     for turn in range(budget.rounds):
@@ -83,14 +79,12 @@ def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> lis
     most = get_norm(record.norm).diameter(x[0].numel())
     factors = _DEAR_FACTORS if dear else _FACTORS
     radii = dict.fromkeys([*(min(record.eps * factor, most) for factor in factors), most])
-    how: dict[str, Any] = {"steps": budget.steps, "restarts": 2}
-    if dear:
-        how = {"steps": budget.difference_steps, "restarts": 1}
-    how |= {"norm": record.norm, "loss": "margin", "seed": record.seed, "sample_ids": rows}
+    steps, restarts = (budget.difference_steps, 1) if dear else (budget.steps, 2)
+    how: dict[str, Any] = {"steps": steps, "restarts": restarts, "loss": "margin", "sample_ids": rows}
     rates = []
     with own_errors() as failed:
         for radius in radii:
-            points = pgd(view, x, y, eps=radius, **how).adversarial
+            points = pgd(view, x, y, **record.ball | how | {"eps": radius}).adversarial
             rates.append(float(record.wrong(points, y).double().mean()))
     unbounded = "success of an unbounded attack"
     if failed:
@@ -121,8 +115,8 @@ def attack_indicators(record: AttackRecord, raw: nn.Module, steps: int) -> list[
         losses[step.index, step.rows] = step.loss.to(losses.dtype)
 
     with own_errors() as failed:
-        ball: dict[str, Any] = {"norm": record.norm, "eps": record.eps, "sample_ids": record.rows}
-        result = pgd(raw, x, y, steps=steps, keep="last", seed=record.seed, on_step=note, **ball)
+        how: dict[str, Any] = {"steps": steps, "keep": "last", "sample_ids": record.rows, "on_step": note}
+        result = pgd(raw, x, y, **record.ball | how)
     if failed:
         return [Finding("unavailable gradients", 1.0, 0.0, True, f"{_PINTOR}, indicator 1", failed[0])]
     last = misclassified(logits_of(raw, result.adversarial), y)
@@ -281,11 +275,16 @@ def _fit(
 def _attack(readout: Readout, x: Tensor, record: AttackRecord, steps: int, stream: Draws) -> Test:
     inside = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     measure, radius = get_norm(record.norm), x.new_full((len(x),), record.eps)
-    ball: dict[str, Any] = {"norm": record.norm, "eps": record.eps, "seed": record.seed}
-    how: dict[str, Any] = {"steps": steps, "restarts": 2, "loss": "margin", "early_stop": False}
+    how: dict[str, Any] = {
+        "steps": steps,
+        "restarts": 2,
+        "loss": "margin",
+        "early_stop": False,
+        "batch_size": len(x),
+    }
     with frozen(readout.features):
         # All readouts stay in one batch, in order: each row has its own classifier.
-        success = pgd(readout, x, inside, batch_size=len(x), **ball, **how).success
+        success = pgd(readout, x, inside, **record.ball | how).success
         chance = torch.zeros_like(success)
         for draw in range(2 * steps):  # as many points as the attack sees
             noise = measure.random(stream.fork(20, draw), x.shape[1:], radius)

@@ -73,13 +73,8 @@ def targeted(
     """Run APGD towards each of the best wrong classes, by default on the survivors."""
     classes = logits_of(view, record.x[:2]).shape[1]
     loss = "dlr" if classes >= 4 else "margin"  # the targeted ratio needs four classes
-    options: dict[str, Any] = {
-        "steps": budget.steps,
-        "num_targets": min(budget.targets, classes - 1),
-        "loss": loss,
-        **more,
-    }
-    record.run(name, family, apgd_targeted, view, **options)
+    more = {"steps": budget.steps, "num_targets": min(budget.targets, classes - 1), "loss": loss} | more
+    record.run(name, family, apgd_targeted, view, **more)
 
 
 def repaired_attacks(
@@ -87,12 +82,8 @@ def repaired_attacks(
 ) -> None:
     """Attack survivors by gradients of another origin.
 
-    Args:
-        record: the record.
-        view: the model.
-        through: the view with straight-through gradients, where that changes anything.
-        budget: what to spend.
-        turned: gradients do not describe the function, so that turned round they may.
+    Those of ``through``, the view with straight-through gradients, where that changes anything; ``turned`` round, as
+    they may then describe the function; and smoothed.
     """
     run = partial(record.run, family=Family.REPAIRED, attack=pgd)
     if through is not None:
@@ -125,12 +116,8 @@ def difference_attacks(
 ) -> None:
     """Attack survivors along finite differences.
 
-    Args:
-        record: the record.
-        view: the model.
-        budget: what to spend.
-        misleading: gradients cannot be trusted, so that more directions are worth their passes.
-        constant: outputs are piecewise constant, so that small differences are zero and left out.
+    Where gradients are ``misleading``, more directions are worth their passes; where outputs are piecewise
+    ``constant``, small differences are zero and left out.
     """
     directions = budget.directions if misleading else budget.directions // 4
     for radius in SMOOTHING[constant:]:
@@ -211,12 +198,7 @@ class Surrogate:
     """A small network that learns to give the model's logits: differentiable whatever that is made of.
 
     Papernot et al. 2017: it learns from queries alone, here on the audited images, the balls around them, and the
-    points where it was attacked itself, until both agree there.
-
-    Args:
-        model: what is imitated; only its outputs are used.
-        record: the audited images, those that broke the model so far, the balls, and the seed of initialisation and
-            points.
+    points where it was attacked itself, until both agree there. Only the outputs of ``model`` are used.
     """
 
     def __init__(self, model: nn.Module, record: AttackRecord) -> None:
@@ -259,8 +241,8 @@ class Surrogate:
     def agreement(self, rows: Tensor, turn: int) -> float:
         """How often the model agrees where the surrogate is attacked, at the images ``rows``; learnt from next time."""
         record = self.record
-        how: dict[str, Any] = {"norm": record.norm, "eps": record.eps, "seed": record.seed + turn}
-        how |= {"sample_ids": rows, "steps": 15, "loss": "margin", "early_stop": turn % 2 == 0}
+        how = record.ball | {"seed": record.seed + turn, "sample_ids": rows}
+        how |= {"steps": 15, "loss": "margin", "early_stop": turn % 2 == 0}
         attacked = pgd(self.network, record.x[rows], record.y[rows], **how).adversarial
         points = torch.cat([attacked, self._around(attacked, turn)])
         answers = self._ask(points)

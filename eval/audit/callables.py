@@ -96,11 +96,7 @@ class AnyCallable(nn.Module):
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        """Try ``model`` on the images ``x`` (N, C, H, W).
-
-        Raises:
-            AttackError: it does not answer images of any type and batch size; its own error is named.
-        """
+        """Try ``model`` on the images ``x`` (N, C, H, W); an AttackError names its own error if it answers none."""
         super().__init__()
         self.model = model if isinstance(model, nn.Module) else None
         self._function = (model,)  # a plain callable is no child

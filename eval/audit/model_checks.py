@@ -100,16 +100,10 @@ def input_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str) -> Tensor
 def check_gradients(
     raw: nn.Module, model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float, seed: int
 ) -> tuple[GradientChecks, list[Finding]]:
-    """Measure gradients at the images and at random points of the ball around them.
+    """Measure gradients at the images ``x`` (N, C, H, W) and at random points of the ball around them.
 
-    Args:
-        raw: the audited model, whose float64 copy is asked too.
-        model: the view of it that attacks use, with logits for outputs.
-        x: images (N, C, H, W).
-        y: labels (N,).
-        norm: of the ball.
-        eps: its radius.
-        seed: of the random points.
+    ``raw``: the audited model, whose float64 copy is asked too; ``model``: the view of it that attacks use, with logits
+    for outputs; ``y``: labels (N,); ``seed``: of the random points.
     """
     stream = draws_for(seed, torch.arange(len(x), device=x.device))
     start = (x + get_norm(norm).random(stream.fork(0), x.shape[1:], x.new_full((len(x),), eps))).clamp(0, 1)

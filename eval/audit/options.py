@@ -42,11 +42,7 @@ class AuditCommand:
     """Say what is being done."""
 
     def threats(self, channels: int) -> tuple[Threat, ...]:
-        """Return the threat models for images of this kind.
-
-        Raises:
-            InputError: a bad norm or radius, or a radius without a norm.
-        """
+        """Return the threat models for images of this kind; errors as `eval.core.threats.chosen_threat`."""
         chosen = chosen_threat(self.norm, self.eps, channels)
         if chosen is not None:
             return (chosen,)

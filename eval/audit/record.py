@@ -22,11 +22,7 @@ _CONFIRMED = 51  # fresh votes at least (ours)
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Return the logits (N, K), at least float32, without gradient.
-
-    Raises:
-        AttackError: the model's output is not one row of logits per image.
-    """
+    """Return the logits (N, K), at least float32, without gradient; AttackError for other outputs than a row each."""
     return torch.cat([forward(model, part) for part in x.split(default_batch_size(x))])
 
 
@@ -70,6 +66,7 @@ class AttackRecord:
         votes: passes whose majority decides; 1 for a deterministic model.
         counter: the model at the bottom of all views, which counts passes and ends them when time is over.
         rows: (n,) indices of all images.
+        ball: norm, eps and seed by name, as attacks take them.
         clean_wrong: (n,) bool.
         broken_by: per image the first attack that broke it, "clean" for a clean error, None for a survivor.
         points: (n, C, H, W), the adversarial image found, or the clean one.
@@ -92,6 +89,7 @@ class AttackRecord:
         self.fresh = max(votes, _CONFIRMED) if votes > 1 else 1
         self.x, self.y, self.norm, self.eps = x, y, norm, eps
         self.rows = torch.arange(len(x), device=x.device)
+        self.ball: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed}
         self.clean_wrong = self.wrong(x, y, self.fresh)
         self.broken = self.clean_wrong.clone()
         self.broken_by: list[str | None] = ["clean" if wrong else None for wrong in self.broken.tolist()]
@@ -168,12 +166,7 @@ class AttackRecord:
         points, claimed = x, torch.zeros_like(y, dtype=torch.bool)
         with own_errors() as failed:
             if len(rows):
-                common: dict[str, Any] = {
-                    "norm": self.norm,
-                    "eps": self.eps,
-                    "seed": self.seed,
-                    "sample_ids": rows,
-                }
+                common = self.ball | {"sample_ids": rows}
                 if self.votes > 1:  # one wrong answer is no majority: climb on
                     common["early_stop"] = False
                 takes = inspect.signature(attack).parameters

@@ -103,14 +103,7 @@ def audit(
 
 
 class Views:
-    """A model's views, by what its outputs are.
-
-    Args:
-        called: the model.
-        x: images (N, C, H, W).
-        y: labels (N,).
-        budget: of the audit.
-        clock: of the audit.
+    """A model's views, by what its outputs are on the images ``x`` (N, C, H, W).
 
     Attributes:
         called: the model, its passes counted.
@@ -224,9 +217,8 @@ class _Audit:
         say("gradients")
         right = (~record.clean_wrong).nonzero().squeeze(1)
         if len(right) and not views.outputs.random:  # else nothing can be differenced
-            ball = (record.norm, record.eps, record.seed)
             x, y = record.x[right], record.y[right]
-            self.gradients, found = check_gradients(views.called.model, self.view, x, y, *ball)
+            self.gradients, found = check_gradients(views.called.model, self.view, x, y, **record.ball)
             self.findings += found
         record.run(attacks.PGD_CE, Family.STANDARD, pgd, views.raw, record.rows, steps=budget.steps)
         self.through = views.straight_through()

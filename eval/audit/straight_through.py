@@ -27,10 +27,7 @@ class StraightThrough(Wrapper):
     Rounding, signs, comparisons, bounds and detached values get the slope of the identity, rapid sines none; a
     `torch.autograd.Function` is differentiated through its forward pass, whatever its backward pass says, and hooks
     on gradients are not set. Values stay those of the model. Operations in place, and those inside compiled code,
-    are not seen.
-
-    Attributes:
-        replaced: how often each of them was met in the last pass.
+    are not seen. ``replaced``: how often each of them was met in the last pass.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,10 +75,8 @@ class WithoutInnerSteps(Wrapper):
     """The model with the gradients that `torch.autograd.grad` takes inside its forward pass counted as zero.
 
     Defences that move the image along such gradients, away from the boundary or towards clean images, leave it where
-    it is, so that it can be attacked as by BPDA with the identity (Athalye et al. 2018).
-
-    Attributes:
-        taken: how many such gradients the last pass took.
+    it is, so that it can be attacked as by BPDA with the identity (Athalye et al. 2018). ``taken``: how many such
+    gradients the last pass took.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -109,10 +104,7 @@ class Unsquashed(Wrapper):
     """The model without the functions that squash its outputs at the end: softmax, sigmoid, bounds, logarithms.
 
     All of them leave the order of the outputs as it is, so decisions stay, and no saturation is left. Only
-    operations on outputs (n, ``classes``) are left out.
-
-    Attributes:
-        replaced: how often each was met in the last pass.
+    operations on outputs (n, ``classes``) are left out. ``replaced``: how often each was met in the last pass.
     """
 
     def __init__(self, model: nn.Module, classes: int) -> None:

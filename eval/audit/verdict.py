@@ -111,12 +111,7 @@ def judge(
 ) -> Judgement:
     """Apply the rules: causes that the outputs themselves prove first, then gradients, then gaps.
 
-    Args:
-        record: after all attacks.
-        outputs: what the outputs are.
-        gradients: what the gradients are; the default where outputs are random, so that nothing can be differenced.
-        gaps: between attacks.
-        findings: all of the evidence, for the alarms of the sanity checks.
+    ``record``: after all attacks; ``findings``: all of the evidence, for the alarms of the sanity checks.
     """
     alarms = {finding.check: _said(finding) for finding in findings if finding.alarm and finding.decisive}
     cause, reason = _cause(outputs, gradients, gaps)

@@ -62,8 +62,7 @@ def analyse(
 ) -> Analysis:
     """Measure one model on all of the samples; ``seed``: of every random draw; ``say`` is told what is measured.
 
-    Raises:
-        InputError, AttackError: a wrong option, or a model that cannot be attacked.
+    Raises InputError or AttackError for a wrong option, or a model that cannot be attacked.
     """
     _check(options, len(samples))
     model, ids = target.model, samples.indices.to(target.device)

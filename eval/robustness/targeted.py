@@ -33,14 +33,9 @@ class TargetedOutcome:
     clean: np.ndarray  #: (n,) predictions of the images, -1 for an answer of NaN
     attacked: np.ndarray  #: (n,) predictions of the attacked images
 
-    def share(self, hits: np.ndarray, among: np.ndarray) -> tuple[float, Interval] | None:
-        """Return the share of ``hits`` among some images with Wilson's interval; None where there are none."""
-        n, k = int(among.sum()), int((hits & among).sum())
-        return (k / n, wilson(k, n)) if n else None
-
     @property
     def shares(self) -> dict[str, tuple[float, Interval] | None]:
-        """What is reported, each with its interval.
+        """What is reported, each with Wilson's interval; None where it is a share of no images.
 
         ``attack_success_rate``: images of other classes that are classified as the goal after the attack, and
         ``clean_rate`` before it; ``attack_success_rate_all``: of all images, those of the goal's class included, as
@@ -48,14 +43,20 @@ class TargetedOutcome:
         the attack pushes towards their own class; ``accuracy``: on all images, after the attack.
         """
         own, everyone = self.label == self.goal, np.ones(len(self.label), dtype=bool)
-        return {
-            "clean_rate": self.share(self.clean == self.goal, ~own),
-            "attack_success_rate": self.share(self.attacked == self.goal, ~own),
-            "attack_success_rate_all": self.share(self.attacked == self.goal, everyone),
-            "target_accuracy_clean": self.share(self.clean == self.goal, own),
-            "target_accuracy": self.share(self.attacked == self.goal, own),
-            "accuracy": self.share(self.attacked == self.label, everyone),
+        before, after = self.clean == self.goal, self.attacked == self.goal
+        asked = {
+            "clean_rate": (before, ~own),
+            "attack_success_rate": (after, ~own),
+            "attack_success_rate_all": (after, everyone),
+            "target_accuracy_clean": (before, own),
+            "target_accuracy": (after, own),
+            "accuracy": (self.attacked == self.label, everyone),
         }
+        found: dict[str, tuple[float, Interval] | None] = {}
+        for name, (hits, among) in asked.items():
+            n, k = int(among.sum()), int((hits & among).sum())
+            found[name] = (k / n, wilson(k, n)) if n else None
+        return found
 
     def figures(self) -> dict[str, Any]:
         """Return plain JSON: the shares, and predictions per image."""
@@ -120,15 +121,14 @@ def _classes(logits: torch.Tensor) -> torch.Tensor:
     return predicted.masked_fill(misclassified(logits, predicted), -1)  # NaN is no answer
 
 
-def targeted_tables(outcomes: Sequence[TargetedOutcome], name: str = "") -> list[Table]:
-    """Return a table per threat model: a row per model, protocol and loss; ``name``: of the class."""
+def targeted_tables(outcomes: Sequence[TargetedOutcome]) -> list[Table]:
+    """Return a table per threat model: a row per model, protocol and loss."""
     headings: tuple[str, ...] = ("as target, clean", "attack success [95 %]", "of all images")
     headings += ("class, clean", "class [95 %]", "accuracy")
     tables = []
     for threat in dict.fromkeys(outcome.threat for outcome in outcomes):
         found = [outcome for outcome in outcomes if outcome.threat == threat]
-        goal = f"PGD towards class {found[0].goal} {name}".rstrip()
-        title = f"{goal}, {threat}, n = {len(found[0].label)}"
+        title = f"PGD towards class {found[0].goal}, {threat}, n = {len(found[0].label)}"
         table = make_table(title, ("model", "protocol", "loss"), headings)
         for outcome in found:
             cells = [
