@@ -73,8 +73,8 @@ def targeted(
     """Run APGD towards each of the best wrong classes, by default on the survivors."""
     classes = logits_of(view, record.x[:2]).shape[1]
     loss = "dlr" if classes >= 4 else "margin"  # the targeted ratio needs four classes
-    more = {"steps": budget.steps, "num_targets": min(budget.targets, classes - 1), "loss": loss} | more
-    record.run(name, family, apgd_targeted, view, **more)
+    options: dict[str, Any] = {"steps": budget.steps, "loss": loss} | more
+    record.run(name, family, apgd_targeted, view, num_targets=min(budget.targets, classes - 1), **options)
 
 
 def repaired_attacks(

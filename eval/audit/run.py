@@ -241,7 +241,7 @@ class _Audit:
         late = Finding(LEFT_OUT, parts, 0.0, bool(left_out), source, note, decisive=True)
         self.findings += [*found, last_quarter(record), could_not_run(record), late]
         return AuditReport(
-            *judge(record, views.outputs, self.gradients, gaps, self.findings),
+            **judge(record, views.outputs, self.gradients, gaps, self.findings)._asdict(),
             norm=record.norm,
             eps=record.eps,
             clean_accuracy=1 - float(record.clean_wrong.double().mean()),
