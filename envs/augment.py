@@ -19,25 +19,22 @@ if TYPE_CHECKING:
 _SHIFT_BITS = 15
 _SHIFT_MASK = (1 << _SHIFT_BITS) - 1
 PARTS = ("hflip", "vflip", "translate:FRACTION", "crop:PIXELS")
+_NUMBERS: dict[str, tuple[str, type, str]] = {
+    "translate": ("translate", float, "translate:0.1"),
+    "crop": ("crop_padding", int, "crop:4"),
+}
 _Bits = TypeVar("_Bits", int, Tensor)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for each image: flips, then one shift by the sum of both draws; zeros fill the gaps.
+    """What is drawn for each image: flips, then one shift by the sum of both draws; zeros fill the gaps."""
 
-    Attributes:
-        hflip: mirror left and right with probability 1/2.
-        vflip: mirror top and bottom with probability 1/2.
-        translate: fraction in [0, 1]; shift each axis by a uniform whole number of pixels, at most
-            ``round(translate * size)`` either way.
-        crop_padding: pixels, at least 0; pad by this much on every side and crop back at a uniform place.
-    """
-
-    hflip: bool = False
-    vflip: bool = False
+    hflip: bool = False  #: mirror left and right with probability 1/2
+    vflip: bool = False  #: mirror top and bottom with probability 1/2
+    #: fraction in [0, 1]; shift each axis by a uniform whole number of pixels, at most ``round(translate * size)``
     translate: float = 0.0
-    crop_padding: int = 0
+    crop_padding: int = 0  #: pixels, at least 0; pad every side by this much and crop back at a uniform place
 
     def __post_init__(self) -> None:
         for name in ("translate", "crop_padding"):
@@ -76,16 +73,19 @@ class Augmentation:
         if text in PRESETS:
             return PRESETS[text]
         fields: dict[str, bool | float | int] = {}
-        for part in text.split(","):
-            name, _, number = part.strip().partition(":")
+        for part in map(str.strip, text.split(",")):
+            name, _, number = part.partition(":")
             if name in ("hflip", "vflip"):
                 fields[name] = True
                 if number:
-                    raise InputError(f"augmentation {part.strip()!r} takes no number; write {name!r}")
-            elif name == "translate":
-                fields["translate"] = _parse_number(part, number, float)
-            elif name == "crop":
-                fields["crop_padding"] = _parse_number(part, number, int)
+                    raise InputError(f"augmentation {part!r} takes no number; write {name!r}")
+            elif name in _NUMBERS:
+                field, kind, example = _NUMBERS[name]
+                try:
+                    fields[field] = kind(number)
+                except ValueError:
+                    problem = f"augmentation {part!r} lacks a number"
+                    raise InputError(f"{problem}; write it like {example!r}") from None
             else:
                 raise unknown_name("augmentation", name, (*PRESETS, *PARTS))
         return cls(**fields)  # type: ignore[arg-type]
@@ -201,11 +201,3 @@ def _shift(bits: _Bits, axis: int, size: int, augmentation: Augmentation) -> _Bi
             uniform = (bits >> (2 + (2 * draw + axis) * _SHIFT_BITS)) & _SHIFT_MASK
             total = total + ((uniform * (2 * largest + 1)) >> _SHIFT_BITS) - largest
     return total
-
-
-def _parse_number(part: str, number: str, kind: type) -> float | int:
-    try:
-        return kind(number)
-    except ValueError:
-        example = "translate:0.1" if kind is float else "crop:4"
-        raise InputError(f"augmentation {part.strip()!r} lacks a number; write it like {example!r}") from None

@@ -12,11 +12,9 @@ from typing import NamedTuple
 import torch
 
 from envs.data.cache import content_fingerprint, load
-from envs.data.digits import digits_source
 from envs.data.folder import folder_source, imagenet100_source
-from envs.data.locations import default_root, user_root
 from envs.data.npz import npz_source
-from envs.data.published import PUBLISHED, published_source
+from envs.data.published import PUBLISHED, digits_source, published_source
 from envs.data.source import Source, is_plain
 from envs.errors import InputError, unknown_name
 
@@ -30,25 +28,39 @@ _MAX_SIDE = 4096
 class ImageDataset:
     """Labelled images of one split.
 
-    Attributes:
-        name: the data set's name, as given to ``load_dataset``.
-        split: ``train``, ``val`` or ``test``.
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,), in 0..K-1, on the images' device.
-        classes: the K class names.
-
     Raises:
         InputError: a tensor has the wrong type, shape or device, or a label is out of range.
     """
 
-    name: str
-    split: str
-    images: torch.Tensor
-    labels: torch.Tensor
-    classes: tuple[str, ...]
+    name: str  #: the data set's name, as given to ``load_dataset``
+    split: str  #: ``train``, ``val`` or ``test``
+    images: torch.Tensor  #: uint8 (N, C, H, W)
+    labels: torch.Tensor  #: int64 (N,), in 0..K-1, on the images' device
+    classes: tuple[str, ...]  #: the K class names
 
     def __post_init__(self) -> None:
-        _check(self)
+        images, labels, where = self.images, self.labels, f"data set {self.name!r}"
+        for key, value in (("images", images), ("labels", labels)):
+            if not isinstance(value, torch.Tensor):
+                kind = type(value).__name__
+                raise InputError(f"{where}: {key} is a {kind}; expected a tensor (torch.from_numpy)")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
+            found = f"{images.dtype} of shape {tuple(images.shape)}"
+            raise InputError(f"{where}: images are {found}; expected uint8 (N, C, H, W)")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            found = f"{labels.dtype} {tuple(labels.shape)}"
+            raise InputError(f"{where}: labels are {found}; expected int64 ({len(images)},)")
+        if labels.device != images.device:
+            places = f"labels are on {labels.device}, images on {images.device}"
+            raise InputError(f"{where}: {places}; move both to one device")
+        if not isinstance(self.classes, tuple) or not all(is_plain(name) for name in self.classes):
+            raise InputError(
+                f"{where}: class names {self.classes!r:.200}; expected a tuple of printable strings"
+            )
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= len(self.classes):
+            expected = f"expected 0..{len(self.classes) - 1}, one per class name"
+            raise InputError(f"{where}: labels span {low}..{high}; {expected}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -133,6 +145,17 @@ class ImageDataset:
         return iter(self.images.split(max(1, CHUNK // self.images[0].numel())))
 
 
+def default_root() -> Path:
+    """Return the data root of users who choose none: ``$LABELBANDIT_DATA``, else ``~/.cache/labelbandit/data``."""
+    chosen = os.environ.get("LABELBANDIT_DATA")
+    return Path(chosen).expanduser().absolute() if chosen else user_root()
+
+
+def user_root() -> Path:
+    """Return ``~/.cache/labelbandit/data``, where decoded copies go when the data root cannot be written."""
+    return Path("~/.cache/labelbandit/data").expanduser().absolute()
+
+
 class Splits(NamedTuple):
     """The three splits of one data set."""
 
@@ -198,7 +221,16 @@ def _load(
     device: str | torch.device,
 ) -> list[ImageDataset]:
     target = check_device(device)
-    image_size = None if image_size is None else _side(image_size)
+    if image_size is not None:
+        try:
+            side = operator.index(image_size)
+        except TypeError:
+            side = 0
+        if not 1 <= side <= _MAX_SIDE:
+            raise InputError(
+                f"image size {image_size!r}; expected a whole number of pixels, 1 to {_MAX_SIDE}"
+            )
+        image_size = side
     root = Path(data_root).expanduser().absolute() if data_root else default_root()
     if root.exists() and not root.is_dir():
         remedy = "set --data-root or $LABELBANDIT_DATA"
@@ -207,21 +239,11 @@ def _load(
     loaded = load(_find(name, root, image_size), homes, splits)
     datasets = []
     for split in splits:
-        images, labels, fingerprint = loaded.parts[split]
+        images, labels, fingerprint = loaded.splits[split]
         data = ImageDataset(name, split, torch.from_numpy(images), torch.from_numpy(labels), loaded.classes)
         data.__dict__["fingerprint"] = fingerprint  # known to the cache: saves hashing the images again
         datasets.append(data.to(target))
     return datasets
-
-
-def _side(image_size: int) -> int:
-    try:
-        side = operator.index(image_size)
-    except TypeError:
-        side = 0
-    if not 1 <= side <= _MAX_SIDE:
-        raise InputError(f"image size {image_size!r}; expected a whole number of pixels, 1 to {_MAX_SIDE}")
-    return side
 
 
 def _find(name: str, root: Path, image_size: int | None) -> Source:
@@ -233,14 +255,12 @@ def _find(name: str, root: Path, image_size: int | None) -> Source:
     if name in PUBLISHED:
         return published_source(name, root, image_size)
     kind, _, path = str(name).partition(":")
-    if kind not in _PATH_SOURCES:
+    if kind not in ("folder", "npz"):
         raise unknown_name("data set", name, [*DATASETS, "folder:PATH", "npz:PATH"])
     if not path:
         raise InputError(f"data set {name!r} names no path; expected {kind}:PATH")
-    return _PATH_SOURCES[kind](name, Path(os.path.abspath(os.path.expanduser(path))), image_size)
-
-
-_PATH_SOURCES = {"folder": folder_source, "npz": npz_source}
+    find = folder_source if kind == "folder" else npz_source
+    return find(name, Path(os.path.abspath(os.path.expanduser(path))), image_size)
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -259,27 +279,3 @@ def check_device(device: str | torch.device) -> torch.device:
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {device!r}; expected cuda:0 to cuda:{torch.cuda.device_count() - 1} here")
     return target
-
-
-def _check(data: ImageDataset) -> None:
-    """Cheap checks of a data set's tensors."""
-    images, labels, where = data.images, data.labels, f"data set {data.name!r}"
-    for key, value in (("images", images), ("labels", labels)):
-        if not isinstance(value, torch.Tensor):
-            kind = type(value).__name__
-            raise InputError(f"{where}: {key} is a {kind}; expected a tensor (torch.from_numpy)")
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.numel() == 0:
-        found = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise InputError(f"{where}: images are {found}; expected uint8 (N, C, H, W)")
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        found = f"{labels.dtype} {tuple(labels.shape)}"
-        raise InputError(f"{where}: labels are {found}; expected int64 ({len(images)},)")
-    if labels.device != images.device:
-        places = f"labels are on {labels.device}, images on {images.device}"
-        raise InputError(f"{where}: {places}; move both to one device")
-    if not isinstance(data.classes, tuple) or not all(is_plain(name) for name in data.classes):
-        raise InputError(f"{where}: class names {data.classes!r:.200}; expected a tuple of printable strings")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= len(data.classes):
-        expected = f"expected 0..{len(data.classes) - 1}, one per class name"
-        raise InputError(f"{where}: labels span {low}..{high}; {expected}")

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 
-from envs.arguments import check_bandit, check_render_mode, check_seed, resolve_dataset
-from envs.attributes import TaskAttributes
-from envs.augment import Augmentation, augment_one
+from envs.arguments import TaskAttributes, check_bandit, check_render_mode, check_seed, resolve_dataset
+from envs.augment import augment_one
 from envs.datasets import ImageDataset
 from envs.errors import InputError
 from envs.render import render_image
@@ -29,10 +28,10 @@ class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
 
     Args:
         dataset, split: a name for ``load_dataset`` or an ``ImageDataset``; ``"train"``, ``"val"`` or ``"test"``.
-        length, stop_on_error: images per episode; end it at the first wrong answer.
-        reward, label_noise, augmentation, order: as in ``ImageTask``.
+        length: images per episode.
         data_root, image_size: folder of downloaded data sets; pixels to which images are resized.
         render_mode: None or ``"rgb_array"``.
+        **options: ``stop_on_error``, ``reward``, ``label_noise``, ``augmentation``, ``order``, as in ``ImageTask``.
 
     Raises:
         InputError: a wrong argument, or data that cannot be loaded.
@@ -51,26 +50,14 @@ class ImageEpisode(TaskAttributes, gym.Env[np.ndarray, np.int64]):
         split: str = "train",
         *,
         length: int = 10,
-        stop_on_error: bool = False,
-        reward: Any = "accuracy",
-        label_noise: float = 0.0,
-        augmentation: Augmentation | str | None = None,
-        order: str = "iid",
         data_root: str | Path | None = None,
         image_size: int | None = None,
         render_mode: str | None = None,
+        **options: Any,
     ) -> None:
+        data = resolve_dataset(dataset, split, data_root=data_root, image_size=image_size)
         # The task checks the arguments and prepares labels and rewards; the steps below do without tensors.
-        task = ImageTask(
-            resolve_dataset(dataset, split, data_root=data_root, image_size=image_size),
-            length=length,
-            stop_on_error=stop_on_error,
-            reward=reward,
-            label_noise=label_noise,
-            augmentation=augmentation,
-            order=order,
-            device="cpu",
-        )
+        task = ImageTask(data, num_envs=1, length=length, shard=(0, 1), device="cpu", **options)
         self.render_mode = check_render_mode(render_mode)
         self.observation_space, self.action_space = task.observation_space, task.action_space
         self.task, self._images = task, task.images.numpy()

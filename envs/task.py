@@ -70,9 +70,15 @@ class ImageTask:
         self.length = check_count("length", length)
         self.stop_on_error = bool(stop_on_error)
         self.order = order
-        self.shard = _check_shard(shard)
         if order not in ORDERS:
             raise unknown_name("order", order, ORDERS)
+        try:
+            part, parts = (operator.index(value) for value in shard)
+        except (TypeError, ValueError):
+            part, parts = 0, 0
+        if not 0 <= part < parts:
+            raise InputError(f"shard is {shard!r}; expected (k, m) with 0 <= k < m, such as (0, 1)")
+        self.shard = part, parts
         self.augmentation = as_augmentation(augmentation)
         self.images = self.dataset.images
         self.device = self.images.device
@@ -122,7 +128,14 @@ class ImageTask:
             return
         restarted = torch.ones_like(self._played, dtype=torch.bool) if mask is None else mask.to(self.device)
         if any(value is not None for value in seeds):
-            self._reseed(seeds, restarted)
+            if self.order == "epoch":
+                shared = 'order="epoch" deals one shuffled data set to all environments'
+                raise InputError(f"{shared}; seed all of them or none")
+            deal, times = self._dealt(), self._time + torch.zeros_like(self._played)
+            seeded = restarted & self._tensor([value is not None for value in seeds])
+            new = self._tensor([0 if value is None else to_int64(value) for value in seeds])
+            self._start(torch.where(seeded, new, deal.seeds))
+            self._time = times.masked_fill(seeded, -1)  # before their first image
         self.move_on(restarted, ended=restarted)
 
     def move_on(self, by: int | Tensor = 1, ended: Tensor | None = None) -> None:
@@ -270,17 +283,6 @@ class ImageTask:
             return (labels,)
         return labels, *source_places(augment_seeds, *self.dataset.shape[1:], self.augmentation)
 
-    def _reseed(self, seeds: list[int | None], mask: Tensor) -> None:
-        """Begin the draws of some environments, before their first image."""
-        if self.order == "epoch":
-            shared = 'order="epoch" deals one shuffled data set to all environments'
-            raise InputError(f"{shared}; seed all of them or none")
-        deal, times = self._dealt(), self._time + torch.zeros_like(self._played)
-        seeded = mask & self._tensor([value is not None for value in seeds])
-        new = self._tensor([0 if value is None else to_int64(value) for value in seeds])
-        self._start(torch.where(seeded, new, deal.seeds))
-        self._time = times.masked_fill(seeded, -1)
-
     def _dealt(self) -> Deal:
         if self._deal is None:
             raise InputError("the task has not begun; call reset(seed=...) first")
@@ -310,13 +312,3 @@ class ImageTask:
             remedy = "give one each, or one integer"
             raise InputError(f"{len(seeds)} seeds for {self.num_envs} environments; {remedy}")
         return seeds
-
-
-def _check_shard(shard: tuple[int, int]) -> tuple[int, int]:
-    try:
-        part, parts = (operator.index(value) for value in shard)
-    except (TypeError, ValueError):
-        part, parts = 0, 0
-    if not 0 <= part < parts:
-        raise InputError(f"shard is {shard!r}; expected (k, m) with 0 <= k < m, such as (0, 1)")
-    return part, parts

@@ -13,9 +13,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.arguments import check_actions, check_bandit, check_count, check_render_mode, resolve_dataset
-from envs.attributes import TaskAttributes
-from envs.augment import Augmentation
+from envs.arguments import (
+    TaskAttributes,
+    check_actions,
+    check_bandit,
+    check_count,
+    check_render_mode,
+    resolve_dataset,
+)
 from envs.datasets import ImageDataset
 from envs.errors import InputError, unknown_name
 from envs.render import Answer, render_answers
@@ -32,9 +37,7 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
 
     Args:
         num_envs: how many environments, n.
-        dataset, split, length, stop_on_error, reward, label_noise, augmentation, order, data_root, image_size,
-            render_mode: as in ``ImageEpisode``.
-        shard: as in ``ImageTask``.
+        dataset, split, length, data_root, image_size, render_mode: as in ``ImageEpisode``.
         max_episode_steps: truncate episodes after so many images, as ``TimeLimit`` does.
         autoreset_mode: what follows the end of an episode. ``SAME_STEP``: the next one's first image at once, with
             the last image in ``infos["final_obs"]`` and its info in ``infos["final_info"]``. ``NEXT_STEP``: the
@@ -43,6 +46,7 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
         output: ``"numpy"``, or ``"torch"`` for tensors on the device everywhere; actions are then taken as tensors
             unchecked, and ``final_obs`` is one tensor (n, C, H, W), to be read where ``_final_obs`` is true.
         device: where the data set and the environments live.
+        **options: those of ``ImageEpisode``, and ``shard``, as in ``ImageTask``.
 
     Raises:
         InputError: a wrong argument, or data that cannot be loaded.
@@ -61,12 +65,6 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
         split: str = "train",
         *,
         length: int = 10,
-        stop_on_error: bool = False,
-        reward: Any = "accuracy",
-        label_noise: float = 0.0,
-        augmentation: Augmentation | str | None = None,
-        order: str = "iid",
-        shard: tuple[int, int] = (0, 1),
         max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         output: str = "numpy",
@@ -74,6 +72,7 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
         data_root: str | Path | None = None,
         image_size: int | None = None,
         render_mode: str | None = None,
+        **options: Any,
     ) -> None:
         if output not in OUTPUTS:
             raise unknown_name("output", output, OUTPUTS)
@@ -83,18 +82,8 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
             modes = [known.value for known in AutoresetMode]
             raise unknown_name("autoreset_mode", str(autoreset_mode), modes) from None
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.task = ImageTask(
-            resolve_dataset(dataset, split, data_root=data_root, image_size=image_size),
-            num_envs,
-            length=length,
-            stop_on_error=stop_on_error,
-            reward=reward,
-            label_noise=label_noise,
-            augmentation=augmentation,
-            order=order,
-            shard=shard,
-            device=device,
-        )
+        data = resolve_dataset(dataset, split, data_root=data_root, image_size=image_size)
+        self.task = ImageTask(data, num_envs, length=length, device=device, **options)
         self.num_envs, self.render_mode = self.task.num_envs, check_render_mode(render_mode)
         self.single_observation_space = self.task.observation_space
         self.single_action_space = self.task.action_space
@@ -128,7 +117,12 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
         Raises:
             InputError: wrong seeds, or a mask of another type or shape, or without a single True.
         """
-        mask = self._check_mask((options or {}).get("reset_mask"))
+        mask: Tensor | None = None
+        if (given := (options or {}).get("reset_mask")) is not None:
+            mask = torch.as_tensor(given, device=self.task.device)
+            if mask.dtype != torch.bool or mask.shape != (self.num_envs,) or not mask.any():
+                expected = f"expected booleans of shape ({self.num_envs},), at least one of them true"
+                raise InputError(f"reset_mask holds {mask.dtype} of shape {tuple(mask.shape)}; {expected}")
         self.task.reset(seed, mask)
         super().reset(seed=None if seed is None or np.ndim(seed) else int(seed))  # type: ignore[call-overload, arg-type]
         if mask is None or self._answer is None:
@@ -245,15 +239,6 @@ class ImageEpisodeVector(TaskAttributes, VectorEnv[Any, Any, Any]):
 
     def _most_steps(self) -> int:
         return min(self.task.length, self._limit or self.task.length)
-
-    def _check_mask(self, mask: Any) -> Tensor | None:
-        if mask is None:
-            return None
-        values = torch.as_tensor(mask, device=self.task.device)
-        if values.dtype != torch.bool or values.shape != (self.num_envs,) or not values.any():
-            expected = f"expected booleans of shape ({self.num_envs},), at least one of them true"
-            raise InputError(f"reset_mask holds {values.dtype} of shape {tuple(values.shape)}; {expected}")
-        return values
 
     def _masked(self, mask: Tensor | None = None, **values: Tensor) -> dict[str, Any]:
         """Return each value, zero where the mask (default: all) is false, beside a copy of the mask as ``_name``."""

@@ -13,17 +13,14 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from envs.data.locations import locked, make_directory
-from envs.data.source import NOTES, Decoded, Source
+from envs.data.source import NOTES, Arrays, Decoded, Source, locked, make_directory, scratch_folder
 from envs.errors import InputError
 
 _FORMAT = 1
@@ -31,21 +28,6 @@ WHOLE_CHECK = 1 << 30  # entries up to a GiB are checked whole at each load, lar
 _CHUNK = 1 << 26
 _SAMPLE = 1 << 16
 _SAMPLES = 1024
-
-
-class Part(NamedTuple):
-    """One split as loaded: images uint8 (N, C, H, W), perhaps mapped; labels int64 (N,); SHA-256 of its content."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    fingerprint: str
-
-
-class Loaded(NamedTuple):
-    """Class names and the splits that were asked for."""
-
-    classes: tuple[str, ...]
-    parts: dict[str, Part]
 
 
 class _SplitEntry(msgspec.Struct):
@@ -63,6 +45,7 @@ class _Entry(msgspec.Struct):
     stamp: str
     classes: tuple[str, ...]
     splits: dict[str, _SplitEntry]
+    name: str = ""
 
 
 class _Damaged(Exception):
@@ -80,10 +63,10 @@ def content_fingerprint(
     return digest.hexdigest()
 
 
-def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
+def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Decoded:
     """Return splits of a data set from its decoded copy; where there is none, decode the source and keep a copy.
 
-    ``homes``: directories for decoded copies, the preferred one first.
+    Images are perhaps mapped. ``homes``: directories for decoded copies, the preferred one first.
 
     Raises:
         InputError: the source is bad, or no copy can be kept and the images do not fit in memory.
@@ -118,55 +101,38 @@ def load(source: Source, homes: list[Path], splits: Iterable[str]) -> Loaded:
 
 
 def _build(source: Source, home: Path, name: str) -> None:
-    for leftover in home.glob(f".{name}.*.tmp"):  # of killed processes: nobody else builds under our lock
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=home))
-    try:
-        decoded = source.decode(lambda split, shape: _create(temporary / f"{split}-images.npy", shape))
-        for split, arrays in decoded.splits.items():
-            np.save(temporary / f"{split}-labels.npy", arrays.labels, allow_pickle=False)
-        entry = {"format": _FORMAT, "name": source.name, "stamp": source.stamp, "classes": decoded.classes}
-        entry["splits"] = {split: _describe(decoded, split) for split in decoded.splits}
-        (temporary / "entry.json").write_text(json.dumps(entry, indent=1))
-        _publish(temporary, home / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with scratch_folder(home, name) as temporary:
+
+        def create(split: str, shape: tuple[int, ...]) -> np.ndarray:
+            path = temporary / f"{split}-images.npy"
+            images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # a mapped write to a full disk kills the process
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            return images
+
+        decoded = source.decode(create)
+        entries = {}
+        for split, (images, labels, _) in decoded.splits.items():
+            np.save(temporary / f"{split}-labels.npy", labels, allow_pickle=False)
+            if isinstance(images, np.memmap):
+                images.flush()
+            rows = max(1, _CHUNK // images[0].size)
+            chunks = (images[start : start + rows] for start in range(0, len(images), rows))
+            fingerprint = content_fingerprint(images.shape, chunks, labels, decoded.classes)
+            entries[split] = _SplitEntry(images.shape, fingerprint, _sample_hash(images, labels))
+        entry = _Entry(_FORMAT, source.stamp, decoded.classes, entries, source.name)
+        (temporary / "entry.json").write_text(json.dumps(msgspec.to_builtins(entry), indent=1))
+        aside = temporary.with_suffix(".old.tmp")
+        with suppress(FileNotFoundError):  # a stale or damaged entry, which others may still have mapped
+            (home / name).rename(aside)
+        try:
+            temporary.rename(home / name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a new mapped .npy file; its blocks are reserved, since a mapped write to a full disk kills the process."""
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return images
-
-
-def _describe(decoded: Decoded, split: str) -> dict[str, Any]:
-    images, labels = decoded.splits[split]
-    if isinstance(images, np.memmap):
-        images.flush()
-    rows = max(1, _CHUNK // images[0].size)
-    chunks = (images[start : start + rows] for start in range(0, len(images), rows))
-    return {
-        "shape": images.shape,
-        "fingerprint": content_fingerprint(images.shape, chunks, labels, decoded.classes),
-        "samples": _sample_hash(images, labels),
-    }
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    """Rename into place; a stale or damaged entry is moved aside first, and may still be mapped by others."""
-    aside = temporary.with_suffix(".old.tmp")
-    with suppress(FileNotFoundError):
-        final.rename(aside)
-    try:
-        temporary.rename(final)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _in_memory(source: Source, splits: tuple[str, ...]) -> Loaded:
+def _in_memory(source: Source, splits: tuple[str, ...]) -> Decoded:
     def allocate(split: str, shape: tuple[int, ...]) -> np.ndarray:
         size, memory = math.prod(shape), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if size > 0.8 * memory:
@@ -176,26 +142,26 @@ def _in_memory(source: Source, splits: tuple[str, ...]) -> Loaded:
             )
         return np.empty(shape, dtype=np.uint8)
 
-    decoded = source.decode(allocate)
+    classes, decoded = source.decode(allocate)
     parts = {}
     for split in splits:
-        images, labels = decoded.splits[split]
-        fingerprint = content_fingerprint(images.shape, [images], labels, decoded.classes)
-        parts[split] = Part(images, labels, fingerprint)
-    return Loaded(decoded.classes, parts)
+        images, labels, _ = decoded[split]
+        fingerprint = content_fingerprint(images.shape, [images], labels, classes)
+        parts[split] = Arrays(images, labels, fingerprint)
+    return Decoded(classes, parts)
 
 
 # Reading
 
 
-def _read(entry: Path, stamp: str, splits: tuple[str, ...], report: bool) -> Loaded | None:
+def _read(entry: Path, stamp: str, splits: tuple[str, ...], report: bool) -> Decoded | None:
     """Return the entry's splits, or None if there is none, or it is stale, or damaged, which a note may ``report``."""
     try:
         found = msgspec.json.decode((entry / "entry.json").read_bytes(), type=_Entry)
         if (found.format, found.stamp) != (_FORMAT, stamp):
             return None
         parts = {split: _read_split(entry, split, found.classes, found.splits[split]) for split in splits}
-        return Loaded(found.classes, parts)
+        return Decoded(found.classes, parts)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except (OSError, ValueError, KeyError, EOFError, RecursionError, _Damaged) as error:
@@ -204,7 +170,7 @@ def _read(entry: Path, stamp: str, splits: tuple[str, ...], report: bool) -> Loa
         return None
 
 
-def _read_split(entry: Path, split: str, classes: tuple[str, ...], described: _SplitEntry) -> Part:
+def _read_split(entry: Path, split: str, classes: tuple[str, ...], described: _SplitEntry) -> Arrays:
     images = _map(entry / f"{split}-images.npy")
     labels = np.load(entry / f"{split}-labels.npy", allow_pickle=False)
     if images.dtype != np.uint8 or images.shape != described.shape:
@@ -215,7 +181,7 @@ def _read_split(entry: Path, split: str, classes: tuple[str, ...], described: _S
         sound = content_fingerprint(images.shape, [images], labels, classes) == described.fingerprint
     if not sound:
         raise _Damaged(f"the checksum of {split} differs")
-    return Part(images, labels, described.fingerprint)
+    return Arrays(images, labels, described.fingerprint)
 
 
 def _map(path: Path) -> np.ndarray:

@@ -48,7 +48,10 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_SIZE:
             raise wrong(path, f"is larger than {_MAX_SIZE:,} bytes; expected a CIFAR file")
         pickled = path.read_bytes()
-        _check_memo(pickled)
+        for count, (opcode, place, _) in enumerate(pickletools.genops(pickled)):
+            # A place in the unpickler's table that no real file uses: memory would be reserved up to it.
+            if opcode.name in ("PUT", "LONG_BINPUT") and place is not None and place > count:
+                raise ValueError(f"place {place} after {count} instructions")
         # The files are Python 2's: its strings come back as bytes, both keys and pixels.
         content = _ArrayUnpickler(io.BytesIO(pickled), encoding="bytes").load()
         if not isinstance(content, dict):
@@ -57,13 +60,6 @@ def _read_mapping(path: Path) -> dict[str, Any]:
             key.decode("latin1") if isinstance(key, bytes) else str(key): _to_array(value)
             for key, value in content.items()
         }
-
-
-def _check_memo(pickled: bytes) -> None:
-    """Refuse places in the unpickler's table that no real file uses: it would reserve memory up to them."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument is not None and argument > count:
-            raise ValueError(f"place {argument} after {count} instructions")
 
 
 class _ArrayState:

@@ -168,12 +168,16 @@ def _find_files(root: Path, classes: tuple[str, ...]) -> _Files:
         labels += [classes.index(name)] * len(images)
     if not paths:
         raise InputError(f"{root} holds no class folders with images; {_REMEDY}")
-    listing.report(root)
+    if listing.ignored:
+        text = "%s: ignored %d files without an image's extension, e.g. %s"
+        NOTES.warning(text, root, len(listing.ignored), listing.ignored[0])
+    if outside := listing.outside:
+        NOTES.warning("%s: %d links lead out of the folder, e.g. %s", root, len(outside), outside[0])
     return _Files(paths, np.array(labels, dtype=np.int64))
 
 
 class _Listing:
-    """Lists image files below class folders and remembers what to report to the user."""
+    """Lists image files below class folders, and remembers files of other kinds and links that lead out of ``home``."""
 
     def __init__(self, home: str) -> None:
         self.home = home
@@ -202,15 +206,6 @@ class _Listing:
     def _follow(self, path: str, is_link: bool) -> None:
         if is_link and not os.path.realpath(path).startswith(self.home + os.sep):
             self.outside.append(path)
-
-    def report(self, root: Path) -> None:
-        """Log what was ignored, and links out of the tree."""
-        ignored, outside = self.ignored, self.outside
-        if ignored:
-            text = "%s: ignored %d files without an image's extension, e.g. %s"
-            NOTES.warning(text, root, len(ignored), ignored[0])
-        if outside:
-            NOTES.warning("%s: %d links lead out of the folder, e.g. %s", root, len(outside), outside[0])
 
 
 def _decode_all(images: np.ndarray, files: list[str], side: int | None, title: str) -> None:

@@ -41,15 +41,13 @@ _MAX_LABELS = 1 << 30  # bytes; labels and class names are read whole
 _PATTERNS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 
 
-_Layout = tuple[int, int, int]
-
-
 class _Member(NamedTuple):
-    """An array in the archive."""
+    """An array in the archive; of images, also the axes of channel, height and width, 0 where there is no channel."""
 
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    axes: tuple[int, int, int] = (0, 1, 2)
 
 
 def npz_source(name: str, path: Path, image_size: int | None) -> Source:
@@ -71,8 +69,7 @@ def _read(name: str, archive: zipfile.ZipFile, allocate: Allocate, image_size: i
     }
     classes = _class_names(name, archive, labels)
     check_classes(labels["all" if "all" in labels else "train"], classes, name)
-    layouts = {part: _layout(name, member) for part, member in members.items()}
-    sizes = {tuple(members[part].shape[axis] if axis else 1 for axis in layouts[part]) for part in members}
+    sizes = {tuple(member.shape[axis] if axis else 1 for axis in member.axes) for member in members.values()}
     if len(sizes) > 1:
         problem = f"images of the splits differ in shape, {sorted(sizes)}"
         raise wrong(f"{name}:", problem, "expected one (C, H, W)")
@@ -83,7 +80,7 @@ def _read(name: str, archive: zipfile.ZipFile, allocate: Allocate, image_size: i
         shape = (len(index), channels, image_size or height, image_size or width)
         splits[split] = Arrays(allocate(split, shape), labels[part][index])
     for part, member in members.items():
-        for start, rows in _chunks(archive, member, layouts[part]):
+        for start, rows in _chunks(archive, member):
             for split, (source, index) in plan.items():
                 if source == part:
                     first, last = np.searchsorted(index, (start, start + len(rows)))
@@ -139,36 +136,28 @@ def _read_small(archive: zipfile.ZipFile, key: str) -> np.ndarray:
 
 
 def _image_member(name: str, archive: zipfile.ZipFile, key: str) -> _Member:
+    """Return an array of images with its axes; those of the channels must be the first or the last, and not both."""
     with _open(archive, key) as (_, member):
         pass
-    where = f"{name}: {key}"
+    where, shape = f"{name}: {key}", member.shape
     if member.dtype != np.uint8 and member.dtype.kind != "f":
         raise wrong(where, f"is {member.dtype}; expected uint8 or floats in [0, 1]", "convert it with astype")
-    if len(member.shape) not in (3, 4) or 0 in member.shape:
-        expected = "expected (N, H, W), (N, H, W, C) or (N, C, H, W)"
-        raise wrong(where, f"has the shape {member.shape}", expected)
-    return member
-
-
-def _layout(name: str, member: _Member) -> _Layout:
-    """Return the axes of channel, height and width; axis 0 stands for a channel that is not there.
-
-    Raises:
-        InputError: no axis, or both the first and the last, could be the channels.
-    """
-    if len(member.shape) == 3:
-        return 0, 1, 2
-    first, last = member.shape[1] <= _MAX_CHANNELS, member.shape[3] <= _MAX_CHANNELS
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise wrong(where, f"has the shape {shape}", "expected (N, H, W), (N, H, W, C) or (N, C, H, W)")
+    if len(shape) == 3:
+        return member
+    first, last = shape[1] <= _MAX_CHANNELS, shape[3] <= _MAX_CHANNELS
     if first == last:
         raise InputError(
-            f"{name}: {member.key} has the shape {member.shape}, where {'either' if first else 'neither'} end could be"
-            f" the channels; expected 1 to {_MAX_CHANNELS} channels on one side and larger images; transpose it"
+            f"{where} has the shape {shape}, where {'either' if first else 'neither'} end could be the channels;"
+            f" expected 1 to {_MAX_CHANNELS} channels on one side and larger images; transpose it"
         )
-    return (1, 2, 3) if first else (3, 1, 2)
+    return member._replace(axes=(1, 2, 3) if first else (3, 1, 2))
 
 
-def _chunks(archive: zipfile.ZipFile, member: _Member, layout: _Layout) -> Iterator[tuple[int, np.ndarray]]:
+def _chunks(archive: zipfile.ZipFile, member: _Member) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index of the first image, images uint8 (M, C, H, W)) in order."""
+    where = f"{member.key} in {archive.filename}"
     row_size = math.prod(member.shape[1:]) * member.dtype.itemsize
     with _open(archive, member.key) as (file, _):
         step = max(1, CHUNK // row_size)
@@ -177,19 +166,17 @@ def _chunks(archive: zipfile.ZipFile, member: _Member, layout: _Layout) -> Itera
             content = np.frombuffer(file.read(count * row_size), dtype=member.dtype)
             rows = content.reshape(count, *member.shape[1:])
             if rows.dtype != np.uint8:
-                rows = _quantise(rows, f"{member.key} in {archive.filename}")
-            yield start, rows[:, None] if layout[0] == 0 else rows.transpose(0, *layout)
+                if not np.isfinite(rows).all():
+                    raise InputError(
+                        f"{where} has NaN or infinite values; expected numbers in [0, 1]; clean it"
+                    )
+                low, high = float(rows.min()), float(rows.max())
+                if low < 0 or high > 1:
+                    problem = f"has floats from {low:g} to {high:g}; expected [0, 1], or uint8 for 0..255"
+                    raise wrong(where, problem, "rescale and save again")
+                rows = np.round(rows * rows.dtype.type(255)).astype(np.uint8)
+            yield start, rows.transpose(0, *member.axes) if member.axes[0] else rows[:, None]
         file.read(1)  # zipfile compares the checksum when it sees the end
-
-
-def _quantise(images: np.ndarray, where: str) -> np.ndarray:
-    if not np.isfinite(images).all():
-        raise InputError(f"{where} has NaN or infinite values; expected numbers in [0, 1]; clean it")
-    low, high = float(images.min()), float(images.max())
-    if low < 0 or high > 1:
-        problem = f"has floats from {low:g} to {high:g}; expected [0, 1], or uint8 for 0..255"
-        raise wrong(where, problem, "rescale and save again")
-    return np.round(images * images.dtype.type(255)).astype(np.uint8)
 
 
 def _class_names(name: str, archive: zipfile.ZipFile, labels: dict[str, np.ndarray]) -> tuple[str, ...]:

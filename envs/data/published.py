@@ -1,13 +1,15 @@
-"""Data sets that torchvision downloads: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and STL-10.
+"""The digits of scikit-learn, and what torchvision downloads: MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and STL-10.
 
-torchvision fetches and checks them, in the layout that its own classes read. Reading is ours, since its reader of
+torchvision fetches and checks files, in the layout that its own classes read. Reading is ours, since its reader of
 CIFAR unpickles, and its reader of MNIST insists on unpacked files.
 """
 
+import gzip
 import hashlib
+import importlib.util
+import math
 import os
-import shutil
-import tempfile
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,6 @@ from typing import Any
 import numpy as np
 
 from envs.data.cifar import read_batch, read_class_names
-from envs.data.formats import read_idx, read_stl10
-from envs.data.locations import locked, make_directory
 from envs.data.source import (
     NOTES,
     Allocate,
@@ -25,7 +25,10 @@ from envs.data.source import (
     Decoded,
     Source,
     check_labels,
+    locked,
+    make_directory,
     readable,
+    scratch_folder,
     stamp_files,
     wrong,
 )
@@ -35,6 +38,28 @@ from envs.lazy_imports import import_torchvision
 
 Contents = tuple[tuple[str, ...], dict[str, Arrays]]
 """Class names and the parts train and test."""
+_AGAIN = "delete it and download it again"
+_MAX_SIZE = 1 << 32  # bytes of pixels that an IDX header may announce
+
+
+def digits_source(image_size: int | None) -> Source:
+    """Return the 1,797 scans of 8x8 pixels that come with scikit-learn; values 0..16 become round(255 v / 16)."""
+
+    def read(allocate: Allocate) -> Decoded:
+        found = importlib.util.find_spec("sklearn")  # does not import it, which takes over a second
+        file = Path(found.origin or "").parent / "datasets/data/digits.csv.gz" if found else None
+        if file is not None and file.is_file():
+            rows = np.loadtxt(file, delimiter=",")
+            pixels, labels = rows[:, :-1], rows[:, -1]
+        else:
+            from sklearn.datasets import load_digits  # another release may keep them elsewhere
+
+            pixels, labels = load_digits(return_X_y=True)
+        images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+        parts = {"all": Arrays(images, labels.astype(np.int64))}
+        return arrange("digits", _DIGITS, parts, allocate, image_size)
+
+    return Source("digits", "digits", "", read)
 
 
 @dataclass(frozen=True)
@@ -87,11 +112,8 @@ def _download(name: str, published: Published, root: Path) -> list[Path]:
             paths = _locate(published, root)  # another process may have fetched it while we waited
             if paths:
                 return paths
-            for leftover in root.glob(f".{name}.*.tmp"):
-                shutil.rmtree(leftover, ignore_errors=True)
             NOTES.warning("downloading %s to %s", name, root)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=root))
-            try:
+            with scratch_folder(root, name) as temporary:
                 fetcher = torchvision_class.__new__(torchvision_class)  # its constructor would unpickle
                 fetcher.root = os.fspath(temporary)
                 fetcher.download()
@@ -102,8 +124,6 @@ def _download(name: str, published: Published, root: Path) -> list[Path]:
                 for file in files:
                     (root / file).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(temporary / file, root / file)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
     except Exception as error:  # whatever urllib, ssl, tarfile, gzip or the disk came up with
         raise InputError(f"cannot download {name} to {root}: {cause(error, 300)}; {remedy}") from error
     return [root / published.folder / file for file in published.files]
@@ -127,6 +147,30 @@ def _torchvision_class(published: Published) -> Any:
     return getattr(import_torchvision("datasets"), published.torchvision)
 
 
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """Return the uint8 array of an IDX file, plain or ``.gz``.
+
+    The format: two zero bytes, 8 for unsigned bytes, the number of axes (expected: ``ndim``, 3 for images and 1 for
+    labels), each axis as a big-endian 32-bit size, then the values. Raises InputError: the file is missing, damaged,
+    cut off, longer than it says, or of another kind.
+    """
+    with readable(path, _AGAIN):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            magic = file.read(4)
+            if magic != bytes((0, 0, 8, ndim)):
+                expected = f"expected 000008{ndim:02x}, an IDX file of bytes with {ndim} axes"
+                raise wrong(path, f"begins with {magic.hex() or 'nothing'}; {expected}", _AGAIN)
+            shape = struct.unpack(f">{ndim}I", file.read(4 * ndim))
+            size = math.prod(shape)
+            if size > _MAX_SIZE:
+                raise wrong(path, f"announces {shape} values; expected at most 4 GiB")
+            content = file.read(size + 1)
+        if len(content) != size:
+            found = "more" if len(content) > size else f"{len(content):,}"
+            raise wrong(path, f"announces {size:,} values but holds {found}", _AGAIN)
+        return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
 def _read_mnist(classes: tuple[str, ...]) -> Callable[[list[Path]], Contents]:
     def read(paths: list[Path]) -> Contents:
         parts = {}
@@ -148,21 +192,31 @@ def _read_cifar(label_key: str, name_key: str, num_classes: int) -> Callable[[li
         if len(classes) != num_classes:
             raise wrong(meta_path, f"names {len(classes)} classes; expected {num_classes}")
         batches = [read_batch(path, label_key, num_classes) for path in train_paths]
-        train = Arrays(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
-        return classes, {"train": train, "test": read_batch(test_path, label_key, num_classes)}
+        images, labels = (np.concatenate([batch[i] for batch in batches]) for i in (0, 1))
+        return classes, {
+            "train": Arrays(images, labels),
+            "test": read_batch(test_path, label_key, num_classes),
+        }
 
     return read
 
 
 def _read_stl10(paths: list[Path]) -> Contents:
-    parts = {}
+    """Return what STL-10's files hold: images column by column, and labels counted from 1."""
+    parts, shape = {}, (3, 96, 96)
     for part, (image_path, label_path) in {"train": paths[:2], "test": paths[2:]}.items():
-        images, labels = read_stl10(image_path, label_path)
+        with readable(image_path, "download it again"):
+            size, each = os.path.getsize(image_path), math.prod(shape)
+            if size == 0 or size % each:
+                raise wrong(image_path, f"has {size:,} bytes; expected a multiple of {each:,}")
+            images = np.fromfile(image_path, dtype=np.uint8).reshape(-1, *shape).transpose(0, 1, 3, 2)
+        with readable(label_path, "download it again"):
+            labels = np.fromfile(label_path, dtype=np.uint8).astype(np.int64) - 1
         parts[part] = Arrays(images, check_labels(labels, len(images), len(_STL10), f"{label_path} (from 0)"))
     return _STL10, parts
 
 
-_MNIST = tuple("0123456789")
+_DIGITS = tuple("0123456789")
 _FASHION = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
@@ -177,7 +231,7 @@ _read_cifar10 = _read_cifar("labels", "label_names", 10)
 _read_cifar100 = _read_cifar("fine_labels", "fine_label_names", 100)
 
 PUBLISHED = {
-    "mnist": Published("MNIST", 28, "MNIST/raw", _IDX, _read_mnist(_MNIST), False),
+    "mnist": Published("MNIST", 28, "MNIST/raw", _IDX, _read_mnist(_DIGITS), False),
     "fashion-mnist": Published("FashionMNIST", 28, "FashionMNIST/raw", _IDX, _read_mnist(_FASHION), False),
     "cifar10": Published("CIFAR10", 32, "cifar-10-batches-py", _CIFAR10, _read_cifar10),
     "cifar100": Published("CIFAR100", 32, "cifar-100-python", _CIFAR100, _read_cifar100),

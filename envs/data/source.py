@@ -1,8 +1,10 @@
-"""The interface between the readers of formats and the cache, and the checks that all readers share."""
+"""The interface between the readers of formats and the cache, and the checks and folders that they share."""
 
 import hashlib
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from envs.errors import InputError, cause
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: two processes do the same work, and the first to finish wins
+    fcntl = None  # type: ignore[assignment]
 
 NOTES = logging.getLogger("labelbandit.data")
 _MAX_CLASSES = 1_000_000
@@ -26,14 +33,15 @@ def wrong(where: object, problem: str, remedy: str = "download it again") -> Inp
 
 
 class Arrays(NamedTuple):
-    """One split: images uint8 (N, C, H, W) and labels int64 (N,)."""
+    """One split: images uint8 (N, C, H, W), labels int64 (N,), and the SHA-256 of its content where that is known."""
 
     images: np.ndarray
     labels: np.ndarray
+    fingerprint: str = ""
 
 
 class Decoded(NamedTuple):
-    """A whole data set: class names and the splits train, val and test."""
+    """Class names, and the splits train, val and test or some of them."""
 
     classes: tuple[str, ...]
     splits: dict[str, Arrays]
@@ -132,3 +140,45 @@ def check_classes(labels: np.ndarray, classes: tuple[str, ...], where: str) -> N
 def is_plain(name: object) -> bool:
     """Whether a class name is safe to print: control characters could rewrite a terminal."""
     return isinstance(name, str) and name.isprintable() and name != ""
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory that can be written; one marked read-only is left alone, even by root, who could write.
+
+    Raises:
+        OSError: it, or the nearest parent that exists, is read-only or not a directory.
+    """
+    parent = path
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.stat().st_mode & 0o222 or not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(13, f"{parent} is read-only")
+    path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``path``; it ends with the process, however that ends."""
+    with path.open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                NOTES.warning("waiting for another process that is preparing the same data (%s)", path)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def scratch_folder(home: Path, name: str) -> Iterator[Path]:
+    """Make a folder in ``home`` that ends with this context; those that killed processes left go before.
+
+    Only for the holder of the lock on ``name``: nobody else builds under it.
+    """
+    for leftover in home.glob(f".{name}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=home))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -74,7 +74,7 @@ def arrange(
     plan = plan_splits({part: arrays.labels for part, arrays in parts.items()}, where)
     splits = {}
     for split, (part, index) in plan.items():
-        images, labels = parts[part]
+        images, labels, _ = parts[part]
         channels, height, width = images.shape[1:]
         out = allocate(split, (len(index), channels, image_size or height, image_size or width))
         for start in range(0, len(index), _ROWS):

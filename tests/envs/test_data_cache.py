@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from envs.data import cache
-from envs.data import locations as places
 from envs.data.source import Source
-from envs.datasets import load_dataset, load_splits
+from envs.datasets import default_root, load_dataset, load_splits
 from envs.errors import InputError
 from tests.support.data_files import SPLITS, Counted
 
@@ -33,7 +32,7 @@ def test_decodes_once_then_maps_the_copy(tmp_path):
     assert made.calls == 1
     assert made.matches(first)
     assert made.matches(again)
-    assert list(again.parts) == ["val"]
+    assert list(again.splits) == ["val"]
     assert {path.name for path in entry_of(tmp_path).iterdir()} == {
         "entry.json",
         *(f"{split}-{what}.npy" for split in SPLITS for what in ("images", "labels")),
@@ -129,7 +128,7 @@ def test_large_entries_are_checked_in_samples(tmp_path, monkeypatch):
 def test_writing_to_loaded_images_changes_neither_the_copy_nor_other_loads(tmp_path):
     made = Counted()
     first = cache.load(made.source, [tmp_path], SPLITS)
-    torch.from_numpy(first.parts["train"].images).zero_()
+    torch.from_numpy(first.splits["train"].images).zero_()
     assert made.matches(cache.load(made.source, [tmp_path], SPLITS))
     assert made.calls == 1
 
@@ -238,9 +237,9 @@ def test_a_killed_build_is_cleaned_up_by_the_next(tmp_path):
 
 
 def test_data_root_comes_from_argument_then_environment_then_home(tmp_path, monkeypatch):
-    assert places.default_root() == tmp_path / "user/.cache/labelbandit/data"
+    assert default_root() == tmp_path / "user/.cache/labelbandit/data"
     monkeypatch.setenv("LABELBANDIT_DATA", str(tmp_path / "chosen"))
-    assert places.default_root() == tmp_path / "chosen"
+    assert default_root() == tmp_path / "chosen"
     path = tmp_path / "made.npz"
     np.savez(path, images=np.zeros((30, 4, 4), np.uint8), labels=np.arange(30) % 3)
     load_dataset(f"npz:{path}")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from envs.data.cifar import read_batch, read_class_names
-from envs.data.formats import read_idx
 from envs.data.images import decode, read_header
 from envs.data.npz import npz_source
+from envs.data.published import read_idx
 from envs.errors import InputError
 from tests.support.data_files import idx_bytes
 

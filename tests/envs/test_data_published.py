@@ -9,7 +9,7 @@ import torch
 import torchvision
 
 from envs.data.cifar import read_batch
-from envs.data.formats import read_idx
+from envs.data.published import read_idx
 from envs.datasets import load_dataset, load_splits
 from envs.errors import InputError
 from tests.support.data_files import (
@@ -162,7 +162,7 @@ def test_python_2_pickles_are_read(tmp_path):
         b"T\x00\x18\x00\x00" + content + b"tbU\x06labelsq\x08]q\t(K\x03K\x01eu."
     )
     (tmp_path / "batch").write_bytes(script)
-    images, labels = read_batch(tmp_path / "batch", "labels", 10)
+    images, labels, _ = read_batch(tmp_path / "batch", "labels", 10)
     assert images.tobytes() == content
     assert labels.tolist() == [3, 1]
     assert np.array_equal(images.reshape(2, -1), pickle.loads(script, encoding="latin1")["data"])

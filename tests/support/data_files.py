@@ -150,7 +150,7 @@ class Counted:
         return loaded.classes == ("a", "b") and all(
             np.array_equal(part.images, self.arrays[split].images)
             and np.array_equal(part.labels, self.arrays[split].labels)
-            for split, part in loaded.parts.items()
+            for split, part in loaded.splits.items()
         )
 
 
