@@ -165,10 +165,8 @@ def settings(name: str) -> dict[str, tuple[Any, bool]]:
 def _flat(config: TrainConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in config.to_dict().items():
-        section = value if isinstance(value, dict) else None
-        found |= (
-            {key: value} if section is None else {f"{key}.{name}": item for name, item in section.items()}
-        )
+        section = value.items() if isinstance(value, dict) else ()
+        found |= {f"{key}.{name}": item for name, item in section} if section else {key: value}
     return found
 
 

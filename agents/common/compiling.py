@@ -18,20 +18,16 @@ def compiles(wanted: bool | None, device: torch.device) -> bool:
     """Return whether to compile: as ``wanted``, or by default on a GPU where that is possible; if not, say why."""
     if wanted is not None or device.type != "cuda":
         return bool(wanted)
-    reason = _hindrance(device)
-    if reason is not None:
-        print(f"note: the network is not compiled: {reason}; --no-compile hides this note", file=sys.stderr)
-    return reason is None
-
-
-def _hindrance(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (7, 0):
-        return "Triton needs a GPU of compute capability 7.0"
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    if not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-        return "Triton needs a C compiler"
-    return None
+        reason = "Triton needs a GPU of compute capability 7.0"
+    elif find_spec("triton") is None:
+        reason = "Triton is not installed"
+    elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+        reason = "Triton needs a C compiler"
+    else:
+        return True
+    print(f"note: the network is not compiled: {reason}; --no-compile hides this note", file=sys.stderr)
+    return False
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:

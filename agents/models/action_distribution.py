@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+# The paper's policy is (softmax(logits) + this), renormalised. It bounds the loss of an impossible action; it also lets
+# gradients vanish where the softmax saturates.
 PROBABILITY_FLOOR = 1e-6
 
 
@@ -12,38 +14,22 @@ def log_softmax(logits: Tensor) -> Tensor:
     return logits - logits.logsumexp(-1, keepdim=True)
 
 
-def floored_log_probs(logits: Tensor) -> Tensor:
-    """Return ``log((softmax(logits) + 1e-6) / (1 + K 1e-6))`` for logits ``(N, K)``, the paper's policy.
-
-    The floor bounds the loss of an impossible action; it also lets gradients vanish where ``softmax`` saturates.
-    """
-    return _floor(log_softmax(logits), logits.shape[-1])
+def mixture_log_probs(logits: Tensor, exploration: float) -> Tensor:
+    """Return ``log((1 - exploration) softmax(logits) + exploration / K)``, epsilon-greedy's policy, ``(N, K)``."""
+    return _mix(log_softmax(logits), logits.shape[-1], exploration)
 
 
-def _floor(log_probs: Tensor, num_actions: int) -> Tensor:
-    return ((log_probs.exp() + PROBABILITY_FLOOR) / (1 + num_actions * PROBABILITY_FLOOR)).log()
+def action_log_probs(logits: Tensor, actions: Tensor, exploration: float) -> Tensor:
+    """Return those of :func:`mixture_log_probs` ``(N,)`` that belong to ``actions (N,)``, without the others."""
+    logits = logits.float()
+    chosen = logits.gather(-1, actions[:, None])[:, 0] - logits.logsumexp(-1)
+    return _mix(chosen, logits.shape[-1], exploration)
 
 
 def _mix(log_probs: Tensor, num_actions: int, exploration: float) -> Tensor:
+    if exploration == 0:
+        return log_probs
     return ((1 - exploration) * log_probs.exp() + exploration / num_actions).log()
-
-
-def action_log_probs(logits: Tensor, actions: Tensor, mixture: float | None = None) -> Tensor:
-    """Return the log-probabilities ``(N,)`` of ``actions (N,)`` alone, without those of the other actions.
-
-    They are :func:`floored_log_probs`, or :func:`mixture_log_probs` with exploration ``mixture``.
-    """
-    logits = logits.float()
-    chosen = logits.gather(-1, actions[:, None])[:, 0] - logits.logsumexp(-1)
-    if mixture is None:
-        return _floor(chosen, logits.shape[-1])
-    return chosen if mixture == 0 else _mix(chosen, logits.shape[-1], mixture)
-
-
-def mixture_log_probs(logits: Tensor, exploration: float) -> Tensor:
-    """Return ``log((1 - exploration) softmax(logits) + exploration / K)``, epsilon-greedy's policy, ``(N, K)``."""
-    log_probs = log_softmax(logits)
-    return log_probs if exploration == 0 else _mix(log_probs, logits.shape[-1], exploration)
 
 
 def explores(exploration: float) -> bool:

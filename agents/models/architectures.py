@@ -2,6 +2,7 @@
 
 import math
 import urllib.error
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -15,7 +16,13 @@ from agents.models.layers import ConsistentDropout
 from envs.errors import InputError, cause
 from envs.lazy_imports import import_torchvision
 
-PRETRAINED = ("resnet18", "resnet50", "densenet121")  # networks that have weights of torchvision
+# Stem, max pool and head of the networks that torchvision has, with weights (He et al. 2016, Huang et al. 2017).
+_PARTS = {
+    "resnet18": ("conv1", "maxpool", "fc"),
+    "resnet50": ("conv1", "maxpool", "fc"),
+    "densenet121": ("features.conv0", "features.pool0", "classifier"),
+}
+PRETRAINED = tuple(_PARTS)
 _STANDARD_STEM = 96  # pixels from which torchvision's stem, made for 224, leaves enough of the image
 
 
@@ -226,10 +233,9 @@ def vit(shape: Shape) -> nn.Module:
     return VisionTransformer(shape, patch=2 if side < 16 else 4 if side < _STANDARD_STEM else 16)
 
 
-def _of_torchvision(
-    name: str, shape: Shape, stem: str = "conv1", pool: str = "maxpool", head: str = "fc"
-) -> nn.Module:
+def _of_torchvision(name: str, shape: Shape) -> nn.Module:
     """Return torchvision's network without its head; under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
+    stem, pool, head = _PARTS[name]
     net = getattr(import_torchvision("models"), name)(weights=None)
     if min(shape[1:]) < _STANDARD_STEM:
         net.set_submodule(stem, nn.Conv2d(shape[0], 64, 3, padding=1, bias=False))
@@ -240,22 +246,8 @@ def _of_torchvision(
     return net
 
 
-@register_network("resnet18")
-def resnet18(shape: Shape) -> nn.Module:
-    """ResNet-18 (He et al. 2016); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    return _of_torchvision("resnet18", shape)
-
-
-@register_network("resnet50")
-def resnet50(shape: Shape) -> nn.Module:
-    """ResNet-50 (He et al. 2016); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    return _of_torchvision("resnet50", shape)
-
-
-@register_network("densenet121")
-def densenet121(shape: Shape) -> nn.Module:
-    """DenseNet-121 (Huang et al. 2017); under 96 pixels with a 3x3 stem of stride 1 and no max pool."""
-    return _of_torchvision("densenet121", shape, "features.conv0", "features.pool0", "classifier")
+for _name in PRETRAINED:
+    register_network(_name, partial(_of_torchvision, _name))
 
 
 def load_pretrained(body: nn.Module, name: str, shape: Shape) -> None:

@@ -123,7 +123,12 @@ def _restore(spec: Spec, state: dict[str, Tensor], network: str | Build | None, 
     with torch.random.fork_rng(devices=[]):
         classifier = build()
     _check_shapes(classifier, state, origin)
-    _check_values(state, origin)
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            remedy = "load an earlier checkpoint or train again"
+            raise InputError(f"{origin}: {name} has NaN or infinite values; {remedy}")
+    if (state["body.std"] <= 0).any():
+        raise InputError(f"{origin}: body.std has values that are not positive; save the weights again")
     own = like_state(state, classifier.state_dict(), origin)
     classifier.load_state_dict(own | {"body.spec": classifier.body.spec})
     return classifier.eval()
@@ -147,12 +152,3 @@ def _check_shapes(classifier: Classifier, state: dict[str, Tensor], origin: str)
                 f"{origin}: {name} is {found.dtype} {tuple(found.shape)}, network {classifier.network!r} expects "
                 f"{own.dtype} {tuple(own.shape)}; pass the right one as network="
             )
-
-
-def _check_values(state: dict[str, Tensor], origin: str) -> None:
-    for name, tensor in state.items():
-        if not tensor.isfinite().all():
-            remedy = "load an earlier checkpoint or train again"
-            raise InputError(f"{origin}: {name} has NaN or infinite values; {remedy}")
-    if (state["body.std"] <= 0).any():
-        raise InputError(f"{origin}: body.std has values that are not positive; save the weights again")

@@ -35,8 +35,7 @@ class Spec(msgspec.Struct, frozen=True):
 
     def to_json(self) -> str:
         """Return the description as JSON."""
-        fields = {"version": SPEC_VERSION, "network": self.network, "shape": self.shape}
-        return json.dumps(fields | {"num_classes": self.num_classes, "hidden": self.hidden})
+        return json.dumps({"version": SPEC_VERSION} | msgspec.to_builtins(self))
 
     @classmethod
     def parse(cls, fields: Any, origin: str) -> "Spec":

@@ -1,11 +1,18 @@
-"""Extracts the classifier from a Stable-Baselines3 policy and compares it with the policy's own answers."""
+"""Extracts the classifier from a Stable-Baselines3 policy and compares it with the policy's own answers.
+
+A policy in a zip is read as Stable-Baselines3 itself does. That executes the code in it, and is
+for trusted files alone: needed where weights and descriptions do not determine the policy, as with features extractors
+and policy classes of users' own. `agents.models.sb3_zip` reads everything else without executing anything.
+"""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
@@ -15,6 +22,10 @@ from agents.models.image_network import ImageNetwork, network_name
 from agents.models.layers import in_mode
 from envs.errors import InputError, cause
 
+_UNUSED = (
+    *("learning_rate", "lr_schedule", "clip_range", "clip_range_vf"),
+    *("exploration_schedule", "replay_buffer_class"),
+)
 _PROBES = 8
 _TOLERANCE = 1e-2  # of the spread of the logits: far above what TF32 or another memory layout changes
 
@@ -110,3 +121,28 @@ def _check_answers(policy: Any, classifier: Classifier) -> None:
     if away.max() > allowed or worse.max() > allowed:
         remedy = "name a package.module:factory of an nn.Module from images in [0, 1] to logits instead"
         raise InputError(f"a {type(policy).__name__} decides otherwise than its network does; {remedy}")
+
+
+def load_trusted_zip(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """Return the classifier inside the policy that an SB3 algorithm saved at ``path``, in eval mode, on ``device``.
+
+    Executes the code in the file.
+
+    Raises:
+        InputError: SB3 cannot load the file, or its policy is not a classifier of images followed by an argmax.
+    """
+    try:
+        data, parameters, _ = load_from_zip_file(path, device="cpu", custom_objects=dict.fromkeys(_UNUSED))
+        saved: dict[str, Any] = data or {}
+        options = dict(saved["policy_kwargs"]) | ({"use_sde": True} if saved.get("use_sde") else {})
+        spaces = saved["observation_space"], saved["action_space"]
+        policy = saved["policy_class"](*spaces, lambda _: 0.0, **options)
+        policy.load_state_dict(parameters["policy"])
+        policy.set_training_mode(False)
+    except Exception as error:  # the code in the file may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"cannot load {path} as Stable-Baselines3 does ({reason}); save it again") from error
+    try:
+        return extract_classifier(policy).eval().to(device)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

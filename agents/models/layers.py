@@ -47,10 +47,6 @@ class SampleSeeds:
             self._hashes = hash_tensor(self.values[:, None], _layers(self.values.device)).to(torch.int32)
         return self._hashes
 
-    def of_layer(self, layer: int) -> Tensor:
-        """Return the hashes for a layer, int32 ``(N,)``."""
-        return self.hashes[:, layer] if layer < _LAYERS else hash_tensor(self.values, layer).to(torch.int32)
-
 
 _Layout = tuple[torch.Size, bool]  # of activations: shape without images, and whether in channels_last
 _seeds: ContextVar[SampleSeeds | None] = ContextVar("seeds", default=None)
@@ -117,7 +113,11 @@ class ConsistentDropout(nn.Dropout):
         return x * self._keep(seeds, layout).to(x.dtype).mul_(scale)
 
     def _keep(self, seeds: SampleSeeds, layout: "_Layout") -> Tensor:
-        hashes = seeds.of_layer(self.layer).view(-1, *[1] * len(layout[0]))
+        if self.layer < _LAYERS:
+            hashes = seeds.hashes[:, self.layer]
+        else:
+            hashes = hash_tensor(seeds.values, self.layer).to(torch.int32)
+        hashes = hashes.view(-1, *[1] * len(layout[0]))
         return _mixed(hashes ^ _positions(*layout, hashes.device)) >= self.threshold
 
     def _keep_of_group(self, seeds: SampleSeeds, layout: "_Layout") -> Tensor:

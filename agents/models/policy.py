@@ -133,7 +133,14 @@ class ImagePolicy(ActorCriticPolicy):
         """Return actions ``(N,)``, values ``(N, 1)`` and log-probabilities ``(N,)`` for uint8 observations."""
         logits, values = self.logits_and_values(obs)
         log_probs = distribution.mixture_log_probs(logits, self.mixture)
-        actions = logits.argmax(-1) if deterministic else self._draw(log_probs)
+        if deterministic:
+            actions = logits.argmax(-1)
+        elif (
+            self.exploration and self.exploration_mode == "batch" and distribution.explores(self.exploration)
+        ):
+            actions = distribution.uniform_actions(log_probs)
+        else:
+            actions = distribution.sample_actions(log_probs)
         return actions, values, log_probs.gather(1, actions[:, None])[:, 0]
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,12 +162,6 @@ class ImagePolicy(ActorCriticPolicy):
     def mixture(self) -> float:
         """The share of uniform random actions that log-probabilities account for."""
         return self.exploration if self.exploration_mode == "mixture" else 0.0
-
-    def _draw(self, log_probs: Tensor) -> Tensor:
-        """Return random actions ``(N,)`` by log-probabilities ``(N, K)``, exploration included."""
-        if self.exploration and self.exploration_mode == "batch" and distribution.explores(self.exploration):
-            return distribution.uniform_actions(log_probs)
-        return distribution.sample_actions(log_probs)
 
     def predict_values(self, obs: Any) -> Tensor:
         """Return the values ``(N, 1)`` of uint8 observations."""

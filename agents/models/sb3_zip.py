@@ -84,22 +84,20 @@ def _tensors(content: bytes, name: str) -> dict[str, Tensor]:
     except Exception as error:  # hostile and damaged archives raise a dozen kinds
         problem = f"{name} is damaged or holds more than tensors ({cause(error)})"
         raise InputError(f"{problem}; {_EXPECTED}") from None
-    if isinstance(state, dict) and all(isinstance(key, str) for key in state):
-        state = as_tensors(state, name)
-    if not isinstance(state, dict) or not all(_is_plain(name, value) for name, value in state.items()):
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    tensors = as_tensors(state, name) if named else {}
+    if not named or not all(map(_is_plain, tensors.values())):
         raise InputError(f"{name} is no dictionary from names to plain tensors; {_EXPECTED}")
-    return dict(state)
+    return tensors
 
 
-def _is_plain(name: object, value: object) -> bool:
+def _is_plain(value: Tensor) -> bool:
     """Return whether ``value`` is an ordinary tensor on the CPU, with memory of its own behind every element."""
     if (
-        not isinstance(name, str)
-        or not isinstance(value, Tensor)
-        or type(value) not in (Tensor, nn.Parameter)
+        type(value) not in (Tensor, nn.Parameter)
+        or value.layout != torch.strided
+        or value.device.type != "cpu"
     ):
-        return False
-    if value.layout != torch.strided or value.device.type != "cpu":
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agents.common.plain_numbers import takes_numbers
 from agents.common.run_dir import RunDir
 from agents.models.classifier_files import load_classifier
-from agents.models.sb3_trusted import load_trusted_zip
+from agents.models.extraction import load_trusted_zip
 from attacks.core.errors import is_machine_error
 from attacks.core.model import in_eval_mode
 from envs.datasets import load_dataset

@@ -22,17 +22,17 @@ def softmax(row):
     return [value / sum(exponentials) for value in exponentials]
 
 
-def test_floored_log_probs_follow_the_formula():
-    expected = [[math.log((p + 1e-6) / (1 + 3e-6)) for p in softmax(row)] for row in LOGITS.double().tolist()]
-    found = distribution.floored_log_probs(LOGITS)
-    assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
-    assert torch.allclose(found.exp().sum(1), torch.ones(4))
-    assert found[3, 0] == pytest.approx(math.log(1e-6), abs=1e-3)  # the floor, where softmax gives e^-90
+def floored_log_probs(logits):
+    """The paper's policy: a softmax with a floor under every probability."""
+    return ((logits.softmax(-1) + 1e-6) / (1 + logits.shape[-1] * 1e-6)).log()
 
 
 def test_the_floor_takes_the_gradient_from_saturated_samples():
     logits = torch.tensor([[0.0, 40.0]], requires_grad=True)
-    distribution.floored_log_probs(logits)[0, 0].backward()
+    probs, actions = distribution.softmax(logits), torch.tensor([0])
+    loss = losses.floored_policy_gradient(logits, probs, actions, torch.ones(1))
+    assert loss.item() == pytest.approx(-math.log(1e-6), abs=1e-3)  # where softmax gives e^-40
+    loss.backward()
     assert logits.grad.abs().max() < 1e-9
     logits.grad = None
     logits.log_softmax(-1)[0, 0].backward()
@@ -77,22 +77,15 @@ def test_the_expected_gradient_is_the_weighted_cross_entropy_gradient():
 @given(st.lists(st.floats(-20, 20), min_size=2, max_size=6), st.floats(0, 1))
 def test_every_policy_is_a_distribution(row, exploration):
     logits = torch.tensor([row])
-    for log_probs in (
-        distribution.floored_log_probs(logits),
-        distribution.mixture_log_probs(logits, exploration),
-    ):
-        assert torch.allclose(log_probs.exp().sum(), torch.tensor(1.0), atol=1e-5)
-        assert 0 <= distribution.entropy(log_probs) <= math.log(len(row)) + 1e-5
+    log_probs = distribution.mixture_log_probs(logits, exploration)
+    assert torch.allclose(log_probs.exp().sum(), torch.tensor(1.0), atol=1e-5)
+    assert 0 <= distribution.entropy(log_probs) <= math.log(len(row)) + 1e-5
 
 
-@pytest.mark.parametrize("mixture", [None, 0.0, 0.3])
+@pytest.mark.parametrize("mixture", [0.0, 0.3])
 def test_the_log_probability_of_one_action_is_that_of_all(mixture):
     actions = torch.arange(len(LOGITS)) % LOGITS.shape[1]
-    every = (
-        distribution.floored_log_probs(LOGITS)
-        if mixture is None
-        else distribution.mixture_log_probs(LOGITS, mixture)
-    )
+    every = distribution.mixture_log_probs(LOGITS, mixture)
     found = distribution.action_log_probs(LOGITS, actions, mixture)
     assert torch.allclose(found, every.gather(1, actions[:, None])[:, 0], atol=1e-6)
 
@@ -187,7 +180,7 @@ def test_a_loss_on_other_logits_does_not_reuse_the_probabilities_of_the_first():
     model = model_of(Reinforce, "batch", "accuracy")
     actions = model.choose_actions(LOGITS)
     batch = Batch(LOGITS, LOGITS, actions, torch.ones(4))
-    expected = -distribution.action_log_probs(2 * LOGITS, actions).mean()
+    expected = -floored_log_probs(2 * LOGITS).gather(1, actions[:, None]).mean()
     assert model.loss(2 * LOGITS, batch).item() == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(gradient(model, LOGITS, batch), gradient(model, LOGITS, batch))
 

@@ -13,8 +13,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import nn
 
+from agents.models.extraction import load_trusted_zip
 from agents.models.image_network import ImageNetwork
-from agents.models.sb3_trusted import load_trusted_zip
 from envs import load_dataset, sb3_env
 from envs.errors import InputError
 from eval.attack import command as attack
