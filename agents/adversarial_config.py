@@ -82,23 +82,18 @@ class AdversarialConfig(PlainNumbers):
         """Return the radius, or the one that is usual for images with ``channels`` channels."""
         return default_eps(self.norm or "Linf", channels) if self.eps is None else self.eps
 
-    def full_step_size(self, eps: float) -> float:
-        """Return the length of a step, or its default: any point of the ball can be reached."""
-        if self.method == "fgsm":
-            return eps
-        return default_step_size(eps, self.full_steps()) if self.step_size is None else self.step_size
-
     def resolved(self, channels: int) -> dict[str, Any] | None:
         """Return every value that training on images with ``channels`` channels uses, for records; None: no attacks."""
         if self.method == "none":
             return None
-        eps = self.full_eps(channels)
+        eps, steps = self.full_eps(channels), self.full_steps()
+        step_size = eps if self.method == "fgsm" else self.step_size or default_step_size(eps, steps)
         return {
             "method": self.method,
             "norm": self.norm or "Linf",
             "eps": eps,
-            "steps": self.full_steps(),
-            "step_size": self.full_step_size(eps),
+            "steps": steps,
+            "step_size": step_size,
             "rule": self.rule,
             "weight": None if self.rule == "replace" else self.full_weight(),
             "objective": "divergence" if self.method == "trades" else self.full_objective(),

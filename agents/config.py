@@ -214,12 +214,6 @@ class TrainConfig(PlainNumbers):
             return self.batch_size or 256
         return max(find_algorithm(name).small_batch for name, _ in self.phases())
 
-    def probed_images(self) -> int:
-        """Return how many validation images each validation attacks, or the default."""
-        if self.probe_images is None:
-            return 256 if self.adversarial.method != "none" or self.select == "robust" else 0
-        return self.probe_images
-
     def validate(self) -> None:
         """Check everything that can be checked without data.
 
@@ -235,15 +229,6 @@ class TrainConfig(PlainNumbers):
                     raise InputError(f"--{option.replace('_', '-')} is {value}; expected {expected}")
         if self.seed >= 2**32:
             raise InputError(f"--seed is {self.seed}; expected less than 2**32")
-        self._check_length()
-        self.adversarial.validate(algorithms)
-        if self.select == "robust" and self.probe_images == 0:
-            raise InputError("--select robust goes by the probe, and --probe-images is 0; leave it out")
-        for name in algorithms:
-            find_algorithm(name).check(self)
-
-    def _check_length(self) -> None:
-        """Check what is given in passes against each other."""
         if self.passes is None:
             total = sum(passes for _, passes in self.phases() if passes) or None
         elif self.schedule is not None or self.total_images is not None:
@@ -255,6 +240,11 @@ class TrainConfig(PlainNumbers):
             if total is not None and value and value >= total:
                 ends = f"training ends after {total:g}; expected fewer"
                 raise InputError(f"{option} is {value:g} passes, but {ends}")
+        self.adversarial.validate(algorithms)
+        if self.select == "robust" and self.probe_images == 0:
+            raise InputError("--select robust goes by the probe, and --probe-images is 0; leave it out")
+        for name in algorithms:
+            find_algorithm(name).check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as plain JSON values."""

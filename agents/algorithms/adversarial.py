@@ -12,7 +12,7 @@ mode slightly better).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,21 +51,14 @@ class GlobalDraws(Draws):
 
 @dataclass(frozen=True)
 class Ascent:
-    """The attack inside the training step: steepest ascent of an objective inside the ball and [0, 1].
+    """The attack inside the training step: steepest ascent of an objective inside the ball and [0, 1]."""
 
-    Attributes:
-        norm: of the ball.
-        eps: its radius, in units of pixels in [0, 1].
-        steps: gradient steps.
-        step_size: length of one, in the same units.
-        start: ``clean`` (FGSM), ``random`` (uniform in the ball: Madry et al. 2018), or noise of deviation .001
-            (TRADES): ``gaussian``, clipped to the ball and [0, 1], or ``gaussian-unclipped``, as in its authors' code.
-    """
-
-    norm: Norm
-    eps: float
-    steps: int
-    step_size: float
+    norm: Norm  #: of the ball
+    eps: float  #: its radius, in units of pixels in [0, 1]
+    steps: int  #: gradient steps
+    step_size: float  #: length of one, in the same units
+    #: ``clean`` (FGSM), ``random`` (uniform in the ball: Madry et al. 2018), or noise of deviation .001 (TRADES):
+    #: ``gaussian``, clipped to the ball and [0, 1], or ``gaussian-unclipped``, as in its authors' code
     start: _Start
 
     def climb(self, objective: Objective, pixels: Tensor) -> Tensor:
@@ -78,24 +71,21 @@ class Ascent:
         eps, step = (pixels.new_full((len(pixels),), value) for value in (self.eps, self.step_size))
         # One buffer with the strides of `pixels`: arithmetic may lose channels_last where C is 1, and convolutions then
         # take 1.7 times as long.
-        attacked = torch.empty_like(pixels).copy_(self._begin(pixels, eps))
+        attacked = torch.empty_like(pixels)
+        if self.start == "clean":
+            attacked.copy_(pixels)
+        elif self.start == "random":
+            draws = GlobalDraws(torch.empty(len(pixels), dtype=torch.int64, device=pixels.device))
+            moved = pixels + self.norm.random(draws, tuple(pixels.shape[1:]), eps)
+            attacked.copy_(self.norm.confine(moved, pixels, eps))
+        else:
+            moved = pixels + _TRADES_NOISE * torch.randn_like(pixels)
+            attacked.copy_(self.norm.confine(moved, pixels, eps) if self.start == "gaussian" else moved)
         for _ in range(self.steps):
             leaf = attacked.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(objective(leaf), leaf)
             attacked.copy_(self.norm.confine(self.norm.ascend(attacked, gradient, step), pixels, eps))
         return attacked
-
-    def _begin(self, pixels: Tensor, eps: Tensor) -> Tensor:
-        if self.start == "clean":
-            return pixels
-        if self.start.startswith("gaussian"):
-            moved = pixels + _TRADES_NOISE * torch.randn_like(pixels)
-            if self.start == "gaussian-unclipped":
-                return moved
-        else:
-            draws = GlobalDraws(torch.empty(len(pixels), dtype=torch.int64, device=pixels.device))
-            moved = pixels + self.norm.random(draws, tuple(pixels.shape[1:]), eps)
-        return self.norm.confine(moved, pixels, eps)
 
 
 def make_ascent(
@@ -125,23 +115,16 @@ def make_ascent(
 
 @dataclass(frozen=True)
 class AdversarialTraining:
-    """One regime of adversarial training, as `SinglePassAlgorithm.adversarial` takes it.
+    """One regime of adversarial training, as `SinglePassAlgorithm.adversarial` takes it."""
 
-    Attributes:
-        ascent: the attack.
-        rule: ``add``: L(x) + weight L(x_adv). ``replace``: L(x_adv). ``trades``: L(x) + weight KL(p(x) || p(x_adv)).
-        weight: of the adversarial term; unused by ``replace``.
-        objective: what the attack raises under ``add`` and ``replace``: the algorithm's ``own`` loss, or ``ce``.
-        share: of the images that ``replace`` attacks.
-        begins: images trained on before the first attack.
-    """
-
-    ascent: Ascent
+    ascent: Ascent  #: the attack
+    #: ``add``: L(x) + weight L(x_adv). ``replace``: L(x_adv). ``trades``: L(x) + weight KL(p(x) || p(x_adv))
     rule: Literal["add", "replace", "trades"] = "replace"
-    weight: float = 1.0
+    weight: float = 1.0  #: of the adversarial term; unused by ``replace``
+    #: what the attack raises under ``add`` and ``replace``: the algorithm's ``own`` loss, or ``ce``
     objective: Literal["own", "ce"] = "ce"
-    share: float = 1.0
-    begins: int = 0
+    share: float = 1.0  #: of the images that ``replace`` attacks
+    begins: int = 0  #: images trained on before the first attack
 
 
 def plan(config: AdversarialConfig, shape: tuple[int, ...], train_size: int) -> AdversarialTraining:
@@ -150,20 +133,18 @@ def plan(config: AdversarialConfig, shape: tuple[int, ...], train_size: int) -> 
     Raises:
         InputError: the radius is larger than the images allow.
     """
-    eps = config.full_eps(shape[0])
+    values: Any = config.resolved(shape[0])
     start = {"fgsm": "clean", "pgd": "random", "trades": "gaussian"}[config.method]
     if config.trades_start == "official":
         start = "gaussian-unclipped"
-    ascent = make_ascent(
-        config.norm or "Linf", eps, config.full_steps(), config.full_step_size(eps), start, shape
-    )
+    ball = {name: values[name] for name in ("norm", "eps", "steps", "step_size")}
     return AdversarialTraining(
-        ascent,
+        make_ascent(**ball, start=start, shape=shape),
         config.rule,
         config.full_weight(),
         config.full_objective(),
-        config.share or 1.0,
-        round((config.start or 0) * train_size),
+        values["share"],
+        round(values["start"] * train_size),
     )
 
 

@@ -8,7 +8,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
-from agents.algorithms.adversarial import Ascent, Objective, crafting, make_ascent
+from agents.algorithms.adversarial import Ascent, crafting, make_ascent
 from agents.algorithms.buffers import ShownImagesBuffer
 from agents.models.extraction import extract_classifier
 from agents.models.policy import ImagePolicy
@@ -102,33 +102,30 @@ class AdversarialObservation(VecEnvWrapper):
         return self._show(observations if self.venv.tensors else observations.cpu().numpy())  # type: ignore[attr-defined]
 
     def _show(self, observations: Any) -> Any:
-        self._shown = self._attack(observations)
-        return self._shown
-
-    def _attack(self, observations: Any) -> Any:
+        """Attack the observations, and remember what is shown."""
         if self.model is None:
             raise InputError(
                 "AdversarialObservation has no policy to attack; call watch(model) before learning"
             )
+        self._shown = observations
         if self.model.num_timesteps < self.begins:
             return observations
         clean = torch.as_tensor(observations, device=self.model.device)
-        policy = self.model.policy
-        pixels = policy.pixels(clean) if isinstance(policy, ImagePolicy) else clean.float().div_(255)
+        policy: Any = self.model.policy
+        ours = isinstance(policy, ImagePolicy)
+        pixels = policy.pixels(clean) if ours else clean.float().div_(255)
+        labels = self.venv.task.labels.to(self.model.device)  # type: ignore[attr-defined]
         with crafting(policy):
-            attacked = self.ascent.climb(self._objective(), pixels)
+            logits = policy.logits if ours else extract_classifier(policy)
+            attacked = self.ascent.climb(
+                lambda images: F.cross_entropy(logits(images).float(), labels, reduction="sum"), pixels
+            )
         images = quantise(attacked, clean, self.ascent.norm, self.ascent.eps)
         if self.share < 1:
             chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < self.share
             images = torch.where(chosen, images, clean)
-        return images if isinstance(observations, Tensor) else images.cpu().numpy()
-
-    def _objective(self) -> Objective:
-        assert self.model is not None
-        policy = self.model.policy
-        logits = policy.logits if isinstance(policy, ImagePolicy) else extract_classifier(policy)
-        labels = self.venv.task.labels.to(self.model.device)  # type: ignore[attr-defined]
-        return lambda images: F.cross_entropy(logits(images).float(), labels, reduction="sum")
+        self._shown = images if isinstance(observations, Tensor) else images.cpu().numpy()
+        return self._shown
 
 
 def quantise(attacked: Tensor, clean: Tensor, norm: Norm, eps: float) -> Tensor:

@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from torch import Tensor, nn
 
-from agents.algorithms.host_arrays import host_arrays
 from agents.algorithms.running_means import RunningMeans
 from envs.arguments import check_seed
 from envs.errors import InputError
@@ -147,17 +147,19 @@ class ImageAlgorithm(BaseAlgorithm):
     def _report(self, callback: BaseCallback, scope: dict[str, Any], step: dict[str, Any]) -> bool:
         """Count a step of every environment and show it to the callback; return False if that asks to stop.
 
-        Args:
-            callback: that of ``learn``.
-            scope: the caller's local variables, which SB3 shows to callbacks.
-            step: ``actions``, ``rewards``, ``dones``, ``new_obs`` and ``infos``, which callbacks find as arrays.
+        Callbacks find the caller's local variables, ``scope``, and ``actions``, ``rewards``, ``dones``, ``new_obs`` and
+        ``infos`` of the ``step``, tensors as arrays: those on the CPU share their memory, others wait to be read.
         """
         self.num_timesteps += self.n_envs
         if getattr(image_task(scope["env"]), "length", 0) != 1:
             self.statistics.add_episodes(step["rewards"], step["dones"])
         if any(step["infos"]):
             self._update_info_buffer(step["infos"], step["dones"])
-        callback.update_locals(scope | host_arrays(**step))
+        shown = scope | step
+        for name, value in step.items():
+            if isinstance(value, Tensor):
+                shown[name] = value.detach().numpy() if value.device.type == "cpu" else HostArray(value)
+        callback.update_locals(shown)
         return callback.on_step()
 
     def _check_env_kind(self, env: Any, tensors: bool) -> None:
@@ -205,6 +207,36 @@ class ImageAlgorithm(BaseAlgorithm):
         self._last_obs = self.present_observations() if attacked is None else attacked.to(self.device)
         self._last_episode_starts = state["episode_starts"].to(self.device)
         self.statistics.load_state_dict(state["statistics"])
+
+
+class HostArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """A tensor on an accelerator that is copied to the host when it is first read, and then acts as an array."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor: Tensor | None = tensor
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self._tensor is not None:
+            self._array, self._tensor = self._tensor.cpu().numpy(), None
+        return np.array(self._array, dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        arrays = (np.asarray(value) if isinstance(value, HostArray) else value for value in inputs)
+        return getattr(ufunc, method)(*arrays, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(np.asarray(self), name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.asarray(self)[index]
+
+    def __len__(self) -> int:
+        return len(np.asarray(self))
+
+    def __bool__(self) -> bool:
+        return bool(np.asarray(self))
 
 
 def optimizer_step(

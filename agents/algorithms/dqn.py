@@ -68,9 +68,15 @@ class DQN(ImageAlgorithm, dqn.DQN):
         return RolloutReturn(train_freq.frequency * env.num_envs, 0, continue_training=True)
 
     def _collect_step(self, env: Any, buffer: ImageReplayBuffer) -> dict[str, Any]:
+        """Answer every environment once, epsilon-greedily; before ``learning_starts`` all actions are random."""
         task = env.task
         indices, augment_seeds, labels = task.indices, task.augment_seeds, task.labels
-        actions = self._explore(env.num_envs)
+        actions = torch.randint(int(self.action_space.n), (env.num_envs,), device=self.device)  # type: ignore[attr-defined]
+        if self.num_timesteps >= self.learning_starts:
+            with torch.no_grad():
+                greedy = self.q_net(self._last_obs).argmax(-1)
+            explores = torch.rand(env.num_envs, device=self.device) < self.exploration_rate
+            actions = torch.where(explores, actions, greedy)
         self._last_obs, rewards, dones, infos = env.step(actions)
         buffer.add_step(
             indices=indices,
@@ -82,22 +88,8 @@ class DQN(ImageAlgorithm, dqn.DQN):
             dones=dones.float(),
         )
         self.statistics.add(reward=rewards, accuracy=actions == labels)
-        return {
-            "actions": actions,
-            "rewards": rewards,
-            "dones": dones,
-            "new_obs": self._last_obs,
-            "infos": infos,
-        }
-
-    @torch.no_grad()
-    def _explore(self, num_envs: int) -> Tensor:
-        """Return epsilon-greedy actions ``(num_envs,)``; before ``learning_starts`` all are random."""
-        random = torch.randint(int(self.action_space.n), (num_envs,), device=self.device)  # type: ignore[attr-defined]
-        if self.num_timesteps < self.learning_starts:
-            return random
-        greedy = self.q_net(self._last_obs).argmax(-1)
-        return torch.where(torch.rand(num_envs, device=self.device) < self.exploration_rate, random, greedy)
+        step = {"actions": actions, "rewards": rewards, "dones": dones}
+        return step | {"new_obs": self._last_obs, "infos": infos}
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Take ``gradient_steps`` steps on minibatches of the replay memory."""
@@ -148,22 +140,14 @@ class DQN(ImageAlgorithm, dqn.DQN):
 
 
 def _build(setup: Setup) -> DQN:
-    config, envs = setup.config, setup.env.num_envs
     model = setup.algorithm(
         "CnnPolicy",
-        buffer_size=config.dqn.buffer_size,
-        learning_starts=config.dqn.learning_starts,
-        batch_size=envs,
-        train_freq=1,
-        gradient_steps=1,
-        target_update_interval=max(config.dqn.target_update_interval, envs),
-        exploration_fraction=config.dqn.exploration_fraction,
-        exploration_final_eps=setup.exploration,
-        max_grad_norm=config.max_grad_norm or float("inf"),
+        max_grad_norm=setup.config.max_grad_norm or float("inf"),
         policy_kwargs=setup.stock_policy,
         **setup.common,
+        **setup.off_policy,
     )
-    if config.channels_last:
+    if setup.config.channels_last:
         to_fast_layout(model.policy)
     return model
 

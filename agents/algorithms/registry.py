@@ -11,53 +11,31 @@ from typing import Any, Literal
 from envs.errors import InputError, unknown_name
 
 
-def _accept(config: Any) -> None:
-    return None
-
-
-def _nothing(config: Any, algorithm: type[Any]) -> str:
-    return ""
-
-
-def _forward_and_backward(config: Any) -> int:
-    return 3
-
-
 @dataclass(frozen=True)
 class AlgorithmSpec:
-    """The properties of an algorithm that a training run needs.
+    """The properties of an algorithm that a training run needs."""
 
-    Attributes:
-        algorithm: the class, a Stable-Baselines3 algorithm.
-        build: from an `agents.algorithms.setups.Setup` to the algorithm with a new policy.
-        exploration: share of uniform random actions unless ``--exploration.eps`` is given.
-        exploration_mode: ``batch`` or ``mixture``, unless ``--exploration.mode`` is given.
-        adversarial: how it trains on attacked images: in its ``loss``, as ``observations``, or ``none``: not at all.
-        learning_rate: factor of the default learning rate.
-        ent_coef: weight of the entropy bonus unless ``--ppo.ent-coef`` is given.
-        small_batch: default batch size of the smallest networks; that of others is 256.
-        in_schedules: whether it can be a phase of ``--schedule``; phases share one policy, an `ImagePolicy`.
-        bf16: whether it trains under ``--precision bf16``.
-        tensors: whether it learns from environments of tensors on the device; False: of NumPy arrays.
-        check: raises InputError for a `TrainConfig` whose options do not go with the algorithm.
-        notes: from a `TrainConfig` and the class to what a user should know before training, in one line, or "".
-        forward_passes: from a `TrainConfig` to the cost of an image, in forward passes; with a backward one they are 3.
-    """
-
-    algorithm: type[Any]
-    build: Callable[[Any], Any]
-    exploration: float = 0.1
-    exploration_mode: Literal["batch", "mixture"] = "batch"
+    algorithm: type[Any]  #: the class, a Stable-Baselines3 algorithm
+    build: Callable[
+        [Any], Any
+    ]  #: from an `agents.algorithms.setups.Setup` to the algorithm with a new policy
+    exploration: float = 0.1  #: share of uniform random actions unless ``--exploration.eps`` is given
+    exploration_mode: Literal["batch", "mixture"] = "batch"  #: unless ``--exploration.mode`` is given
+    #: how it trains on attacked images: in its ``loss``, as ``observations``, or ``none``: not at all
     adversarial: Literal["loss", "observations", "none"] = "none"
-    learning_rate: float = 1.0
-    ent_coef: float = 0.0
-    small_batch: int = 64
-    in_schedules: bool = True
-    bf16: bool = True
+    learning_rate: float = 1.0  #: factor of the default learning rate
+    ent_coef: float = 0.0  #: weight of the entropy bonus unless ``--ppo.ent-coef`` is given
+    small_batch: int = 64  #: default batch size of the smallest networks; that of others is 256
+    in_schedules: bool = True  #: whether it can be a phase of ``--schedule``; they share one `ImagePolicy`
+    bf16: bool = True  #: whether it trains under ``--precision bf16``
+    #: whether it learns from environments of tensors on the device; False: of NumPy arrays
     tensors: bool = True
-    check: Callable[[Any], None] = _accept
-    notes: Callable[[Any, type[Any]], str] = _nothing
-    forward_passes: Callable[[Any], int] = _forward_and_backward
+    #: raises InputError for a `TrainConfig` whose options do not go with the algorithm
+    check: Callable[[Any], None] = lambda config: None
+    #: from a `TrainConfig` and the class to what a user should know before training, in one line, or ""
+    notes: Callable[[Any, type[Any]], str] = lambda config, algorithm: ""
+    #: from a `TrainConfig` to the cost of an image, in forward passes; with a backward one they are 3
+    forward_passes: Callable[[Any], int] = lambda config: 3
 
 
 _named: dict[str, AlgorithmSpec] = {}

@@ -1,4 +1,4 @@
-"""The arguments of algorithm builders: options with defaults filled in, environment and network."""
+"""The phases of a run, and what algorithms are built from: options with defaults filled in, environment, network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,39 +8,40 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms.adversarial import AdversarialTraining
+from agents.algorithms.registry import AlgorithmSpec
 from agents.config import TrainConfig
 from agents.models.image_network import ImageNetwork
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What an algorithm is built from.
+class Phase:
+    """A phase of training."""
 
-    Attributes:
-        algorithm: its class.
-        config: the options of the run; those with defaults by algorithm are the fields below.
-        env: the training environment, ``batch_size`` images at a time.
-        device: where the policy lives.
-        learning_rate: a number, or a function of the remaining progress, from 1 to 0.
-        exploration: share of uniform random actions.
-        exploration_mode: ``batch`` or ``mixture``.
-        ent_coef: weight of the entropy bonus.
-        network: ``network``, ``mean`` and ``std`` of `agents.ImageNetwork`.
-        compile: whether policies of this project compile it.
-        attacks: how training is attacked in the loss; None where it is not.
-    """
-
-    algorithm: type[Any]
-    config: TrainConfig
-    env: VecEnv
-    device: torch.device
+    spec: AlgorithmSpec  #: what learns
+    end: int  #: images of the whole run after which it is over
+    #: a number, or a function of the whole run's remaining progress, from 1 to 0
     learning_rate: float | Callable[[float], float]
-    exploration: float
-    exploration_mode: str
-    ent_coef: float
-    network: dict[str, Any]
-    compile: bool
-    attacks: AdversarialTraining | None = None
+    exploration: float  #: share of uniform random actions
+    exploration_mode: str  #: ``batch`` or ``mixture``
+    ent_coef: float  #: weight of the entropy bonus
+
+
+@dataclass(frozen=True)
+class Setup(Phase):
+    """What the algorithm of a phase is built from."""
+
+    #: the options of the run; those with defaults by algorithm are the fields of the phase
+    config: TrainConfig
+    env: VecEnv  #: the training environment, ``batch_size`` images at a time
+    device: torch.device  #: where the policy lives
+    network: dict[str, Any]  #: ``network``, ``mean`` and ``std`` of `agents.ImageNetwork`
+    compile: bool  #: whether policies of this project compile it
+    attacks: AdversarialTraining | None = None  #: how training is attacked in the loss; None: not at all
+
+    @property
+    def algorithm(self) -> type[Any]:
+        """The class of the algorithm."""
+        return self.spec.algorithm
 
     @property
     def optimizer(self) -> dict[str, Any]:
@@ -56,6 +57,21 @@ class Setup:
             "device": self.device,
             "learning_rate": self.learning_rate,
             "gamma": self.config.ppo.gamma,
+        }
+
+    @property
+    def off_policy(self) -> dict[str, Any]:
+        """Arguments that DQN and its kin take: one step of every environment, then one on as many images."""
+        dqn, envs = self.config.dqn, self.env.num_envs
+        return {
+            "buffer_size": dqn.buffer_size,
+            "learning_starts": dqn.learning_starts,
+            "batch_size": envs,
+            "train_freq": 1,
+            "gradient_steps": 1,
+            "target_update_interval": max(dqn.target_update_interval, envs),
+            "exploration_fraction": dqn.exploration_fraction,
+            "exploration_final_eps": self.exploration,
         }
 
     @property

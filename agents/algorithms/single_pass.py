@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor
 from agents.algorithms import losses
 from agents.algorithms.adversarial import AdversarialTraining, crafting
 from agents.algorithms.base import ImageAlgorithm, image_task, optimizer_step
-from agents.algorithms.batches import Batch, concatenate
 from agents.algorithms.buffers import UnusedRolloutBuffer
 from agents.algorithms.registry import AlgorithmSpec, register_family
 from agents.algorithms.setups import Setup
@@ -28,6 +28,19 @@ from agents.models.policy import ImagePolicy
 from envs.errors import InputError
 
 ENTROPY_EVERY = 8  # updates; logging it costs a softmax
+
+
+@dataclass
+class Batch:
+    """What one update learns from; N images."""
+
+    pixels: Tensor  #: float images in [0, 1], ``(N, C, H, W)``
+    logits: Tensor  #: ``(N, K)``, with their graph
+    actions: Tensor  #: int64 ``(N,)``, taken
+    returns: Tensor  #: float32 ``(N,)``, discounted rewards from each action on
+    labels: Tensor | None = None  #: int64 ``(N,)``, the labels that rewards use; None outside an image task
+    #: float32 ``(N, K)``, the reward of every action; None where no loss or attack needs it
+    action_rewards: Tensor | None = None
 
 
 class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
@@ -47,8 +60,7 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         cuda_graphs: on a GPU, record the step as CUDA graphs, see `StepGraphs`. Needs an image task with tensors,
             ``n_steps`` of 1 and no attacks in training; other trainings go on without. Own algorithms may decide
             nothing on the host in a step but :meth:`host_choices`.
-        policy_kwargs: passed to the policy.
-        tensorboard_log, verbose, seed, device: as in SB3.
+        **options: ``policy_kwargs``, ``tensorboard_log``, ``verbose``, ``seed``, ``device``, as in SB3.
 
     Attributes:
         adversarial: how attacked images enter training, from the next step on; None: not at all. Needs an image task.
@@ -72,13 +84,7 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         ent_coef: float = 0.0,
         max_grad_norm: float = 1.0,
         cuda_graphs: bool = False,
-        policy_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
+        **options: Any,
     ) -> None:
         self.cuda_graphs = cuda_graphs
         super().__init__(
@@ -94,14 +100,8 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
             use_sde=False,
             sde_sample_freq=-1,
             rollout_buffer_class=UnusedRolloutBuffer,
-            policy_kwargs=policy_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            verbose=verbose,
-            seed=seed,
-            device=device,
             supported_action_spaces=(spaces.Discrete,),
-            _init_setup_model=_init_setup_model,
+            **options,
         )
 
     def _setup_model(self) -> None:
@@ -112,14 +112,8 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         self._parameters = list(self.policy.parameters())
 
     def _excluded_save_params(self) -> list[str]:
-        return [
-            *super()._excluded_save_params(),
-            "_batch",
-            "_softmax",
-            "_parameters",
-            "_graphs",
-            "adversarial",
-        ]
+        own = ("_batch", "_softmax", "_parameters", "_graphs", "adversarial")
+        return [*super()._excluded_save_params(), *own]
 
     @abc.abstractmethod
     def choose_actions(self, logits: Tensor) -> Tensor:
@@ -143,8 +137,16 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
             ended.append(step["dones"])
             if not self._report(callback, locals(), step):
                 return False
-        self._discount(steps, ended)
-        self._batch = steps[0] if len(steps) == 1 else concatenate(steps)
+        if self.gamma != 0:
+            following = torch.zeros_like(steps[-1].returns)
+            for batch, dones in zip(reversed(steps), reversed(ended), strict=True):
+                following = batch.returns + self.gamma * (1 - dones.float()) * following
+                batch.returns = following
+        self._batch = steps[0]
+        if len(steps) > 1:
+            columns = zip(*(vars(batch).values() for batch in steps), strict=True)
+            joined = (None if column[0] is None else torch.cat(column) for column in columns)
+            self._batch = Batch(*joined)  # type: ignore[arg-type]
         callback.on_rollout_end()
         return True
 
@@ -158,11 +160,16 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         everything = self.full_information or self.adversarial is not None
         action_rewards = task.action_rewards() if task and everything else None
         tensors = getattr(env, "tensors", False)
-        if graphs := self._step_graphs(tensors and task is not None):
+        here = self.cuda_graphs and tensors and task is not None and self.device.type == "cuda"
+        if not here or self.n_steps > 1 or self.adversarial is not None:
+            self._graphs = None
+        elif self._graphs is None:
+            self._graphs = StepGraphs(self._answer, self._descend_on, self.policy.optimizer)
+        if self._graphs is not None:
             returns = torch.empty(env.num_envs, device=self.device)
             others = {"returns": returns, "labels": labels, "action_rewards": action_rewards}
             self._softmax = None  # of memory that is overwritten
-            pixels, logits, actions = graphs.act(observations, others, self.host_choices())
+            pixels, logits, actions = self._graphs.act(observations, others, self.host_choices())
         else:
             pixels, logits, actions = self._answer(observations, labels, action_rewards)
         self._last_obs, rewards, dones, infos = env.step(actions if tensors else actions.cpu().numpy())
@@ -171,13 +178,8 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         self.statistics.add(reward=rewards)
         if labels is not None:
             self.statistics.add(accuracy=actions == labels)
-        step = {
-            "actions": actions,
-            "rewards": rewards,
-            "dones": dones,
-            "new_obs": self._last_obs,
-            "infos": infos,
-        }
+        step = {"actions": actions, "rewards": rewards, "dones": dones}
+        step |= {"new_obs": self._last_obs, "infos": infos}
         return Batch(pixels, logits, actions, rewards.float(), labels, action_rewards), step
 
     def _answer(
@@ -193,15 +195,6 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
     def host_choices(self) -> Hashable:
         """Decide what the next, recorded step decides on the host, and return all numbers that it depends on."""
         return self.ent_coef, self.max_grad_norm
-
-    def _step_graphs(self, tensors: bool) -> StepGraphs | None:
-        """Return what records the steps, or None where they are not recorded."""
-        here = self.cuda_graphs and tensors and self.device.type == "cuda"
-        if not here or self.n_steps > 1 or self.adversarial is not None:
-            self._graphs = None
-        elif self._graphs is None:
-            self._graphs = StepGraphs(self._answer, self._descend_on, self.policy.optimizer)
-        return self._graphs
 
     def answer(self, pixels: Tensor, labels: Tensor, action_rewards: Tensor) -> Batch:
         """Answer images outside of the environment; each is a bandit of its own, so returns are its rewards."""
@@ -264,14 +257,6 @@ class SinglePassAlgorithm(ImageAlgorithm, OnPolicyAlgorithm, abc.ABC):
         if self._softmax is None or self._softmax[0] is not logits:
             self._softmax = (logits, distribution.softmax(logits))
         return self._softmax[1]
-
-    def _discount(self, steps: list[Batch], ended: list[Tensor]) -> None:
-        if self.gamma == 0:
-            return
-        following = torch.zeros_like(steps[-1].returns)
-        for step, dones in zip(reversed(steps), reversed(ended), strict=True):
-            following = step.returns + self.gamma * (1 - dones.float()) * following
-            step.returns = following
 
     def train(self) -> None:
         """Take one gradient step on the batch collected last."""

@@ -167,17 +167,8 @@ def _build(setup: Setup) -> Any:
     if issubclass(algorithm, OnPolicyAlgorithm):
         options["n_steps"] = max(config.ppo.rollout // envs, 1) if "batch_size" in known else 1
     else:
-        options |= {
-            "buffer_size": config.dqn.buffer_size,
-            "learning_starts": config.dqn.learning_starts,
-            "train_freq": 1,
-            "gradient_steps": 1,
-            "target_update_interval": max(config.dqn.target_update_interval, envs),
-            "exploration_fraction": config.dqn.exploration_fraction,
-            "exploration_final_eps": setup.exploration,
-            "replay_buffer_class": IndexedReplayBuffer,
-            "replay_buffer_kwargs": {"env": env},
-        }
+        options |= setup.off_policy
+        options |= {"replay_buffer_class": IndexedReplayBuffer, "replay_buffer_kwargs": {"env": env}}
     options |= {_PARAMETERS[option]: value for option, value in _given(config).items()}
     if options.get("max_grad_norm") == 0:
         options["max_grad_norm"] = float("inf")

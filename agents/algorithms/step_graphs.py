@@ -5,8 +5,7 @@ weights. Both read and write memory of fixed places. Whatever the step decides o
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,23 +21,15 @@ Inputs = Mapping[str, Tensor | None]
 
 @dataclass
 class _Recording:
-    """A recorded step.
+    """A recorded step."""
 
-    Attributes:
-        observations: where ``forward`` reads the images.
-        outputs: what ``forward`` writes and ``backward`` reads.
-        inputs: what else ``backward`` reads.
-        results: what ``backward`` writes.
-        addresses: of weights and optimiser state.
-    """
-
-    observations: Tensor
-    outputs: tuple[Tensor, ...]
-    inputs: Inputs
-    results: tuple[Tensor, ...]
+    observations: Tensor  #: where ``forward`` reads the images
+    outputs: tuple[Tensor, ...]  #: what ``forward`` writes and ``backward`` reads
+    inputs: Inputs  #: what else ``backward`` reads
+    results: tuple[Tensor, ...]  #: what ``backward`` writes
     forward: torch.cuda.CUDAGraph
     backward: torch.cuda.CUDAGraph
-    addresses: tuple[int, ...]
+    addresses: tuple[int, ...]  #: of weights and optimiser state
 
 
 class StepGraphs:
@@ -61,9 +52,7 @@ class StepGraphs:
         self._present: _Recording | None = None
         self._steps = 0
         self._usable = True
-        self._stream = (
-            torch.cuda.Stream()
-        )  # that records: gradients accumulate on the stream of their first pass
+        self._stream = torch.cuda.Stream()  # records: gradients accumulate on the stream of their first pass
         self._rate = torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
 
     def act(self, observations: Tensor, inputs: Inputs, key: Hashable) -> tuple[Tensor, ...]:
@@ -80,7 +69,7 @@ class StepGraphs:
             self._recordings.clear()  # weights or optimiser state were loaded
             self._present = None
         if self._present is None and self._usable and self._steps >= WARM_UP:
-            self._present = self._try_to_record(observations, inputs, key)
+            self._present = self._record(observations, inputs, key)
         if self._present is None:
             with apart(self._stream):
                 self._outputs = self._act(observations)
@@ -103,45 +92,36 @@ class StepGraphs:
         recording.backward.replay()
         return recording.results
 
-    def _try_to_record(self, observations: Tensor, inputs: Inputs, key: Hashable) -> _Recording | None:
+    def _record(self, observations: Tensor, inputs: Inputs, key: Hashable) -> _Recording | None:
+        """Record a step, in which the optimiser reads its learning rate from memory; None after a failure."""
+        groups = self._optimizer.param_groups
+        before = [dict(group) for group in groups]
+        own = {name: None if value is None else value.clone() for name, value in inputs.items()}
+        forward, backward, images = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), observations.clone()
         try:
             if len(self._recordings) == MOST:
                 raise RuntimeError(f"more than {MOST} kinds of steps")
-            self._recordings[key] = self._record(observations, inputs)
+            with torch.cuda.graph(forward, stream=self._stream):
+                outputs = self._act(images)
+            for group in groups:
+                group.update(lr=self._rate, **({"capturable": True} if "capturable" in group else {}))
+            with torch.cuda.graph(backward, pool=forward.pool(), stream=self._stream):
+                results = self._learn(outputs, own)
         except RuntimeError as error:
             self._usable = False
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             warnings.warn(
                 f"no CUDA graph of the training step, which goes on without: {reason}", stacklevel=4
             )
-        return self._recordings.get(key)
-
-    def _record(self, observations: Tensor, inputs: Inputs) -> _Recording:
-        own = {name: None if value is None else value.clone() for name, value in inputs.items()}
-        forward, backward, images = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph(), observations.clone()
-        with torch.cuda.graph(forward, stream=self._stream):
-            outputs = self._act(images)
-        with (
-            _capturable(self._optimizer, self._rate),
-            torch.cuda.graph(backward, pool=forward.pool(), stream=self._stream),
-        ):
-            results = self._learn(outputs, own)
-        return _Recording(images, outputs, own, results, forward, backward, self._addresses())
+            return None
+        finally:
+            for group, old in zip(groups, before, strict=True):
+                group.update(old)
+        addresses = self._addresses()
+        recording = _Recording(images, outputs, own, results, forward, backward, addresses)
+        return self._recordings.setdefault(key, recording)
 
     def _addresses(self) -> tuple[int, ...]:
         first = self._optimizer.param_groups[0]["params"][0]
         state = self._optimizer.state.get(first, {}).values()
         return tuple(value.data_ptr() for value in (first, *state) if isinstance(value, Tensor))
-
-
-@contextmanager
-def _capturable(optimizer: torch.optim.Optimizer, rate: Tensor) -> Iterator[None]:
-    """Within this context the optimiser reads its learning rate from ``rate``, and may be recorded."""
-    before = [dict(group) for group in optimizer.param_groups]
-    try:
-        for group in optimizer.param_groups:
-            group.update(lr=rate, **({"capturable": True} if "capturable" in group else {}))
-        yield
-    finally:
-        for group, old in zip(optimizer.param_groups, before, strict=True):
-            group.update(old)

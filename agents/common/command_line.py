@@ -1,6 +1,12 @@
-"""Shared by every command line: options are parsed into a dataclass, errors printed as one line."""
+"""Shared by every command line: options are parsed into a dataclass, errors printed as one line.
+
+``--help`` prints the options that the dataclass names in its class variable ``FIRST``, as ``data.n`` where they are in
+a nested dataclass, and ``--help-all`` all of them; without it, both print all.
+"""
 
 import contextlib
+import copy
+import dataclasses
 import difflib
 import importlib
 import io
@@ -8,12 +14,13 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from agents.common.command_help import print_help
 from attacks.core.errors import AttackError
 from attacks.starting import interruptible
 from envs.allocator import keep_freed_memory
@@ -22,6 +29,7 @@ from envs.errors import InputError
 USAGE_ERROR = 2
 INTERRUPTED = 130
 _LONGEST = 1200  # letters of a message
+_WORDS = {str: "STR", int: "INT", float: "FLOAT", Path: "PATH"}
 
 
 def parse_number(text: str) -> float:
@@ -57,7 +65,12 @@ def run_cli(
         start = defaults(arguments) if defaults else None
         known = {} if start is None else {"default": start}
         if asked := {"-h", "--help", "--help-all"}.intersection(arguments):
-            print_help(config_class, prog, config_class.__doc__, start, "--help-all" in asked)
+            description = config_class.__doc__
+            first = () if "--help-all" in asked else getattr(config_class, "FIRST", "").split()
+            if first:
+                description += "\n\nThese are the options used most; --help-all shows all of them."
+            shown = _shown(config_class, start, first)
+            tyro.cli(shown, prog=prog, description=description, args=["--help"])  # raises SystemExit
         keep_freed_memory()
         config = _parse(config_class, {"prog": prog, "args": arguments, **known})
         if first_line and sys.stderr.isatty() and (line := first_line(config)):
@@ -133,3 +146,40 @@ def one_line(error: BaseException) -> str:
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shown(options: Any, start: Any, first: Collection[str], prefix: str = "") -> Any:
+    """Return a subclass of ``options`` made for its help; where ``first`` names fields, the others are hidden."""
+    rows = []
+    hints = get_type_hints(options, include_extras=True)
+    for item in map(copy.copy, dataclasses.fields(options)):
+        hint = hints[item.name]
+        kind, *marks = get_args(hint) if get_origin(hint) is Annotated else [hint]
+        if start is not None:
+            item.default, item.default_factory = getattr(start, item.name), dataclasses.MISSING
+        if dataclasses.is_dataclass(kind):
+            nested = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+            kind = _shown(kind, nested, first, f"{prefix}{item.name}.")
+            item.default, item.default_factory = dataclasses.MISSING, kind
+        elif first and prefix + item.name not in first and tyro.conf.Positional not in marks:
+            marks.append(tyro.conf.Suppress)
+        else:
+            marks.append(_wording(kind, item.default, marks))
+        rows.append((item.name, Annotated[(kind, *marks)] if marks else kind, item))
+    made: dict[str, Any] = {"frozen": True, "namespace": {"__doc__": options.__doc__}}
+    return dataclasses.make_dataclass(options.__name__, rows, bases=(options,), **made)
+
+
+def _wording(kind: Any, default: Any, marks: list[Any]) -> Any:
+    """Return how a value and its default are shown: None and () are not, as the texts say what they stand for."""
+    word, parts = None, [part for part in get_args(kind) if part is not type(None)]
+    if get_origin(kind) is tuple:
+        word = f"{_WORDS[parts[0]]} ..."
+        default = default or None
+    elif get_origin(kind) in (Union, UnionType):
+        word = _WORDS.get(parts[0]) or "{" + ",".join(get_args(parts[0])) + "}"
+    if any(isinstance(mark, tyro.constructors.PrimitiveConstructorSpec) for mark in marks):
+        word = None  # it brings its own
+    if default is None or (get_origin(kind) is tuple and default is dataclasses.MISSING):
+        return tyro.conf.arg(metavar=word, help_behavior_hint="")
+    return tyro.conf.arg(metavar=word)

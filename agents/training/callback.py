@@ -7,19 +7,18 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.common.run_dir import RunDir
-from agents.config import TrainConfig
 from agents.models.classifier_files import save_classifier
 from agents.models.extraction import extract_classifier
 from agents.training.checkpoint import diverged, refuse_divergence, save_checkpoint
 from agents.training.logs import JSONLines
 from agents.training.progress import TrainingProgress
+from agents.training.resolve import ResolvedConfig
 from agents.training.validation import Selection, Validator, copied
 
 LOGS_PER_VALIDATION = 4
@@ -54,20 +53,11 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-@dataclass
-class Milestones:
-    """When the next validation and the next log line are due, in images."""
-
-    next_validation: int
-    next_log: int
-
-
 class TrainingCallback(BaseCallback):
     """Acts at the start of every rollout; see the module's docstring.
 
     Args:
-        run, config: the run directory and the options of the run.
-        total, validate_every: images of the whole run, and between validations.
+        run, settings: the run directory and what the run does.
         validator: validates the policy and keeps the best weights.
         stop: asked to stop by Ctrl-C.
         progress: the bar.
@@ -78,27 +68,20 @@ class TrainingCallback(BaseCallback):
     def __init__(
         self,
         run: RunDir,
-        config: TrainConfig,
-        total: int,
-        validate_every: int,
+        settings: ResolvedConfig,
         validator: Validator,
         stop: StopRequest,
         progress: TrainingProgress,
     ) -> None:
         super().__init__()
-        self.run, self.config, self.total = run, config, total
+        self.run, self.settings = run, settings
         self.validator, self.stop, self.progress = validator, stop, progress
-        self.validate_every, self.log_every = validate_every, max(validate_every // LOGS_PER_VALIDATION, 1)
+        self.log_every = max(settings.eval_every // LOGS_PER_VALIDATION, 1)
         self.phase = 0
-        self.milestones = Milestones(validate_every, self.log_every)
+        self.due = {"next_validation": settings.eval_every, "next_log": self.log_every}  # in images
         self._began = time.perf_counter()
         self._seconds_before = 0.0
         self._clock = (self._began, -1)  # the last log line's time, and images seen then; -1: not begun
-
-    @property
-    def selection(self) -> Selection:
-        """The best weights so far."""
-        return self.validator.selection
 
     def _on_step(self) -> bool:
         return True
@@ -113,18 +96,18 @@ class TrainingCallback(BaseCallback):
             InputError: training has diverged.
             KeyboardInterrupt: somebody asked to stop; everything is saved.
         """
-        step, due = self.model.num_timesteps, self.milestones
+        step, due = self.model.num_timesteps, self.due
         self.progress.update(self.model, force=validate)
         if self._clock[1] < 0:
             self._clock = (time.perf_counter(), step)
-        if log or step >= due.next_log:
-            validate = validate or step >= due.next_validation
+        if log or step >= due["next_log"]:
+            validate = validate or step >= due["next_validation"]
             self._log(step, validate)
-            while due.next_log <= step:
-                due.next_log += self.log_every
+            while due["next_log"] <= step:
+                due["next_log"] += self.log_every
             if validate:
-                while due.next_validation <= step:
-                    due.next_validation += self.validate_every
+                while due["next_validation"] <= step:
+                    due["next_validation"] += self.settings.eval_every
                 self.checkpoint()
         if self.stop.requested:
             self.checkpoint()
@@ -133,10 +116,11 @@ class TrainingCallback(BaseCallback):
     def stopped(self) -> KeyboardInterrupt:
         """Return the exception that says how to continue."""
         command = f"python -m agents.train --resume {shlex.quote(str(self.run.path))}"
-        for option, name in (("--algo", self.config.algo), ("--network", self.config.network)):
+        options = self.settings.options
+        for option, name in (("--algo", options.algo), ("--network", options.network)):
             if ":" in name:  # code, which resuming imports only if the user names it again
                 command += f" {option} {name}"
-        images = f"{self.model.num_timesteps:,} of {self.total:,} images"
+        images = f"{self.model.num_timesteps:,} of {self.settings.total:,} images"
         return KeyboardInterrupt(f"stopped after {images}; continue with: {command}")
 
     def checkpoint(self, done: bool = False) -> None:
@@ -146,8 +130,14 @@ class TrainingCallback(BaseCallback):
             InputError: training has diverged; the files stay as they were.
         """
         refuse_divergence(self.run, self.model)
-        if self.selection.weights is not None:
-            self._write_selected(self.selection.weights)
+        if (selected := self.validator.selection.weights) is not None:
+            policy = self.model.policy
+            present = copied(policy.state_dict())
+            policy.load_state_dict(selected)
+            try:
+                save_classifier(extract_classifier(policy), self.run.model_path)
+            finally:
+                policy.load_state_dict(present)
         save_checkpoint(self.run, self.model, self.state(), done)
 
     def close(self) -> None:
@@ -164,8 +154,8 @@ class TrainingCallback(BaseCallback):
         metrics = next(output for output in self.model.logger.output_formats if isinstance(output, JSONLines))
         return {
             "phase": self.phase,
-            "selection": vars(self.selection),
-            "milestones": vars(self.milestones) | {"history": self.validator.history},
+            "selection": vars(self.validator.selection),
+            "milestones": self.due | {"history": self.validator.history},
             "metrics_bytes": metrics.size(),
             "seconds": self.seconds(),
         }
@@ -173,10 +163,10 @@ class TrainingCallback(BaseCallback):
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state` returned."""
         self.phase, self._seconds_before = state["phase"], state["seconds"]
-        selection, due = dict(state["selection"]), dict(state["milestones"])
+        selection = state["selection"]
         self.validator.selection = Selection(**selection | {"score": tuple(selection["score"])})
-        self.validator.history = due.pop("history")
-        self.milestones = Milestones(**due)
+        self.validator.history = state["milestones"]["history"]
+        self.due = {name: state["milestones"][name] for name in self.due}
 
     def _log(self, step: int, validate: bool) -> None:
         refuse_divergence(self.run, self.model)
@@ -186,7 +176,7 @@ class TrainingCallback(BaseCallback):
         (since, images), self._clock = self._clock, (time.perf_counter(), step)
         record["time/images_per_second"] = (step - images) / max(self._clock[0] - since, 1e-9)
         record["time/fps"] = step / max(self.seconds(), 1e-9)
-        if self.config.schedule is not None:
+        if self.settings.options.schedule is not None:
             record["time/phase"] = float(self.phase)
         if validate:
             record |= self.validator(self.model.policy, step)
@@ -196,13 +186,3 @@ class TrainingCallback(BaseCallback):
         for name, value in record.items():
             self.model.logger.record(name, value)
         self.model.logger.dump(step)
-
-    def _write_selected(self, weights: dict[str, Any]) -> None:
-        """Write ``model.safetensors`` with the selected weights rather than the present ones."""
-        policy = self.model.policy
-        present = copied(policy.state_dict())
-        policy.load_state_dict(weights)
-        try:
-            save_classifier(extract_classifier(policy), self.run.model_path)
-        finally:
-            policy.load_state_dict(present)

@@ -63,7 +63,7 @@ def build_env(settings: ResolvedConfig, dataset: ImageDataset) -> VecEnv:
     return sb3_env(
         dataset,
         num_envs=settings.batch_size,
-        tensors=settings.phases[0].algorithm.tensors,
+        tensors=settings.phases[0].spec.tensors,
         device=dataset.device,
         length=config.episode_length,
         reward=_reward(config.reward),
@@ -78,24 +78,22 @@ def build_algorithm(
 ) -> ImageAlgorithm:
     """Return the algorithm of a phase with a new policy on ``env``."""
     chosen, attacks = settings.phases[phase], settings.attacks
-    if attacks is not None and chosen.algorithm.adversarial == "observations":
+    if attacks is not None and chosen.spec.adversarial == "observations":
         how: dict[str, Any] = {name: getattr(attacks, name) for name in ("share", "begins")}
         how |= {name: getattr(attacks.ascent, name) for name in ("eps", "steps", "step_size", "start")}
         env = AdversarialObservation(env, norm=attacks.ascent.norm.name, **how)
     mean, std = (tuple(values.tolist()) for values in dataset.channel_stats())
     std = tuple(value or 1.0 for value in std)  # a channel may be constant
-    same = ("learning_rate", "exploration", "exploration_mode", "ent_coef")
     setup = Setup(
-        algorithm=chosen.algorithm.algorithm,
+        **vars(chosen),
         config=settings.options,
         env=env,
         device=dataset.device,
         network={"network": settings.options.network, "mean": mean, "std": std},
         compile=settings.compile,
         attacks=attacks,
-        **{name: getattr(chosen, name) for name in same},
     )
-    model = chosen.algorithm.build(setup)
+    model = chosen.spec.build(setup)
     if isinstance(env, AdversarialObservation):
         env.watch(model)
     if settings.options.pretrained:

@@ -61,26 +61,19 @@ class TensorBoard(TensorBoardOutputFormat):
     """
 
     def __init__(self, folder: Path, purge_step: int = 0) -> None:
-        self.writer = _last_writer(folder, purge_step)
+        present = set(folder.glob(_EVENTS))
+        self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
         self._is_closed = False
-
-
-def _last_writer(folder: Path, purge_step: int) -> SummaryWriter:
-    """Return a writer whose file comes last by name, the order in which TensorBoard reads and supersedes.
-
-    Names begin with the second, host and process: a run that goes on within the second in which it was killed may
-    come first by its process's number. The next second then settles it, unless the clock went back.
-    """
-    present = set(folder.glob(_EVENTS))
-    writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
-    written = set(folder.glob(_EVENTS)) - present
-    if not present or max(written) > max(present):
-        return writer
-    writer.close()
-    for path in written:
-        path.unlink()
-    time.sleep(1 - time.time() % 1)
-    return SummaryWriter(log_dir=str(folder), purge_step=purge_step)
+        written = set(folder.glob(_EVENTS)) - present
+        # TensorBoard reads files in the order of their names, and the last supersedes. Names begin with the second,
+        # host and process: a run that goes on within the second in which it was killed may come first by its
+        # process's number. The next second then settles it, unless the clock went back.
+        if present and max(written) <= max(present):
+            self.writer.close()
+            for path in written:
+                path.unlink()
+            time.sleep(1 - time.time() % 1)
+            self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step)
 
 
 def make_logger(folder: Path, metrics: Path, keep: int = 0, purge_step: int = 0) -> Logger:

@@ -1,12 +1,12 @@
 """The options of a run, resolved once: every default that depends on data, network or algorithm filled in."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from agents.algorithms.adversarial import AdversarialTraining, plan
-from agents.algorithms.registry import AlgorithmSpec, find_algorithm
+from agents.algorithms.registry import find_algorithm
+from agents.algorithms.setups import Phase
 from agents.common.compiling import compiles
 from agents.config import TrainConfig
 from agents.training.schedule import MAX_VALIDATIONS, learning_rate, phase_ends
@@ -15,19 +15,6 @@ from envs import ImageDataset
 from envs.errors import InputError
 
 SMALL_IMAGE = 256  # pixels, up to which a second thread waits more than it works
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A phase of training."""
-
-    algorithm: AlgorithmSpec  #: what learns
-    end: int  #: images of the whole run after which it is over
-    #: a number, or a function of the whole run's remaining progress
-    learning_rate: float | Callable[[float], float]
-    exploration: float  #: share of uniform random actions
-    exploration_mode: str  #: ``batch`` or ``mixture``
-    ent_coef: float  #: weight of the entropy bonus
 
 
 @dataclass(frozen=True)
@@ -60,40 +47,40 @@ def resolve(config: TrainConfig, train: ImageDataset) -> ResolvedConfig:
     """
     ends = phase_ends(config, len(train))
     warmup = config.lr_warmup * len(train) / ends[-1]
-    phases = tuple(
-        _phase(config, find_algorithm(name), end, warmup)
-        for (name, _), end in zip(config.phases(), ends, strict=True)
-    )
+    eps, mode, ent_coef = config.exploration.eps, config.exploration.mode, config.ppo.ent_coef
+    phases = []
+    for (name, _), end in zip(config.phases(), ends, strict=True):
+        spec = find_algorithm(name)
+        phases.append(
+            Phase(
+                spec=spec,
+                end=end,
+                learning_rate=learning_rate(config, spec, warmup),
+                exploration=spec.exploration if eps is None else eps,
+                exploration_mode=mode or spec.exploration_mode,
+                ent_coef=spec.ent_coef if ent_coef is None else ent_coef,
+            )
+        )
+    attacks = None
+    if config.adversarial.method != "none":
+        attacks = plan(config.adversarial, train.shape, len(train))
+        if attacks.begins >= ends[-1]:
+            raise InputError(
+                f"--adv-start is {config.adversarial.start:g} passes, {attacks.begins:,} images, but training ends "
+                f"after {ends[-1]:,}; expected fewer passes, or a larger --total-images"
+            )
+    probed = 256 if attacks is not None or config.select == "robust" else 0
     channels, height, width = train.shape
     return ResolvedConfig(
         options=config,
-        phases=phases,
+        phases=tuple(phases),
         batch_size=min(config.images_per_step(), len(train)),
         eval_every=config.eval_every or max(len(train), -(-ends[-1] // MAX_VALIDATIONS)),
         threads=config.threads or (1 if height * width <= SMALL_IMAGE else torch.get_num_threads()),
         compile=compiles(config.compile, train.device),
         norm=config.adversarial.norm or "Linf",
         eps=config.adversarial.full_eps(channels),
-        probe_images=config.probed_images(),
-        attacks=_attacks(config, train, ends[-1]),
+        probe_images=probed if config.probe_images is None else config.probe_images,
+        attacks=attacks,
         snapshots=tuple(snapshot_moments(config, len(train))),
     )
-
-
-def _phase(config: TrainConfig, spec: AlgorithmSpec, end: int, warmup: float) -> Phase:
-    eps, mode, ent_coef = config.exploration.eps, config.exploration.mode, config.ppo.ent_coef
-    eps = spec.exploration if eps is None else eps
-    ent_coef = spec.ent_coef if ent_coef is None else ent_coef
-    return Phase(spec, end, learning_rate(config, spec, warmup), eps, mode or spec.exploration_mode, ent_coef)
-
-
-def _attacks(config: TrainConfig, train: ImageDataset, total: int) -> AdversarialTraining | None:
-    if config.adversarial.method == "none":
-        return None
-    regime = plan(config.adversarial, train.shape, len(train))
-    if regime.begins >= total:
-        raise InputError(
-            f"--adv-start is {config.adversarial.start:g} passes, {regime.begins:,} images, but training ends after "
-            f"{total:,}; expected fewer passes, or a larger --total-images"
-        )
-    return regime

@@ -67,7 +67,8 @@ def train(config: TrainConfig) -> RunDir:
     with _progress(settings) as progress:
         try_out(settings, splits.train)
         build_probe(settings, splits.val)
-        if notes := settings.phases[0].algorithm.notes(config, settings.phases[0].algorithm.algorithm):
+        spec = settings.phases[0].spec
+        if notes := spec.notes(config, spec.algorithm):
             progress.say(f"note: {notes}")
         network, (kind, _, path) = config.network.replace(":", "."), config.dataset.partition(":")
         name = f"{Path(path).stem if path else kind}-{_algorithm_slug(config)}-{network}-s{config.seed}"
@@ -167,8 +168,7 @@ def _run(
             begin = None if attacks is None else attacks.begins
             probe = build_probe(settings, splits.val)
             validator = Validator(splits.val, probe, config.select, begin, progress.say)
-            length = (settings.total, settings.eval_every)
-            callback = TrainingCallback(run, config, *length, validator, stop, progress)
+            callback = TrainingCallback(run, settings, validator, stop, progress)
             logs.callback(callback.close)
             model = _learn(settings, splits, env, callback, checkpoint)
         try:
@@ -221,7 +221,14 @@ def _learn(
         following = build_algorithm(settings, env, splits.train, phase)
         following.progress_total = settings.total
         if model is not None:
-            _hand_over(model, following, config.schedule_optimizer == "keep")
+            # The network, the counters and the environment as the last phase left them.
+            following.policy.load_state_dict(model.policy.state_dict())
+            if config.schedule_optimizer == "keep":
+                following.policy.optimizer.load_state_dict(model.policy.optimizer.state_dict())
+            following.num_timesteps = model.num_timesteps
+            following._last_obs = following.present_observations()
+            following._last_episode_starts = model._last_episode_starts
+            following._current_progress_remaining = model._current_progress_remaining
             following.set_logger(model.logger)
         else:
             if checkpoint:
@@ -247,17 +254,6 @@ def _learn(
     return model
 
 
-def _hand_over(old: ImageAlgorithm, new: ImageAlgorithm, keep_optimizer: bool) -> None:
-    """Give the next phase the network, the counters and the environment as the last one left them."""
-    optimizer = new.policy.optimizer
-    new.policy.load_state_dict(old.policy.state_dict())
-    if keep_optimizer:
-        optimizer.load_state_dict(old.policy.optimizer.state_dict())
-    new.num_timesteps, new._last_obs = old.num_timesteps, new.present_observations()
-    new._last_episode_starts = old._last_episode_starts
-    new._current_progress_remaining = old._current_progress_remaining
-
-
 def _logger(run: RunDir, checkpoint: dict[str, Any] | None, config: TrainConfig) -> Any:
     if checkpoint is not None:
         step = checkpoint["algorithm"]["counters"]["num_timesteps"]
@@ -273,12 +269,12 @@ def _close(
 ) -> None:
     """Keep the selected weights in every format, evaluate them and print the table."""
     seconds = callback.seconds()
-    model.policy.load_state_dict(callback.selection.weights or {})
+    model.policy.load_state_dict(callback.validator.selection.weights or {})
     model.policy.set_training_mode(False)
     buffer = io.BytesIO()
     model.save(buffer, exclude=["_last_obs", "_last_episode_starts"])
     write_atomic(run.policy_path, buffer.getvalue())
-    selected = callback.selection
+    selected = callback.validator.selection
     record: dict[str, Any] = {"dataset": config.dataset, "algo": config.schedule or config.algo}
     record |= {"network": config.network, "seed": config.seed, "images": model.num_timesteps}
     record |= {"seconds": seconds, "adversarial": config.adversarial.resolved(test.shape[0])}

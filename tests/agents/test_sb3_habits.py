@@ -10,7 +10,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents import A2C, DQN, PPO, ExpectedPolicyGradient, ImageNetwork, ImagePolicy, Reinforce, Supervised
-from agents.algorithms.host_arrays import HostArray
+from agents.algorithms.base import HostArray
 from agents.config import PPOConfig, TrainConfig
 from envs import sb3_env
 from envs.errors import InputError
