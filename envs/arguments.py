@@ -2,7 +2,7 @@
 
 from collections.abc import Container
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -11,9 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from envs.datasets import ImageDataset, load_dataset
 from envs.errors import InputError
 from envs.plain import plain
-
-if TYPE_CHECKING:
-    from envs.task import ImageTask
+from envs.task import ImageTask
 
 RENDER_MODES = ("rgb_array",)
 # A thousand scalar environments over one data set share it while any of them lives.
@@ -42,22 +40,6 @@ def resolve_dataset(
     if data is None:
         data = _loaded[key] = load_dataset(dataset, split, data_root=data_root, image_size=image_size)
     return data
-
-
-def check_count(name: str, value: int) -> int:
-    """Return a whole number, at least 1, else raise InputError; NumPy's and 0-d tensors count."""
-    number = plain(value)
-    if type(number) is not int or number < 1:
-        raise InputError(f"{name} is {value!r}; expected a whole number, at least 1")
-    return number
-
-
-def check_seed(seed: Any) -> int | None:
-    """Return a seed as Python's own whole number, or None, else raise InputError."""
-    number = plain(seed)
-    if number is not None and not isinstance(number, int):
-        raise InputError(f"seed is {seed!r}; expected a whole number or None")
-    return number
 
 
 def check_bandit(options: Container[str]) -> None:
@@ -106,7 +88,7 @@ class TaskAttribute:
 class TaskAttributes:
     """Gives an environment its task's attributes, and its specification the length of the longest episode."""
 
-    task: "ImageTask"
+    task: ImageTask
     # By set_attr, beside the task's attributes and those that the user added.
     settable: tuple[str, ...] = ("render_mode",)
     _spec: EnvSpec | None = None

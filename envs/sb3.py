@@ -11,9 +11,9 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor
 
-from envs.arguments import TaskAttributes, check_actions, check_render_mode, check_seed, resolve_dataset
+from envs.arguments import TaskAttributes, check_actions, check_render_mode, resolve_dataset
 from envs.errors import InputError
-from envs.plain import plain
+from envs.plain import check_seed, plain
 from envs.render import Answer, render_answers
 from envs.task import ImageTask
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from gymnasium.error import ResetNeeded
 
-from envs.arguments import TaskAttributes, check_bandit, check_render_mode, check_seed, resolve_dataset
+from envs.arguments import TaskAttributes, check_bandit, check_render_mode, resolve_dataset
 from envs.augment import augment_one
 from envs.datasets import ImageDataset
 from envs.errors import InputError
+from envs.plain import check_seed
 from envs.render import render_image
 from envs.rng import to_int64
 from envs.sampling import Deal, iid_draw

@@ -10,10 +10,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from envs.arguments import check_count
 from envs.augment import Augmentation, as_augmentation, augment, source_places
 from envs.errors import InputError, unknown_name
-from envs.plain import plain
+from envs.plain import check_count, plain
 from envs.rewards import noisy_labels, reward_matrix
 from envs.rng import to_int64
 from envs.sampling import ORDERS, Deal

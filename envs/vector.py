@@ -13,16 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.arguments import (
-    TaskAttributes,
-    check_actions,
-    check_bandit,
-    check_count,
-    check_render_mode,
-    resolve_dataset,
-)
+from envs.arguments import TaskAttributes, check_actions, check_bandit, check_render_mode, resolve_dataset
 from envs.datasets import ImageDataset
 from envs.errors import InputError, unknown_name
+from envs.plain import check_count
 from envs.render import Answer, render_answers
 from envs.task import ImageTask
 

@@ -12,9 +12,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from torch import Tensor, nn
 
 from agents.algorithms.running_means import RunningMeans
-from envs.arguments import check_seed
 from envs.errors import InputError
-from envs.plain import plain
+from envs.plain import check_seed, plain
 from envs.task import ImageTask
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_current_progress_remaining")
