@@ -9,12 +9,16 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Without ``-n``, use up to four processes, one per core; ``-n 0`` or ``--pdb`` keep one."""
+    """Without ``-n``, use up to four processes, one per core; ``-n 0`` or ``--pdb`` keep one.
+
+    Every process begins with tests that follow each other, so that most fixtures of a file are made once.
+    """
     option = config.option
     if hasattr(config, "workerinput"):
         return  # one of those processes
     if getattr(option, "numprocesses", 0) is None and not option.usepdb and not option.collectonly:
         option.numprocesses = min(len(os.sched_getaffinity(0)), 4) if hasattr(os, "sched_getaffinity") else 2
+        option.dist = "worksteal" if option.dist == "no" else option.dist
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,6 +26,14 @@ def _data_root(tmp_path_factory):
     """Decoded copies of data sets go to a folder of the tests' own, not to the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABELBANDIT_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk():
+    """Files are written but not flushed: the tests kill processes, never the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
         yield
 
 

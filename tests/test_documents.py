@@ -17,6 +17,7 @@ from agents import load_classifier
 from agents.config import TrainConfig
 from agents.training.run import train
 from envs import load_dataset
+from tests.support.audit_budgets import TINY
 from tests.support.data_files import image_tree, write_mnist
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +108,7 @@ SMALL = {  # what makes a documented command short: of an option given twice, th
     "agents.train": "--network mlp --batch-size 64 --eval-every 500 --no-attack --threads 1 --no-progress",
     "attacks": "--n 6",
     "eval.robustness": "--n 6 --attacks fgsm pgd-cleverhans",
+    "eval.distributed": "--images 6",
     "eval.mechanism": "--n 6 --steps 3 --resolution 5 --average-images 2 --average-resolution 5 --plane-resolution 5",
     "eval.audit": "--n 4",
     "eval.trajectory": "--n 6 --points 1 --attacks pgd",
@@ -176,6 +178,8 @@ def words_of(command, arguments):
         words = words if "--snapshots" in words else [word for word in words if word != "12"]
     if command == "eval.study" and "mine.toml" in words:
         extra = []
+    if "--iterations" in words:
+        extra += ["--iterations", "1", "2"]
     if command == "eval.trajectory" and "--attacks" in words:
         words = words[: words.index("--attacks")]
     return words + extra
@@ -186,6 +190,7 @@ def words_of(command, arguments):
 def test_command_lines_run(page, workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("LABELBANDIT_DATA", str(workplace / "data"))
+    monkeypatch.setattr("eval.audit.run.QUICK", TINY)
     for case in command_lines():
         command, arguments = case.values
         words = words_of(command, arguments) if case.id.startswith(f"{page.stem}: ") else None
@@ -215,6 +220,7 @@ def names_given(page, folder):
 def test_python_blocks_run(page, workplace, tmp_path, monkeypatch):
     how_to = page.parent.name == "how-to"  # these need nothing but their own blocks
     monkeypatch.chdir(tmp_path if how_to else workplace)
+    monkeypatch.setattr("eval.audit.run.QUICK", TINY)
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
     names = {"__name__": "blocks", **names_given(page, workplace)}

@@ -1,6 +1,7 @@
 """The floors of the project: imports go only downwards, and the attacks need PyTorch alone."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ PACKAGES = {
 }
 
 
+@functools.cache
 def imports(path):
     """Return (package, whether importing the file imports it) of every import in it; "" stands for relative ones."""
     found = []

@@ -14,8 +14,10 @@ with progress_bar("pgd", 4, True) as report:
 from pathlib import Path
 
 from agents.config import TrainConfig
+from agents.training import summary
 from agents.training.run import train
 
+summary.ATTACKED_IMAGES = 4
 run = train(TrainConfig(algo="supervised", network="mlp", total_images=200, run_dir=Path("run")))
 """,
 )

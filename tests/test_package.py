@@ -67,6 +67,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(built):
     }
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_sources_tests_and_benchmarks(built):
     (sdist,) = built[0].glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -15,32 +15,23 @@ from eval.audit.settings import Budget
 from tests.support import masked_models as bed
 
 SMALL = Budget(
-    steps=20,
+    steps=10,
     restarts=1,
-    targets=3,
-    square_queries=60,
-    spsa_queries=64,
-    label_queries=60,
-    difference_steps=8,
-    random_points=10,
-    passes=4,
+    targets=2,
+    square_queries=20,
+    spsa_queries=34,
+    label_queries=20,
+    difference_steps=4,
+    random_points=5,
+    passes=2,
     votes=5,
-    distillation_steps=40,
-    binarization_images=4,
-    inner_points=99,
+    distillation_steps=20,
+    distillation_rounds=2,
+    binarization_images=2,
+    inner_points=49,
 )
 # Where the verdict rests on probes, not on how much the attacks find.
-TINY = replace(
-    SMALL,
-    steps=8,
-    square_queries=20,
-    spsa_queries=32,
-    label_queries=32,
-    difference_steps=4,
-    distillation_steps=10,
-    binarization_images=2,
-    passes=2,
-)
+TINY = replace(SMALL, steps=6, square_queries=8, distillation_steps=5, distillation_rounds=1, rounds=1)
 
 
 def run(model, count=24, budget=SMALL, **options):

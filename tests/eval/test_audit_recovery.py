@@ -13,20 +13,20 @@ from tests.support import masked_models as bed
 
 COUNT = 20
 BUDGET = Budget(
-    steps=20,
+    steps=10,
     restarts=1,
-    targets=3,
-    square_queries=40,
-    spsa_queries=34 * 2,
-    label_queries=40,
-    difference_steps=6,
+    targets=2,
+    square_queries=10,
+    spsa_queries=34,
+    label_queries=20,
+    difference_steps=4,
     directions=32,
-    random_points=5,
-    distillation_steps=60,
-    distillation_rounds=2,
+    random_points=3,
+    distillation_steps=30,
+    distillation_rounds=1,
     rounds=1,
     binarization_images=2,
-    inner_points=49,
+    inner_points=29,
 )
 
 

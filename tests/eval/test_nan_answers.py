@@ -15,6 +15,7 @@ from eval.mechanism.command import main as mechanism
 from eval.robustness.command import main as robustness
 from eval.transfer.command import main as transfer
 from tests.eval.test_attack import MODEL
+from tests.support.audit_budgets import TINY
 from tests.support.nan_models import ONE_NAN, POWER, N
 
 THREAT = ("--norm", "L2", "--eps", "0.2")  # landscapes of 0.6 lie within 1 of the image
@@ -41,6 +42,7 @@ def strict(path):
 def test_every_command_ends_with_a_result(name, tmp_path, monkeypatch, capsys):
     main, arguments = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("eval.audit.run.QUICK", TINY)
     assert main(list(arguments)) == 0
     files = list(tmp_path.rglob("*.json"))
     contents = [strict(path) for path in files]

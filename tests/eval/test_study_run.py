@@ -24,6 +24,7 @@ from eval.study.results.writer import locked, write_study
 from eval.study.run.engines import InProcess
 from eval.study.run.scheduler import carry_out
 from eval.trajectory.measure import ATTACKS
+from tests.support.audit_budgets import TINY
 from tests.support.study_toys import shrunk, study, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +154,8 @@ def test_what_is_finished_is_reused_and_new_questions_are_asked_of_old_models(do
 
 
 @pytest.mark.slow
-def test_indicators_and_verdicts(tmp_path):
+def test_indicators_and_verdicts(tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.audit.run.QUICK", TINY)
     item = study(
         tiny(
             regimes={"EPG": {"algo": "epg"}},
@@ -218,7 +220,7 @@ def test_control_c_leaves_a_study_that_goes_on(tmp_path):
     file.write_text(
         'datasets = ["digits"]\nnetworks = ["mlp"]\nthreats = ["L2 0.5"]\nattacks = ["fgsm"]\nimages = 8\n'
         "gallery = 0\ntransfer = {crafts = []}\nmechanism = {images = 0}\naudit = {mode = 'none'}\n"
-        '[train]\ntotal_images = 20000\nbatch_size = 50\neval_every = 1000\n[regimes.SL]\nalgo = "supervised"\n'
+        '[train]\ntotal_images = 10000\nbatch_size = 50\neval_every = 1000\n[regimes.SL]\nalgo = "supervised"\n'
     )
     command = [sys.executable, "-m", "eval.study", str(file), "--out", str(tmp_path / "cut")]
     process = subprocess.Popen(

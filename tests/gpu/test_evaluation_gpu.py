@@ -23,9 +23,11 @@ from tests.support.study_toys import shrunk, study, tiny
 
 pytestmark = pytest.mark.slow
 
+PARTS = ("steps", "resolution", "average-images", "average-resolution", "plane-resolution")
+COARSE = [f"--{part}=4" for part in PARTS]
 COMMANDS = {
     "robustness": (robustness, ["--attacks", "fgsm", "square", "--norm", "L2", "--eps", "0.5", "--n", "8"]),
-    "mechanism": (mechanism, ["--norm", "L2", "--eps", "0.5", "--n", "8"]),
+    "mechanism": (mechanism, ["--norm", "L2", "--eps", "0.5", "--n", "8", *COARSE]),
     "audit": (audit, ["--norm", "L2", "--eps", "0.5", "--n", "8"]),
     "transfer": (transfer, ["--norm", "L2", "--eps", "0.5", "--n", "8", "--steps", "5"]),
     "trajectory": (trajectory, ["--norm", "L2", "--eps", "0.5", "--n", "8", "--force"]),
@@ -37,11 +39,20 @@ def _small_audit(monkeypatch):
     monkeypatch.setattr("eval.audit.run.QUICK", TINY)
 
 
+@pytest.fixture(autouse=True)
+def _no_rendering(monkeypatch):
+    """Figures are made, which takes numbers off the GPU; to turn them into files is Matplotlib's work, on the CPU."""
+    modules = ("mechanism.command", "robustness.command", "transfer.command", "study.results.writer")
+    for module in (*modules, "trajectory.outputs"):
+        monkeypatch.setattr(f"eval.{module}.save_figure", lambda path, figure: None)
+
+
 @pytest.mark.parametrize("name", ["cifar10", "everything"])
 def test_dry_run_of_a_study(name, gpu, tmp_path):
     """The regimes of `eval.study cifar10`; and attacks, transfer, mechanism, trajectories and audits."""
     plans = {"trajectory": {"snapshots": 2, "images": 4}, "audit": {"mode": "quick", "images": 6}}
-    everything = tiny(mechanism={"images": 4}, **plans, images=8)
+    mechanism = {"images": 4, "steps": 3, "resolution": 5}
+    everything = tiny(mechanism=mechanism, **plans, images=8)
     grid = everything if name == "everything" else shrunk(preset(name), tmp_path)
     item = study(grid, tmp_path / "study")
     item = replace(item, place=replace(item.place, device="cuda"))

@@ -17,16 +17,16 @@ class TinyNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(1, 8, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(16, 32, 3, padding=1),
+            nn.Conv2d(8, 16, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(512, 64),
+            nn.Linear(256, 32),
             nn.ReLU(),
         )
-        self.head = nn.Linear(64, 10)
+        self.head = nn.Linear(32, 10)
 
     def forward(self, x):
         return self.head(self.features(x))
@@ -85,14 +85,14 @@ def gaussian_noise(x, sigma=0.15):
 
 
 @functools.cache
-def base(seed, epochs=20):
+def base(seed, epochs=10):
     """A trained network, kept for the process."""
     data = load_splits("digits").train
     images, labels = data.images.float() / 255, data.labels
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = TinyNet()
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
         for _ in range(epochs):
             for rows in torch.randperm(len(images)).split(64):
                 optimizer.zero_grad()
