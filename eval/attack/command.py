@@ -8,19 +8,12 @@ from agents.common.protocols import default_eps
 from agents.common.run_dir import resolve_device
 from attacks.autoattack.versions import STAGES, VERSIONS
 from envs.errors import unknown_name
+from eval.attack import runner
 from eval.attack.labels import ATTACK_HEADINGS, attack_cells, attack_label, blame_line
 from eval.attack.options import AttackCommand, AttackOptions
 from eval.attack.options import main as main
 from eval.attack.registry import attack_function, parse_option, parse_value, resolve_options
 from eval.attack.results import AttackResults
-from eval.attack.runner import (
-    AttackSpec,
-    check_batch_size,
-    images_path,
-    result_path,
-    run_attack,
-    stored_results,
-)
 from eval.core.formatting import make_table, percent, print_table
 from eval.core.progress import progress_bar, warn_about
 from eval.core.targets import check_fit
@@ -48,7 +41,7 @@ def parse_version(text: str) -> str | list[str]:
 
 def attack_command(config: AttackCommand) -> int:
     """Attack a classifier and keep the outcome of every image in a result file."""
-    check_batch_size(config.batch_size)
+    runner.check_batch_size(config.batch_size)
     options = given_options(config.how, config.set)
     name = attack_function(config.attack).__name__
     resolve_options(name, options)
@@ -61,10 +54,10 @@ def attack_command(config: AttackCommand) -> int:
     sources = tuple(config.model.load(source, device) for source in config.source)
     for source in sources:
         check_fit(source, samples)
-    spec = AttackSpec(name, Threat(norm, eps), options, config.seed, sources)
+    spec = runner.AttackSpec(name, Threat(norm, eps), options, config.seed, sources)
     folder = config.results_dir or target.results_dir
-    path = result_path(target, samples, spec, folder)
-    results = None if config.force else stored_results(path, config.save_images)
+    path = runner.result_path(target, samples, spec, folder)
+    results = None if config.force else runner.stored_results(path, config.save_images)
     if results is not None:
         print(f"already done: {path} (--force attacks again)")
     else:
@@ -73,7 +66,7 @@ def attack_command(config: AttackCommand) -> int:
         with progress_bar(name, len(samples), config.progress) as report:
             place: dict[str, Any] = {"results_dir": folder, "batch_size": config.batch_size}
             place |= {"save_images": config.save_images, "report": report}
-            results = run_attack(target, samples, spec, **place)
+            results = runner.run_attack(target, samples, spec, **place)
     print_results(results, path)
     return 0
 
@@ -91,5 +84,5 @@ def print_results(results: AttackResults, path: Path) -> None:
     for line in results.warnings:
         print(f"warning: {line}", file=sys.stderr)
     print(f"results: {path}")
-    if images_path(path).is_file():
-        print(f"images:  {images_path(path)}")
+    if runner.images_path(path).is_file():
+        print(f"images:  {runner.images_path(path)}")

@@ -13,14 +13,7 @@ from attacks.core.inputs import validate_inputs
 from attacks.core.model import in_eval_mode
 from attacks.core.sharing import IN_TRAINING, layers_in_training
 from attacks.gradient.pgd import pgd
-from eval.audit import attacks
-from eval.audit.attack_checks import (
-    attack_indicators,
-    binarization_test,
-    growing_radius,
-    longer_runs,
-    single_step,
-)
+from eval.audit import attack_checks, attacks, wrappers
 from eval.audit.callables import AnyCallable, Clock, OutOfTime, own_errors, try_gradient
 from eval.audit.findings import LEFT_OUT, Finding
 from eval.audit.model_checks import GradientChecks, check_gradients, check_outputs, input_gradients
@@ -29,16 +22,6 @@ from eval.audit.report import AuditReport
 from eval.audit.settings import FULL, QUICK, Budget
 from eval.audit.straight_through import StraightThrough, Unsquashed, WithoutInnerSteps
 from eval.audit.verdict import could_not_run, judge, last_quarter, measure_gaps, only_others
-from eval.audit.wrappers import (
-    Averaged,
-    BackwardThrough,
-    Counted,
-    Differenced,
-    LogProbabilities,
-    SameType,
-    WithCompanions,
-    Wrapper,
-)
 from eval.core.formatting import duration
 
 _COMPANIONS = 15
@@ -117,14 +100,14 @@ class Views:
     """
 
     def __init__(self, called: AnyCallable, x: Tensor, y: Tensor, budget: Budget, clock: Clock) -> None:
-        classes = logits_of(SameType(called), x).shape[1]
+        classes = logits_of(wrappers.SameType(called), x).shape[1]
         if int(y.max()) >= classes:
             raise AttackError(
                 f"label {int(y.max())} is out of range for a model of {classes} classes; "
                 "check that images and model belong together"
             )
-        self.called, self.x = Counted(called, clock), x
-        self.raw: nn.Module = SameType(self.called)
+        self.called, self.x = wrappers.Counted(called, clock), x
+        self.raw: nn.Module = wrappers.SameType(self.called)
         self.classes = logits_of(self.raw, x[:1]).shape[1]
         outputs, self.findings = check_outputs(self.called, x)
         self.outputs = replace(outputs, inner_steps=self._inner_steps())
@@ -164,16 +147,16 @@ class Views:
 
     def _one_pass(self, model: nn.Module) -> nn.Module:
         if self.outputs.batch_dependent:
-            model = WithCompanions(model, self.x[:_COMPANIONS], self.called)
+            model = wrappers.WithCompanions(model, self.x[:_COMPANIONS], self.called)
         if self.outputs.probabilities:
-            model = LogProbabilities(model, self.outputs.normalised)
-        return SameType(model)
+            model = wrappers.LogProbabilities(model, self.outputs.normalised)
+        return wrappers.SameType(model)
 
-    def _view(self, model: Wrapper) -> nn.Module:
+    def _view(self, model: wrappers.Wrapper) -> nn.Module:
         if self.squashed:
-            return SameType(Unsquashed(model, self.classes))
+            return wrappers.SameType(Unsquashed(model, self.classes))
         view = self._one_pass(model)
-        return Averaged(view, self.budget.passes) if self.outputs.random else view
+        return wrappers.Averaged(view, self.budget.passes) if self.outputs.random else view
 
     def straight_through(self) -> nn.Module | None:
         """The attacked view with straight-through gradients, where that changes anything."""
@@ -186,7 +169,7 @@ class Views:
         self.findings.append(Finding(check, float(changed), source=source, note=met[0]))
         if self.outputs.inner_steps:
             bare = self._view(StraightThrough(WithoutInnerSteps(self.called)))
-            return BackwardThrough(self.attacked, bare)
+            return wrappers.BackwardThrough(self.attacked, bare)
         return self._view(StraightThrough(self.called)) if changed else None
 
     def with_gradient(self, through: nn.Module | None, y: Tensor) -> nn.Module:
@@ -195,7 +178,7 @@ class Views:
             grad = input_gradients(through, self.x[:8], y[:8], "margin")
             if bool(grad.any()) and bool(grad.isfinite().all()):
                 return through
-        return Differenced(self.attacked, attacks.SMOOTHING[-1], self.budget.directions)
+        return wrappers.Differenced(self.attacked, attacks.SMOOTHING[-1], self.budget.directions)
 
 
 class _Audit:
@@ -256,7 +239,7 @@ class _Audit:
 
     def _standard(self) -> None:
         attacks.standard_attacks(self.record, self.views.raw, self.budget)
-        self.findings += attack_indicators(self.record, self.views.raw, self.budget.steps)
+        self.findings += attack_checks.attack_indicators(self.record, self.views.raw, self.budget.steps)
 
     def _gradient(self) -> None:
         attacks.gradient_attacks(self.record, self.views.raw, self.view, self.budget)
@@ -285,13 +268,13 @@ class _Audit:
         lost = only_others(self.record).nonzero().squeeze(1)
         if len(lost) and not self.gradients.misleading:
             attacks.second_try(self.record, self.view, self.budget, lost)
-        self.findings.append(longer_runs(self.record, self.view, self.climbed, self.budget))
-        self.findings.append(single_step(self.record))
+        self.findings.append(attack_checks.longer_runs(self.record, self.view, self.climbed, self.budget))
+        self.findings.append(attack_checks.single_step(self.record))
 
     def _check(self) -> None:
-        self.findings += growing_radius(self.record, self.climbed[0], self.budget)
+        self.findings += attack_checks.growing_radius(self.record, self.climbed[0], self.budget)
         if not (self.views.outputs.random or self.views.outputs.batch_dependent):
-            self.findings.append(binarization_test(self.record, self.views.raw, self.budget)[1])
+            self.findings.append(attack_checks.binarization_test(self.record, self.views.raw, self.budget)[1])
 
 
 # What is done when, and where a quick audit of an honest convolutional network is then, as a share of its time.
