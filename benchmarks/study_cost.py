@@ -15,8 +15,7 @@ from eval.core.threats import Threat
 from eval.study.plan.cells import Cell, training_passes
 from eval.study.plan.config import Attack, Grid, Regime
 from eval.study.run.estimate import estimate
-from eval.study.run.jobs import Place
-from eval.study.run.scheduler import Study
+from eval.study.run.jobs import Place, Study
 
 # Training images, channels, pixels a side, classes; three folders stand for data of the user's own.
 DATA = {

@@ -22,10 +22,9 @@ from eval.core.threats import Threat
 from eval.study.plan.cells import CellFolder, cells_of
 from eval.study.plan.config import Attack, Grid, Regime
 from eval.study.results.record import STUDY_FILE
-from eval.study.run.engines import Engine, RayEngine
-from eval.study.run.jobs import Job, Outcome, Place
-from eval.study.run.scheduler import STAGES, Study, carry_out
-from eval.study.run.stages import steps_of
+from eval.study.run.engines import Engine, InProcess, RayEngine, carry_out
+from eval.study.run.jobs import Job, Outcome, Place, Study
+from eval.study.run.stages import STAGES, steps_of
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10")
 NETWORKS = ("small", "strided", "mlp", "nature", "cnn4", "cnn6", "wrn16-4", "vit")
@@ -52,7 +51,7 @@ def fake(job: Job) -> Outcome:
     return Outcome(seconds=0.01)
 
 
-class InDriver(Engine):
+class InDriver(InProcess):
     """The fake jobs in this process: the scheduler's own share."""
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:

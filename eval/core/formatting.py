@@ -72,13 +72,12 @@ def templates(package: str, **options: bool) -> Environment:
 
 def html_tables(tables: Iterable[Table]) -> str:
     """Return tables of plain text as HTML for notebooks, everything escaped."""
-    return "".join(_html(table) for table in tables)
-
-
-def _html(table: Table) -> str:
-    heads = "".join(f"<th>{escape(str(column.header))}</th>" for column in table.columns)
-    rows = zip(*(column.cells for column in table.columns), strict=True)
-    cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in cells)
-    title = escape(str(table.title or ""))
-    return f"<table><caption>{title}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    pages = ""
+    for table in tables:
+        title = escape(str(table.title or ""))
+        heads = "".join(f"<th>{escape(str(column.header))}</th>" for column in table.columns)
+        pages += f"<table><caption>{title}</caption><thead><tr>{heads}</tr></thead><tbody>"
+        for row in zip(*(column.cells for column in table.columns), strict=True):
+            pages += f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>"
+        pages += "</tbody></table>"
+    return pages

@@ -37,18 +37,15 @@ def decode(content: bytes, kind: type[T], origin: str, remedy: str = "write it a
     try:
         head = msgspec.json.decode(content, type=_Origin)
         if head.format != FORMAT or isinstance(head.format, bool):
+            known = head.versions.get("labelbandit") if isinstance(head.versions, dict) else None
+            writer = f"labelbandit {known[:40]}" if isinstance(known, str) else "another version"
             raise InputError(
-                f"{origin} has format {str(head.format)[:40]}, expected {FORMAT}: {_writer(head.versions)} wrote it; "
+                f"{origin} has format {str(head.format)[:40]}, expected {FORMAT}: {writer} wrote it; "
                 "use that version or write the file again"
             )
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{origin} cannot be used ({cause(error, 160)}); {remedy}") from None
-
-
-def _writer(versions: Any) -> str:
-    known = versions.get("labelbandit") if isinstance(versions, dict) else None
-    return f"labelbandit {known[:40]}" if isinstance(known, str) else "another version"
 
 
 def read_record(path: Path, kind: type[T], remedy: str = "write it again") -> T:

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from eval.core.records import TEXT_LENGTH
-from eval.study.results.record import Column, Measured, Table, Value
+from eval.study.results.record import Column, Measured, Table, measured
 
 WORST_FIRST = ("masked", "inconclusive", "sound")  # the first of a mixed verdict gives it its colour
 _SHARES = ("percent", "interval")
@@ -33,11 +33,6 @@ class Written(NamedTuple):
     bar: Bar | None = None
     verdict: str = ""
     title: str = ""
-
-
-def measured(value: Value) -> Measured:
-    """Return a value of a table with its interval, where it has one."""
-    return value if isinstance(value, Measured) else Measured(value)
 
 
 def written(table: Table) -> list[list[Written]]:
@@ -84,12 +79,9 @@ def _write(entry: Measured, column: Column, scale: Scale) -> Written:
 def _bar(low: float, high: float, value: float | None, scale: Scale) -> Bar:
     """Return the interval from 0 to 100 on the scale; what lies beyond its ends is cut."""
     start, end = scale
-
-    def place(number: float) -> float:
-        return 100 * (min(max(number, start), end) - start) / (end - start)
-
-    point = None if value is None else round(place(value), 2)
-    return Bar(round(place(low), 2), round(place(high) - place(low), 2), point)
+    ends = [low, high] if value is None else [low, high, value]
+    begin, stop, *point = (100 * (min(max(number, start), end) - start) / (end - start) for number in ends)
+    return Bar(round(begin, 2), round(stop - begin, 2), round(point[0], 2) if point else None)
 
 
 def _number(value: float, column: Column) -> str:

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from eval.core.formatting import percent
 from eval.core.stats import known_mean
-from eval.report.cell_format import WORST_FIRST, measured
+from eval.report.cell_format import WORST_FIRST
 from eval.report.model import Model
 from eval.report.overview import audits_by_threat, by_group, robust
-from eval.study.results.record import Measured, StudyRecord, Value
+from eval.study.results.record import Measured, Row, StudyRecord, Value, measured
 
 PAPER = "the paper's protocol"
 PGD = "PGD on the cross-entropy"  # where nothing was attacked by the paper's protocol
@@ -74,7 +74,7 @@ def study_gaps(study: StudyRecord) -> list[Gap]:
     return gaps
 
 
-def _row_of(row: dict[str, Value]) -> tuple[Value, ...]:
+def _row_of(row: Row) -> tuple[Value, ...]:
     return tuple(row.get(key) for key in ("dataset", "network", "threat", "regime"))
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from eval.audit.findings import AuditFile
-from eval.core.stats import known_mean, mean_interval
-from eval.report.cell_format import WORST_FIRST, measured
+from eval.core.stats import known_mean
+from eval.report.cell_format import WORST_FIRST
 from eval.report.model import Model
-from eval.study.results.record import CellRecord, Column, Measured, Table, Value, columns
+from eval.study.results.record import CellRecord, Column, Measured, Row, Table, columns, measured, over_seeds
 
 _GROUP = columns(dataset="data set", network="network", regime="regime")
 _VERDICT = (
@@ -46,21 +46,13 @@ def audits_by_threat(models: Iterable[Model]) -> dict[str, list[AuditFile]]:
     return found
 
 
-def _place(cell: CellRecord) -> dict[str, Value]:
+def _place(cell: CellRecord) -> Row:
     return dict(zip(("dataset", "network", "regime"), cell.group, strict=True))
-
-
-def _table(
-    id: str, title: str, note: str, further: tuple[Column, ...], rows: Iterable[dict[str, Value]]
-) -> Table | None:
-    """Return a table of groups without empty columns; None where it would have no rows."""
-    table = Table(id, title, note, _GROUP + further, tuple(rows))
-    return filled_columns(table, _GROUP) if table.rows else None
 
 
 def verdict_table(models: Sequence[Model]) -> Table | None:
     """Return one row per group and threat model; None where nothing was audited."""
-    rows = (
+    rows: list[Row] = [
         _place(members[0].cell)
         | {
             "threat": threat,
@@ -73,12 +65,13 @@ def verdict_table(models: Sequence[Model]) -> Table | None:
         }
         for members in by_group(models).values()
         for threat, found in audits_by_threat(members).items()
-    )
+    ]
     note = (
         "The audit's verdict per regime. PGD claims: accuracy under PGD on the cross-entropy. Robust: share of images "
         "that none of the audit's attacks breaks; interval: 95 %, over images for one seed, over seeds for several."
     )
-    return _table("verdicts", "Verdict per regime", note, _VERDICT, rows)
+    table = Table("verdicts", "Verdict per regime", note, _GROUP + _VERDICT, tuple(rows))
+    return filled_columns(table, _GROUP) if rows else None
 
 
 def verdict_text(verdicts: Sequence[str]) -> str:
@@ -95,11 +88,7 @@ def robust(audits: Sequence[AuditFile]) -> Measured:
     if len(known) == 1:
         low, high = known[0].ci95 or (None, None)
         return Measured(known[0].robust_accuracy, low, high, known[0].n)
-    if not known:
-        return Measured()
-    mean, interval, n = mean_interval([audit.robust_accuracy or 0.0 for audit in known])
-    assert interval is not None  # of two or more
-    return Measured(mean, max(0.0, interval.low), min(1.0, interval.high), n)
+    return over_seeds([audit.robust_accuracy or 0.0 for audit in known], most=1.0) if known else Measured()
 
 
 def cost_table(models: Sequence[Model]) -> Table | None:
@@ -109,7 +98,7 @@ def cost_table(models: Sequence[Model]) -> Table | None:
         known = [value for model in members if (value := number(model)) is not None]
         return sum(known) if known else None
 
-    rows = (
+    rows: list[Row] = [
         _place(members[0].cell)
         | {
             "seeds": len(members),
@@ -121,20 +110,23 @@ def cost_table(models: Sequence[Model]) -> Table | None:
             "device": ", ".join(dict.fromkeys(model.summary.device or "" for model in members)),
         }
         for members in by_group(models).values()
-    )
+    ]
     note = (
         "Sums over seeds. Image passes: forward and backward passes of attacks and audits, counted per image."
     )
-    return _table("cost", "Cost", note, _COST, rows)
+    table = Table("cost", "Cost", note, _GROUP + _COST, tuple(rows))
+    return filled_columns(table, _GROUP) if rows else None
 
 
 def cell_table(cells: Sequence[CellRecord]) -> Table | None:
     """Return one row per cell of the grid; None where there is at most one."""
-    rows: list[dict[str, Value]] = []
-    for cell in cells:
-        row: dict[str, Value] = {"seed": "" if cell.seed is None else str(cell.seed), "status": cell.status}
-        rows.append(_place(cell) | row | {"threats": ", ".join(cell.threats), "hash": cell.hash[:12]})
-    table = Table("cells", "Models", "One row per cell of the grid.", _GROUP + _CELLS, tuple(rows))
+    rows: tuple[Row, ...] = tuple(
+        _place(cell)
+        | {"seed": "" if cell.seed is None else str(cell.seed), "status": cell.status}
+        | {"threats": ", ".join(cell.threats), "hash": cell.hash[:12]}
+        for cell in cells
+    )
+    table = Table("cells", "Models", "One row per cell of the grid.", _GROUP + _CELLS, rows)
     return table if len(rows) > 1 else None
 
 

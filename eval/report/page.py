@@ -57,6 +57,12 @@ def plural(number: int, noun: str) -> str:
 def _context(report: Report) -> dict[str, Any]:
     folder = files("eval.report") / "templates"
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    # The Content-Security-Policy: this style, this script, pictures of this page, and nothing else.
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
     models, study = report.models, report.study
     tables = [overview.filled_columns(table) for table in study.tables]
     own = {table.id: table for table in reversed(tables)}
@@ -80,7 +86,7 @@ def _context(report: Report) -> dict[str, Any]:
         "machine": flatten(study.machine),
         "style": Markup(style),
         "script": Markup(script),
-        "policy": _policy(style, script),
+        "policy": policy,
     }
 
 
@@ -96,12 +102,3 @@ def _facts(study: StudyRecord) -> Iterator[str]:
     if study.cells:
         done = sum(cell.status == "finished" for cell in study.cells)
         yield f"{done} of {plural(len(study.cells), 'model')} finished"
-
-
-def _policy(style: str, script: str) -> str:
-    """Return the Content-Security-Policy: this style, this script, pictures of this page, and nothing else."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
-    )

@@ -1,6 +1,6 @@
 """A single run as a study of one cell: its attacks as tables, and conclusions in sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from eval.attack.labels import attack_label, protocol_label
@@ -13,7 +13,7 @@ from eval.report.cell_format import flatten
 from eval.report.model import Model, RunConfig, read_model
 from eval.report.opening import Gap
 from eval.report.safe_folder import Folder
-from eval.study.results.record import CellRecord, Measured, StudyRecord, Table, columns
+from eval.study.results.record import CellRecord, Measured, Row, StudyRecord, Table, columns
 
 _ATTACKS = (
     *columns(threat="threat", attack="attack", protocol="protocol"),
@@ -26,7 +26,7 @@ _WORST = (
     *columns("percent", clean="clean", robust="robust, worst case"),
     *columns("integer", attacks="attacks", n="images"),
 )
-_Protocols = dict[Threat, dict[str, AttackResults]]
+_Protocols = dict[Threat, dict[str, AttackResults]]  # by threat model and protocol
 _Worst = Sequence[tuple[AttackResults, int]]
 
 
@@ -39,15 +39,20 @@ def read_run(folder: Folder) -> tuple[StudyRecord, Model, list[Gap]]:
     name = folder.path.resolve().name
     place: dict[str, Any] = {"dataset": config.dataset.name, "network": config.network, "regime": config.algo}
     model = read_model(folder, CellRecord(id=name, seed=config.seed, status="finished", **place))
-    results = _read_results(folder, model)
-    worst, protocols, device = worst_cases(results), _protocols(results), model.summary.device
+    results, device = _read_results(folder, model), model.summary.device
+    worst = worst_cases(results)
+    protocols: _Protocols = {}  # PGD on the cross-entropy
+    for result in results:
+        attack = result.attack
+        if attack["name"] == "pgd" and attack.get("loss", "ce") == "ce" and result.in_box:
+            protocols.setdefault(result.threat, {})[str(attack.get("protocol"))] = result
     study = StudyRecord(
         format=FORMAT,
         name=name,
         versions=flatten(config.versions),
         machine={"device": device} if device else {},
         cells=(model.cell,),
-        tables=tuple(table for table in (_worst_table(worst), _attack_table(results)) if table.rows),
+        tables=tuple(_tables(worst, results)),
         claims=tuple(_claims(model, protocols, worst)),
     )
     gaps = []
@@ -73,32 +78,29 @@ def _robust(result: AttackResults) -> Measured:
     return Measured(result.robust_accuracy, *result.interval, result.n)
 
 
-def _attack_table(results: Sequence[AttackResults]) -> Table:
-    rows: tuple[dict[str, Any], ...] = tuple(
-        {
-            "threat": str(result.threat),
-            "attack": attack_label(result),
-            "protocol": protocol_label(result),
-            "robust": _robust(result),
-            "shortened": result.shortened_l2,
-            "queries": float(result.queries.mean()),
-            "seconds": float(result.cost.get("seconds", 0.0)),
-            "n": result.n,
-        }
-        for result in results
-    )
-    note = "Share of images that are still classified correctly, with Wilson's 95 % interval over images."
-    return Table("attacks", "Attacks", note, _ATTACKS, rows)
-
-
-def _worst_table(worst: _Worst) -> Table:
-    rows: list[dict[str, Any]] = [
+def _tables(worst: _Worst, results: Sequence[AttackResults]) -> Iterator[Table]:
+    """Yield the tables of worst cases and of attacks, those that have rows."""
+    cases: list[Row] = [
         {"threat": str(case.threat), "attacks": number, "n": case.n}
         | {"clean": case.clean_accuracy, "robust": _robust(case)}
         for case, number in worst
     ]
-    note = "An image counts as robust only if no attack of the table below broke it."
-    return Table("worst", "Worst case per image", note, _WORST, tuple(rows))
+    if cases:
+        note = "An image counts as robust only if no attack of the table below broke it."
+        yield Table("worst", "Worst case per image", note, _WORST, tuple(cases))
+    rows: list[Row] = [
+        {"threat": str(result.threat), "attack": attack_label(result), "protocol": protocol_label(result)}
+        | {
+            "robust": _robust(result),
+            "shortened": result.shortened_l2,
+            "queries": float(result.queries.mean()),
+        }
+        | {"seconds": float(result.cost.get("seconds", 0.0)), "n": result.n}
+        for result in results
+    ]
+    if rows:
+        note = "Share of images that are still classified correctly, with Wilson's 95 % interval over images."
+        yield Table("attacks", "Attacks", note, _ATTACKS, tuple(rows))
 
 
 def _claims(model: Model, protocols: _Protocols, worst: _Worst) -> list[str]:
@@ -121,13 +123,3 @@ def _claims(model: Model, protocols: _Protocols, worst: _Worst) -> list[str]:
         f"{percent(audit.claimed_accuracy)}, the worst case of all attacks is {percent(audit.robust_accuracy)}."
         for audit in model.audits
     ]
-
-
-def _protocols(results: Sequence[AttackResults]) -> _Protocols:
-    """Return PGD on the cross-entropy by threat model and protocol."""
-    found: _Protocols = {}
-    for result in results:
-        attack = result.attack
-        if attack["name"] == "pgd" and attack.get("loss", "ce") == "ce" and result.in_box:
-            found.setdefault(result.threat, {})[str(attack.get("protocol"))] = result
-    return found

@@ -11,14 +11,12 @@ from envs.errors import InputError
 from eval.study.options import StudyCommand
 from eval.study.options import main as main
 from eval.study.plan.cells import cells_of
-from eval.study.plan.config import read_grid
-from eval.study.plan.presets import preset
+from eval.study.plan.config import preset, read_grid
 from eval.study.results.record import STUDY_FILE
 from eval.study.results.writer import StudyFile, locked, write_study
-from eval.study.run.engines import Engine, InProcess, Pool, RayEngine
+from eval.study.run.engines import Engine, InProcess, Pool, RayEngine, carry_out
 from eval.study.run.estimate import print_plan
-from eval.study.run.jobs import Place
-from eval.study.run.scheduler import Study, carry_out
+from eval.study.run.jobs import Place, Study
 
 
 def study_command(config: StudyCommand) -> int:
@@ -53,29 +51,22 @@ def _engine(config: StudyCommand) -> Engine:
 def _run(config: StudyCommand, study: Study) -> int:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"study {study.grid.name}: {len(study.cells)} cells in {study.directory}")
-    whole = (study.grid, study.cells, study.directory)
-    StudyFile(*whole).write()
+    StudyFile(study).write()
     engine = _engine(config)
     try:
         counts = carry_out(study, engine, console.print)
     except KeyboardInterrupt:
-        StudyFile(*whole).write()
-        raise KeyboardInterrupt(f"stopped; go on with: {_again(config)}") from None
+        StudyFile(study).write()
+        default, words = StudyCommand(config.study), ["python", "-m", "eval.study", config.study]
+        for name, value in vars(config).items():
+            if name != "study" and value != getattr(default, name):
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        raise KeyboardInterrupt(f"stopped; go on with: {shlex.join(words)}") from None
     finally:
         engine.close()
-    tables = write_study(*whole)
+    tables = write_study(study)
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()))
     for table in tables:
         console.print(f"  {table.title}: {study.directory / 'tables' / table.id}.md")
     console.print(f"plots and conclusions: {study.directory / STUDY_FILE}")
     return 0 if counts["finished"] == len(study.cells) else 1
-
-
-def _again(config: StudyCommand) -> str:
-    """Return the command that goes on."""
-    default = StudyCommand(config.study)
-    words = ["python", "-m", "eval.study", config.study]
-    for name, value in vars(config).items():
-        if name != "study" and value != getattr(default, name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)

@@ -14,7 +14,7 @@ from agents.training.snapshots import snapshot_paths
 from attacks.core.losses import margin
 from envs.errors import InputError
 from envs.files import read_json, write_json
-from eval.attack.results import AttackResults, configuration_hash
+from eval.attack.results import configuration_hash
 from eval.core.records import bits
 from eval.core.targets import Samples, Target, model_sha256
 from eval.core.threats import Threat
@@ -77,9 +77,12 @@ def follow(
     for images, target in targets.items():
         target.results_dir.mkdir(parents=True, exist_ok=True)
         report = run_battery(target, samples, attacks, [threat], results_dir=target.results_dir, **common)
-        found = report.results[threat]
+        found, outcomes = report.results[threat], {}
+        for name, result in found.items():
+            shares = result.extra.get("shortened")
+            kept = None if shares is None else [float(f"{value:.3g}") for value in shares]
+            outcomes[name] = Outcome(bits(result.robust), result.attack, kept)
         clean = bits(next(iter(found.values())).clean_correct)
-        outcomes = {name: _outcome(result) for name, result in found.items()}
         measured = _stored_indicators(target, samples, threat, seed, force)
         points.append(Point(images, target.sha256, clean, outcomes, measured))
     stored = run.config["config"]
@@ -99,12 +102,6 @@ def regime_name(config: dict[str, Any]) -> str:
     regime = "+".join(short.get(name, name.upper()) for name in names)
     method = config["adversarial"]["method"]
     return regime if method == "none" else f"{regime}-{'adv' if method == 'fgsm' else method.upper()}"
-
-
-def _outcome(result: AttackResults) -> Outcome:
-    shares = result.extra.get("shortened")
-    kept = None if shares is None else [float(f"{value:.3g}") for value in shares]
-    return Outcome(bits(result.robust), result.attack, kept)
 
 
 def _stored_indicators(

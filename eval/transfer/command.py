@@ -23,7 +23,16 @@ from eval.transfer.options import main as main
 
 def transfer_command(config: TransferCommand) -> int:
     """Fill the source x target matrix; print it, write JSON and a picture."""
-    _check(config)
+    check_batch_size(config.batch_size)
+    if len(config.targets) < 2:
+        raise InputError(f"{len(config.targets)} model given; expected at least two to transfer between")
+    if config.steps < 1:
+        raise InputError(f"--steps is {config.steps}; expected at least 1")
+    if not config.crafts:
+        raise InputError(f"no craft given; name one or more of {', '.join(CRAFTS)} with --crafts")
+    for craft in config.crafts:
+        if craft not in CRAFTS:
+            raise unknown_name("way to make transfer images", craft, CRAFTS)
     norm = parse_norm(config.norm)
     given = None if config.eps is None else parse_eps(config.eps, norm)
     device = resolve_device(config.device)
@@ -45,35 +54,19 @@ def transfer_command(config: TransferCommand) -> int:
     matrix = fill(out / f"{stem}.json", targets, samples, threat, **options)
     title = f"{samples.name} ({samples.split}, n = {len(samples)}), {threat}"
     names = shorten(target.name for target in targets)
-    for craft in ("clean", *crafts):
-        _print(matrix, craft, targets, names, title)
+    for craft in (
+        "clean",
+        *crafts,
+    ):  # a row per source, a column per target; the diagonal is the white-box attack
+        table = make_table(f"{craft}: {title}", ("made on",), [f"shown to {name}" for name in names])
+        for k, source in enumerate(targets if craft != "clean" else [None]):
+            found = [matrix.entry(craft, (source or target).sha256, target.sha256) for target in targets]
+            cells = [with_interval(item.accuracy, item.interval) for item in found if item is not None]
+            table.add_row("nothing" if source is None else names[k], *cells)
+        print_table(table)
     save_figure(out / f"{stem}.png", transfer_figure(matrix, crafts, targets, title))
     print(f"figures: {out / stem}.json\npicture: {out / stem}.png")
     return 0
-
-
-def _check(config: TransferCommand) -> None:
-    check_batch_size(config.batch_size)
-    if len(config.targets) < 2:
-        raise InputError(f"{len(config.targets)} model given; expected at least two to transfer between")
-    if config.steps < 1:
-        raise InputError(f"--steps is {config.steps}; expected at least 1")
-    if not config.crafts:
-        raise InputError(f"no craft given; name one or more of {', '.join(CRAFTS)} with --crafts")
-    for craft in config.crafts:
-        if craft not in CRAFTS:
-            raise unknown_name("way to make transfer images", craft, CRAFTS)
-
-
-def _print(matrix: Matrix, craft: str, targets: Sequence[Target], names: Sequence[str], title: str) -> None:
-    """Print accuracies: a row per source, a column per target; the diagonal is the white-box attack."""
-    table = make_table(f"{craft}: {title}", ("made on",), [f"shown to {name}" for name in names])
-    rows = targets if craft != "clean" else [None]
-    for k, source in enumerate(rows):
-        found = [matrix.entry(craft, (source or target).sha256, target.sha256) for target in targets]
-        cells = [with_interval(item.accuracy, item.interval) for item in found if item is not None]
-        table.add_row("nothing" if source is None else names[k], *cells)
-    print_table(table)
 
 
 def transfer_figure(matrix: Matrix, crafts: Sequence[str], targets: Sequence[Target], title: str) -> Figure:

@@ -19,9 +19,8 @@ from eval.core.threats import Threat
 from eval.study.plan.cells import CellFolder
 from eval.study.results.cell_results import read_cells
 from eval.study.results.writer import locked
-from eval.study.run.engines import Engine, InProcess, Pool, RayEngine
+from eval.study.run.engines import InProcess, Pool, RayEngine, carry_out
 from eval.study.run.jobs import Outcome
-from eval.study.run.scheduler import carry_out
 from eval.study.run.stages import execute
 from tests.support.study_toys import study, tiny
 
@@ -50,7 +49,7 @@ def carried_out(item, engine):
 def outcomes(item):
     """Everything that must not depend on the engine: weights, and what every attack did to every image."""
     found = {}
-    for row in read_cells(item.grid, item.cells, item.directory):
+    for row in read_cells(item):
         weights = CellFolder.open(item.directory, row.cell.hash).run.model_path.read_bytes()
         attacks = {
             (str(threat), name): (result.success.tolist(), result.broken_by, result.label.tolist())
@@ -82,7 +81,7 @@ def test_a_pool_survives_a_killed_worker(tmp_path, armed):
     assert outcomes(item) == expected
 
 
-class Unlucky(Engine):
+class Unlucky(InProcess):
     """Fails every job so many times."""
 
     def __init__(self, failures, retry, retries):

@@ -91,8 +91,8 @@ def test_the_front_keeps_what_no_other_regime_beats(overview):
     }
     assert (rows["SL-PGD-0.05"]["clean"].value, rows["SL-PGD-0.05"]["worst"].value) == (0.9, 0.4)
     assert undominated([(1, 1), (1, 1), (0.5, 1)]) == [True, True, False]
-    picture = front_picture(overview, overview.groups[0])
-    assert [line.get_label() for line in picture.figure.axes[0].containers] == ["supervised, pgd"]
+    _, figure = front_picture(overview, overview.groups[0])
+    assert [line.get_label() for line in figure.axes[0].containers] == ["supervised, pgd"]
 
 
 def test_one_strength_makes_no_front(overview):
@@ -116,8 +116,8 @@ def test_the_common_level_is_the_lowest_of_the_best_and_all_reach_it(overview):
     without = [dataclasses.replace(item, curve=()) for item in overview.cells]
     assert equal_accuracy_table(Overview(overview.grid, without)) is None
     assert learning_picture(Overview(overview.grid, without), overview.groups[0]) is None
-    picture = learning_picture(overview, overview.groups[0])
-    assert len(picture.figure.axes[0].lines) == len(overview.cells) + 1
+    _, figure = learning_picture(overview, overview.groups[0])
+    assert len(figure.axes[0].lines) == len(overview.cells) + 1
 
 
 def test_operations_are_counted():

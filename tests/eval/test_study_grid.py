@@ -8,8 +8,7 @@ import pytest
 from envs.errors import InputError
 from eval.core.threats import Threat
 from eval.study.plan.cells import cells_of
-from eval.study.plan.config import parse_grid, read_grid
-from eval.study.plan.presets import PRESETS, preset
+from eval.study.plan.config import PRESETS, parse_grid, preset, read_grid
 from eval.study.run.estimate import estimate
 from eval.study.run.stages import specs
 from tests.support.study_toys import TINY, study, tiny

@@ -17,12 +17,11 @@ from eval.core.records import read_record
 from eval.report.opening import study_gaps
 from eval.study.command import main
 from eval.study.plan.cells import CellFolder, cells_of
-from eval.study.plan.presets import PRESETS, preset
+from eval.study.plan.config import PRESETS, preset
 from eval.study.results.cell_results import read_cells
 from eval.study.results.record import StudyRecord
 from eval.study.results.writer import locked, write_study
-from eval.study.run.engines import InProcess
-from eval.study.run.scheduler import carry_out
+from eval.study.run.engines import InProcess, carry_out
 from eval.trajectory.measure import ATTACKS
 from tests.support.audit_budgets import TINY
 from tests.support.study_toys import shrunk, study, tiny
@@ -33,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 def finish(item, engine=None):
     with locked(item.directory):
         counts = carry_out(item, engine or InProcess(0), lambda line: None)
-        write_study(item.grid, item.cells, item.directory)
+        write_study(item)
     return counts
 
 
@@ -128,7 +127,7 @@ def test_the_gallery_has_no_pickles(done):
 
 
 def test_transfer_matrix_counts_models(done):
-    observations = {item.cell.id: item for item in read_cells(done.grid, done.cells, done.directory)}
+    observations = {item.cell.id: item for item in read_cells(done)}
     item = observations["digits-mlp-SL-s0"]
     for source in done.cells:
         shown = item.shown(source, "paper", done.grid.threats[0])
@@ -258,8 +257,6 @@ def test_robustness_is_followed_through_training(tmp_path):
     (figure,) = [figure for figure in found["figures"] if figure["id"].startswith("trajectory")]
     assert (tmp_path / figure["file"]).is_file()
     (observation,) = [
-        found
-        for found in read_cells(item.grid, item.cells, tmp_path)
-        if (found.cell.regime, found.cell.seed) == ("RL", 1)
+        found for found in read_cells(item) if (found.cell.regime, found.cell.seed) == ("RL", 1)
     ]
     assert observation.trajectory.points[-1].attacks.keys() == set(ATTACKS)

@@ -12,11 +12,11 @@ from scipy.stats import binomtest, ttest_rel
 
 from eval.attack.registry import attack_names
 from eval.core.stats import mcnemar, wilson
-from eval.study.results.accuracy_tables import autoattack_table, other_table, pgd_table, query_table
 from eval.study.results.claims import verdict
 from eval.study.results.overview import Overview
 from eval.study.results.record import Column, Measured, Table, comma_separated, latex, markdown
 from eval.study.results.statistics import Comparison, compare_pairs, holm, paired_t_test, rate, sign_flip_test
+from eval.study.results.tables import autoattack_table, other_table, pgd_table, query_table
 from tests.support.study_toys import tiny
 
 VALUES = st.lists(st.integers(-3, 3), min_size=1, max_size=9)

@@ -10,10 +10,9 @@ from eval import audit
 from eval.export import command as export
 from eval.mechanism import command as mechanism
 from eval.robustness import command as robustness
-from eval.study.plan.presets import preset
+from eval.study.plan.config import preset
 from eval.study.results.writer import locked, write_study
-from eval.study.run.engines import InProcess
-from eval.study.run.scheduler import carry_out
+from eval.study.run.engines import InProcess, carry_out
 from eval.trajectory import command as trajectory
 from eval.transfer import command as transfer
 from tests.support.agent_runs import short
@@ -58,7 +57,7 @@ def test_dry_run_of_a_study(name, gpu, tmp_path):
     item = replace(item, place=replace(item.place, device="cuda"))
     with locked(item.directory):
         counts = carry_out(item, InProcess(0), lambda line: None)
-        write_study(item.grid, item.cells, item.directory)
+        write_study(item)
     assert counts == {"finished": len(item.grid.regimes), "failed": 0, "missing": 0}
     devices = {
         json.loads(path.read_text()).get("device") for path in item.directory.glob("cells/*/run/summary.json")

@@ -11,8 +11,7 @@ from torch import nn
 
 from eval.study.plan.cells import cells_of
 from eval.study.plan.config import Attack, AuditPlan, Grid, MechanismPlan, Regime, TransferPlan, parse_grid
-from eval.study.run.jobs import Place
-from eval.study.run.scheduler import Study
+from eval.study.run.jobs import Place, Study
 
 TINY = {
     "name": "tiny",

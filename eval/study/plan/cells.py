@@ -46,6 +46,11 @@ class Cell:
         return digest(training_key(self.config))
 
     @property
+    def import_path(self) -> str | None:
+        """Where the network is imported from, None for one that is built in."""
+        return self.network if ":" in self.network else None
+
+    @property
     def group(self) -> tuple[str, str, str]:
         """Data set, network and regime: what seeds are repetitions of."""
         return self.dataset, self.network, self.regime

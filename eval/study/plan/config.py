@@ -5,6 +5,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -35,6 +36,15 @@ _LENGTHS = ("passes", "total_images", "schedule")
 _PICTURES = ("pictures_every", "snapshots")  # theirs to set, and of no influence either
 _LISTS = ("datasets", "networks", "seeds", "threats", "attacks")
 _PLANS = ("transfer", "mechanism", "trajectory", "audit")
+# Studies by name: the TOML files of the folder ``studies``; a file of your own with the same keys does the same.
+_STUDIES = (
+    *("smoke", "digits", "regimes", "exploration", "front", "mnist", "cifar10", "cifar10-long"),
+    *("cifar10-networks", "cifar100", "stl10", "imagenet100"),
+)
+_FOLDER = files("eval.study.plan") / "studies"
+PRESETS: dict[str, dict[str, Any]] = {
+    name: tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8")) for name in _STUDIES
+}
 T = TypeVar("T")
 
 
@@ -46,13 +56,17 @@ class Attack:
     attack: str
     options: dict[str, Any]
 
+    @property
+    def cleverhans(self) -> bool:
+        """Whether it follows the protocol of cleverhans."""
+        return self.options.get("protocol") == "cleverhans"
+
 
 @dataclass(frozen=True)
 class TransferPlan:
     """Images made on every model by PGD of so many ``steps`` and shown to all others.
 
-    ``crafts``, see `eval.transfer.matrix`: ``paper``: last iterate of PGD by the paper's protocol; ``strong``: the same
-    with steps of full length on the MIFPE loss, which no saturated softmax weakens. Empty: no transfer.
+    ``crafts``: ways of making them, see `eval.transfer.matrix.CRAFTS`; empty: no transfer.
     """
 
     crafts: tuple[str, ...] = ("paper", "strong")
@@ -176,6 +190,13 @@ def training_key(config: TrainConfig) -> dict[str, Any]:
     if not values["pretrained"]:
         del values["pretrained"]
     return {key: value for key, value in values.items() if key not in (*_NOT_TRAINING, *_PICTURES)}
+
+
+def preset(name: str) -> Grid:
+    """Return the study called ``name``; an InputError tells the names where there is none."""
+    if name not in PRESETS:
+        raise unknown_name("study", name, [*PRESETS, "FILE.toml"])
+    return parse_grid({"name": name} | PRESETS[name])
 
 
 def read_grid(path: Path) -> Grid:

@@ -1,6 +1,6 @@
 """What the finished cells of a study left on disk: the results that tables and plots are made of."""
 
-from collections.abc import Sequence
+import contextlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,8 @@ from eval.core.stats import known_mean
 from eval.core.threats import Threat
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
-from eval.study.results.record import Status
+from eval.study.results.record import CellRecord, Status
+from eval.study.run.jobs import Study
 from eval.study.run.stages import steps_of
 from eval.trajectory.record import Trajectory, read_trajectories
 
@@ -135,29 +136,27 @@ class CellResult:
         return self.transfer.get(source.hash, {}).get(f"{craft}-{threat.slug}")
 
 
-class State(NamedTuple):
-    """Whether a cell is finished, failed or missing, and why it failed."""
-
-    status: Status
-    error: str | None = None
-
-
-def status_of(grid: Grid, cell: Cell, directory: Path) -> State:
-    """Return the state of a cell's folder."""
-    folder = CellFolder.open(directory, cell.hash)
-    if folder.error is not None:
-        return State("failed", folder.error)
-    return State("finished" if folder.steps.keys() >= set(steps_of(grid, cell)) else "missing")
+def cell_record(study: Study, cell: Cell) -> CellRecord:
+    """Return what ``study.json`` says of a cell, its state being that of its folder."""
+    folder = CellFolder.open(study.directory, cell.hash)
+    status: Status = "finished" if folder.steps.keys() >= set(steps_of(study.grid, cell)) else "missing"
+    status = status if folder.error is None else "failed"
+    names = ("id", "hash", "dataset", "network", "regime", "seed")
+    place: dict[str, Any] = {name: getattr(cell, name) for name in names}
+    threats = tuple(str(threat) for threat in study.grid.threats)
+    return CellRecord(
+        **place, threats=threats, status=status, error=folder.error, run=f"cells/{cell.hash}/run"
+    )
 
 
-def read_cells(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[CellResult]:
+def read_cells(study: Study) -> list[CellResult]:
     """Return the results of all cells that have been trained and attacked.
 
     Raises InputError where a file that a cell's record names is missing or damaged.
     """
-    folders = [(cell, CellFolder.open(directory, cell.hash)) for cell in cells]
+    folders = [(cell, CellFolder.open(study.directory, cell.hash)) for cell in study.cells]
     done = {"train", "attacks"}
-    return [_read_cell(grid, cell, folder) for cell, folder in folders if done <= folder.steps.keys()]
+    return [_read_cell(study.grid, cell, folder) for cell, folder in folders if done <= folder.steps.keys()]
 
 
 def _read_cell(grid: Grid, cell: Cell, folder: CellFolder) -> CellResult:
@@ -184,14 +183,8 @@ def _read_cell(grid: Grid, cell: Cell, folder: CellFolder) -> CellResult:
         for item in steps.get("audit", {}).get("files", ())
     }
     seconds = {name: float(step.get("seconds") or 0.0) for name, step in steps.items()}
-    curve = read_curve(folder.run.metrics_path)
-    return CellResult(cell, steps["train"] | _images(folder), attacks, seconds=seconds, curve=curve, **found)
-
-
-def _images(folder: CellFolder) -> dict[str, Any]:
-    """Return shape and number of classes of the images that the run was trained on; {} where the run is gone."""
-    try:
+    curve, train = read_curve(folder.run.metrics_path), dict(steps["train"])
+    with contextlib.suppress(InputError, KeyError, TypeError):  # the run may be gone
         dataset = folder.run.config["dataset"]
-        return {"shape": dataset["shape"], "classes": dataset["num_classes"]}
-    except (InputError, KeyError, TypeError):
-        return {}
+        train |= {"shape": dataset["shape"], "classes": dataset["num_classes"]}
+    return CellResult(cell, train, attacks, seconds=seconds, curve=curve, **found)

@@ -1,16 +1,14 @@
 """Which of the paper's claims hold under which protocol, as sentences computed from the results."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import product
 
 from eval.core.formatting import percent
 from eval.core.stats import known_mean
 from eval.core.threats import Threat
-from eval.study.results.cell_results import CellResult
-from eval.study.results.model_tables import indicator, transfer_rates
-from eval.study.results.overview import Group, Overview, clean, is_cleverhans, outcome, survives
-from eval.study.results.statistics import Comparison, Measure, Outcomes, compare, compare_pairs, rate_of
+from eval.study.results.overview import Group, Overview, clean, outcome, survives
+from eval.study.results.statistics import Comparison, Outcomes, compare, compare_pairs, rate_of
+from eval.study.results.tables import indicator, transfer_rates
 
 _LEVEL = 0.05
 _ALIKE = 0.05  # relative difference up to which indicators count as the same
@@ -26,10 +24,7 @@ def all_sentences(overview: Overview) -> list[str]:
 class _Reader:
     def __init__(self, overview: Overview, group: Group) -> None:
         self.overview, self.group, self.grid = overview, group, overview.grid
-
-    @cached_property
-    def regimes(self) -> dict[str, list[CellResult]]:
-        return self.overview.regimes(self.group)
+        self.regimes = overview.regimes(group)
 
     def sentences(self) -> Iterator[str]:
         if {"SL", "RL"} <= self.regimes.keys():
@@ -43,27 +38,24 @@ class _Reader:
 
     def _robustness(self, first: str, second: str) -> Iterator[str]:
         """Read "the first regime resists better than the second" under every protocol of the study."""
+        floored = [attack.name for attack in self.grid.attacks if attack.cleverhans]
         for threat in self.grid.threats:
-            for attack in self.grid.attacks:
-                yield from self._claim(first, second, threat, attack.name, outcome(threat, attack.name))
-            yield from self._claim(first, second, threat, "the worst case of all attacks", survives(threat))
-
-    def _claim(self, first: str, second: str, threat: Threat, name: str, measure: Measure) -> Iterator[str]:
-        ours, theirs = (rate_of(self.regimes[regime], measure) for regime in (first, second))
-        found = compare(self.regimes[first], self.regimes[second], measure)
-        if ours is not None and theirs is not None and found is not None:
-            yield (
-                f"{first} resists better than {second} under {name} ({threat}): {verdict(found)}; "
-                f"{percent(ours.mean)} against {percent(theirs.mean)}{self._share(first, threat, name)} "
-                f"({_p_values(found)})."
-            )
-
-    def _share(self, regime: str, threat: Threat, name: str) -> str:
-        """Name the share of shortened steps where the protocol has a floor."""
-        if name not in [item.name for item in self.grid.attacks if is_cleverhans(item)]:
-            return ""
-        share = known_mean(item.attacks[threat][name].shortened_l2 for item in self.regimes[regime])
-        return "" if share is None else f", {percent(share)} of the steps on {regime} shortened"
+            measures = [(attack.name, outcome(threat, attack.name)) for attack in self.grid.attacks]
+            for name, measure in (*measures, ("the worst case of all attacks", survives(threat))):
+                ours, theirs = (rate_of(self.regimes[regime], measure) for regime in (first, second))
+                found = compare(self.regimes[first], self.regimes[second], measure)
+                if ours is None or theirs is None or found is None:
+                    continue
+                share = None
+                if name in floored:
+                    share = known_mean(
+                        item.attacks[threat][name].shortened_l2 for item in self.regimes[first]
+                    )
+                shortened = "" if share is None else f", {percent(share)} of the steps on {first} shortened"
+                yield (
+                    f"{first} resists better than {second} under {name} ({threat}): {verdict(found)}; "
+                    f"{percent(ours.mean)} against {percent(theirs.mean)}{shortened} ({_p_values(found)})."
+                )
 
     def _clean_cost(self) -> Iterator[str]:
         found = compare(self.regimes["SL"], self.regimes["RL"], clean)
@@ -106,10 +98,9 @@ class _Reader:
 
     def _gradients(self) -> Iterator[str]:
         for name, label in (("gradient_norm", "input-gradient norm"), ("path_cosine", "cosine along PGD")):
-            medians = (
+            supervised, reinforced = (
                 known_mean(indicator(item, name) for item in self.regimes[key]) for key in ("SL", "RL")
             )
-            supervised, reinforced = medians
             if supervised is not None and reinforced is not None:
                 size = "smaller than" if reinforced < supervised else "larger than"
                 if abs(reinforced - supervised) <= _ALIKE * abs(supervised):

@@ -12,12 +12,11 @@ from agents.config import TrainConfig
 from agents.models.classifier import new_classifier
 from envs.errors import InputError
 from eval.core.plot_style import INK, colour, legend_below, panels, tidy
-from eval.core.stats import mean_interval
 from eval.study.plan.cells import training_passes
 from eval.study.results.cell_results import CellResult, Validation
 from eval.study.results.overview import Group, Overview
-from eval.study.results.plots import Picture, slug
-from eval.study.results.record import Measured, Table, Value, columns
+from eval.study.results.plots import Picture, picture
+from eval.study.results.record import Row, Table, columns, over_seeds
 
 NOTE = (
     "The level is the lowest of all trainings' best validation accuracies, per data set and network; what it took to "
@@ -70,7 +69,7 @@ def training_flops(config: TrainConfig, train: dict[str, Any], images: int) -> f
 
 def equal_accuracy_table(overview: Overview) -> Table | None:
     """Return the cost of every regime until the common level; None where no group has learning curves."""
-    rows: list[dict[str, Value]] = []
+    rows: list[Row] = []
     for group in overview.groups:
         regimes = overview.regimes(group)
         level = common_level([item for found in regimes.values() for item in found])
@@ -87,8 +86,8 @@ def equal_accuracy_table(overview: Overview) -> Table | None:
             rows.append(
                 overview.place(group)
                 | {"regime": regime, "level": level, "seeds": len(found), "ratio": mean(images) / baseline}
-                | {"images": _over_seeds(images), "seconds": _over_seeds([point.seconds for point in points])}
-                | {"flops": _over_seeds(known) if len(known) == len(flops) else None}
+                | {"images": over_seeds(images), "seconds": over_seeds([point.seconds for point in points])}
+                | {"flops": over_seeds(known) if len(known) == len(flops) else None}
             )
     first = overview.grid.regimes[0].name
     shown = (
@@ -99,12 +98,6 @@ def equal_accuracy_table(overview: Overview) -> Table | None:
         *columns("integer", seeds="seeds"),
     )
     return overview.table("equal_accuracy", "Cost to equal accuracy", NOTE, shown, rows)
-
-
-def _over_seeds(values: Sequence[float]) -> Measured:
-    centre, interval, n = mean_interval(values)
-    low, high = (None, None) if interval is None else (max(0.0, interval.low), interval.high)
-    return Measured(centre, low, high, n)
 
 
 def learning_picture(overview: Overview, group: Group) -> Picture | None:
@@ -125,4 +118,4 @@ def learning_picture(overview: Overview, group: Group) -> Picture | None:
     axes.set_xscale("log")
     legend_below(figure, axes)
     alt = "Validation accuracy over images, a line per training; the table of cost to equal accuracy has the numbers."
-    return Picture(slug("learning", group), title, alt, figure)
+    return picture("learning", group, title, alt, figure)

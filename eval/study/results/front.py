@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from eval.core.plot_style import INK, colour, legend_below, marker, panels, tidy
 from eval.core.threats import Threat
-from eval.study.results.accuracy_tables import INTERVALS
 from eval.study.results.cell_results import CellResult
 from eval.study.results.overview import Group, Overview, clean, entries, pair, survives
-from eval.study.results.plots import Picture, slug
-from eval.study.results.record import Table, Value, columns
+from eval.study.results.plots import Picture, picture
+from eval.study.results.record import Row, Table, columns
 from eval.study.results.statistics import Rate, rate_of
+from eval.study.results.tables import INTERVALS
 
 
 class Strength(NamedTuple):
@@ -65,7 +65,7 @@ def undominated(places: Sequence[tuple[float, float]]) -> list[bool]:
 
 def front_table(overview: Overview) -> Table | None:
     """Return clean and worst-case accuracy by strength; None where no family has several."""
-    rows: list[dict[str, Value]] = []
+    rows: list[Row] = []
     for group, threat in product(overview.groups, overview.grid.threats):
         found = families(overview, group).values()
         shown = [item for members in found for item in points(members, threat)]
@@ -106,7 +106,7 @@ def front_picture(overview: Overview, group: Group) -> Picture | None:
                 axes.annotate(item.regime, place, (3, 3), textcoords="offset points", fontsize=6, color=INK)
     legend_below(figure, row[0])
     alt = "Worst-case over clean accuracy by strength of adversarial training; the table of the front has the numbers."
-    return Picture(slug("front", group), title, alt, figure)
+    return picture("front", group, title, alt, figure)
 
 
 def _bars(rates: Sequence[Rate]) -> tuple[list[float], list[list[float]]]:

@@ -1,14 +1,16 @@
 """The results of a study, arranged by group and regime, and the measures that tables share."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import product
 from typing import Any
 
+from eval.core.stats import known_mean
 from eval.core.threats import Threat
 from eval.study.plan.config import Attack, Grid
 from eval.study.results.cell_results import CellResult
-from eval.study.results.record import Column, Table, Value
-from eval.study.results.statistics import Measure, Rate
+from eval.study.results.record import Column, Measured, Row, Table
+from eval.study.results.statistics import Measure, Rate, rate_of
 
 Group = tuple[str, str]
 
@@ -35,13 +37,33 @@ class Overview:
         }
         return {name: found for name, found in rows.items() if found}
 
-    def rows(self) -> Iterator[tuple[dict[str, Value], list[CellResult]]]:
+    def rows(self) -> Iterator[tuple[Row, list[CellResult]]]:
         """Yield one row's place and results per group and regime."""
         for group in self.groups:
             for regime, found in self.regimes(group).items():
                 yield self.place(group) | {"regime": regime}, found
 
-    def place(self, group: Group) -> dict[str, Value]:
+    @cached_property
+    def attacked(self) -> list[tuple[Row, list[CellResult], Threat]]:
+        """One row per threat model, group and regime with the outcome of every attack, and its results.
+
+        By an attack's name: the values of `pair`; with ``_shortened`` and ``_queries`` behind it, the means over those
+        seeds that have one.
+        """
+        rows = []
+        for threat, (place, found) in product(self.grid.threats, list(self.rows())):
+            row = place | {"threat": str(threat)}
+            for name in (attack.name for attack in self.grid.attacks):
+                results = [
+                    item.attacks[threat][name] for item in found if name in item.attacks.get(threat, ())
+                ]
+                row |= entries(name, rate_of(found, outcome(threat, name)))
+                row[f"{name}_shortened"] = known_mean(result.shortened_l2 for result in results)
+                row[f"{name}_queries"] = known_mean(float(result.queries.mean()) for result in results)
+            rows.append((row, found, threat))
+        return rows
+
+    def place(self, group: Group) -> Row:
         """Return the columns that name a group."""
         return {"dataset": group[0], "network": group[1]}
 
@@ -52,7 +74,7 @@ class Overview:
         return (*place, *further)
 
     def table(
-        self, id: str, title: str, note: str, further: Iterable[Column], rows: Sequence[dict[str, Value]]
+        self, id: str, title: str, note: str, further: Iterable[Column], rows: Sequence[Row]
     ) -> Table | None:
         """Return a table of the place's columns and ``further`` ones; None where it would have no rows."""
         return Table(id, title, note, self.columns(further), tuple(rows)) if rows else None
@@ -82,11 +104,9 @@ def pair(key: str, label: str) -> tuple[Column, Column]:
     return Column(key, label, "percent"), Column(f"{key}_seeds", "over seeds", "interval")
 
 
-def entries(key: str, found: Rate | None) -> dict[str, Value]:
+def entries(key: str, found: Rate | None) -> Row:
     """Return the values of the columns that `pair` names."""
-    return {} if found is None else {key: found.entry(), f"{key}_seeds": found.spread()}
-
-
-def is_cleverhans(attack: Attack) -> bool:
-    """Return whether an attack follows the protocol of cleverhans."""
-    return attack.options.get("protocol") == "cleverhans"
+    if found is None:
+        return {}
+    seeds = None if found.seeds is None else Measured(found.mean, *found.seeds, found.trainings)
+    return {key: found.entry(), f"{key}_seeds": seeds}

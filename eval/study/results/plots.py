@@ -2,30 +2,24 @@
 
 import re
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from eval.core.plot_style import INK, colour, heat_map, legend_below, marker, panels, tidy
-from eval.study.results.model_tables import transfer_rates
 from eval.study.results.overview import Group, Overview, outcome, survives
+from eval.study.results.record import PlotRecord
 from eval.study.results.statistics import rate_of
+from eval.study.results.tables import transfer_rates
 from eval.trajectory.outputs import trajectory_figure
 
-
-class Picture(NamedTuple):
-    """A plot with its name, title and description for those who do not see it."""
-
-    id: str
-    title: str
-    alt: str
-    figure: Figure
+Picture = tuple[PlotRecord, Figure]
 
 
-def slug(kind: str, group: Group) -> str:
-    """Return a name for the file of a plot."""
-    return re.sub(r"[^\w.+-]+", "-", f"{kind}-{group[0]}-{group[1]}")
+def picture(kind: str, group: Group, title: str, alt: str, figure: Figure) -> Picture:
+    """Return the figure with what ``study.json`` says of it."""
+    name = re.sub(r"[^\w.+-]+", "-", f"{kind}-{group[0]}-{group[1]}")
+    return PlotRecord(name, title, f"figures/{name}.png", alt), figure
 
 
 def attacks_picture(overview: Overview, group: Group) -> Picture:
@@ -54,7 +48,7 @@ def attacks_picture(overview: Overview, group: Group) -> Picture:
         axes.set(xlim=(-0.02, 1.02), ylim=(len(names) + 0.5, -0.5))
     legend_below(figure, row[0])
     alt = f"Robust accuracy of {len(regimes)} regimes under {len(names)} attacks; the table PGD has the numbers."
-    return Picture(slug("attacks", group), title, alt, figure)
+    return picture("attacks", group, title, alt, figure)
 
 
 def tradeoff_picture(overview: Overview, group: Group) -> Picture:
@@ -72,7 +66,7 @@ def tradeoff_picture(overview: Overview, group: Group) -> Picture:
             axes.scatter(x.mean(), y.mean(), s=70, marker=marker(k), color=colour(k), label=regime)
     legend_below(figure, row[0])
     alt = "Clean accuracy against worst-case accuracy, one point per training; the tables have the numbers."
-    return Picture(slug("tradeoff", group), title, alt, figure)
+    return picture("tradeoff", group, title, alt, figure)
 
 
 def transfer_picture(overview: Overview, group: Group) -> Picture | None:
@@ -93,7 +87,7 @@ def transfer_picture(overview: Overview, group: Group) -> Picture | None:
     for axes, (shares, name) in zip(grid.flat, maps, strict=True):
         heat_map(axes, shares, regimes, name)
     alt = "Accuracy of each regime (columns) on images made on each regime (rows); the transfer table has the numbers."
-    return Picture(slug("transfer", group), title, alt, figure)
+    return picture("transfer", group, title, alt, figure)
 
 
 def trajectory_picture(overview: Overview, group: Group) -> Picture | None:
@@ -104,4 +98,4 @@ def trajectory_picture(overview: Overview, group: Group) -> Picture | None:
         return None
     title = f"Robustness through training: {', '.join(group)}"
     alt = "Clean, reported and remaining accuracy over images seen in training; the table has the numbers."
-    return Picture(slug("trajectory", group), title, alt, trajectory_figure(followed))
+    return picture("trajectory", group, title, alt, trajectory_figure(followed))

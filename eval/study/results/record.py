@@ -2,12 +2,14 @@
 
 import csv
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from eval.core.records import Text
+from eval.core.stats import mean_interval
 
 STUDY_FILE = "study.json"
 MOST_ENTRIES = 200_000
@@ -31,6 +33,7 @@ class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Value = float | Text | None | Measured
+Row = dict[str, Value]
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -51,7 +54,7 @@ class Table(msgspec.Struct, frozen=True):
     title: Text = ""
     note: Text = ""
     columns: Annotated[tuple[Column, ...], msgspec.Meta(max_length=200)] = ()
-    rows: Annotated[tuple[dict[str, Value], ...], msgspec.Meta(max_length=20_000)] = ()
+    rows: Annotated[tuple[Row, ...], msgspec.Meta(max_length=20_000)] = ()
     files: dict[str, Text] = {}
 
     def __post_init__(self) -> None:
@@ -121,7 +124,7 @@ class StudyRecord(
     plots: Annotated[tuple[PlotRecord, ...], msgspec.Meta(max_length=500)] = ()
     claims: Annotated[tuple[Text, ...], msgspec.Meta(max_length=200)] = ()
 
-    def rows(self, id: str) -> tuple[dict[str, Value], ...]:
+    def rows(self, id: str) -> tuple[Row, ...]:
         """Return the rows of the table of that name, () where there is none."""
         return next((table.rows for table in self.tables if table.id == id), ())
 
@@ -133,6 +136,18 @@ class StudyRecord(
 def columns(kind: Kind = "text", /, **labels: str) -> tuple[Column, ...]:
     """Return several columns of one kind, ``key="heading"`` each."""
     return tuple(Column(key, label, kind) for key, label in labels.items())
+
+
+def measured(value: Value) -> Measured:
+    """Return a value of a table with its interval, where it has one."""
+    return value if isinstance(value, Measured) else Measured(value)
+
+
+def over_seeds(values: Sequence[float], most: float = math.inf) -> Measured:
+    """Return the mean with Student's 95 % t-interval, cut to [0, ``most``]; no interval for one value."""
+    mean, interval, n = mean_interval(values)
+    low, high = (None, None) if interval is None else (max(0.0, interval.low), min(most, interval.high))
+    return Measured(mean, low, high, n)
 
 
 def _texts(table: Table) -> list[list[str]]:
@@ -153,59 +168,49 @@ def markdown(table: Table) -> str:
 
 def comma_separated(table: Table) -> str:
     """Return the table as CSV; bounds and sample size take columns of their own, where any row has them."""
-    parts = [(column.key, suffix) for column in table.columns for suffix in _suffixes(table, column)]
+    rows = [{column.key: measured(row.get(column.key)) for column in table.columns} for row in table.rows]
+    parts = [
+        (column.key, part)
+        for column in table.columns
+        for part in ("value", "low", "high", "n")
+        if part == "value" or any(getattr(row[column.key], part) is not None for row in rows)
+    ]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(f"{key}{suffix}" for key, suffix in parts)
-    writer.writerows([_part(row.get(key), suffix) for key, suffix in parts] for row in table.rows)
+    writer.writerow(key if part == "value" else f"{key}_{part}" for key, part in parts)
+    writer.writerows([getattr(row[key], part) for key, part in parts] for row in rows)
     return buffer.getvalue()
-
-
-def _suffixes(table: Table, column: Column) -> Iterable[str]:
-    found = [row.get(column.key) for row in table.rows]
-    extra = ("_low", "_high", "_n")
-    return ["", *(name for name in extra if any(_part(item, name) is not None for item in found))]
-
-
-def _part(item: Value, suffix: str) -> Any:
-    if isinstance(item, Measured):
-        return getattr(item, suffix[1:] or "value")
-    return None if suffix else item
 
 
 def latex(table: Table) -> str:
     """Return the table for LaTeX with the package booktabs."""
     align = "".join("l" if column.kind in ("text", "verdict") else "r" for column in table.columns)
-    head, *rows = (" & ".join(map(_escape, row)) + r" \\" for row in _texts(table))
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.title)}}}"]
+    escaped = ([cell.translate(_LATEX) for cell in row] for row in _texts(table))
+    head, *rows = (" & ".join(row) + r" \\" for row in escaped)
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{table.title.translate(_LATEX)}}}"]
     lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\smallskip {{\footnotesize {_escape(table.note)}}}"] if table.note else []
+    lines += [rf"\par\smallskip {{\footnotesize {table.note.translate(_LATEX)}}}"] if table.note else []
     return "\n".join([*lines, r"\end{table}", ""])
-
-
-def _escape(words: str) -> str:
-    return words.translate(_LATEX)
 
 
 def text(item: Value, kind: Kind) -> str:
     """Return a value as tables in text show it."""
-    if not isinstance(item, Measured):
-        return _plain(item, kind)
-    bounds = ""
-    if item.low is not None and item.high is not None:
+    found, bounds = measured(item), ""
+    if found.low is not None and found.high is not None:
         shares = kind in ("percent", "interval")
-        low, high = (f"{100 * end:.1f}" if shares else f"{end:.3g}" for end in (item.low, item.high))
+        low, high = (f"{100 * end:.1f}" if shares else f"{end:.3g}" for end in (found.low, found.high))
         bounds = f"[{low}, {high}]"
-    return bounds or "-" if kind == "interval" else f"{_plain(item.value, kind)} {bounds}".strip()
-
-
-def _plain(value: float | str | None, kind: Kind) -> str:
+    if kind == "interval":
+        return bounds or "-"
+    value = found.value
     if value is None or isinstance(value, str) or kind in ("text", "verdict"):
-        return "-" if value is None else str(value)
-    if kind == "percent":
-        return f"{100 * value:.1f} %"
-    return f"{round(value):,}" if kind == "integer" else f"{value:.3g}"
+        shown = "-" if value is None else str(value)
+    elif kind == "percent":
+        shown = f"{100 * value:.1f} %"
+    else:
+        shown = f"{round(value):,}" if kind == "integer" else f"{value:.3g}"
+    return f"{shown} {bounds}" if bounds else shown
 
 
 WRITERS = {"md": markdown, "csv": comma_separated, "tex": latex}

@@ -37,10 +37,6 @@ class Rate:
         """Return value and interval over images, for a table."""
         return Measured(self.mean, *self.images, self.n)
 
-    def spread(self) -> Measured | None:
-        """Return the interval over seeds, for a table; None for one seed."""
-        return None if self.seeds is None else Measured(self.mean, *self.seeds, self.trainings)
-
 
 def rate(outcomes: Sequence[Outcomes]) -> Rate:
     """Return the rate of True over trainings, (n,) bool each, on the same images; InputError where they are not."""

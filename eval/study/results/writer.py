@@ -4,7 +4,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,20 @@ from envs.files import write_atomic
 from eval.core.plot_style import save_figure
 from eval.core.records import FORMAT, read_record, write_record
 from eval.study.plan.cells import Cell
-from eval.study.plan.config import Grid
-from eval.study.results import accuracy_tables as accuracies
-from eval.study.results import model_tables as models
-from eval.study.results.cell_results import read_cells, status_of
+from eval.study.results import tables
+from eval.study.results.cell_results import cell_record, read_cells
 from eval.study.results.claims import all_sentences
 from eval.study.results.equal_accuracy import equal_accuracy_table, learning_picture
 from eval.study.results.front import front_picture, front_table
 from eval.study.results.overview import Overview
 from eval.study.results.plots import attacks_picture, tradeoff_picture, trajectory_picture, transfer_picture
-from eval.study.results.record import STUDY_FILE, WRITERS, CellRecord, PlotRecord, StudyRecord, Table
+from eval.study.results.record import STUDY_FILE, WRITERS, PlotRecord, StudyRecord, Table
+from eval.study.run.jobs import Study
 
 _TABLES: tuple[Callable[[Overview], Table | None], ...] = (
-    *(accuracies.clean_table, accuracies.pgd_table, accuracies.autoattack_table, accuracies.query_table),
-    *(accuracies.other_table, models.transfer_table, models.mechanism_table, models.trajectory_table),
-    *(models.audit_table, accuracies.tests_table, accuracies.cost_table, front_table, equal_accuracy_table),
+    *(tables.clean_table, tables.pgd_table, tables.autoattack_table, tables.query_table, tables.other_table),
+    *(tables.transfer_table, tables.mechanism_table, tables.trajectory_table, tables.audit_table),
+    *(tables.tests_table, tables.cost_table, front_table, equal_accuracy_table),
 )
 _PICTURES = (attacks_picture, tradeoff_picture, transfer_picture, trajectory_picture)
 
@@ -57,53 +56,51 @@ class StudyFile:
     Tables and plots in the file stay as they are.
     """
 
-    def __init__(self, grid: Grid, cells: Sequence[Cell], directory: Path) -> None:
-        self.grid, self.directory = grid, directory
-        self.cells = {cell.hash: _cell(grid, cell, directory) for cell in cells}
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.cells = {cell.hash: cell_record(study, cell) for cell in study.cells}
         self.written, self.cost = 0.0, 0.0
 
     def update(self, cell: Cell) -> None:
         """Read one cell's folder again; write the file if it changed, at most a twentieth of the time."""
         before = self.cells[cell.hash]
-        self.cells[cell.hash] = _cell(self.grid, cell, self.directory)
+        self.cells[cell.hash] = cell_record(self.study, cell)
         if self.cells[cell.hash] != before and time.monotonic() - self.written >= 20 * self.cost:
             self.write()
 
-    def write(self) -> dict[str, int]:
-        """Write the file; return the number of cells per status."""
+    def write(self, **found: Any) -> dict[str, int]:
+        """Write the file, with the tables, plots and claims that were ``found``; return the number of cells per status.
+
+        The date of creation, and what is not among those found, are as they were written before.
+        """
         start = time.monotonic()
-        write_record(self.directory / STUDY_FILE, _record(self.grid, self.cells.values(), self.directory))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        path, grid = self.study.directory / STUDY_FILE, self.study.grid
+        old = StudyRecord(format=FORMAT)
+        with contextlib.suppress(InputError):
+            old = read_record(path, StudyRecord)
+        state: dict[str, Any] = {"name": grid.name, "seeds": list(grid.seeds), "config": grid.to_dict()}
+        state |= {"created": old.created or now, "updated": now, "cells": tuple(self.cells.values())}
+        state |= {"versions": versions(), "machine": machine()}
+        write_record(path, msgspec.structs.replace(old, **state, **found))
         self.written = time.monotonic()
         self.cost = self.written - start
-        found = [cell.status for cell in self.cells.values()]
-        return {status: found.count(status) for status in ("finished", "failed", "missing")}
+        statuses = [cell.status for cell in self.cells.values()]
+        return {status: statuses.count(status) for status in ("finished", "failed", "missing")}
 
 
-def write_study(grid: Grid, cells: Sequence[Cell], directory: Path) -> list[Table]:
+def write_study(study: Study) -> list[Table]:
     """Make tables, plots and claims from what the cells left, and write everything; return the tables."""
-    overview = Overview(grid, read_cells(grid, cells, directory))
-    tables: list[Table] = []
+    overview = Overview(study.grid, read_cells(study))
+    made: list[Table] = []
     plots: list[PlotRecord] = []
     if overview.cells:
-        made = filter(None, (make(overview) for make in _TABLES))
-        tables = [_write_table(table, directory) for table in made]
-        plots = list(_write_plots(overview, directory))
-    record = _record(grid, [_cell(grid, cell, directory) for cell in cells], directory)
-    found: dict[str, Any] = {"tables": tables, "plots": plots, "claims": all_sentences(overview)}
-    found = {name: tuple(items) for name, items in found.items()}
-    write_record(directory / STUDY_FILE, msgspec.structs.replace(record, **found))
-    return tables
-
-
-def _record(grid: Grid, cells: Iterable[CellRecord], directory: Path) -> StudyRecord:
-    """Return the content of ``study.json``; date of creation, tables, plots and claims are those written before."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    old = StudyRecord(format=FORMAT)
-    with contextlib.suppress(InputError):
-        old = read_record(directory / STUDY_FILE, StudyRecord)
-    state: dict[str, Any] = {"name": grid.name, "seeds": list(grid.seeds), "config": grid.to_dict()}
-    state |= {"created": old.created or now, "updated": now, "cells": tuple(cells)}
-    return msgspec.structs.replace(old, versions=versions(), machine=machine(), **state)
+        found = filter(None, (make(overview) for make in _TABLES))
+        made = [_write_table(table, study.directory) for table in found]
+        plots = list(_write_plots(overview, study.directory))
+    claims = tuple(all_sentences(overview))
+    StudyFile(study).write(tables=tuple(made), plots=tuple(plots), claims=claims)
+    return made
 
 
 def machine() -> dict[str, Any]:
@@ -120,13 +117,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _cell(grid: Grid, cell: Cell, directory: Path) -> CellRecord:
-    place = {name: getattr(cell, name) for name in ("id", "hash", "dataset", "network", "regime", "seed")}
-    threats = tuple(str(threat) for threat in grid.threats)
-    state = status_of(grid, cell, directory)._asdict()
-    return CellRecord(**place, threats=threats, **state, run=f"cells/{cell.hash}/run")
-
-
 def _write_table(table: Table, directory: Path) -> Table:
     """Write one table in every form; return it with the names of its files."""
     folder = directory / "tables"
@@ -141,8 +131,7 @@ def _write_table(table: Table, directory: Path) -> Table:
 def _write_plots(overview: Overview, directory: Path) -> Iterator[PlotRecord]:
     (directory / "figures").mkdir(exist_ok=True)
     for makers in (_PICTURES, (front_picture, learning_picture)):
-        for picture in (make(overview, group) for group in overview.groups for make in makers):
-            if picture is not None:
-                file = f"figures/{picture.id}.png"
-                save_figure(directory / file, picture.figure)
-                yield PlotRecord(picture.id, picture.title, file, picture.alt)
+        drawn = (make(overview, group) for group in overview.groups for make in makers)
+        for plot, figure in filter(None, drawn):
+            save_figure(directory / plot.file, figure)
+            yield plot

@@ -1,11 +1,11 @@
-"""Engines carry out the jobs of a study: one after another, by several processes, or as tasks of a Ray cluster."""
+"""Carrying out a study: one job after another, by several processes, or as tasks of a Ray cluster."""
 
 import logging
 import math
 import multiprocessing
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from envs.errors import InputError, cause
-from eval.study.run.jobs import Job, Outcome
-from eval.study.run.stages import execute
-
-# Told about every job that ended: the job, how it ended, and whether it will be tried again.
-Listener = Callable[[Job, Outcome, bool], None]
+from eval.study.plan.cells import CellFolder
+from eval.study.results.writer import StudyFile
+from eval.study.run.jobs import Job, Outcome, Study
+from eval.study.run.stages import STAGES, execute
 
 CRASHED = "the worker died; see the cell's log.txt, and the system's for lack of memory"
 _MOST_SHARING = 4  # jobs on one GPU
@@ -25,97 +24,102 @@ _MOST_HANDED_OVER = 500  # jobs in Ray's hands: waiting for one of them costs ti
 
 
 class Engine(ABC):
-    """Carries out jobs that do not depend on each other.
+    """Carries out jobs that do not depend on each other, at most ``most`` of them at once.
 
     ``retries``: further attempts at a job that failed for a reason that is not the user's, or whose worker died.
     """
+
+    most = 1
 
     def __init__(self, retries: int = 1) -> None:
         self.retries = retries
 
     @abstractmethod
+    def begin(self, job: Job) -> Any:
+        """Begin a job; return what stands for it until it ends."""
+
+    @abstractmethod
+    def ended(self, running: Sequence[Any]) -> list[tuple[Any, Outcome]]:
+        """Wait until some of the ``running`` jobs have ended; return what stands for them, with the outcomes."""
+
+    def interrupt(self, running: Sequence[Any]) -> None:  # noqa: B027  (no other process, nothing to tell)
+        """Stop the ``running`` jobs after a KeyboardInterrupt; what is done is kept."""
+
+    def close(self) -> None:  # noqa: B027  (most engines hold nothing)
+        """Let go of whatever the engine holds."""
+
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Yield every job with its outcome as it ends, in any order."""
+        queue = list(reversed(jobs))
+        running: dict[Any, Job] = {}
+        try:
+            while queue or running:
+                while queue and len(running) < self.most:
+                    job = queue.pop()
+                    running[self.begin(job)] = job
+                for begun, outcome in self.ended(list(running)):
+                    yield running.pop(begun), outcome
+        except KeyboardInterrupt:
+            self.interrupt(list(running))
+            raise
 
-    def run(self, jobs: Sequence[Job], tell: Listener) -> dict[Job, Outcome]:
-        """Carry out all jobs, failures again while attempts are left; return how each ended at last.
-
-        A KeyboardInterrupt, as from the terminal, ends it; what was done is kept.
-        """
-        ended: dict[Job, Outcome] = {}
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome, bool]]:
+        """Carry out all jobs; yield each as it ends, with whether it is tried again, as failures are while they may."""
         waiting = list(jobs)
         for attempt in range(self.retries + 1):
             again = []
             for job, outcome in self.outcomes(waiting):
-                ended[job] = outcome
                 retried = outcome.error is not None and outcome.retry and attempt < self.retries
-                tell(job, outcome, retried)
                 again += [job] * retried
+                yield job, outcome, retried
             waiting = again
-            if not waiting:
-                break
-        return ended
-
-    def close(self) -> None:  # noqa: B027  (most engines hold nothing)
-        """Let go of whatever the engine holds."""
 
 
 class InProcess(Engine):
     """One job after another, in this process."""
 
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
-        """Yield each job as it ends."""
-        for job in jobs:
-            yield job, execute(job)
+    def begin(self, job: Job) -> Any:
+        """Return the job itself."""
+        return job
+
+    def ended(self, running: Sequence[Any]) -> list[tuple[Any, Outcome]]:
+        """Do the job."""
+        return [(job, execute(job)) for job in running]
 
 
 class Pool(Engine):
-    """As many processes as ``workers`` on this machine; its GPUs are dealt to them in turn."""
+    """As many processes as ``workers`` on this machine; its GPUs are dealt to them in turn.
+
+    A worker that dies ends the jobs that the pool had begun, and no others.
+    """
 
     def __init__(self, workers: int, retries: int = 1) -> None:
         super().__init__(retries)
         if workers < 1:
             raise InputError(f"--workers is {workers}; expected at least 1")
-        self.workers = workers
+        self.most = workers
         self.executor: ProcessPoolExecutor | None = None
 
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
-        """Yield each job as it ends; a worker that dies ends those that the pool had begun, and no others."""
-        waiting = list(jobs)
-        while waiting:
-            waiting = yield from self._until_broken(waiting)
-
-    def _until_broken(self, jobs: list[Job]) -> Generator[tuple[Job, Outcome], None, list[Job]]:
-        """Work until all is done or a worker dies; return the jobs that had not been begun."""
-        executor = self._start()
-        queue = list(reversed(jobs))
-        running: dict[Future, Job] = {}
-        try:
-            while queue or running:
-                while queue and len(running) < self.workers:
-                    job = queue.pop()
-                    running[executor.submit(execute, job)] = job
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                outcomes = {future: _outcome(future) for future in done}
-                broken = None in outcomes.values()
-                if broken:  # the pool ends with one worker
-                    outcomes = {future: _outcome(future) for future in running}
-                    self.close()
-                for future, outcome in outcomes.items():
-                    yield running.pop(future), outcome or Outcome(CRASHED, retry=True)
-                if broken:
-                    return list(reversed(queue))
-        except KeyboardInterrupt:
-            self.close()  # the workers were interrupted, too, and save
-            raise
-        return []
-
-    def _start(self) -> ProcessPoolExecutor:
+    def begin(self, job: Job) -> Any:
+        """Give the job to a worker, having started them where there are none."""
         if self.executor is None:
             context = multiprocessing.get_context("spawn")  # a fork would inherit CUDA and threads
-            arguments = (max(1, (os.cpu_count() or 1) // self.workers), context.Value("i", 0))
-            self.executor = ProcessPoolExecutor(self.workers, context, prepare_worker, arguments)
-        return self.executor
+            arguments = (max(1, (os.cpu_count() or 1) // self.most), context.Value("i", 0))
+            self.executor = ProcessPoolExecutor(self.most, context, prepare_worker, arguments)
+        return self.executor.submit(execute, job)
+
+    def ended(self, running: Sequence[Future]) -> list[tuple[Any, Outcome]]:
+        """Wait for the first that ends; for all where a worker died, for the pool ends with it."""
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        if any(_died(future) for future in done):
+            done, _ = wait(running)
+            self.close()
+        crashed = Outcome(CRASHED, retry=True)
+        return [(future, crashed if _died(future) else future.result()) for future in done]
+
+    def interrupt(self, running: Sequence[Any]) -> None:
+        """End the workers, which were interrupted, too, and save."""
+        self.close()
 
     def close(self) -> None:
         """End the workers."""
@@ -124,12 +128,9 @@ class Pool(Engine):
             self.executor = None
 
 
-def _outcome(future: Future) -> Outcome | None:
-    """Return the outcome of an ended job, None where its worker died."""
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return None
+def _died(future: Future) -> bool:
+    """Return whether the worker of an ended job died."""
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
 def prepare_worker(threads: int, counter: Any) -> None:
@@ -188,7 +189,11 @@ class RayEngine(Engine):
         at_once = there.get("CPU", 0) / cpus
         if gpus is None:
             gpus = even_share(there.get("GPU", 0), at_once)
-        self._check_resources(cpus, gpus)
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            self.close()  # Ray would wait forever
+            wanted = f"{cpus:g} cores and {gpus:g} GPUs"
+            raise InputError(f"no node of the cluster has {wanted}; lower --cpus or --gpus")
         self.most = max(_MOST_HANDED_OVER, 2 * math.ceil(at_once))
         remote = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries, retry_exceptions=False)
         self.task = remote(_execute)
@@ -203,38 +208,25 @@ class RayEngine(Engine):
             where = "start a local Ray cluster" if address is None else f"reach a Ray cluster at {address}"
             raise InputError(f"cannot {where}: {cause(error)}; start one with: ray start --head") from None
 
-    def _check_resources(self, cpus: float, gpus: float) -> None:
-        """Refuse jobs for which Ray would wait forever."""
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-            self.close()
-            wanted = f"{cpus:g} cores and {gpus:g} GPUs"
-            raise InputError(f"no node of the cluster has {wanted}; lower --cpus or --gpus")
+    def begin(self, job: Job) -> Any:
+        """Hand the job to Ray."""
+        return self.task.remote(job)
 
-    def outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
-        """Yield each job as it ends."""
-        queue = list(reversed(jobs))
-        running: dict[Any, Job] = {}
+    def ended(self, running: Sequence[Any]) -> list[tuple[Any, Outcome]]:
+        """Wait for the first that ends."""
+        (reference,), _ = self.ray.wait(running, num_returns=1)
         try:
-            while queue or running:
-                while queue and len(running) < self.most:
-                    job = queue.pop()
-                    running[self.task.remote(job)] = job
-                done, _ = self.ray.wait(list(running), num_returns=1)
-                for reference in done:
-                    yield running.pop(reference), self._outcome(reference)
-        except KeyboardInterrupt:
-            for reference in running:
-                self.ray.cancel(reference)  # as Ctrl-C in the worker: what is done is kept
-            raise
-
-    def _outcome(self, reference: Any) -> Outcome:
-        try:
-            return self.ray.get(reference)
+            outcome = self.ray.get(reference)
         except self.ray.exceptions.WorkerCrashedError:
-            return Outcome(CRASHED)  # Ray has tried again already
+            outcome = Outcome(CRASHED)  # Ray has tried again already
         except self.ray.exceptions.RayError as error:
-            return Outcome(f"Ray: {str(error).splitlines()[0]}", retry=True)
+            outcome = Outcome(f"Ray: {str(error).splitlines()[0]}", retry=True)
+        return [(reference, outcome)]
+
+    def interrupt(self, running: Sequence[Any]) -> None:
+        """Cancel the tasks, as Ctrl-C in the worker: what is done is kept."""
+        for reference in running:
+            self.ray.cancel(reference)
 
     def close(self) -> None:
         """Stop the cluster that was started for the study, or leave the one that was joined."""
@@ -249,3 +241,36 @@ def even_share(gpus: float, jobs: float) -> float:
 
 def _execute(job: Job) -> Outcome:
     return execute(job)
+
+
+def carry_out(study: Study, engine: Engine, tell: Callable[[str], None]) -> dict[str, int]:
+    """Do everything that is left of a study; return the number of cells per status.
+
+    A cell that fails in one stage is left out of the next ones, and the others go on. A KeyboardInterrupt stops the
+    study; what was done is kept.
+    """
+    alive = list(study.cells)
+    for cell in alive:  # forget earlier failures: such cells are tried again
+        folder = CellFolder.open(study.directory, cell.hash)
+        if folder.error is not None:
+            folder.error = None
+            folder.write(cell)
+    file = StudyFile(study)
+    for stage in STAGES:
+        jobs, done, failed = study.jobs(stage, alive), 0, set()
+        for job, outcome, again in engine.run(jobs):
+            done += not again
+            head = f"[{stage} {done}/{len(jobs)}] {job.label}"
+            if outcome.error is not None:
+                tell(f"{head}: {outcome.error}{'; once more' if again else ''}")
+            elif outcome.seconds > 0.5:  # what was done before takes no time and no line
+                tell(f"{head}: {outcome.seconds:.1f} s")
+            if outcome.error is not None and not again:
+                failed.add(job.cell)
+                folder = CellFolder.open(study.directory, job.cell.hash)
+                folder.path.mkdir(parents=True, exist_ok=True)
+                folder.error = outcome.error
+                folder.write(job.cell)
+            file.update(job.cell)
+        alive = [cell for cell in alive if cell not in failed]
+    return file.write()

@@ -1,8 +1,7 @@
 """The plan of a study with its estimated cost, before anything is done."""
 
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -15,8 +14,8 @@ from envs.errors import InputError
 from eval.attack.registry import resolve_options
 from eval.core.formatting import count, duration, make_table, print_table
 from eval.study.plan.cells import BACKWARD, Cell, training_passes
-from eval.study.results.cell_results import status_of
-from eval.study.run.scheduler import Study
+from eval.study.results.cell_results import cell_record
+from eval.study.run.jobs import Study
 from eval.study.run.stages import specs, steps_of
 
 # Forward passes per image that AutoAttack takes of a model that resists it, measured on small networks; a backward
@@ -27,23 +26,15 @@ _AUDIT_PASSES = {"none": 0.0, "quick": 9_000.0, "full": 90_000.0}
 _PROBE_IMAGES = 64
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Forward passes of one image that training and examination of a cell take, and the seconds of one.
+class Estimate(NamedTuple):
+    """Forward passes of one image that training and examination of a cell take, and the seconds of both.
 
-    ``training`` and ``seconds_each`` are None where the data set is not at hand.
+    ``training`` and ``seconds`` are None where the data set is not at hand.
     """
 
     training: float | None
     examination: float
-    seconds_each: float | None
-
-    @property
-    def seconds(self) -> float | None:
-        """Estimated duration."""
-        if self.training is None or self.seconds_each is None:
-            return None
-        return (self.training + self.examination) * self.seconds_each
+    seconds: float | None
 
 
 def print_plan(study: Study) -> None:
@@ -57,7 +48,7 @@ def print_plan(study: Study) -> None:
         if kind not in speeds:
             speeds[kind] = _speed(study, cell)
         found = estimate(study, cell, *speeds[kind])
-        state = status_of(study.grid, cell, study.directory).status
+        state = cell_record(study, cell).status
         if state != "finished":
             left += found.seconds or 0.0
             unknown |= found.seconds is None
@@ -98,7 +89,8 @@ def estimate(study: Study, cell: Cell, train_images: int | None, seconds_each: f
     if "audit" in steps_of(grid, cell):
         passes += _AUDIT_PASSES[grid.audit.mode] * grid.audit.images * len(grid.threats)
     training = None if train_images is None else training_passes(cell.config, train_images)
-    return Estimate(training, passes, seconds_each)
+    known = training is not None and seconds_each is not None
+    return Estimate(training, passes, (training + passes) * seconds_each if known else None)
 
 
 def _attack_passes(name: str, options: dict[str, Any]) -> float:

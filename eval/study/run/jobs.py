@@ -1,7 +1,7 @@
-"""Jobs of a study, their outcomes, and the trained model that a job works on."""
+"""A study with its cells, the jobs that are left of it, their outcomes, and the trained model that a job works on."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,44 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Study:
+    """A grid with its cells, and where they lie.
+
+    ``shards``: parts into which the images of one model are divided among workers; 1 divides nothing.
+    """
+
+    grid: Grid
+    cells: tuple[Cell, ...]
+    place: Place
+    shards: int = 1
+
+    @property
+    def directory(self) -> Path:
+        """Where everything is written."""
+        return self.place.directory
+
+    def jobs(self, stage: str, cells: Sequence[Cell]) -> list[Job]:
+        """Return the jobs of a stage for these cells.
+
+        The peers of a cell, whose images it is shown, are those of its own seed, and its regime's of the next seed.
+        """
+        parts = [(0, 1)]
+        if stage == "shard":
+            parts = [(k, self.shards) for k in range(self.shards)] if self.shards > 1 else []
+        kin: dict[tuple[str, str], list[Cell]] = {}
+        for cell in cells if stage == "compare" else ():
+            kin.setdefault(cell.group[:2], []).append(cell)
+        jobs, seeds = [], self.grid.seeds
+        for cell in cells:
+            found = kin.get(cell.group[:2], ())
+            sibling = (cell.regime, seeds[(seeds.index(cell.seed) + 1) % len(seeds)])
+            peers = (item for item in found if item.seed == cell.seed or (item.regime, item.seed) == sibling)
+            shown = tuple(peers)
+            jobs += [Job(stage, cell, self.grid, self.place, shown, part) for part in parts]
+        return jobs
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a job ended, after how many seconds: with an error of one line, or None where it succeeded.
 
@@ -58,6 +96,10 @@ class Outcome:
     error: str | None = None
     retry: bool = False
     seconds: float = 0.0
+
+
+# By the names of steps: what each depends on, beside the trained model, and what does it and returns what to note.
+Work = Mapping[str, tuple[Any, Callable[[], dict[str, Any] | None]]]
 
 
 class TrainedModel:
@@ -74,8 +116,7 @@ class TrainedModel:
 
     def load(self, cell: Cell, folder: CellFolder) -> Target:
         """Return the classifier of any cell, on the device."""
-        network = import_path(cell)
-        return load_target(str(folder.run.path), resolve_device(self.place.device), network)
+        return load_target(str(folder.run.path), resolve_device(self.place.device), cell.import_path)
 
     @cached_property
     def samples(self) -> Samples:
@@ -86,16 +127,15 @@ class TrainedModel:
         """Return ``n`` test images, those of a smaller number being part of a larger one's."""
         return load_samples(self.target, n=n, data_root=self.place.data_root)
 
-    def do(self, step: str, key: Any, work: Callable[[], dict[str, Any] | None]) -> None:
-        """Do ``work`` and note what it returns, unless it is done with this ``key`` already."""
-        name = digest([self.folder.steps.get("train", {}).get("key"), key])
-        if not self.folder.has(step, name):
-            start = time.perf_counter()
-            facts = work() or {}
-            facts |= {"seconds": time.perf_counter() - start, "device": device_name(self.target.device)}
-            self.folder.note(self.cell, step, name, **facts)
-
-
-def import_path(cell: Cell) -> str | None:
-    """Return the import path of a cell's network, None for one that is built in."""
-    return cell.network if ":" in cell.network else None
+    def do(self, steps: Sequence[str], work: Work) -> None:
+        """Do the work of those ``steps`` that are not done with the same key already, and note what it returns."""
+        for step in steps:
+            if step not in work:
+                continue
+            key, act = work[step]
+            name = digest([self.folder.steps.get("train", {}).get("key"), key])
+            if not self.folder.has(step, name):
+                start = time.perf_counter()
+                facts = act() or {}
+                facts |= {"seconds": time.perf_counter() - start, "device": device_name(self.target.device)}
+                self.folder.note(self.cell, step, name, **facts)

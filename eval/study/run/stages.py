@@ -30,7 +30,7 @@ from eval.report.gallery import pack_gallery
 from eval.robustness.suite import scaled
 from eval.study.plan.cells import Cell, CellFolder
 from eval.study.plan.config import Grid
-from eval.study.run.jobs import Job, Outcome, TrainedModel, import_path
+from eval.study.run.jobs import Job, Outcome, TrainedModel, Work
 from eval.trajectory.measure import follow, snapshots
 from eval.trajectory.outputs import write_outputs
 from eval.trajectory.record import SUFFIX
@@ -44,15 +44,15 @@ def execute(job: Job) -> Outcome:
     A KeyboardInterrupt ends it; what was done is kept.
     """
     start, failure, retry = time.perf_counter(), None, False
-    folder = CellFolder.open(job.place.directory, job.cell.hash)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    bench = TrainedModel(job)
+    bench.folder.path.mkdir(parents=True, exist_ok=True)
     with (
-        open(folder.path / "log.txt", "a", encoding="utf-8") as log,
+        open(bench.folder.path / "log.txt", "a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
         try:
-            {"train": _train, "shard": _shard, "examine": _examine, "compare": _compare}[job.stage](job)
+            STAGES[job.stage](bench)
         except Exception as error:  # a cell that fails, for whatever reason, must not end the study
             traceback.print_exc()
             retry = not isinstance(error, InputError | AttackError)
@@ -77,14 +77,13 @@ def steps_of(grid: Grid, cell: Cell) -> list[str]:
     return [step for step, needed in wanted.items() if needed]
 
 
-def _train(job: Job) -> None:
-    bench = TrainedModel(job)
-    folder, run = bench.folder, bench.folder.run
-    if folder.has("train", job.cell.hash) and run.model_path.is_file():
+def _train(bench: TrainedModel) -> None:
+    folder, run, cell = bench.folder, bench.folder.run, bench.cell
+    if folder.has("train", cell.hash) and run.model_path.is_file():
         return
-    kept = str(job.grid.trajectory.snapshots or "") or None
-    place: dict[str, Any] = {"device": job.place.device, "data_root": job.place.data_root, "snapshots": kept}
-    config = replace(job.cell.config, run_dir=run.path, **place)
+    kept = str(bench.grid.trajectory.snapshots or "") or None
+    place: dict[str, Any] = {"device": bench.place.device, "data_root": bench.place.data_root}
+    config = replace(cell.config, run_dir=run.path, snapshots=kept, **place)
     if run.config_path.is_file():
         resume(run.path, progress=False, network=config.network, algo=config.algo)
     else:
@@ -92,13 +91,12 @@ def _train(job: Job) -> None:
         train(config)
     summary = read_json(run.summary_path)
     names = ("images", "seconds", "device", "test_accuracy", "test_images", "val_accuracy", "adversarial")
-    folder.note(job.cell, "train", job.cell.hash, **{name: summary.get(name) for name in names})
+    folder.note(cell, "train", cell.hash, **{name: summary.get(name) for name in names})
 
 
-def _shard(job: Job) -> None:
+def _shard(bench: TrainedModel) -> None:
     """Attack one part of the images; the parts lie where `run_attack` looks for those of an interrupted call."""
-    bench, (k, n) = TrainedModel(job), job.shard
-    images = len(bench.samples)
+    (k, n), images = bench.job.shard, len(bench.samples)
     _attack(bench, partial(attack_rows, rows=slice(images * k // n, images * (k + 1) // n)))
 
 
@@ -124,42 +122,47 @@ def specs(grid: Grid) -> list[tuple[str, AttackSpec]]:
             AttackSpec(item.attack, threat, scaled(item.name, dict(item.options), threat), grid.attack_seed),
         )
         for threat, item in product(grid.threats, grid.attacks)
-        if item.options.get("protocol") != "cleverhans" or threat.norm != "L1"
+        if not item.cleverhans or threat.norm != "L1"
     ]
 
 
-def _examine(job: Job) -> None:
+def _examine(bench: TrainedModel) -> None:
     """Attacks, gallery, transfer images and indicators of one model, for which no other is needed."""
-    bench, grid = TrainedModel(job), job.grid
+    grid = bench.grid
     of_l2 = (threat for threat in grid.threats if threat.norm == "L2")  # the paper's norm
     threat = next(of_l2, grid.threats[0])
     attacked = [[name, spec.record(), spec.seed] for name, spec in specs(grid)]
     place = [*vars(threat).values(), grid.attack_seed]
-    work: dict[str, tuple[Any, Callable[[], dict[str, Any] | None]]] = {
+    work: Work = {
         "attacks": ([grid.images, attacked], lambda: _attack(bench)),
         "gallery": ([grid.gallery, *place[:2]], lambda: _write_gallery(bench, threat)),
         "craft": (_craft_key(grid), lambda: _craft_images(bench)),
         "mechanism": ([asdict(grid.mechanism), *place], lambda: _measure_mechanism(bench, threat)),
         "trajectory": ([asdict(grid.trajectory), *place], lambda: _measure_trajectory(bench, threat)),
     }
-    for step in steps_of(grid, job.cell):
-        if step in work:
-            bench.do(step, *work[step])
+    bench.do(steps_of(grid, bench.cell), work)
 
 
-def _compare(job: Job) -> None:
+def _compare(bench: TrainedModel) -> None:
     """What needs the other models: images made on them, and the audit with them as surrogates."""
-    bench, grid, wanted = TrainedModel(job), job.grid, steps_of(job.grid, job.cell)
+    job, grid = bench.job, bench.grid
     peers = {cell: CellFolder.open(job.place.directory, cell.hash) for cell in job.peers}
-    if "transfer" in wanted:
-        crafts = {cell.hash: folder.steps.get("craft") for cell, folder in peers.items()}
-        made = [[name, step["key"]] for name, step in crafts.items() if step]
-        bench.do("transfer", [made, _craft_key(grid)], lambda: _compare_cell(bench, peers))
-    if "audit" in wanted:
-        twins = [cell.hash for cell in job.peers if cell.seed == job.cell.seed and cell != job.cell]
-        threats = [[threat.norm, threat.eps] for threat in grid.threats]
-        key = [asdict(grid.audit), threats, grid.attack_seed, twins]
-        bench.do("audit", key, lambda: _audit_cell(bench, peers))
+    crafts = {cell.hash: folder.steps.get("craft") for cell, folder in peers.items()}
+    made = [[name, step["key"]] for name, step in crafts.items() if step]
+    twins = {
+        cell: folder for cell, folder in peers.items() if cell.seed == job.cell.seed and cell != job.cell
+    }
+    threats = [[threat.norm, threat.eps] for threat in grid.threats]
+    audited = [asdict(grid.audit), threats, grid.attack_seed, [cell.hash for cell in twins]]
+    work: Work = {
+        "transfer": ([made, _craft_key(grid)], lambda: _compare_cell(bench, peers)),
+        "audit": (audited, lambda: _audit_cell(bench, twins)),
+    }
+    bench.do(steps_of(grid, job.cell), work)
+
+
+# In this order, each for all cells before the next.
+STAGES = {"train": _train, "shard": _shard, "examine": _examine, "compare": _compare}
 
 
 def _craft_key(grid: Grid) -> Any:
@@ -216,23 +219,19 @@ def _measure_mechanism(bench: TrainedModel, threat: Threat) -> dict[str, Any]:
 def _measure_trajectory(bench: TrainedModel, threat: Threat) -> dict[str, Any]:
     """Attack every snapshot: ``run/results/trajectory`` with JSON, picture, and outcomes per image."""
     plan, run = bench.grid.trajectory, bench.folder.run
-    targets = snapshots(run, bench.target.device, import_path(bench.cell))
+    targets = snapshots(run, bench.target.device, bench.cell.import_path)
     samples, seed = bench.images(plan.images), bench.grid.attack_seed
     found = follow(run, targets, samples, threat, seed=seed, batch_size=bench.place.batch_size)
     write_outputs(run.results_dir / "trajectory", [msgspec.structs.replace(found, regime=bench.cell.regime)])
     return {"file": f"trajectory/trajectory{SUFFIX}", **vars(threat)}
 
 
-def _audit_cell(bench: TrainedModel, peers: Mapping[Cell, CellFolder]) -> dict[str, Any]:
+def _audit_cell(bench: TrainedModel, twins: Mapping[Cell, CellFolder]) -> dict[str, Any]:
     """Audit the model under every threat model, the other regimes of its seed being surrogates."""
     plan, cell, target = bench.grid.audit, bench.cell, bench.target
     samples = bench.images(plan.images)
     x, y = samples.batch(slice(None), target.device)
-    surrogates = {
-        peer.regime: bench.load(peer, folder).model
-        for peer, folder in peers.items()
-        if peer.seed == cell.seed and peer != cell
-    }
+    surrogates = {twin.regime: bench.load(twin, folder).model for twin, folder in twins.items()}
     files, about = [], {"surrogates": list(surrogates), "seed": bench.grid.attack_seed}
     options: dict[str, Any] = {"quick": plan.mode == "quick", "seed": bench.grid.attack_seed}
     for threat in bench.grid.threats:
