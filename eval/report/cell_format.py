@@ -44,11 +44,6 @@ def written(table: Table) -> list[list[Written]]:
     ]
 
 
-def is_number(column: Column) -> bool:
-    """Whether a column is right-aligned."""
-    return column.kind not in ("text", "verdict")
-
-
 def _scale(table: Table, column: Column) -> Scale:
     if column.kind in _SHARES:
         return 0.0, 1.0

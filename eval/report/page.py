@@ -35,7 +35,7 @@ def render(report: Report) -> str:
     """Return the page as HTML; everything that comes from files is escaped."""
     numbers = itertools.count(1)
     environment = templates("eval.report", autoescape=True)
-    environment.globals |= {"written": cell_format.written, "is_number": cell_format.is_number}
+    environment.globals["written"] = cell_format.written
     environment.filters |= {"number": cell_format.number, "plural": plural, "moment": moment}
     template = environment.get_template("page.html.j2")
     return template.render(_context(report), next_id=lambda: f"e{next(numbers)}")

@@ -46,6 +46,11 @@ class Column(msgspec.Struct, frozen=True):
     label: Text = ""
     kind: Kind = "text"
 
+    @property
+    def is_number(self) -> bool:
+        """Whether the column is right-aligned."""
+        return self.kind not in ("text", "verdict")
+
 
 class Table(msgspec.Struct, frozen=True):
     """A table with a note on what a reader must know; ``files`` are relative paths by kind, where it is written."""
@@ -184,7 +189,7 @@ def comma_separated(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """Return the table for LaTeX with the package booktabs."""
-    align = "".join("l" if column.kind in ("text", "verdict") else "r" for column in table.columns)
+    align = "".join("r" if column.is_number else "l" for column in table.columns)
     escaped = ([cell.translate(_LATEX) for cell in row] for row in _texts(table))
     head, *rows = (" & ".join(row) + r" \\" for row in escaped)
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{table.title.translate(_LATEX)}}}"]
