@@ -13,7 +13,7 @@ from eval.report.cell_format import flatten
 from eval.report.model import Model, RunConfig, read_model
 from eval.report.opening import Gap
 from eval.report.safe_folder import Folder
-from eval.study.results.record import CellRecord, Measured, Row, StudyRecord, Table, columns
+from eval.study.results.record import CellRecord, Measured, StudyRecord, Table, columns
 
 _ATTACKS = (
     *columns(threat="threat", attack="attack", protocol="protocol"),
@@ -80,7 +80,7 @@ def _robust(result: AttackResults) -> Measured:
 
 def _tables(worst: _Worst, results: Sequence[AttackResults]) -> Iterator[Table]:
     """Yield the tables of worst cases and of attacks, those that have rows."""
-    cases: list[Row] = [
+    cases: list[dict[str, Any]] = [
         {"threat": str(case.threat), "attacks": number, "n": case.n}
         | {"clean": case.clean_accuracy, "robust": _robust(case)}
         for case, number in worst
@@ -88,7 +88,7 @@ def _tables(worst: _Worst, results: Sequence[AttackResults]) -> Iterator[Table]:
     if cases:
         note = "An image counts as robust only if no attack of the table below broke it."
         yield Table("worst", "Worst case per image", note, _WORST, tuple(cases))
-    rows: list[Row] = [
+    rows: list[dict[str, Any]] = [
         {"threat": str(result.threat), "attack": attack_label(result), "protocol": protocol_label(result)}
         | {
             "robust": _robust(result),

@@ -89,8 +89,9 @@ def estimate(study: Study, cell: Cell, train_images: int | None, seconds_each: f
     if "audit" in steps_of(grid, cell):
         passes += _AUDIT_PASSES[grid.audit.mode] * grid.audit.images * len(grid.threats)
     training = None if train_images is None else training_passes(cell.config, train_images)
-    known = training is not None and seconds_each is not None
-    return Estimate(training, passes, (training + passes) * seconds_each if known else None)
+    if training is None or seconds_each is None:
+        return Estimate(training, passes, None)
+    return Estimate(training, passes, (training + passes) * seconds_each)
 
 
 def _attack_passes(name: str, options: dict[str, Any]) -> float:
