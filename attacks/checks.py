@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from attacks.core.errors import AttackError, is_machine_error
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import cross_entropy, get_loss, margin, misclassified
-from attacks.core.model import CountedModel, Model, check_labels, forward, frozen, in_eval_mode
-from attacks.core.sharing import IN_TRAINING, layers_in_training
+from attacks.core.model import CountedModel, Model, check_labels, forward
+from attacks.core.model_state import IN_TRAINING, frozen, in_eval_mode, layers_in_training
 
 # As in AutoAttack's own checks: L2 distance of normalised logits, and range and sum of a softmax.
 _RANDOM = 1e-4
@@ -117,7 +117,11 @@ def check_model(
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps)
     training = layers_in_training(model)
-    _check_device(model, x)
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if weight is not None and weight.device != x.device:
+        raise AttackError(
+            f"the model is on {weight.device}, the images on {x.device}; move them to one device"
+        )
     with frozen(model), in_eval_mode(model):
         return _report(model, problem, loss, needs_gradient, images, training)
 
@@ -136,13 +140,16 @@ def _report(
     differentiable, zero, odd = _gradients(model, few, needs_gradient)
     right = ~misclassified(first, few.y)
     saturated = (cross_entropy(first, few.y) < 1e-6) & right
-    random = _differ(first, forward(model, few.x))
+    again = forward(model, few.x)
+    one, other = (nn.functional.normalize(logits.nan_to_num(), eps=1e-10) for logits in (first, again))
+    within = (first > -_SOFTMAX).all() & (first < 1 + _SOFTMAX).all()
+    sums_to_one = ((first.sum(1) - 1).abs() < _SOFTMAX * first.shape[1]).all()
     return ModelReport(
         images=len(few),
         classes=first.shape[1],
         clean_accuracy=_share(right),
-        probabilities=_is_softmax(first),
-        random_outputs=random,
+        probabilities=bool(within & sums_to_one),
+        random_outputs=bool(((one - other).norm(dim=1) > _RANDOM).any()),
         nan_logits=_share(nan),
         differentiable=differentiable,
         zero_gradients=_share(zero),
@@ -150,14 +157,6 @@ def _report(
         nonfinite_gradients=_share(odd),
         training=training,
     )
-
-
-def _check_device(model: Model, x: Tensor) -> None:
-    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    if weight is not None and weight.device != x.device:
-        raise AttackError(
-            f"the model is on {weight.device}, the images on {x.device}; move them to one device"
-        )
 
 
 def _first_forward(model: Model, problem: Problem) -> Tensor:
@@ -187,16 +186,6 @@ def _gradients(model: Model, problem: Problem, needed: bool) -> tuple[bool, Tens
         return False, missing, ~missing
     odd = counted.trace()["nonfinite_gradient"] > 0
     return True, (grad == 0).flatten(1).all(1) & ~odd, odd
-
-
-def _is_softmax(logits: Tensor) -> bool:
-    within = (logits > -_SOFTMAX).all() & (logits < 1 + _SOFTMAX).all()
-    return bool(within & ((logits.sum(1) - 1).abs() < _SOFTMAX * logits.shape[1]).all())
-
-
-def _differ(first: Tensor, second: Tensor) -> bool:
-    first, second = (nn.functional.normalize(logits.nan_to_num(), eps=1e-10) for logits in (first, second))
-    return bool(((first - second).norm(dim=1) > _RANDOM).any())
 
 
 def _share(flags: Tensor) -> float:

@@ -46,12 +46,8 @@ def carlini_wagner(
     batch_size: int | None = None,
 ) -> AttackResult:
     """Carlini and Wagner (2017) at L2, by foolbox; `deepfool` explains arguments and result."""
-    options: dict[str, Any] = {
-        "steps": steps,
-        "stepsize": stepsize,
-        "binary_search_steps": binary_search_steps,
-    }
-    options |= {"confidence": confidence, "initial_const": initial_const}
+    options: dict[str, Any] = {"steps": steps, "binary_search_steps": binary_search_steps}
+    options |= {"stepsize": stepsize, "confidence": confidence, "initial_const": initial_const}
     return _run("carlini_wagner", model, validate_inputs(x, y, norm=norm, eps=eps), options, batch_size)
 
 
@@ -202,8 +198,7 @@ class _Counted(nn.Module):
         super().__init__()
         self.model, self.repaired = model, repaired
         self.training = False  # of the wrapper alone, for which foolbox looks
-        self.passes = 0
-        self.backwards = 0
+        self.passes = self.backwards = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes += 1

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from agents.adversarial_config import AdversarialConfig, default_step_size
 from agents.models.layers import in_mode
-from attacks.core.model import frozen
+from attacks.core.model_state import frozen
 from attacks.core.norms import Norm, get_norm
 from attacks.core.rng import Draws
 from envs.errors import InputError

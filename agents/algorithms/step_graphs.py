@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.core.cuda_graph import apart
+from attacks.core.recording import apart
 
 # Steps before a recording, in which libraries choose their kernels and the optimiser makes its state.
 WARM_UP = 3

@@ -21,7 +21,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from attacks.core.errors import is_machine_error
-from attacks.core.memory_format import passes_laid_out
+from attacks.core.model_state import passes_laid_out
 from envs.errors import InputError, unknown_name
 
 Shape = tuple[int, int, int]

@@ -16,12 +16,14 @@ from attacks.core.batching import Batches, patient_batch_size
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import dlr, margin
-from attacks.core.model import Model, forward, frozen
+from attacks.core.model import Model, forward
 from attacks.core.result import AttackResult
 
 _FORMAT = 2
 _CHECKED = 32
 _SQUARE_SHARE = 0.002  # as in the published check
+_ROWS = ("pending", "broken_by", "adversarial", "queries", "backwards", "scores")  # tensors of the state
+_ALARMS = ("nan", "outside", "zero_gradient", "nonfinite_gradient")
 
 State = dict[str, Any]
 
@@ -99,12 +101,11 @@ def autoattack(
         model, x, y, norm=norm, eps=eps, needs_gradient=gradients, images=min(_CHECKED, batches.size)
     )
     stages = stages_of(version, norm, report.classes)
-    evaluation = _Evaluation(model, problem, stages, seed, batches, on_progress)
+    evaluation = _Evaluation(model, problem, stages, seed, batches)
     evaluation.identity |= {"version": str(version), "random": "sample"}  # as earlier versions wrote it
     if state is not None:
         evaluation.restore(state)
-    with frozen(model):
-        evaluation.run()
+    evaluation.run(on_progress)
     return evaluation.result(report)
 
 
@@ -112,51 +113,33 @@ class _Evaluation:
     """The state of all samples while stages go over them."""
 
     def __init__(
-        self,
-        model: Model,
-        problem: Problem,
-        stages: tuple[Stage, ...],
-        seed: int,
-        batches: Batches,
-        on_progress: Callable[[State], None] | None,
+        self, model: Model, problem: Problem, stages: tuple[Stage, ...], seed: int, batches: Batches
     ) -> None:
         self.model, self.problem, self.stages, self.seed = model, problem, stages, seed
-        self.batches = batches
-        self.on_progress = on_progress
-        self.stage = 0
-        self.pending = torch.arange(len(problem), device=problem.x.device)
+        self.batches, self.stage, self.pending = batches, 0, batches.rows
         self.broken_by = torch.full_like(problem.y, -1)
         self.adversarial = problem.x.clone()
-        self.queries = torch.zeros_like(problem.y)
-        self.backwards = torch.zeros_like(problem.y)
+        self.queries, self.backwards = torch.zeros_like(problem.y), torch.zeros_like(problem.y)
         self.graded = any(stage.wants for stage in stages)
         self.scores = problem.eps.new_full((len(problem), len(stages)), -torch.inf)
         self.alarms = {name: torch.zeros_like(problem.y, dtype=torch.bool) for name in (*_ALARMS, "attacked")}
-        self.identity: State = {
-            "norm": problem.norm.name,
-            "seed": seed,
-            "shape": list(problem.x.shape),
-            # Sums tell other images, labels, radii or ids well enough for an honest mistake.
-            "sums": [
-                part.sum(dtype=torch.float64).item()
-                for part in (problem.x, problem.y, problem.eps, problem.ids)
-            ],
-        }
+        # Sums tell other images, labels, radii or ids well enough for an honest mistake.
+        told = (problem.x, problem.y, problem.eps, problem.ids)
+        sums = [part.sum(dtype=torch.float64).item() for part in told]
+        shape = list(problem.x.shape)
+        self.identity: State = {"norm": problem.norm.name, "seed": seed, "shape": shape, "sums": sums}
 
-    def run(self) -> None:
+    def run(self, on_progress: Callable[[State], None] | None) -> None:
         """Run what is left of the stages."""
         while self.stage < len(self.stages):
-            self.batches.map(self._attack, self.pending.clone())
+            self.batches.map(lambda rows: self._attack(rows, on_progress), self.pending.clone())
             self.stage += 1
-            self.pending = self._wanted()
+            self.pending = (self.broken_by < 0).nonzero().squeeze(1)
+            wants = self.stages[self.stage].wants if self.stage < len(self.stages) else None
+            if wants is not None:
+                self.pending = self.pending[wants(self.scores[self.pending])]
 
-    def _wanted(self) -> Tensor:
-        """The rows that the present stage shall attack."""
-        rows = (self.broken_by < 0).nonzero().squeeze(1)
-        wants = self.stages[self.stage].wants if self.stage < len(self.stages) else None
-        return rows if wants is None else rows[wants(self.scores[rows])]
-
-    def _attack(self, rows: Tensor) -> None:
+    def _attack(self, rows: Tensor, on_progress: Callable[[State], None] | None) -> None:
         result = self.stages[self.stage].attack(self.model, self.problem[rows], self.seed)
         broken = rows[result.success]
         self.broken_by[broken] = self.stage
@@ -168,17 +151,14 @@ class _Evaluation:
                 alarm[rows] |= result.trace[name].bool()
         if self.stage:
             self.alarms["attacked"][rows] |= ~result.trace["not_attacked"]
-        if self.graded and not result.success.all():
+        if self.graded and not result.success.all():  # how close the best points of the others came
             logits = forward(self.model, result.adversarial) if result.logits is None else result.logits
-            self._grade(rows[~result.success], logits[~result.success])
+            left = rows[~result.success]
+            score = (dlr if logits.shape[1] > 2 else margin)(logits[~result.success], self.problem.y[left])
+            self.scores[left, self.stage] = score.to(self.scores.dtype)
         self.pending = self.pending[len(rows) :]
-        if self.on_progress is not None:
-            self.on_progress(self._state())
-
-    def _grade(self, rows: Tensor, logits: Tensor) -> None:
-        """Note how close the best points of the unbroken ``rows`` (n,) came, by the ``logits`` (n, K) there."""
-        scores = (dlr if logits.shape[1] > 2 else margin)(logits, self.problem.y[rows])
-        self.scores[rows, self.stage] = scores.to(self.scores.dtype)
+        if on_progress is not None:
+            on_progress(self._state())
 
     def _state(self) -> State:
         return {
@@ -186,14 +166,9 @@ class _Evaluation:
             "identity": self.identity,
             "stages": [stage.name for stage in self.stages],
             "stage": self.stage,
-            "pending": self.pending,
             "batch_size": self.batches.size,
-            "broken_by": self.broken_by,
-            "adversarial": self.adversarial,
-            "queries": self.queries,
-            "backwards": self.backwards,
-            "scores": self.scores,
             "alarms": self.alarms,
+            **{name: getattr(self, name) for name in _ROWS},
         }
 
     def restore(self, state: State) -> None:
@@ -209,7 +184,7 @@ class _Evaluation:
                 )
         device = self.problem.x.device
         self.stage, self.batches.size = state["stage"], state["batch_size"]
-        for name in ("pending", "broken_by", "adversarial", "queries", "backwards", "scores"):
+        for name in _ROWS:
             setattr(self, name, state[name].to(device, copy=True))
         for name, alarm in state["alarms"].items():
             self.alarms[name] = alarm.to(device, copy=True)
@@ -232,9 +207,6 @@ class _Evaluation:
             report=report,
         )
         return replace(found, warnings=(*report.warnings, *_doubts(found)))
-
-
-_ALARMS = ("nan", "outside", "zero_gradient", "nonfinite_gradient")
 
 
 def _doubts(result: AutoAttackResult) -> list[str]:

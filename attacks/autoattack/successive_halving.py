@@ -5,8 +5,6 @@ the best few of each sample go on from their best points with smaller steps, and
 2013). What becomes of a sample depends on its own losses alone.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -15,10 +13,10 @@ from torch import Tensor
 from attacks.core.batching import Rows, default_batch_size, runs_of, split_rows
 from attacks.core.inputs import Problem
 from attacks.core.losses import get_loss, misclassified
-from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
-from attacks.core.random_source import SampleSource
+from attacks.core.model_state import fast_layout
 from attacks.core.result import AttackResult, finish
+from attacks.core.rng import SampleSource
 from attacks.gradient.apgd import Best, Runs, run_steps
 from attacks.gradient.apgd_steps import steps_for
 from attacks.gradient.target_order import Order, by_distance
@@ -46,7 +44,7 @@ def run_successive_halving(
     rounds: tuple[Round, ...] = ROUNDS,
     order: Order = by_distance,
 ) -> AttackResult:
-    """Attack one batch of validated inputs, inside `attacks.core.model.frozen`, at its radius alone."""
+    """Attack one batch of validated inputs, inside `frozen`, at its radius alone."""
     counted = CountedModel(model, problem, max_batch=default_batch_size(problem.x))
     objective, best = get_loss(loss), Best(problem.x)
     with fast_layout(model, problem.x):

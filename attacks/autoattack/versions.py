@@ -1,7 +1,5 @@
 """Which attacks AutoAttack runs, in which order and with which budgets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +12,8 @@ from attacks.core.batching import default_batch_size
 from attacks.core.errors import AttackError, unknown_name
 from attacks.core.inputs import Problem
 from attacks.core.losses import margin
-from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
+from attacks.core.model_state import fast_layout
 from attacks.core.result import AttackResult, finish
 from attacks.gradient.apgd import run_apgd
 from attacks.gradient.fab import run_fab
@@ -45,17 +43,12 @@ Attack = Callable[[Model, Problem, int], AttackResult]
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack of a version, on the samples that no earlier one broke.
+    """One attack of a version, on the samples that no earlier one broke."""
 
-    Attributes:
-        name: unique in the version.
-        attack: called with model, problem and seed.
-        wants: picks samples (n,) by the untargeted DLR loss that each stage so far has reached (n, stages), -inf where
-            a stage left the sample out; None takes all.
-    """
-
-    name: str
-    attack: Attack
+    name: str  #: unique in the version
+    attack: Attack  #: called with model, problem and seed
+    #: picks samples (n,) by the untargeted DLR loss that each stage so far has reached (n, stages), -inf where a stage
+    #: left the sample out; None takes all
     wants: Callable[[Tensor], Tensor] | None = None
 
 
@@ -97,7 +90,7 @@ def _published(version: str | Sequence[str], norm: str, classes: int) -> dict[st
         "apgd-ce": partial(apgd, loss="ce"),
         "apgd-dlr": partial(apgd, loss="dlr" if classes > 2 else "margin"),
         "apgd-mifpe": partial(apgd, loss="mifpe"),
-        "apgd-t": _apgd_at_once(loss=_targeted_loss(classes), num_targets=targets),
+        "apgd-t": _apgd_at_once(loss="dlr" if classes > 3 else "ce", num_targets=targets),
         "fab": _fab_at_once(restarts=5),
         "fab-t": _fab_at_once(num_targets=9),
         "square": run_square,
@@ -110,7 +103,7 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     At L1, where how close a short ascent comes says little, all samples that are left get half of APGD-T and FAB-T,
     which find there what CE does not.
     """
-    loss, l1 = _targeted_loss(classes), norm == "L1"
+    loss, l1 = "dlr" if classes > 3 else "ce", norm == "L1"
     stages = [Stage("one-step", one_step), Stage("apgd-ce", partial(run_apgd, steps=10))]
     targeted = _apgd_at_once(loss=loss, num_targets=9, order=by_distance)
     boundary = _fab_at_once(num_targets=9, order=by_distance)
@@ -119,16 +112,16 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
         stages.append(Stage("fab-t", partial(boundary, steps=40)))
     else:
         stages.append(Stage("successive-halving", partial(run_successive_halving, loss=loss)))
-        stages.append(Stage("apgd-t", targeted, lambda scores: _best(scores) > _APGD_FROM))
+        stages.append(Stage("apgd-t", targeted, lambda scores: scores.amax(1) > _APGD_FROM))
     stages.append(Stage("square", partial(run_square, queries=200)))
     square = len(stages)  # its position in the version, which "clean" begins
 
     def lead(scores: Tensor) -> Tensor:
         """By how much Square came closer than the gradients."""
-        return scores[:, square] - _best(scores[:, :square])
+        return scores[:, square] - scores[:, :square].amax(1)
 
     def close(scores: Tensor) -> Tensor:
-        return _best(scores) > (_ON_FROM_L1 if l1 else _FAB_FROM)
+        return scores.amax(1) > (_ON_FROM_L1 if l1 else _FAB_FROM)
 
     def further(scores: Tensor) -> Tensor:
         came_close = scores[:, square] > _SQUARE_FROM[0]
@@ -152,10 +145,6 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _best(scores: Tensor) -> Tensor:
-    return scores.amax(1)
-
-
 def one_step(model: Model, problem: Problem, seed: int) -> AttackResult:
     """One steepest step to the edge of the ball, which breaks most samples of a fragile model for next to nothing."""
     counted = CountedModel(model, problem, max_batch=default_batch_size(problem.x))
@@ -163,10 +152,6 @@ def one_step(model: Model, problem: Problem, seed: int) -> AttackResult:
         grad = counted.gradient(problem.x, margin, along=(problem.y,)).grad.contiguous()
     moved = problem.norm.ascend(problem.x, grad, problem.eps)
     return finish(counted, problem, problem.norm.confine(moved, problem.x, problem.eps))
-
-
-def _targeted_loss(classes: int) -> str:
-    return "dlr" if classes > 3 else "ce"
 
 
 def no_attack(model: Model, problem: Problem, seed: int) -> AttackResult:

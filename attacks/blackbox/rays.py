@@ -10,8 +10,8 @@ from attacks.core.batching import Rows, leave_every
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
-from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
+from attacks.core.model_state import fast_layout
 from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish, in_batches
 
@@ -136,10 +136,7 @@ class _Searches(Rows):
         self.high = torch.where(wrong, asked, self.high)
         self.low = torch.where(wrong | first, self.low, asked)
         over = torch.where(self.high.isnan(), first, self.high - self.low <= tolerance)
-        self._advance(over)
-
-    def _advance(self, over: Tensor) -> None:
-        """Turn to the next block where the search of one is ``over`` (n,) bool."""
+        # Where the search of a block is over, on to the next one.
         pixels = self.best.shape[1]
         deepest = (pixels - 1).bit_length()
         last = (self.block + 1) * _block_size(pixels, self.level) >= pixels

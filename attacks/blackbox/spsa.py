@@ -11,10 +11,10 @@ from attacks.core.batching import default_batch_size, leave_every
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
-from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
+from attacks.core.model_state import fast_layout
 from attacks.core.norms import per_sample
-from attacks.core.repair import repair
+from attacks.core.pass_counts import repair
 from attacks.core.result import AttackResult, finish, in_batches
 from attacks.core.rng import Draws
 
@@ -62,11 +62,9 @@ def spsa(
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     options: dict[str, Any] = {"queries": queries, "samples": samples, "delta": delta, "loss": loss}
-    options |= {"random_start": random_start, "seed": seed}
+    options |= {"random_start": random_start, "seed": seed, "draw": Draws.signs}
     return in_batches(
-        lambda part: _search(model, Draws.signs, _Adam(part, learning_rate), part, **options),
-        problem,
-        batch_size,
+        lambda part: _search(model, part, _Adam(part, learning_rate), **options), problem, batch_size
     )
 
 
@@ -94,11 +92,9 @@ def nes(
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
     options: dict[str, Any] = {"queries": queries, "samples": samples, "delta": delta, "loss": loss}
-    options |= {"random_start": random_start, "seed": seed}
+    options |= {"random_start": random_start, "seed": seed, "draw": Draws.normal}
     return in_batches(
-        lambda part: _search(model, Draws.normal, _Steepest(part, step_size), part, **options),
-        problem,
-        batch_size,
+        lambda part: _search(model, part, _Steepest(part, step_size), **options), problem, batch_size
     )
 
 
@@ -132,10 +128,10 @@ class _Adam:
 
 def _search(
     model: Model,
-    draw: Callable[[Draws, tuple[int, ...]], Tensor],
-    climb: Callable[[Tensor, Problem, Tensor, Tensor, int], Tensor],
     problem: Problem,
+    climb: Callable[[Tensor, Problem, Tensor, Tensor, int], Tensor],
     *,
+    draw: Callable[[Draws, tuple[int, ...]], Tensor],
     queries: int,
     samples: int,
     delta: float,

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks.blackbox.square_proposals import Given, Moves, Proposals, moves_for
+from attacks.blackbox.square_proposals import Moves, Proposals, moves_for
 from attacks.core import entry
 from attacks.core.batching import NEVER, Rows, default_batch_size
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import misclassified
-from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
+from attacks.core.model_state import fast_layout
 from attacks.core.norms import per_sample
-from attacks.core.random_source import RandomSource, SampleSource
+from attacks.core.recording import traced_forward
 from attacks.core.result import AttackResult, finish, in_batches
-from attacks.core.traced_forward import traced_forward
+from attacks.core.rng import RandomSource, SampleSource
 
 _STREAM = 3
 _SHARE = 0.8  # of the pixels, that the first windows cover
@@ -61,7 +61,7 @@ def square(
         model, x, y, norm, eps, batch_size, seed, sample_ids: see `attacks`.
         queries: most forward passes per sample and restart, after the first.
         restarts: independent searches; later ones attack the samples that are still unbroken.
-        random_source: draws windows and colours in place of ``seed``, see `attacks.core.random_source`.
+        random_source: draws windows and colours in place of ``seed``, see `attacks.core.rng`.
 
     Returns:
         The result; ``adversarial`` is the image of lowest margin, the trace's "loss" (N,) the negative margin there.
@@ -220,8 +220,8 @@ class _Attack:
         moves = moves_for(self.problem[rows])
         run = _Run(self.problem, rows, moves)
         pace = _Pace(self.problem.x[0])
-        first = Given.of(moves.first(self.source, run.ids, restart))
-        self._consider(run, first, first.changes, 1, pace)
+        each = torch.ones_like(rows, dtype=torch.bool)[:, None]
+        self._consider(run, Proposals(each, moves.first(self.source, run.ids, restart)), each, 1, pace)
         height, width = self.problem.x.shape[2:]
         before = 0
         for level, (start, stop) in enumerate(levels(queries)):

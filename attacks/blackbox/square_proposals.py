@@ -1,19 +1,18 @@
 """What Square proposes in each norm: first images, windows and what they are filled with, for n images at a time."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from attacks.blackbox.square_windows import corners, overlap, pattern, places, values_at
 from attacks.core.batching import Rows
 from attacks.core.inputs import Problem
 from attacks.core.norms import get_norm, per_sample, plain_length
-from attacks.core.random_source import RandomSource
+from attacks.core.rng import RandomSource
 
 _TINY = 1e-12
 _MARGIN = 1e-6
@@ -22,36 +21,35 @@ _MOST_IDS = 2**20
 
 
 @dataclass(frozen=True)
-class Proposals(ABC):
-    """K windows for each of n images, of which new images are made when asked for.
+class Proposals:
+    """K windows for each of n images, of which new images are made when asked for; or one finished image for each."""
 
-    Attributes:
-        changes: bool (n, K), whether the window changes anything.
-        ids: int64 (n, K), equal for equal windows of an image; None where hardly any two are.
-    """
+    changes: Tensor  #: bool (n, K), whether the window changes anything
+    base: Tensor  #: what windows are set into (n, C, H, W): images, or perturbations
+    place: Tensor | None = None  #: where in its planes (n, K, P); None if ``base`` is finished
+    new: Tensor | None = None  #: the windows' values (n, C, K, P)
+    emptied: Tensor | None = None  #: places (n, K, P) that become 0 before
+    confined: Callable[[Tensor, Tensor], Tensor] | None = (
+        None  #: makes images of perturbations; see `_MassMoves`
+    )
+    ids: Tensor | None = (
+        None  #: int64 (n, K), equal for equal windows of an image; None where hardly any two are
+    )
 
-    changes: Tensor
-    ids: Tensor | None
-
-    @abstractmethod
     def images(self, search: Tensor, which: Tensor) -> Tensor:
         """The images (m, C, H, W) that the ``which``-th (m,) windows of the images ``search`` (m,) make."""
+        if self.place is None or self.new is None:
+            return self.base[search]
+        planes = self.base.flatten(2).index_select(0, search)
 
+        def everywhere(place: Tensor) -> Tensor:
+            return place[search, which][:, None].expand(-1, planes.shape[1], -1)
 
-@dataclass(frozen=True)
-class Given(Proposals):
-    """One finished image for each."""
-
-    made: Tensor
-
-    @classmethod
-    def of(cls, made: Tensor) -> Given:
-        """The images ``made`` (n, C, H, W)."""
-        return cls(torch.ones(len(made), 1, dtype=torch.bool, device=made.device), None, made)
-
-    def images(self, search: Tensor, which: Tensor) -> Tensor:
-        """See `Proposals`."""
-        return self.made[search]
+        if self.emptied is not None:
+            planes.scatter_(2, everywhere(self.emptied), 0)
+        planes.scatter_(2, everywhere(self.place), self.new[search, :, which])
+        made = planes.view(-1, *self.base.shape[1:])
+        return made if self.confined is None else self.confined(made, search)
 
 
 class Moves(Rows, ABC):
@@ -85,20 +83,6 @@ class Moves(Rows, ABC):
         return 0
 
 
-@dataclass(frozen=True)
-class _Coloured(Proposals):
-    """Windows at ``place`` (n, K, P) of the planes of ``best`` (n, C, H, W), with the values ``new`` (n, C, K, P)."""
-
-    best: Tensor
-    place: Tensor
-    new: Tensor
-
-    def images(self, search: Tensor, which: Tensor) -> Tensor:
-        planes = self.best.flatten(2).index_select(0, search)
-        place = self.place[search, which][:, None].expand(-1, planes.shape[1], -1)
-        return planes.scatter_(2, place, self.new[search, :, which]).view(-1, *self.best.shape[1:])
-
-
 class _LinfMoves(Moves):
     """Windows of one colour: every channel at its upper or lower bound."""
 
@@ -117,9 +101,9 @@ class _LinfMoves(Moves):
         return min(max(round(wanted), 1), most)
 
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
-        top, left = corners(best, side, numbers)
-        place = places(best, top, left, side)
-        old, lower, upper = (values_at(image, place) for image in (best, self.lower, self.upper))
+        top, left = _corners(best, side, numbers)
+        place = _places(best, top, left, side)
+        old, lower, upper = (_values_at(image, place) for image in (best, self.lower, self.upper))
         up = numbers[..., 2:] > 0.5
         new = torch.where(up.transpose(1, 2)[..., None], upper, lower)
         changes = (new != old).any(3).any(1)
@@ -127,31 +111,11 @@ class _LinfMoves(Moves):
         if self.distinct():
             colour = up.long() << torch.arange(self.channels, device=up.device)
             ids = ((top * best.shape[3] + left) << self.channels) + colour.sum(2)
-        return _Coloured(changes, ids, best, place, new)
+        return Proposals(changes, best, place, new, ids=ids)
 
     def distinct(self) -> int:
         count = self.x.shape[2:].numel() << self.channels
         return 0 if count > _MOST_IDS else count
-
-
-@dataclass(frozen=True)
-class _Moved(Proposals):
-    """Windows of ``delta`` (n, C, H, W): at ``target`` (n, K, P) take ``new`` (n, C, K, P), at ``source`` become 0."""
-
-    moves: _MassMoves
-    delta: Tensor
-    target: Tensor
-    source: Tensor
-    new: Tensor
-
-    def images(self, search: Tensor, which: Tensor) -> Tensor:
-        delta = self.delta.flatten(2).index_select(0, search)
-        target, source = (
-            place[search, which][:, None].expand(-1, delta.shape[1], -1)
-            for place in (self.target, self.source)
-        )
-        delta.scatter_(2, source, 0).scatter_(2, target, self.new[search, :, which])
-        return self.moves.confined(delta.view(-1, *self.delta.shape[1:]), search)
 
 
 class _MassMoves(Moves):
@@ -187,27 +151,22 @@ class _MassMoves(Moves):
 
     def propose(self, best: Tensor, side: int, numbers: Tensor) -> Proposals:
         delta = best - self.x
-        to, out_of = corners(best, side, numbers), corners(best, side, numbers[..., 2:4])
-        target, source = places(best, *to, side), places(best, *out_of, side)
-        old, gone = values_at(delta, target), values_at(delta, source)
-        shared = overlap(to[0] - out_of[0], to[1] - out_of[1], side)
+        to, out_of = _corners(best, side, numbers), _corners(best, side, numbers[..., 2:4])
+        target, source = _places(best, *to, side), _places(best, *out_of, side)
+        old, gone = _values_at(delta, target), _values_at(delta, source)
+        shared = _overlap(to[0] - out_of[0], to[1] - out_of[1], side)
         mass = self._mass(torch.cat([old, gone.masked_fill(shared[:, None], 0)], 3))
-        spare = plain_length(self.name, delta)[:, None, None, None]
+        spent = plain_length(self.name, delta)[:, None, None, None]
         turned, signs = numbers[..., 4:5], _signs(numbers[..., 5:])
-        new = self._window_values(old, mass, spare, side, turned[:, None], signs.transpose(1, 2)[..., None])
+        patterns = self._patterns(side, turned[:, None], signs.transpose(1, 2)[..., None])
+        new = patterns + old / (_TINY + self._mass(old))
+        new = new / (_TINY + self._mass(new)) * self._budget(spent, mass)
         changes = torch.ones(target.shape[:2], dtype=torch.bool, device=best.device)
-        return _Moved(changes, None, self, delta, target, source, new)
-
-    def _window_values(
-        self, old: Tensor, mass: Tensor, spent: Tensor, side: int, turned: Tensor, signs: Tensor
-    ) -> Tensor:
-        """What windows (..., P) get that held ``old``; both held the ``mass``, the images have ``spent`` so much."""
-        new = self._patterns(side, turned, signs) + old / (_TINY + self._mass(old))
-        return new / (_TINY + self._mass(new)) * self._budget(spent, mass)
+        return Proposals(changes, delta, target, new, source, self.confined)
 
     def _patterns(self, side: int, turned: Tensor, signs: Tensor) -> Tensor:
         """Patterns (..., P) of unit mass, transposed where ``turned`` (..., 1) > .5, times ``signs`` (..., 1)."""
-        upright = pattern(side, self.power, self.x.dtype, self.x.device)
+        upright = _pattern(side, self.power, self.x.dtype, self.x.device)
         return torch.where(turned > 0.5, upright.T.flatten(), upright.flatten()) * signs
 
     @abstractmethod
@@ -219,12 +178,12 @@ class _MassMoves(Moves):
         """The length (n, ..., 1) a window may have, given the image's (n, 1, ...) and both windows' ``mass``."""
 
     @abstractmethod
-    def _inside(self, delta: Tensor) -> Tensor:
-        """Images (n, C, H, W) of ``delta``, inside ball and box."""
-
-    @abstractmethod
     def confined(self, delta: Tensor, rows: Tensor) -> Tensor:
-        """The same for ``delta`` (m, C, H, W) around the images ``rows`` (m,)."""
+        """Images (m, C, H, W) of ``delta`` (m, C, H, W) around the images ``rows`` (m,), inside ball and box."""
+
+    def _inside(self, delta: Tensor) -> Tensor:
+        """The same for ``delta`` (n, C, H, W) around all images, to start from."""
+        return self.confined(delta, torch.arange(len(delta), device=delta.device))
 
 
 class _L2Moves(_MassMoves):
@@ -265,9 +224,6 @@ class _L1Moves(_MassMoves):
         spare = (per_sample(radius.flatten(), spent) - spent).clamp_min(0)
         return (spare / self.channels + mass) * self.channels
 
-    def _inside(self, delta: Tensor) -> Tensor:
-        return get_norm("L1").confine(self.x + delta, self.x, (self.eps * (1 - _MARGIN)).flatten())
-
     def confined(self, delta: Tensor, rows: Tensor) -> Tensor:
         x, eps = self.x.index_select(0, rows), self.eps.flatten().index_select(0, rows)
         return get_norm("L1").confine(x + delta, x, eps * (1 - _MARGIN))
@@ -284,3 +240,58 @@ def moves_for(problem: Problem) -> Moves:
 def _signs(uniform: Tensor) -> Tensor:
     """-1 or +1 with equal chance, of ``uniform`` in [0, 1)."""
     return torch.sign(2 * uniform - 1)
+
+
+def _corners(images: Tensor, side: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Top rows and left columns (...) of windows, of ``uniform`` (..., 2 or more); as published, the last possible
+    place is never taken.
+    """
+    height, width = images.shape[2:]
+    return ((height - side) * uniform[..., 0]).long(), ((width - side) * uniform[..., 1]).long()
+
+
+def _places(images: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
+    """Places (..., side * side) of the windows' pixels in the flattened planes of ``images``; corners (...)."""
+    width = images.shape[3]
+    steps = torch.arange(side, device=images.device)
+    return (top * width + left)[..., None] + (steps[:, None] * width + steps).flatten()
+
+
+def _values_at(images: Tensor, place: Tensor) -> Tensor:
+    """What ``images`` (n, C, H, W) hold at the places (n, K, P) of their planes: (n, C, K, P)."""
+    planes = images.flatten(2)
+    everywhere = place.flatten(1)[:, None].expand(-1, planes.shape[1], -1)
+    return planes.gather(2, everywhere).unflatten(2, place.shape[1:])
+
+
+def _overlap(down: Tensor, right: Tensor, side: int) -> Tensor:
+    """Which pixels of windows also belong to others whose corners lie so far ``down`` and ``right`` (...) of theirs:
+    bool (..., side * side).
+    """
+    steps = torch.arange(side, device=down.device)
+    rows, columns = steps - down[..., None], steps - right[..., None]
+    down_in, right_in = ((place >= 0) & (place < side) for place in (rows, columns))
+    return (down_in[..., :, None] & right_in[..., None, :]).flatten(-2)
+
+
+@lru_cache(maxsize=64)
+def _pattern(
+    side: int, power: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> Tensor:
+    """Two opposite bumps, one above the other, (side, side); L2 mass 1 for power 2, L1 mass 1 for power 4."""
+    above, below = _bump(side // 2, side, power), _bump(side - side // 2, side, power)
+    return _unit_mass(torch.cat([above, -below]), power).to(device, dtype)
+
+
+def _bump(height: int, width: int, power: int) -> Tensor:
+    """A bump of nested rectangles around the middle, the k-th adding 1 / k^power."""
+    rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    ring = torch.maximum(rows.abs()[:, None], columns.abs()[None, :])
+    bump = torch.zeros(height, width)
+    for k in range(max(height // 2, width // 2) + 1):
+        bump += (ring <= k) * (1 / torch.tensor([k + 1.0]) ** power)
+    return _unit_mass(bump, power)
+
+
+def _unit_mass(pattern: Tensor, power: int) -> Tensor:
+    return pattern / (pattern.square().sum().sqrt() if power == 2 else pattern.abs().sum())

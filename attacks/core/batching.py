@@ -1,7 +1,5 @@
 """Batches that fit in memory, and many runs per sample that share them."""
 
-from __future__ import annotations
-
 import gc
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +14,7 @@ from attacks.core.inputs import Problem
 
 T = TypeVar("T")
 NEVER = 2**31
-_WAVE = 10
+_WAVE = 10  # steps
 
 
 class Batches:
@@ -24,6 +22,7 @@ class Batches:
 
     Attributes:
         size: the most images at once.
+        rows: all rows (N,).
     """
 
     def __init__(self, x: Tensor, batch_size: int | None = None) -> None:
@@ -35,15 +34,16 @@ class Batches:
         if batch_size is not None and batch_size < 1:
             raise AttackError(f"batch_size must be at least 1, got {batch_size}; None chooses one")
         self.size = batch_size or default_batch_size(x)
+        self.rows = torch.arange(len(x), device=x.device)
 
-    def map(self, work: Callable[[Tensor], T], rows: Tensor) -> list[T]:
-        """``work(part)`` for consecutive parts of ``rows`` (n,), in order; a part that ran out of memory is redone.
+    def map(self, work: Callable[[Tensor], T], rows: Tensor | None = None) -> list[T]:
+        """``work(part)`` for consecutive parts of ``rows`` (n,) or all; a part that ran out of memory is redone.
 
         Raises:
             AttackError: a single image does not fit in memory.
         """
-        results = []
-        start = 0
+        rows = self.rows if rows is None else rows
+        results, start = [], 0
         while start < len(rows):
             part = rows[start : start + self.size]
             try:
@@ -54,19 +54,16 @@ class Batches:
                 if not is_out_of_memory(error):
                     raise
             # Outside the handler, so that the failed attempt's tensors are no longer held by its traceback.
-            self._halve(len(part), rows.device)
+            if len(part) == 1:
+                raise AttackError(
+                    "a single image does not fit in memory; use a smaller network or another device"
+                )
+            self.size = len(part) // 2
+            gc.collect()
+            if rows.is_cuda:
+                torch.cuda.empty_cache()
+            warnings.warn(f"out of memory: going on with batches of {self.size} images", stacklevel=1)
         return results
-
-    def _halve(self, tried: int, device: torch.device) -> None:
-        if tried == 1:
-            raise AttackError(
-                "a single image does not fit in memory; use a smaller network or another device"
-            )
-        self.size = tried // 2
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        warnings.warn(f"out of memory: going on with batches of {self.size} images", stacklevel=2)
 
 
 def default_batch_size(x: Tensor) -> int:
@@ -133,16 +130,6 @@ class Searches(Rows):
         return first < NEVER, (self.broke_at == first) & (first < NEVER)
 
 
-def restart_groups(tries: int, all_at_once: bool) -> list[range]:
-    """Consecutive groups of 0..tries-1 to run in lock-step: the first alone and then the rest, or ``all_at_once``.
-
-    The first try breaks most samples, so it goes alone; the others share batches, where the first success ends all
-    tries of that sample. The groups do not depend on the batch size, so neither does the result.
-    """
-    alone = 0 if all_at_once else min(1, tries)
-    return [group for group in (range(alone), range(alone, tries)) if group]
-
-
 def split_rows(problem: Problem, rows: Tensor, tries: int) -> Iterator[Tensor]:
     """Parts of the samples ``rows`` (n,) that take so many ``tries`` each in lock-step."""
     yield from rows.split(max(1, patient_batch_size(problem.x) // tries)) if len(rows) else ()
@@ -154,7 +141,19 @@ def runs_of(rows: Tensor, group: range) -> tuple[Tensor, Tensor]:
     return rows.repeat_interleave(len(tries)), tries.repeat(len(rows))
 
 
-def ranked_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
-    """The ``count`` (at most K-1) best other classes than ``y`` of each sample, best first: (N, count) int64."""
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
+def runs_in_turn(
+    problem: Problem, targets: Tensor | None, restarts: int, all_at_once: bool, left: Callable[[], Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Tries of each sample that is ``left()`` (N,) bool: ``restarts``, towards each of its ``targets`` (N, k) if given.
+
+    Yields samples (n,) whose runs go in lock-step, and of each run sample, try and target. The first try breaks most
+    samples, so unless ``all_at_once`` it goes alone; the others share batches, where the first success ends all tries
+    of that sample. What goes together does not depend on the batch size, so neither does the result.
+    """
+    tries = restarts * (1 if targets is None else targets.shape[1])
+    alone = 0 if all_at_once else min(1, tries)
+    for group in (range(alone), range(alone, tries)):
+        if group:
+            for part in split_rows(problem, left().nonzero().squeeze(1), len(group)):
+                row, attempt = runs_of(part, group)
+                yield part, row, attempt, None if targets is None else targets[row, attempt // restarts]

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core.errors import AttackError
-from attacks.core.model import frozen, in_eval_mode
+from attacks.core.model_state import IN_TRAINING, frozen, in_eval_mode, layers_in_training
 from attacks.core.result import AttackResult
-from attacks.core.sharing import IN_TRAINING, layers_in_training
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,23 +29,18 @@ _COUNTS = (
 _LENGTHS = "step_size learning_rate tolerance stepsize initial_const init_epsilon spherical_step source_step"
 # What numbers the options of all attacks may be, by the option's name: a test, and words for it.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(_COUNTS.split(), (lambda value: value >= 1, "a whole number >= 1")),
-    **dict.fromkeys(
-        _LENGTHS.split(), (lambda value: 0 < value <= _LARGEST, f"positive, at most {_LARGEST:g}")
-    ),
-    **dict.fromkeys(
-        ("momentum", "confidence", "overshoot"),
-        (lambda value: 0 <= value <= _LARGEST, f"within [0, {_LARGEST:g}]"),
-    ),
-    **dict.fromkeys(
-        ("alpha_max", "diversity", "exploration", "gamma"), (lambda value: 0 <= value <= 1, "within [0, 1]")
-    ),
-    **dict.fromkeys(("smallest", "delta"), (lambda value: 0 < value <= 1, "positive and at most 1")),
-    "candidates": (
-        lambda value: value >= 2,
-        "a whole number >= 2",
-    ),  # the classes that foolbox's deepfool tries
-    "seed": (lambda value: True, "a whole number"),
+    name: (test, words)
+    for names, test, words in (
+        (_COUNTS, lambda value: value >= 1, "a whole number >= 1"),
+        (_LENGTHS, lambda value: 0 < value <= _LARGEST, f"positive, at most {_LARGEST:g}"),
+        ("momentum confidence overshoot", lambda value: 0 <= value <= _LARGEST, f"within [0, {_LARGEST:g}]"),
+        ("alpha_max diversity exploration gamma", lambda value: 0 <= value <= 1, "within [0, 1]"),
+        ("smallest delta", lambda value: 0 < value <= 1, "positive and at most 1"),
+        # the classes that foolbox's deepfool tries
+        ("candidates", lambda value: value >= 2, "a whole number >= 2"),
+        ("seed", lambda value: True, "a whole number"),
+    )
+    for name in names.split()
 }
 _WHOLE = {*_COUNTS.split(), "seed"}
 
@@ -118,8 +112,7 @@ class _Narrow(nn.Module):
 
     def __init__(self, model: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = model
-        self.dtype = dtype
+        self.model, self.dtype = model, dtype
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:

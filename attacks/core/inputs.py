@@ -17,26 +17,16 @@ _ROUNDING = 1e-6  # how far pixels may lie outside [0, 1]; they are put back
 
 @dataclass(frozen=True)
 class Problem:
-    """N images to attack, built by `validate_inputs`; indexing with a slice, mask or indices gives those samples.
+    """N images to attack, built by `validate_inputs`; indexing with a slice, mask or indices gives those samples."""
 
-    Attributes:
-        x: images (N, C, H, W), floats in [0, 1], without gradient.
-        y: labels (N,) int64.
-        norm: the norm of the ball.
-        eps: its radius per sample (N,), of the type of ``x``.
-        ids: what each sample's random numbers hang on (N,) int64.
-        targets: the class to reach (N,) int64, or None for an untargeted attack.
-        box: points must lie in [0, 1]; False holds them to the ball alone.
-        grid: the type of the caller's images where that is narrower than float32: the model sees its points alone.
-    """
-
-    x: Tensor
-    y: Tensor
-    norm: Norm
-    eps: Tensor
-    ids: Tensor
-    targets: Tensor | None = None
-    box: bool = True
+    x: Tensor  #: images (N, C, H, W), floats in [0, 1], without gradient
+    y: Tensor  #: labels (N,) int64
+    norm: Norm  #: of the ball
+    eps: Tensor  #: its radius per sample (N,), of the type of ``x``
+    ids: Tensor  #: what each sample's random numbers hang on (N,) int64
+    targets: Tensor | None = None  #: the class to reach (N,) int64, or None for an untargeted attack
+    box: bool = True  #: points must lie in [0, 1]; False holds them to the ball alone
+    #: the type of the caller's images where that is narrower than float32: the model sees its points alone
     grid: torch.dtype | None = None
 
     def __len__(self) -> int:
@@ -76,28 +66,22 @@ def validate_inputs(
         AttackError: a type, shape, device or range is wrong; the message names value, expectation and remedy.
     """
     with torch.inference_mode(False):
-        return _validated(get_norm(norm), x, y, eps, targets, sample_ids)
-
-
-def _validated(
-    norm: Norm, x: Tensor, y: Tensor, eps: float | Tensor, targets: Tensor | None, sample_ids: Tensor | None
-) -> Problem:
-    x, grid = _images(x)
-    y = _integers("y (labels)", y, x)
-    if (y < 0).any():
-        raise AttackError(f"labels must be 0..K-1, found {int(y.min())}; check the data set's label encoding")
-    if targets is not None:
-        targets = _integers("targets", targets, x)
-        if (targets < 0).any():
-            raise AttackError(f"targets must be classes 0..K-1, found {int(targets.min())}")
-        if (targets == y).any():
-            raise AttackError("some targets equal the label; a target must be another class")
-    ids = (
-        torch.arange(len(x), device=x.device)
-        if sample_ids is None
-        else _integers("sample_ids", sample_ids, x)
-    )
-    return Problem(x, y, norm, _radius(eps, norm, x), ids, targets, grid=grid)
+        measure = get_norm(norm)
+        x, grid = _images(x)
+        y = _integers("y (labels)", y, x)
+        if (y < 0).any():
+            raise AttackError(
+                f"labels must be 0..K-1, found {int(y.min())}; check the data set's label encoding"
+            )
+        if targets is not None:
+            targets = _integers("targets", targets, x)
+            if (targets < 0).any():
+                raise AttackError(f"targets must be classes 0..K-1, found {int(targets.min())}")
+            if (targets == y).any():
+                raise AttackError("some targets equal the label; a target must be another class")
+        default = torch.arange(len(x), device=x.device)
+        ids = default if sample_ids is None else _integers("sample_ids", sample_ids, x)
+        return Problem(x, y, measure, _radius(eps, measure, x), ids, targets, grid=grid)
 
 
 def towards(x: Tensor, points: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,12 +121,8 @@ def _integers(name: str, values: Tensor, x: Tensor) -> Tensor:
         raise AttackError(f"{name} must have shape ({len(x)},), one per image, got {tuple(values.shape)}")
     if values.device != x.device:
         raise AttackError(f"{name} is on {values.device}, the images on {x.device}; move them to one device")
-    return _usable(values.long())
-
-
-def _usable(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of one made in inference mode, which no backward pass may use."""
-    return tensor.clone() if tensor.is_inference() else tensor
+    values = values.long()
+    return values.clone() if values.is_inference() else values  # no backward pass may use the latter
 
 
 def _radius(eps: float | Tensor, norm: Norm, x: Tensor) -> Tensor:

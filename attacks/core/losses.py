@@ -77,19 +77,14 @@ def mifpe_targeted(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy_targeted(_unit_gap(logits), y, targets)
 
 
-_UNTARGETED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": cross_entropy,
-    "margin": margin,
-    "dlr": dlr,
-    "mifpe": mifpe,
+# By name, untargeted and targeted.
+_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
+    "ce": (cross_entropy, cross_entropy_targeted),
+    "margin": (margin, margin_targeted),
+    "dlr": (dlr, dlr_targeted),
+    "mifpe": (mifpe, mifpe_targeted),
 }
-_TARGETED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "ce": cross_entropy_targeted,
-    "margin": margin_targeted,
-    "dlr": dlr_targeted,
-    "mifpe": mifpe_targeted,
-}
-LOSSES = tuple(_UNTARGETED)
+LOSSES = tuple(_LOSSES)
 
 
 def get_loss(name: str) -> Loss:
@@ -98,9 +93,9 @@ def get_loss(name: str) -> Loss:
     Raises:
         AttackError: no loss has that name.
     """
-    if name not in _UNTARGETED:
+    if name not in _LOSSES:
         raise unknown_name("loss", name, LOSSES)
-    untargeted, targeted = _UNTARGETED[name], _TARGETED[name]
+    untargeted, targeted = _LOSSES[name]
 
     def loss(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
         return untargeted(logits, y) if targets is None else targeted(logits, y, targets)

@@ -1,22 +1,24 @@
-"""How attacks reach the model: frozen parameters, logits and input gradients, counted exactly per sample."""
+"""How attacks reach the model: logits and input gradients, counted exactly per sample."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from attacks.core.batching import Batches
 from attacks.core.errors import AttackError
 from attacks.core.inputs import Problem, towards
-from attacks.core.memory_format import plain_convolutions, takes_channels_last
+from attacks.core.model_state import Model, plain_convolutions, takes_channels_last
 from attacks.core.pass_counts import PassCounts
-from attacks.core.sharing import freeze, held, ordinary_copies, to_eval_mode
-
-Model = Callable[[Tensor], Tensor]
 
 _WASTE = 2**12  # pixels that may be passed in vain before a batch size gets kernels of its own
+_NO_GRADIENT = (
+    "the model's logits carry no gradient to the input (detached, rounded, or computed under no_grad); give "
+    "the model a differentiable stand-in (attacks.bpda) or use a gradient-free attack (square, spsa, rays)"
+)
+_IN_PLACE = "the model changes its input in place, which would corrupt the images; make it work on x.clone()"
 
 
 class Gradient(NamedTuple):
@@ -25,31 +27,6 @@ class Gradient(NamedTuple):
     grad: Tensor
     loss: Tensor
     logits: Tensor
-
-
-@contextmanager
-def frozen(model: Model | None) -> Iterator[None]:
-    """Parameters need no gradient inside the block, so backward passes reach the input alone.
-
-    Restored at the end, after errors too. May be nested, and shared by threads: then the last block to end restores. A
-    caller's inference mode is left meanwhile. A callable that is no ``nn.Module`` has nothing to freeze.
-    """
-    if not isinstance(model, nn.Module):
-        with torch.inference_mode(False):
-            yield
-        return
-    with torch.inference_mode(False), held(ordinary_copies(model)):
-        changes = ((("frozen", id(one)), partial(freeze, one)) for one in model.parameters())
-        with held(changes):
-            yield
-
-
-@contextmanager
-def in_eval_mode(model: Model | None) -> Iterator[None]:
-    """Every layer is in eval mode inside the block, and in its own mode again at the end; shared as by `frozen`."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    with held((("eval", id(one)), partial(to_eval_mode, one)) for one in modules):
-        yield
 
 
 def forward(model: Model, x: Tensor) -> Tensor:
@@ -91,15 +68,15 @@ class CountedModel(PassCounts):
     def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (n, K) of ``x`` (n, C, H, W); one query each."""
         x = self._on_grid(x, rows)
-        parts = x.split(2 * self.max_batch) if self.max_batch else [x]  # scores alone take half the memory
-        logits = _joined([self._scores(part) for part in parts])
+        found = []
+        for part in (
+            x.split(2 * self.max_batch) if self.max_batch else [x]
+        ):  # scores alone take half the memory
+            padded = self._round_up(part)
+            asked = self._lay_out(padded) if self.scorer is self.model else padded
+            found.append(forward(self.scorer, asked)[: len(part)])
         self._count(rows, 1)
-        return logits
-
-    def _scores(self, x: Tensor) -> Tensor:
-        padded = self._round_up(x)
-        logits = forward(self.scorer, self._lay_out(padded) if self.scorer is self.model else padded)
-        return logits[: len(x)]
+        return _joined(found)
 
     def verdict(self, x: Tensor) -> Tensor:
         """Logits (n, K) of the model as it is, uncounted; only the images ``x`` (n, ...) may be laid out for speed."""
@@ -119,13 +96,15 @@ class CountedModel(PassCounts):
         self._count(rows, k)
         return logits.view(n, k, -1)
 
-    def clean_logits(self) -> Tensor:
-        """Logits (N, K) of the problem's images, one query each.
+    def clean_logits(self, batches: Batches | None = None) -> Tensor:
+        """Logits (N, K) of the problem's images, one query each; in ``batches``, or all at once.
 
         Raises:
             AttackError: a label or target is not one of the model's classes.
         """
-        logits = self.logits(self.problem.x)
+        x = self.problem.x
+        every = None if batches is None else batches.map(lambda part: self.logits(x[part], part))
+        logits = self.logits(x) if every is None else torch.cat(every)
         check_labels(self.problem, logits.shape[1])
         return logits
 
@@ -150,17 +129,14 @@ class CountedModel(PassCounts):
         parts = []
         for part in self._parts(len(x)):
             labels = [None if values is None else values[part] for values in along]
-            parts.append(self._averaged(x[part], lambda logits: loss(logits, *labels), scale))  # noqa: B023
+            total = self._gradient(x[part], loss, labels, scale)
+            for _ in range(self.samples - 1):
+                more = self._gradient(x[part], loss, labels, scale)
+                total = Gradient(*(one + another for one, another in zip(total, more, strict=True)))
+            parts.append(total if self.samples == 1 else Gradient(*(one / self.samples for one in total)))
         self._count(rows, self.samples, self.samples)
         found = Gradient(*(_joined(list(each)) for each in zip(*parts, strict=True)))
         return found._replace(grad=self.repaired(found.grad, rows), loss=found.loss.to(x.dtype))
-
-    def _averaged(self, x: Tensor, loss: Callable[[Tensor], Tensor], scale: float) -> Gradient:
-        total = self._gradient(x, loss, scale)
-        for _ in range(self.samples - 1):
-            more = self._gradient(x, loss, scale)
-            total = Gradient(total.grad + more.grad, total.loss + more.loss, total.logits + more.logits)
-        return total if self.samples == 1 else Gradient(*(part / self.samples for part in total))
 
     def jacobian(self, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (n, K) and the gradient of each with respect to ``x``, (n, K, ...); K backward passes each.
@@ -194,13 +170,15 @@ class CountedModel(PassCounts):
             x = towards(self.problem.x[rows] if clean is None else clean, x, self.problem.grid)
         return x
 
-    def _gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor], scale: float) -> Gradient:
+    def _gradient(
+        self, x: Tensor, loss: Callable[..., Tensor], along: list[Tensor | None], scale: float
+    ) -> Gradient:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = self._lay_out(self._pad(x.detach())).requires_grad_()
             logits = checked_logits(self.model, leaf)
             if len(leaf) > len(x):
                 logits = logits[: len(x)]
-            losses = loss(logits)
+            losses = loss(logits, *along)
             if not losses.requires_grad:
                 raise AttackError(_NO_GRADIENT)
             weights = self._constant(scale, losses).expand_as(losses)
@@ -264,17 +242,8 @@ def check_labels(problem: Problem, classes: int) -> None:
             )
 
 
-_NO_GRADIENT = (
-    "the model's logits carry no gradient to the input (detached, rounded, or computed under no_grad); give "
-    "the model a differentiable stand-in (attacks.bpda) or use a gradient-free attack (square, spsa, rays)"
-)
-
-
-_IN_PLACE = "the model changes its input in place, which would corrupt the images; make it work on x.clone()"
-
-
-def _ask(model: Model, x: Tensor) -> Tensor:
-    """The model's answer; errors for what a model must not do, or an image type that it does not take."""
+def checked_logits(model: Model, x: Tensor) -> Tensor:
+    """The model's logits (n, K), at least float32; an AttackError where they are none, or where ``x`` was changed."""
     before = None if x.is_inference() else x._version
     try:
         logits = model(x)
@@ -282,24 +251,14 @@ def _ask(model: Model, x: Tensor) -> Tensor:
         if "a leaf Variable that requires grad" in str(error):
             raise AttackError(_IN_PLACE) from error
         weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        if (
-            weight is not None
-            and weight.is_floating_point()
-            and weight.dtype != x.dtype
-            and "dtype" in str(error)
-        ):
+        other = weight is not None and weight.is_floating_point() and weight.dtype != x.dtype
+        if weight is not None and other and "dtype" in str(error):
             raise AttackError(
                 f"the model fails on {x.dtype} images, its weights are {weight.dtype}; convert the images or the model"
             ) from error
         raise
     if before is not None and x._version != before:
         raise AttackError(_IN_PLACE)
-    return logits
-
-
-def checked_logits(model: Model, x: Tensor) -> Tensor:
-    """The model's logits (n, K), at least float32; an AttackError where they are none, or where ``x`` was changed."""
-    logits = _ask(model, x)
     if not isinstance(logits, Tensor):
         raise AttackError(
             f"the model must return a tensor of logits (N, K), got {type(logits).__name__}; wrap it"

@@ -16,16 +16,14 @@ from attacks.core.errors import unknown_name
 from attacks.core.projections import threshold
 from attacks.core.rng import Draws
 
+_EXACT_FROM = 4096  # values of an image: float32 sums of more of them lose too many digits
+_ORDERS = {"Linf": math.inf, "L2": 2, "L1": 1}
+DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}  # the norm of gradients where perturbations have this one
+
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """View ``values`` (N,) as (N, 1, ..., 1), so that they broadcast against ``like`` (N, ...)."""
     return values.view(-1, *(1,) * (like.ndim - 1))
-
-
-_EXACT_FROM = 4096  # values of an image: float32 sums of more of them lose too many digits
-
-
-_ORDERS = {"Linf": math.inf, "L2": 2, "L1": 1}
 
 
 def _dims(delta: Tensor) -> tuple[int, ...]:
@@ -41,9 +39,10 @@ class Norm(ABC):
     def length(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation, (N,)."""
 
-    @abstractmethod
     def project(self, delta: Tensor, eps: Tensor) -> Tensor:
         """The nearest point (Euclidean) of the ball of radius ``eps`` to each perturbation."""
+        free = torch.full_like(delta, math.inf)
+        return self.project_box(delta, -free, free, eps)
 
     @abstractmethod
     def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
@@ -88,21 +87,15 @@ class _Linf(Norm):
     def length(self, delta: Tensor) -> Tensor:
         return torch.linalg.vector_norm(delta, ord=math.inf, dim=_dims(delta))
 
-    def project(self, delta: Tensor, eps: Tensor) -> Tensor:
-        radius = per_sample(eps, delta)
-        return torch.clamp(delta, -radius, radius)
-
     def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
         radius = per_sample(eps, delta)
         return torch.clamp(delta, torch.maximum(lower, -radius), torch.minimum(upper, radius))
 
     def within(self, x: Tensor, eps: Tensor, box: bool = True) -> Callable[[Tensor], Tensor]:
         radius = per_sample(eps, x)
-        bounds = (
-            (x - radius).clamp_min_(0 if box else -math.inf),
-            (x + radius).clamp_max_(1 if box else math.inf),
-        )
-        return lambda x_adv: torch.clamp(x_adv, *bounds)
+        lower = (x - radius).clamp_min_(0 if box else -math.inf)
+        upper = (x + radius).clamp_max_(1 if box else math.inf)
+        return lambda x_adv: torch.clamp(x_adv, lower, upper)
 
     def step(self, grad: Tensor) -> Tensor:
         return grad.sign()
@@ -142,7 +135,7 @@ class _L2(Norm):
         values of s at which a pixel reaches its bound.
         """
         clipped = torch.clamp(delta, lower, upper)
-        flat, room = _flat_room(delta, lower, upper)
+        flat, room = delta.abs().flatten(1), torch.where(delta > 0, upper, -lower).flatten(1)
         reach = torch.where(flat > 0, room / flat, math.inf)
         order = reach.argsort(dim=1)
         reach = reach.gather(1, order)
@@ -181,10 +174,6 @@ class _L1(Norm):
 
     def length(self, delta: Tensor) -> Tensor:
         return _summed(delta, 1)
-
-    def project(self, delta: Tensor, eps: Tensor) -> Tensor:
-        free = torch.full_like(delta, math.inf)
-        return self.project_box(delta, -free, free, eps)
 
     def project_box(self, delta: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
         """The answer is clip(soft(delta, t)) for one threshold t >= 0 (Croce and Hein 2021)."""
@@ -277,10 +266,8 @@ def plain_length(norm: str, delta: Tensor) -> Tensor:
 def _summed(delta: Tensor, order: int) -> Tensor:
     """The L1 or L2 length (n,); of images of more than 4,096 values in float64, exact to 1e-7, else to 1e-5."""
     large = delta[:1].numel() > _EXACT_FROM
-    length = torch.linalg.vector_norm(
-        delta, ord=order, dim=_dims(delta), dtype=torch.float64 if large else None
-    )
-    return length.to(delta.dtype)
+    dtype = torch.float64 if large else None
+    return torch.linalg.vector_norm(delta, ord=order, dim=_dims(delta), dtype=dtype).to(delta.dtype)
 
 
 def _shrink(length: Tensor, eps: Tensor) -> Tensor:
@@ -290,8 +277,3 @@ def _shrink(length: Tensor, eps: Tensor) -> Tensor:
 
 def _tiny(like: Tensor) -> float:
     return torch.finfo(like.dtype).tiny
-
-
-def _flat_room(delta: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """|delta| and the room up to the bound on its side, both (N, D)."""
-    return delta.abs().flatten(1), torch.where(delta > 0, upper, -lower).flatten(1)

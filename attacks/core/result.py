@@ -1,7 +1,5 @@
 """What every attack returns, the final check that makes it trustworthy, and the splitting into batches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -87,22 +85,17 @@ def finish(
     faulty attack can lose successes but never claim false ones. Rounding is allowed for: 1e-6 + 1e-5 eps.
 
     Args:
-        counted: the model with the counts to report.
-        problem: the images, labels and radii.
+        counted, problem: the model with the counts to report; images, labels and radii.
         candidate: (N, C, H, W).
-        clean_wrong: (N,) bool, clean errors; where the candidate fails, such a sample's clean image is the
-        answer.
+        clean_wrong: (N,) bool, clean errors; where the candidate fails, such a sample's clean image is the answer.
         batches: how to split the verifying forward pass; default all at once.
         trace: what the attack recorded.
     """
     x = problem.x
     valid = candidate.flatten(1).isfinite().all(1)
     inside = (candidate.flatten(1) >= 0).all(1) & (candidate.flatten(1) <= 1).all(1)
-    outside = ~(
-        valid
-        & (inside | (not problem.box))
-        & (problem.norm.length((candidate - x).double()) <= problem.eps * (1 + 1e-5) + 1e-6)
-    )
+    near = problem.norm.length((candidate - x).double()) <= problem.eps * (1 + 1e-5) + 1e-6
+    outside = ~(valid & (inside | (not problem.box)) & near)
     final = candidate
     if outside.any():
         final = torch.where(per_sample(valid, x), candidate, x)
@@ -113,8 +106,7 @@ def finish(
     if batches is None:
         logits = torch.cat([counted.verdict(part) for part in final.split(counted.max_batch or len(final))])
     else:
-        rows = torch.arange(len(problem), device=x.device)
-        logits = torch.cat(batches.map(lambda part: forward(counted.model, final[part]), rows))
+        logits = torch.cat(batches.map(lambda part: forward(counted.model, final[part])))
     success = misclassified(logits, problem.y)
     answered: Tensor | None = logits
     if clean_wrong is not None and (undone := clean_wrong & ~success).any():
@@ -142,21 +134,15 @@ def in_batches(
     """Run ``attack`` on consecutive batches of the problem and join the results.
 
     A batch that runs out of memory is tried again in halves, and the smaller size is kept; results do not depend on
-    it, because each sample's random numbers are its own.
-
-    Args:
-        attack: the attack on one batch.
-        problem: all samples.
-        batch_size: the most images at once; None chooses one from the size of the images and the device.
-        patient: samples leave the attack one by one, so that `patient_batch_size` is the choice.
+    it, because each sample's random numbers are its own. Without ``batch_size`` one is chosen by the size of the images
+    and the device: `patient_batch_size` if the attack is ``patient``, that is if samples leave it one by one.
 
     Raises:
         AttackError: ``batch_size`` is not positive, or one image alone does not fit in memory.
     """
-    rows = torch.arange(len(problem), device=problem.x.device)
     if batch_size is None and patient:
         batch_size = patient_batch_size(problem.x)
-    return join(Batches(problem.x, batch_size).map(lambda part: attack(problem[part]), rows))
+    return join(Batches(problem.x, batch_size).map(lambda part: attack(problem[part])))
 
 
 def join(results: Sequence[AttackResult]) -> AttackResult:
@@ -164,10 +150,9 @@ def join(results: Sequence[AttackResult]) -> AttackResult:
     if len(results) == 1:
         return results[0]
     trace = {key: torch.cat([result.trace[key] for result in results], dim=-1) for key in results[0].trace}
-    return AttackResult(
-        torch.cat([result.adversarial for result in results]),
-        torch.cat([result.success for result in results]),
-        torch.cat([result.queries for result in results]),
-        torch.cat([result.backwards for result in results]),
-        trace,
-    )
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(result, name) for result in results])
+
+    whole = (joined("adversarial"), joined("success"), joined("queries"), joined("backwards"))
+    return AttackResult(*whole, trace)

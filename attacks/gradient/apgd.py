@@ -12,23 +12,15 @@ import torch
 from torch import Tensor
 
 from attacks.core import entry
-from attacks.core.batching import (
-    NEVER,
-    Searches,
-    default_batch_size,
-    leave_every,
-    restart_groups,
-    runs_of,
-    split_rows,
-)
-from attacks.core.cuda_graph import replayed
+from attacks.core.batching import NEVER, Searches, default_batch_size, leave_every, runs_in_turn
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import Loss, get_loss, misclassified
-from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
+from attacks.core.model_state import fast_layout
 from attacks.core.norms import per_sample
-from attacks.core.random_source import RandomSource, SampleSource
+from attacks.core.recording import replayed
 from attacks.core.result import AttackResult, finish, in_batches
+from attacks.core.rng import RandomSource, SampleSource
 from attacks.gradient.apgd_steps import radii_schedule, steps_for
 from attacks.gradient.target_order import Order, by_logit
 
@@ -64,7 +56,7 @@ def apgd(
         restarts: independent starts; later ones attack the samples that are still unbroken.
         eot_samples: gradients and decisions are averaged over this many passes, for models with random outputs.
         early_stop: broken samples leave at once; False keeps their last misclassified iterate, as the original does.
-        random_source: draws the starts in place of ``seed``, see `attacks.core.random_source`.
+        random_source: draws the starts in place of ``seed``, see `attacks.core.rng`.
 
     Returns:
         The result. ``adversarial`` is a misclassified point, or where there is none that of highest loss; the trace
@@ -124,7 +116,7 @@ def run_apgd(
     all_restarts_at_once: bool = False,
     order: Order = by_logit,
 ) -> AttackResult:
-    """Attack one batch of validated inputs, inside `attacks.core.model.frozen`; untargeted without ``num_targets``.
+    """Attack one batch of validated inputs, inside `frozen`; untargeted without ``num_targets``.
 
     ``all_restarts_at_once`` is for samples that withstood another attack; ``order`` ranks the targets.
     """
@@ -136,17 +128,15 @@ def run_apgd(
         wrong = misclassified(clean, problem.y)
         best.broken |= wrong
         targets = order(counted, clean, num_targets) if num_targets else None
-        tries = restarts * (1 if targets is None else targets.shape[1])
-        for group in restart_groups(tries, all_restarts_at_once):
-            for part in split_rows(problem, (~best.broken).nonzero().squeeze(1), len(group)):
-                row, attempt = runs_of(part, group)
-                runs = Runs(problem, row, None if targets is None else targets[row, attempt // restarts])
-                found, stages = Best(problem.x[row]), radii_schedule(problem.norm.name, steps)
-                runs.best = steps_for(problem, row, stages[0][0]).start(source, problem.ids[row], attempt)
-                for factor, iterations in stages:
-                    runs.enter(problem, runs.best, factor)
-                    run_steps(counted, runs, found, objective, iterations, leave=early_stop)
-                best.merge(part, found)
+        turns = runs_in_turn(problem, targets, restarts, all_restarts_at_once, lambda: ~best.broken)
+        for part, row, attempt, goal in turns:
+            runs, found = Runs(problem, row, goal), Best(problem.x[row])
+            stages = radii_schedule(problem.norm.name, steps)
+            runs.best = steps_for(problem, row, stages[0][0]).start(source, problem.ids[row], attempt)
+            for factor, iterations in stages:
+                runs.enter(problem, runs.best, factor)
+                run_steps(counted, runs, found, objective, iterations, leave=early_stop)
+            best.merge(part, found)
     trace = {"loss": best.loss, "zero_gradient": best.zero_gradient}
     return finish(counted, problem, best.candidate(), clean_wrong=wrong, trace=trace)
 
@@ -156,13 +146,8 @@ def run_steps(
 ) -> None:
     """APGD's loop: take ``runs``, which have entered a stage, ``iterations`` steps on, and fill ``found``.
 
-    Args:
-        counted: the model.
-        runs: only those that stayed to the end are left in it.
-        found: by the slot of each run.
-        loss: what they raise.
-        iterations: how many steps; the window after which step sizes are judged follows from it.
-        leave: all runs of a sample end once one of them breaks it.
+    ``runs`` keeps those that stay to the end, ``found`` is by the slot of each run. The window after which step sizes
+    are judged follows from ``iterations``. With ``leave`` all runs of a sample end once one of them breaks it.
     """
     if not len(runs.row):
         return

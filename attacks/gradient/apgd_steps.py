@@ -14,8 +14,8 @@ from torch import Tensor
 
 from attacks.core.batching import Rows
 from attacks.core.inputs import Problem
-from attacks.core.norms import get_norm, per_sample, plain_length
-from attacks.core.random_source import RandomSource
+from attacks.core.norms import Norm, get_norm, per_sample, plain_length
+from attacks.core.rng import RandomSource
 
 _TINY = 1e-12
 _MOMENTUM = 0.25
@@ -30,6 +30,7 @@ class Steps(Rows, ABC):
         window: iterations until they are judged next.
     """
 
+    norm: ClassVar[Norm]
     first: ClassVar[float]
     step: Tensor
     window: int
@@ -100,7 +101,7 @@ class _MomentumSteps(Steps):
 
     def advance(self, *inputs: Tensor) -> Tensor:
         point, grad, step, *previous = inputs
-        moved = self.nearest(torch.addcmul(point, step, self._direction(grad)))
+        moved = self.nearest(torch.addcmul(point, step, self.norm.step(grad)))
         if previous:
             # point + 3/4 (moved - point) + 1/4 (point - previous)
             ahead = torch.lerp(previous[0], point, 2.0)
@@ -124,13 +125,11 @@ class _MomentumSteps(Steps):
         self.window = max(self.window - self.shorter, self.shortest)
         return self.halved
 
-    @abstractmethod
-    def _direction(self, grad: Tensor) -> Tensor:
-        """The steepest direction of unit length (n, ...)."""
-
 
 class _LinfSteps(_MomentumSteps):
     """Sign steps inside a box."""
+
+    norm = get_norm("Linf")
 
     def __init__(self, x: Tensor, eps: Tensor, shrink: float) -> None:
         super().__init__(x, eps, shrink)
@@ -143,15 +142,14 @@ class _LinfSteps(_MomentumSteps):
         largest = noise.abs().flatten(1).amax(1)
         return self.x + self.eps * (noise / (per_sample(largest, noise) + _TINY))
 
-    def _direction(self, grad: Tensor) -> Tensor:
-        return grad.sign()
-
     def nearest(self, point: Tensor) -> Tensor:
         return torch.clamp(point, self.lower, self.upper)
 
 
 class _L2Steps(_MomentumSteps):
     """Steps along the gradient inside a sphere."""
+
+    norm = get_norm("L2")
 
     def __init__(self, x: Tensor, eps: Tensor, shrink: float) -> None:
         super().__init__(x, eps, shrink)
@@ -162,9 +160,6 @@ class _L2Steps(_MomentumSteps):
         noise = source.normal(ids, tuple(self.x.shape[1:]), attempt)
         return self.x + self.eps * (noise / (_length(noise) + _TINY))
 
-    def _direction(self, grad: Tensor) -> Tensor:
-        return get_norm("L2").step(grad)
-
     def nearest(self, point: Tensor) -> Tensor:
         delta = point - self.x
         share = self.eps / torch.maximum(_length(delta), self.least)
@@ -174,6 +169,7 @@ class _L2Steps(_MomentumSteps):
 class _L1Steps(Steps):
     """Steps on the pixels of largest gradient only; how many follows the sparsity of the best point."""
 
+    norm = get_norm("L1")
     first = 1.0
 
     def start(self, source: RandomSource, ids: Tensor, attempt: Tensor) -> Tensor:
@@ -184,8 +180,7 @@ class _L1Steps(Steps):
         return self.nearest(point).clamp(0, 1)
 
     def nearest(self, point: Tensor) -> Tensor:
-        """The nearest point (n, ...) inside ball and box."""
-        return get_norm("L1").confine(point, self.x, self.eps.flatten())
+        return self.norm.confine(point, self.x, self.eps.flatten())
 
     def begin(self, point: Tensor, loss: Tensor, iterations: int) -> None:
         self.window = max(int(0.04 * iterations), 1)
@@ -203,7 +198,7 @@ class _L1Steps(Steps):
         kth = ((1 - share) * pixels).clamp(0, pixels - 1).long()
         least = size.sort(dim=1).values.gather(1, kth[:, None])
         direction = torch.where(size >= least, grad.flatten(1).sign(), 0).view_as(grad)
-        count = per_sample(get_norm("L1").length(direction), grad)
+        count = per_sample(self.norm.length(direction), grad)
         return self.nearest(torch.addcmul(point, step / (count + 1e-10), direction))
 
     def observe(self, losses: list[Tensor]) -> None:

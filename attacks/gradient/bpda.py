@@ -1,6 +1,7 @@
 """Backward pass differentiable approximation: gradients for layers that have none, or useless ones."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class BPDA(nn.Module):
         if substitute is not None and backward is not None:
             raise AttackError("give BPDA a substitute or a backward, not both")
         self.layer = layer
-        self.backward_of = backward or _through(substitute or _identity)
+        self.backward_of = backward or partial(_pulled_back, substitute)
 
     def forward(self, x: Tensor) -> Tensor:
         """``layer(x)``, with the other gradient."""
@@ -61,19 +62,11 @@ class _Replace(torch.autograd.Function):
         return grad, None, None
 
 
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
-def _through(substitute: Function) -> Backward:
-    """The backward of a differentiable function."""
-
-    def backward(x: Tensor, grad: Tensor) -> Tensor:
-        if substitute is _identity:
-            return grad
-        with torch.enable_grad():
-            leaf = x.requires_grad_()
-            (found,) = torch.autograd.grad(substitute(leaf), leaf, grad)
-        return found
-
-    return backward
+def _pulled_back(substitute: Function | None, x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient through ``substitute``, by default the identity."""
+    if substitute is None:
+        return grad
+    with torch.enable_grad():
+        leaf = x.requires_grad_()
+        (found,) = torch.autograd.grad(substitute(leaf), leaf, grad)
+    return found

@@ -102,6 +102,5 @@ def expected_success(
         policy = (1 - exploration) * logits.softmax(1) + exploration / logits.shape[1]
         return 1 - policy.gather(1, labels[:, None]).squeeze(1).nan_to_num(0.0)
 
-    rows = torch.arange(len(problem), device=problem.x.device)
     batches = Batches(problem.x, batch_size)
-    return torch.stack([torch.cat(batches.map(wrong, rows)) for _ in range(passes)]).mean(0)
+    return torch.stack([torch.cat(batches.map(wrong)) for _ in range(passes)]).mean(0)

@@ -13,24 +13,16 @@ import torch
 from torch import Tensor
 
 from attacks.core import entry
-from attacks.core.batching import (
-    NEVER,
-    Searches,
-    default_batch_size,
-    leave_every,
-    restart_groups,
-    runs_of,
-    split_rows,
-)
+from attacks.core.batching import NEVER, Searches, default_batch_size, leave_every, runs_in_turn
 from attacks.core.inputs import Problem, validate_inputs
 from attacks.core.losses import margin_targeted, misclassified
-from attacks.core.memory_format import fast_layout
 from attacks.core.model import CountedModel, Model
-from attacks.core.norms import ball_and_box, per_sample, plain_length
+from attacks.core.model_state import fast_layout
+from attacks.core.norms import DUAL, ball_and_box, per_sample, plain_length
 from attacks.core.projections import to_hyperplane
-from attacks.core.random_source import RandomSource, SampleSource
+from attacks.core.recording import traced_forward
 from attacks.core.result import AttackResult, finish, in_batches
-from attacks.core.traced_forward import traced_forward
+from attacks.core.rng import RandomSource, SampleSource
 from attacks.gradient.target_order import Order, by_logit
 
 _STREAM = 2
@@ -63,20 +55,15 @@ def fab(
         restarts: the first starts at the image, later ones at random points around it.
         alpha_max: most weight, in [0, 1], of the step from the image itself.
         early_stop: a sample leaves once it is broken within ``eps``; False searches on for the smallest perturbation.
-        random_source: draws the later starts in place of ``seed``, see `attacks.core.random_source`.
+        random_source: draws the later starts in place of ``seed``, see `attacks.core.rng`.
 
     Returns:
         The result; its trace holds "distance" (N,) of the smallest misclassified point found, be it inside the ball or
         not: 0 for clean errors, infinite where none was found.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
-    options: dict[str, Any] = {
-        "steps": steps,
-        "restarts": restarts,
-        "alpha_max": alpha_max,
-        "early_stop": early_stop,
-    }
-    options["random_source"] = random_source
+    options: dict[str, Any] = {"steps": steps, "restarts": restarts, "alpha_max": alpha_max}
+    options |= {"early_stop": early_stop, "random_source": random_source}
     return in_batches(lambda part: run_fab(model, part, seed, **options), problem, batch_size, patient=True)
 
 
@@ -103,13 +90,8 @@ def fab_targeted(
     Arguments, result and errors are those of `fab`.
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
-    options: dict[str, Any] = {
-        "steps": steps,
-        "restarts": restarts,
-        "num_targets": num_targets,
-        "alpha_max": alpha_max,
-    }
-    options |= {"early_stop": early_stop, "random_source": random_source}
+    options: dict[str, Any] = {"steps": steps, "restarts": restarts, "alpha_max": alpha_max}
+    options |= {"early_stop": early_stop, "random_source": random_source, "num_targets": num_targets}
     return in_batches(lambda part: run_fab(model, part, seed, **options), problem, batch_size, patient=True)
 
 
@@ -127,7 +109,7 @@ def run_fab(
     all_restarts_at_once: bool = False,
     order: Order = by_logit,
 ) -> AttackResult:
-    """Attack one batch of validated inputs, inside `attacks.core.model.frozen`; untargeted without ``num_targets``.
+    """Attack one batch of validated inputs, inside `frozen`; untargeted without ``num_targets``.
 
     ``all_restarts_at_once`` is for samples that withstood another attack; ``order`` ranks the targets.
     """
@@ -140,18 +122,17 @@ def run_fab(
         wrong = misclassified(clean, problem.y)
         distance[wrong] = 0
         targets = order(counted, clean, num_targets) if num_targets else None
-        tries = restarts * (1 if targets is None else targets.shape[1])
-        for group in restart_groups(tries, all_restarts_at_once):
-            left = distance > problem.eps if early_stop else ~wrong
-            for part in split_rows(problem, left.nonzero().squeeze(1), len(group)):
-                row, attempt = runs_of(part, group)
-                goal = None if targets is None else targets[row, attempt // restarts]
-                runs = Runs(problem, row, goal, _start(problem, row, source, attempt, restarts))
-                found, found_at = run_steps(counted, runs, steps, alpha_max, early_stop)
-                best, which = found_at.view(len(part), -1).min(1)
-                slot = torch.arange(len(part), device=x.device) * len(group) + which
-                closer = best < distance[part]
-                nearest[part[closer]], distance[part[closer]] = found[slot[closer]], best[closer]
+
+        def left() -> Tensor:
+            return distance > problem.eps if early_stop else ~wrong
+
+        for part, row, attempt, goal in runs_in_turn(problem, targets, restarts, all_restarts_at_once, left):
+            runs = Runs(problem, row, goal, _start(problem, row, source, attempt, restarts))
+            found, found_at = run_steps(counted, runs, steps, alpha_max, early_stop)
+            best, which = found_at.view(len(part), -1).min(1)
+            slot = torch.arange(len(part), device=x.device) * (len(row) // len(part)) + which
+            closer = best < distance[part]
+            nearest[part[closer]], distance[part[closer]] = found[slot[closer]], best[closer]
     far = distance > problem.eps
     if far.any():
         inside = ball_and_box(nearest, x, problem.eps, problem.norm)
@@ -256,8 +237,7 @@ def _boundary(counted: CountedModel, runs: Runs) -> tuple[Tensor, Tensor]:
     index = torch.arange(len(logits), device=logits.device)
     gaps = logits - logits[index, runs.y, None]
     slopes = slopes - slopes[index, runs.y, None]
-    dual = {"Linf": "L1", "L2": "L2", "L1": "Linf"}[counted.problem.norm.name]
-    steepness = plain_length(dual, slopes.flatten(0, 1)).view_as(gaps)
+    steepness = plain_length(DUAL[counted.problem.norm.name], slopes.flatten(0, 1)).view_as(gaps)
     distance = gaps.abs() / (1e-12 + steepness)
     distance[index, runs.y] = torch.inf
     nearest = distance.argmin(1)

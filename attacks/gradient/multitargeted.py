@@ -1,5 +1,6 @@
 """Multi-targeted PGD: one attack towards each of the likeliest wrong classes."""
 
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from attacks.core.errors import unknown_name
 from attacks.core.inputs import validate_inputs
 from attacks.core.model import Model
 from attacks.core.result import AttackResult
-from attacks.gradient.pgd import run_pgd
+from attacks.gradient.pgd import Settings, run_pgd
 from attacks.gradient.target_order import by_distance, by_logit
 
 
@@ -55,16 +56,6 @@ def multitargeted(
     if target_order not in orders:
         raise unknown_name("target order", target_order, orders)
     problem = validate_inputs(x, y, norm=norm, eps=eps, sample_ids=sample_ids)
-    return run_pgd(
-        model,
-        problem,
-        seed,
-        loss=loss,
-        steps=steps,
-        step_size=step_size,
-        restarts=num_targets * restarts,
-        random_start=random_start,
-        num_targets=num_targets,
-        order=orders[target_order],
-        batch_size=batch_size,
-    )
+    settings = Settings(loss, steps, step_size, num_targets * restarts, random_start, batch_size)
+    settings = replace(settings, num_targets=num_targets, order=orders[target_order])
+    return run_pgd(model, problem, seed, settings)

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from attacks.core import entry
 from attacks.core.batching import Batches, Rows
-from attacks.core.cuda_graph import replayed
 from attacks.core.errors import AttackError, unknown_name
 from attacks.core.inputs import Problem, validate_inputs
-from attacks.core.losses import Loss, get_loss, misclassified
-from attacks.core.memory_format import fast_layout
-from attacks.core.model import CountedModel, Model, check_labels
+from attacks.core.losses import get_loss, misclassified
+from attacks.core.model import CountedModel, Model
+from attacks.core.model_state import fast_layout
 from attacks.core.norms import per_sample
+from attacks.core.recording import replayed
 from attacks.core.result import AttackResult, finish
 from attacks.core.rng import Draws
 from attacks.gradient.target_order import Order, by_logit
@@ -111,62 +111,62 @@ def pgd(
     """
     problem = validate_inputs(x, y, norm=norm, eps=eps, targets=targets, sample_ids=sample_ids)
     cleverhans = _check_choices(norm, box, protocol=protocol, labels=labels, keep=keep)
-    options: dict[str, Any] = {"loss": loss, "steps": steps, "step_size": step_size, "restarts": restarts}
-    options |= {"random_start": random_start, "cleverhans": cleverhans, "averaged_over": averaged_over}
+    options: dict[str, Any] = {"random_start": random_start, "batch_size": batch_size, "on_step": on_step}
+    options |= {"cleverhans": cleverhans, "averaged_over": averaged_over, "eot_samples": eot_samples}
     options |= {"predicted_labels": labels == "predicted", "keep": keep, "early_stop": early_stop}
-    options |= {"eot_samples": eot_samples, "batch_size": batch_size, "on_step": on_step}
-    return run_pgd(model, replace(problem, box=box), seed, **options)
+    settings = Settings(loss, steps, step_size, restarts, **options)
+    return run_pgd(model, replace(problem, box=box), seed, settings)
 
 
-def run_pgd(
-    model: Model,
-    problem: Problem,
-    seed: int,
-    *,
-    loss: str,
-    steps: int,
-    step_size: float | Tensor | None,
-    restarts: int,
-    random_start: bool | Literal["odi"],
-    batch_size: int | None,
-    cleverhans: bool = False,
-    averaged_over: int | None = None,
-    predicted_labels: bool = False,
-    num_targets: int = 0,
-    order: Order = by_logit,
-    keep: Literal["best", "loss", "last"] = "best",
-    early_stop: bool = True,
-    eot_samples: int = 1,
-    on_step: Callable[[Step], None] | None = None,
-) -> AttackResult:
-    """The loop of `pgd` on validated inputs.
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `pgd` that its loop needs; see there.
 
     With ``num_targets`` > 0 restart r aims at the class that ranks r (modulo this) among the wrong ones by ``order``,
     and any misclassification counts.
     """
-    x, y, objective = problem.x, problem.y, get_loss(loss)
-    length = _step_lengths(step_size, problem, steps)
-    counted, batches = CountedModel(model, problem, samples=eot_samples), Batches(x, batch_size)
-    leave, size = early_stop and keep == "best", averaged_over or len(problem)
+
+    loss: str
+    steps: int
+    step_size: float | Tensor | None
+    restarts: int
+    random_start: bool | Literal["odi"] = True
+    batch_size: int | None = None
+    cleverhans: bool = False
+    averaged_over: int | None = None
+    predicted_labels: bool = False
+    keep: Literal["best", "loss", "last"] = "best"
+    early_stop: bool = True
+    eot_samples: int = 1
+    on_step: Callable[[Step], None] | None = None
+    num_targets: int = 0
+    order: Order = by_logit
+
+
+def run_pgd(model: Model, problem: Problem, seed: int, settings: Settings) -> AttackResult:
+    """The loop of `pgd` on validated inputs."""
+    x, y, keep, steps = problem.x, problem.y, settings.keep, settings.steps
+    objective, length = get_loss(settings.loss), _step_lengths(settings.step_size, problem, steps)
+    counted = CountedModel(model, problem, samples=settings.eot_samples)
+    batches = Batches(x, settings.batch_size)
+    leave = settings.early_stop and keep == "best"
     with fast_layout(model, x):
-        rows = torch.arange(len(problem), device=x.device)
-        clean = torch.cat(batches.map(lambda part: counted.logits(x[part], part), rows))
-        check_labels(problem, clean.shape[1])
-        ranked = order(counted, clean, num_targets) if num_targets else None
+        clean = counted.clean_logits(batches)
+        aims = settings.num_targets
+        ranked = settings.order(counted, clean, aims) if aims else None
         goals = problem.targets if ranked is None else ranked[:, 0]
-        states = _States(problem, clean.argmax(1) if predicted_labels else y, goals, length)
+        states = _States(problem, clean.argmax(1) if settings.predicted_labels else y, goals, length)
         if keep != "last":
             states.loss = objective(clean, states.labels, goals).to(x.dtype)
             states.reached = _reaches(problem, clean, keep)
-        for restart in range(restarts):
+        rows = batches.rows
+        for restart in range(settings.restarts):
             states.goals = goals if ranked is None else ranked[:, restart % ranked.shape[1]]
-            rows = rows[~states.reached[rows]] if early_stop else rows
-            start = partial(_start, counted, states, random_start, cleverhans, seed, restart)
-            take = partial(_take_steps, counted, states, objective, cleverhans, size, keep, on_step, restart)
-            batches.map(start, rows)
+            rows = rows[~states.reached[rows]] if settings.early_stop else rows
+            batches.map(partial(_start, counted, states, settings, seed, restart), rows)
             left = rows
             for stretch in _stretches(steps) if leave else [range(steps)]:
-                batches.map(partial(take, stretch, stretch.stop == steps), left)
+                batches.map(partial(_take_steps, counted, states, settings, restart, stretch), left)
                 left = left[~states.reached[left]] if leave else left
     trace = {"shortened": states.shortened / states.steps_taken.clamp_min(1), "loss": states.loss}
     wrong = misclassified(clean, y) if keep == "best" else None
@@ -204,24 +204,15 @@ class _States(Rows):
 
 
 def _take_steps(
-    counted: CountedModel,
-    states: _States,
-    objective: Loss,
-    cleverhans: bool,
-    averaged_over: int,
-    keep: str,
-    on_step: Callable[[Step], None] | None,
-    restart: int,
-    stretch: range,
-    to_the_end: bool,
-    rows: Tensor,
+    counted: CountedModel, states: _States, settings: Settings, restart: int, stretch: range, rows: Tensor
 ) -> None:
     """Take the steps of a ``stretch``; the state is written at the end alone, for memory may run out before."""
     part, state = counted.problem[rows], states.taken(rows)
-    along = (state.labels, state.goals)
-    scale, images = (1 / averaged_over, 1) if cleverhans else (1.0, averaged_over)
+    objective, keep = get_loss(settings.loss), settings.keep
+    along, averaged_over = (state.labels, state.goals), settings.averaged_over or len(counted.problem)
+    scale, images = (1 / averaged_over, 1) if settings.cleverhans else (1.0, averaged_over)
     floor = STEP_FLOOR * images if part.norm.name == "L2" else 0  # of cleverhans; else where gradients are 0
-    move = _stepper(part, state.length, cleverhans)
+    move = _stepper(part, state.length, settings.cleverhans)
     lengths, seen = list[Tensor](), list[tuple[Tensor, Tensor, Tensor]]()
 
     def step(point: Tensor) -> tuple[Tensor, ...]:
@@ -231,15 +222,15 @@ def _take_steps(
     take = replayed(step, counted, len(stretch))
     for index in stretch:
         moved, grad, length, value, logits = take(state.point)
-        if on_step:
-            on_step(Step(restart, index, rows, state.point, grad, value, logits))
+        if settings.on_step:
+            settings.on_step(Step(restart, index, rows, state.point, grad, value, logits))
         lengths.append(length)
         if keep != "last":
             seen.append((state.point, value, logits))
         if len(seen) == _WAVE:
             state.consider(part, seen, keep)
         state.point = moved
-    if to_the_end:
+    if stretch.stop == settings.steps:
         logits = counted.logits(state.point, rows)
         seen.append((state.point, objective(logits, *along), logits))
     if seen:
@@ -261,26 +252,20 @@ def _stretches(steps: int) -> Iterator[range]:
 
 
 def _start(
-    counted: CountedModel,
-    states: _States,
-    random_start: bool | Literal["odi"],
-    cleverhans: bool,
-    seed: int,
-    restart: int,
-    rows: Tensor,
+    counted: CountedModel, states: _States, settings: Settings, seed: int, restart: int, rows: Tensor
 ) -> None:
     """Put the samples ``rows`` (n,) where they start."""
     part = counted.problem[rows]
     x_adv = part.x
-    if random_start:
+    if settings.random_start:
         draws, shape = part.draws(seed).fork(restart), tuple(part.x.shape[1:])
-        if cleverhans:
+        if settings.cleverhans:
             uniform = draws.uniform(shape).to(part.x.dtype)
             delta = (2 * uniform - 1) * per_sample(part.eps, uniform)
         else:
             delta = part.norm.random(draws, shape, part.eps)
         x_adv = part.norm.within(part.x, part.eps, part.box)(part.x + delta)
-        if random_start == "odi":
+        if settings.random_start == "odi":
             x_adv = _diversify(counted, x_adv, rows, part, draws)
     states.point[rows] = x_adv
 
@@ -324,11 +309,7 @@ def _reaches(part: Problem, logits: Tensor, keep: str) -> Tensor:
 
 
 def _step_lengths(step_size: float | Tensor | None, problem: Problem, steps: int) -> Tensor:
-    """Step length per sample (N,); the default, eps * max(1/8, 2.5 / steps), can reach any point of the ball.
-
-    Raises:
-        AttackError: a length is not positive.
-    """
+    """Step length per sample (N,); the default can reach any point of the ball."""
     if step_size is None:
         return problem.eps * max(1 / 8, 2.5 / steps)
     lengths = torch.as_tensor(step_size, dtype=problem.x.dtype, device=problem.x.device)

@@ -9,16 +9,16 @@ order by logit left 31 % and 35 % (Linf, L2; `benchmarks.attacks.targets`).
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from attacks.core.batching import ranked_targets, runs_of, split_rows
+from attacks.core.batching import runs_of, split_rows
 from attacks.core.losses import margin_targeted, misclassified
 from attacks.core.model import CountedModel
-from attacks.core.norms import plain_length
+from attacks.core.norms import DUAL, plain_length
 
 # Classes of largest logit that are compared. The paper takes 100; on 100 classes 20 chose as well.
 _CANDIDATES = 20
-_DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 _TINY = 1e-12
 
 Order = Callable[[CountedModel, Tensor, int], Tensor]
@@ -26,7 +26,8 @@ Order = Callable[[CountedModel, Tensor, int], Tensor]
 
 def by_logit(counted: CountedModel, clean: Tensor, count: int) -> Tensor:
     """The ``count`` wrong classes of largest logit in ``clean`` (N, K), best first: (N, at most K-1) int64."""
-    return ranked_targets(clean, counted.problem.y, count)
+    others = clean.scatter(1, counted.problem.y[:, None], -torch.inf)
+    return others.topk(min(count, clean.shape[1] - 1), dim=1).indices
 
 
 def by_distance(counted: CountedModel, clean: Tensor, count: int, candidates: int = _CANDIDATES) -> Tensor:
@@ -36,7 +37,7 @@ def by_distance(counted: CountedModel, clean: Tensor, count: int, candidates: in
     Where all wrong classes will be aimed at the order is by logit, for nothing. Call it inside `frozen`.
     """
     problem = counted.problem
-    ranked = ranked_targets(clean, problem.y, max(count, candidates))
+    ranked = by_logit(counted, clean, max(count, candidates))
     if ranked.shape[1] <= count:
         return ranked
     chosen = ranked[:, :count].clone()
@@ -45,7 +46,7 @@ def by_distance(counted: CountedModel, clean: Tensor, count: int, candidates: in
         row, rank = runs_of(part, range(ranked.shape[1]))
         along = (problem.y[row], ranked[row, rank])
         found = counted.gradient(problem.x[row], margin_targeted, row, along)
-        steepness = plain_length(_DUAL[problem.norm.name], found.grad)
+        steepness = plain_length(DUAL[problem.norm.name], found.grad)
         distance = (-found.loss / steepness.clamp_min(_TINY)).view(len(part), -1)
         chosen[part] = ranked[part].gather(1, distance.argsort(dim=1, stable=True)[:, :count])
     return chosen

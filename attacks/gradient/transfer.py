@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from attacks.core import entry
 from attacks.core.batching import Batches
 from attacks.core.errors import AttackError
-from attacks.core.inputs import Problem, validate_inputs
-from attacks.core.losses import Loss, get_loss, misclassified
-from attacks.core.memory_format import fast_layout
-from attacks.core.model import CountedModel, Model, check_labels, forward, frozen
+from attacks.core.inputs import validate_inputs
+from attacks.core.losses import get_loss, misclassified
+from attacks.core.model import CountedModel, Model, check_labels, forward
+from attacks.core.model_state import fast_layout, frozen
 from attacks.core.norms import per_sample
 from attacks.core.result import AttackResult, finish
 from attacks.core.rng import Draws
@@ -68,12 +68,8 @@ def judge(
     problem = validate_inputs(x, y, norm=norm, eps=eps)
     if images.shape != x.shape or images.device != x.device:
         raise AttackError(f"images must be like x, {tuple(x.shape)} on {x.device}; got {tuple(images.shape)}")
-    batches = Batches(problem.x, batch_size)
-    counted = CountedModel(model, problem)
-    rows = torch.arange(len(problem), device=x.device)
-    clean = torch.cat(batches.map(lambda part: counted.logits(problem.x[part], part), rows))
-    check_labels(problem, clean.shape[1])
-    clean_wrong = misclassified(clean, problem.y)
+    counted, batches = CountedModel(model, problem), Batches(problem.x, batch_size)
+    clean_wrong = misclassified(counted.clean_logits(batches), problem.y)
     return finish(counted, problem, images.detach(), clean_wrong=clean_wrong, batches=batches)
 
 
@@ -127,45 +123,29 @@ def transfer_images(
     if kernel % 2 == 0:
         raise AttackError(f"kernel must be odd, got {kernel}")
     length = problem.eps / steps if step_size is None else torch.full_like(problem.eps, step_size)
-    options: dict[str, Any] = {"steps": steps, "momentum": momentum, "loss": get_loss(loss), "kernel": kernel}
-    options |= {"diversity": diversity, "smallest": smallest}
-    together, draws = _Sources(sources), problem.draws(seed)
+    together, streams, objective = _Sources(sources), problem.draws(seed), get_loss(loss)
+
+    def ascend(rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The images of these samples, and what to know of the gradients."""
+        part, draws = problem[rows], streams[rows]
+        counted = CountedModel(together, part)
+        together.view = _as_it_is
+        check_labels(part, forward(together, part.x[:1]).shape[1])
+        x_adv, gathered = part.x, torch.zeros_like(part.x)
+        for step in range(steps):
+            together.view = random_view(draws.fork(step), part.x, diversity, smallest)
+            grad = counted.gradient(x_adv, lambda logits: objective(logits, part.y, part.targets)).grad
+            grad = smooth(grad, kernel)
+            size = grad.flatten(1).abs().sum(1).clamp_min(torch.finfo(grad.dtype).tiny)
+            gathered = momentum * gathered + grad / per_sample(size, grad)
+            x_adv = part.norm.confine(part.norm.ascend(x_adv, gathered, length[rows]), part.x, part.eps)
+        return x_adv, counted.trace()
+
     with frozen(together), fast_layout(together, problem.x):
-        batches, rows = Batches(problem.x, batch_size), torch.arange(len(problem), device=x.device)
-        parts = batches.map(
-            lambda part: _ascend(together, problem[part], draws[part], length[part], **options), rows
-        )
+        parts = Batches(problem.x, batch_size).map(ascend)
     if trace is not None:
         trace |= {name: torch.cat([found[name] for _, found in parts]) for name in parts[0][1]}
     return torch.cat([images for images, _ in parts])
-
-
-def _ascend(
-    sources: _Sources,
-    problem: Problem,
-    draws: Draws,
-    length: Tensor,
-    *,
-    loss: Loss,
-    steps: int,
-    momentum: float,
-    diversity: float,
-    smallest: float,
-    kernel: int,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loop of `transfer_images` on one batch: its images, and what to know of the gradients."""
-    counted = CountedModel(sources, problem)
-    sources.view = _as_it_is
-    check_labels(problem, forward(sources, problem.x[:1]).shape[1])
-    x_adv, gathered = problem.x, torch.zeros_like(problem.x)
-    for step in range(steps):
-        sources.view = random_view(draws.fork(step), problem.x, diversity, smallest)
-        grad = counted.gradient(x_adv, lambda logits: loss(logits, problem.y, problem.targets)).grad
-        grad = smooth(grad, kernel)
-        size = grad.flatten(1).abs().sum(1).clamp_min(torch.finfo(grad.dtype).tiny)
-        gathered = momentum * gathered + grad / per_sample(size, grad)
-        x_adv = problem.norm.confine(problem.norm.ascend(x_adv, gathered, length), problem.x, problem.eps)
-    return x_adv, counted.trace()
 
 
 def _as_it_is(images: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 import attacks
 from attacks.core.batching import default_batch_size
-from attacks.core.memory_format import fast_layout
-from attacks.core.model import frozen
-from attacks.core.traced_forward import traced_forward
+from attacks.core.model_state import fast_layout, frozen
+from attacks.core.recording import traced_forward
 from benchmarks.attacks.peers import published_autoattack
 from benchmarks.common import describe_machine
 

@@ -18,7 +18,7 @@ import attacks
 from agents.models.architectures import small
 from agents.training.validation import to_pixels
 from attacks.core.inputs import validate_inputs
-from attacks.core.model import frozen
+from attacks.core.model_state import frozen
 from attacks.gradient.apgd import run_apgd
 from attacks.gradient.target_order import Order, by_distance, by_logit
 from benchmarks.attacks.page import table

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import attacks
 from agents.common.command_line import parse_number
 from agents.common.protocols import CLEVERHANS_BATCH
-from attacks.core.model import in_eval_mode
+from attacks.core.model_state import in_eval_mode
 from attacks.core.result import AttackResult
 from envs.errors import InputError, unknown_name
 from envs.rng import hash_tensor

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from attacks.blackbox.square import square
 from attacks.core.losses import get_loss, misclassified
-from attacks.core.model import frozen
+from attacks.core.model_state import frozen
 from attacks.core.norms import get_norm
 from attacks.core.rng import Draws, draws_for
 from attacks.gradient.pgd import Step, pgd

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.batching import default_batch_size
 from attacks.core.losses import get_loss
-from attacks.core.model import frozen
+from attacks.core.model_state import frozen
 from attacks.core.norms import get_norm
-from attacks.core.repair import repair
+from attacks.core.pass_counts import repair
 from attacks.core.rng import draws_for
 from attacks.gradient.pgd import STEP_FLOOR
 from envs.sampling import spread

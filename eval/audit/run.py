@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from agents.common.plain_numbers import takes_numbers
 from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
-from attacks.core.model import in_eval_mode
-from attacks.core.sharing import IN_TRAINING, layers_in_training
+from attacks.core.model_state import IN_TRAINING, in_eval_mode, layers_in_training
 from attacks.gradient.pgd import pgd
 from eval.audit import attack_checks, attacks, wrappers
 from eval.audit.callables import AnyCallable, Clock, OutOfTime, own_errors, try_gradient

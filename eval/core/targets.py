@@ -17,7 +17,7 @@ from agents.common.run_dir import RunDir
 from agents.models.classifier_files import load_classifier
 from agents.models.extraction import load_trusted_zip
 from attacks.core.errors import is_machine_error
-from attacks.core.model import in_eval_mode
+from attacks.core.model_state import in_eval_mode
 from envs.datasets import load_dataset
 from envs.errors import InputError, cause
 from envs.sampling import choose_indices

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.core.losses import get_loss
-from attacks.core.model import frozen, in_eval_mode
+from attacks.core.model_state import frozen, in_eval_mode
 
 
 class InputGradient(NamedTuple):

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from agents.common.plain_numbers import takes_numbers
 from attacks.core.losses import get_loss
-from attacks.core.memory_format import fast_layout
-from attacks.core.model import in_eval_mode
+from attacks.core.model_state import fast_layout, in_eval_mode
 from attacks.core.norms import get_norm, per_sample
 from attacks.core.rng import draws_for
 

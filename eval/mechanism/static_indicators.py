@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from agents.common.plain_numbers import takes_numbers
 from agents.common.protocols import CLEVERHANS_BATCH
 from attacks.core.losses import get_loss, margin
-from attacks.core.memory_format import fast_layout
-from attacks.core.model import in_eval_mode
+from attacks.core.model_state import fast_layout, in_eval_mode
 from attacks.core.norms import get_norm
 from attacks.core.rng import Draws, draws_for
 from attacks.gradient.pgd import STEP_FLOOR

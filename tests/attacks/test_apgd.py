@@ -7,7 +7,7 @@ import attacks
 from attacks.autoattack.successive_halving import Round, run_successive_halving
 from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
-from attacks.core.model import frozen
+from attacks.core.model_state import frozen
 from attacks.core.norms import get_norm
 from attacks.gradient.apgd_steps import radii_schedule, steps_for
 from tests.support.attack_models import SHAPE, cnn_problem, linear_problem

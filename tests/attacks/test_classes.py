@@ -10,7 +10,7 @@ from attacks.autoattack.successive_halving import ROUNDS
 from attacks.autoattack.versions import VERSIONS, stages_of
 from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
-from attacks.core.model import frozen
+from attacks.core.model_state import frozen
 from tests.support.attack_models import cnn_problem, linear_problem
 
 NORMS = ("Linf", "L2", "L1")

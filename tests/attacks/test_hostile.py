@@ -13,7 +13,7 @@ from attacks.core.entry import RULES
 from attacks.core.errors import AttackError
 from attacks.core.inputs import towards, validate_inputs
 from attacks.core.norms import get_norm
-from attacks.core.repair import repair
+from attacks.core.pass_counts import repair
 from tests.attacks.test_table import CASES, FOOLBOX, TABLE, run
 
 GRADIENT = ("fgsm", "pgd", "apgd", "multitargeted", "fab", "fab_targeted")

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import attacks
-from attacks.core import memory_format as layout
+from attacks.core import model_state as layout
 from attacks.core.inputs import validate_inputs
 from attacks.core.losses import get_loss
-from attacks.core.memory_format import fast_layout
-from attacks.core.model import CountedModel, frozen
+from attacks.core.model import CountedModel
+from attacks.core.model_state import fast_layout, frozen
 
 
 def network(channels: int = 1, **options) -> nn.Sequential:

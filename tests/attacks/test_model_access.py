@@ -10,7 +10,8 @@ from attacks.checks import check_model
 from attacks.core.batching import Batches
 from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
-from attacks.core.model import CountedModel, forward, frozen
+from attacks.core.model import CountedModel, forward
+from attacks.core.model_state import frozen
 from attacks.core.result import finish, in_batches
 from tests.support.attack_models import Linear, cnn_problem, linear_problem, random_cnn
 
@@ -56,7 +57,7 @@ class TestCountedModel:
             assert torch.equal(counted.gradient(x, lambda z: z[:, 1]).grad, grad)
 
     def test_fast_layout_changes_no_value_and_is_undone(self):
-        from attacks.core.memory_format import fast_layout
+        from attacks.core.model_state import fast_layout
 
         model, x, _ = cnn_problem(dtype=torch.float32)
         before = forward(model, x)

@@ -7,7 +7,8 @@ from torch import nn
 import attacks
 from attacks.core.errors import AttackError
 from attacks.core.inputs import validate_inputs
-from attacks.core.model import CountedModel, frozen
+from attacks.core.model import CountedModel
+from attacks.core.model_state import frozen
 from attacks.gradient.target_order import by_distance, by_logit
 from tests.support.attack_models import cnn_problem
 

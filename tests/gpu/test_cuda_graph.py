@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import attacks
-from attacks.core import cuda_graph
+from attacks.core import recording
 from attacks.gradient.apgd_steps import radii_schedule
 from tests.support.fake_graph import FakeGraph, FakeGraphs
 from tests.support.gpu_counts import NORMS, problem
@@ -15,8 +15,8 @@ from tests.support.pretend_cuda import PretendCuda
 def graphs(monkeypatch):
     fake = FakeGraphs()
     monkeypatch.setenv("LABELBANDIT_CUDA_GRAPHS", "1")
-    monkeypatch.setattr(cuda_graph, "record", fake.record)
-    monkeypatch.setattr(cuda_graph, "warm_up", lambda step: step())
+    monkeypatch.setattr(recording, "record", fake.record)
+    monkeypatch.setattr(recording, "warm_up", lambda step: step())
     # A replay knows no autograd, which refuses views of what was written again.
     monkeypatch.setattr(FakeGraph, "replay", torch.no_grad()(FakeGraph.replay))
     return fake

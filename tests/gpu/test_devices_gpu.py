@@ -9,7 +9,7 @@ from torch import nn
 import attacks
 from agents.common.precision import tf32, uses_tf32
 from agents.common.run_dir import device_name, resolve_device
-from attacks.core.memory_format import takes_channels_last
+from attacks.core.model_state import takes_channels_last
 from eval.study.run.engines import even_share, prepare_worker
 from tests.support.pretend_cuda import PretendCuda
 

@@ -9,7 +9,7 @@ from torch import nn
 from agents.models.image_network import ImageNetwork, image_space
 from attacks.checks import check_model
 from attacks.core.errors import is_machine_error, is_out_of_memory
-from attacks.core.memory_format import passes_laid_out
+from attacks.core.model_state import passes_laid_out
 from eval.core.targets import Samples, Target, check_fit
 
 FAULTS = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal memory access")]

@@ -44,7 +44,7 @@ class FakeGraph(TorchDispatchMode):
 
 
 class FakeGraphs:
-    """Takes the place of ``attacks.core.cuda_graph.record``; keeps every recording."""
+    """Takes the place of ``attacks.core.recording.record``; keeps every recording."""
 
     def __init__(self) -> None:
         self.made: list[FakeGraph] = []
