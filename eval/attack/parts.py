@@ -62,7 +62,7 @@ class PartialStore:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other processes from the same work, until this one ends; an InputError says that another is at it."""
+        """Keep other processes from the same work until this one ends, however it does; InputError: one is at it."""
         handle = self._lock_folder()
         try:
             yield

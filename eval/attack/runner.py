@@ -76,7 +76,7 @@ def images_path(path: Path) -> Path:
 
 
 def stored_results(path: Path, with_images: bool = False) -> AttackResults | None:
-    """Return finished results, None without (all that is asked for); InputError where the file is damaged."""
+    """Return finished results, None where they or images that are asked for are missing; InputError: damaged."""
     if not path.is_file() or (with_images and not images_path(path).is_file()):
         return None
     results = read_results(path)
