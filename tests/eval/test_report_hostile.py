@@ -251,6 +251,12 @@ def test_the_deepest_configuration_is_cut(small):
     assert "…" in render(report.collect(Folder(small)))
 
 
+def test_a_study_of_many_conclusions_is_read(small):
+    study = json.loads((small / "study.json").read_text())
+    write_study(small, study | {"reading": [f"conclusion {number}" for number in range(1_000)]})
+    assert len(Folder(small).record(STUDY_FILE, StudyRecord).claims) == 1_000
+
+
 JUNK = st.recursive(
     st.none()
     | st.booleans()

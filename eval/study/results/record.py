@@ -127,7 +127,7 @@ class StudyRecord(
     cells: Annotated[tuple[CellRecord, ...], msgspec.Meta(max_length=5_000)] = ()
     tables: Annotated[tuple[Table, ...], msgspec.Meta(max_length=200)] = ()
     plots: Annotated[tuple[PlotRecord, ...], msgspec.Meta(max_length=500)] = ()
-    claims: Annotated[tuple[Text, ...], msgspec.Meta(max_length=200)] = ()
+    claims: Annotated[tuple[Text, ...], msgspec.Meta(max_length=20_000)] = ()
 
     def rows(self, id: str) -> tuple[Row, ...]:
         """Return the rows of the table of that name, () where there is none."""
