@@ -275,8 +275,9 @@ def _refuse_unknown(cls: Any, values: Any) -> None:
     if not isinstance(values, dict):
         raise InputError(f"a stored configuration has {values!r} for {cls.__name__}; expected an object")
     known = [item.name for item in dataclasses.fields(cls)]
+    hints = get_type_hints(cls)
     for name, value in values.items():
         if name not in known:
             raise unknown_name("field of the stored configuration", name, known)
-        if dataclasses.is_dataclass(kind := get_type_hints(cls)[name]):
+        if dataclasses.is_dataclass(kind := hints[name]):
             _refuse_unknown(kind, value)

@@ -5,6 +5,7 @@ whose other arguments have defaults; its further keyword arguments are its optio
 """
 
 import contextlib
+import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,7 @@ def attack_names() -> tuple[str, ...]:
     return tuple(sorted(name for name in attacks.__all__ if _is_attack(getattr(attacks, name))))
 
 
+@functools.cache
 def _is_attack(candidate: Any) -> bool:
     """Whether it is a function ``(model, x, y, *, norm, eps, ...)`` that needs nothing else, sources excepted."""
     fixed, keywords = ["model", "x", "y", "norm", "eps"], inspect.Parameter.VAR_KEYWORD
