@@ -178,7 +178,7 @@ def test_hidden_layers_are_left_alone():
 def test_time_given_is_kept_and_what_was_left_out_is_named(base):
     x, y = bed.images(COUNT)
     seen = []
-    report = audit(base, x, y, norm=bed.NORM, eps=bed.EPS, minutes=1e-6, say=seen.append)
+    report = audit(base, x, y, norm=bed.NORM, eps=bed.EPS, budget=BUDGET, minutes=1e-6, say=seen.append)
     left_out = next(line for line in report.evidence if line.check == "parts left out for want of time")
     assert left_out.alarm
     assert "gradient-free attacks" in left_out.note

@@ -94,6 +94,7 @@ def test_gradients_that_are_not_finite_are_told_with_every_attack():
 @pytest.mark.slow
 def test_an_image_that_no_gradient_attack_tried_is_not_robust():
     model, x, y = problem()
+    x, y = x[:6], y[:6]
     model = Behind(model, lambda z: z + (z * 0 - 1).sqrt().nan_to_num(0) * 0).eval()
     blind = evaluate(model, x, y, names=("fgsm",), threats=[Threat("L2", 0.001)])
     seen = evaluate(model, x, y, names=("fgsm", "square"), threats=[Threat("L2", 0.001)])

@@ -51,7 +51,8 @@ def test_dry_run_of_a_study(name, gpu, tmp_path):
     """The regimes of `eval.study cifar10`; and attacks, transfer, mechanism, trajectories and audits."""
     plans = {"trajectory": {"snapshots": 2, "images": 4}, "audit": {"mode": "quick", "images": 6}}
     mechanism = {"images": 4, "steps": 3, "resolution": 5}
-    everything = tiny(mechanism=mechanism, **plans, images=8)
+    training = {"total_images": 200, "batch_size": 50, "eval_every": 100, "threads": 1}
+    everything = tiny(mechanism=mechanism, train=training, **plans, images=8)
     grid = everything if name == "everything" else shrunk(preset(name), tmp_path)
     item = study(grid, tmp_path / "study")
     item = replace(item, place=replace(item.place, device="cuda"))
