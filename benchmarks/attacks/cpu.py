@@ -156,7 +156,7 @@ def cells(
 def merged(earlier: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """The results ``found`` now, and those of ``earlier`` that were not measured again, in their order.
 
-    The machine described is that of ``found`` unless it holds no more than passes, whose cells name their own.
+    The machine described is that of ``found`` if PGD or memory was measured: other cells name their own.
     """
     keys = ("setting", "norm", "survivors", "version", "images")
 
@@ -168,7 +168,7 @@ def merged(earlier: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, An
     for key, cell in by_key(found["autoattack"]).items():
         if key in known and known[key]["outcomes"] != cell["outcomes"]:
             cell["earlier"] = [*known[key].get("earlier", ()), run_of(known[key])]
-    timed_now = any(found[kind] for kind in KINDS if kind != "passes")
+    timed_now = any(found[kind] for kind in ("pgd", "memory"))
     return {"machine": (found if timed_now else earlier)["machine"], **both}
 
 

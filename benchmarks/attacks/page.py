@@ -20,6 +20,8 @@ def page(payload: Mapping[str, Any]) -> str:
     cells = payload["autoattack"]
     lines += ["## AutoAttack against the published code", "", _AUTOATTACK, ""]
     lines += [*table(_SPEED_HEADINGS, _speed_rows(cells)), ""]
+    processors = sorted({cell["cpu"] for cell in cells if "cpu" in cell})
+    lines += [f"Rows with a load were measured on: {', '.join(processors)}.", ""] if processors else []
     lines += [
         "## What the passes alone cost",
         "",
@@ -57,8 +59,9 @@ _PGD = (
 _AUTOATTACK = (
     "Published: pyautoattack's standard evaluation in batches of 250. Standard and fast: `attacks.autoattack`, all "
     "images at once. Medians of five turns after one for warming up; of one turn where the published takes over "
-    "twenty seconds. Earlier runs: the ratios of whole runs before this one, on other machines or loads. Former: "
-    "measured before the version changed."
+    "twenty seconds. CIFAR-10: its images as JPEG, four passes of training. "
+    "Earlier runs: the ratios of whole runs before this one, on other machines or loads. Former: measured before the "
+    "version changed."
 )
 _PASSES = (
     "AutoAttack on fewer images of the adversarial classifiers: thousands of passes, forward alone and forward with "
@@ -98,6 +101,7 @@ _SPEED_HEADINGS = (
     "earlier runs",
     "goal",
     "robust accuracy",
+    "load",
 )
 _PASSES_HEADINGS = (
     "classifier",
@@ -151,6 +155,7 @@ def _speed_rows(cells: Iterable[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
                 ", ".join(earlier_ratios(cell, name)),
                 "" if version == "published" else against_goal(ratio, GOALS[version][fragile]),
                 f"{outcome['robust_accuracy']:.1%}",
+                f"{cell['load']:.0f}" if "load" in cell else "",
             )
 
 
