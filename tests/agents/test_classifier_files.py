@@ -24,6 +24,7 @@ def test_files_with_other_activations_are_refused(text):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["small", "cnn6", "resnet18"])
 @pytest.mark.parametrize("hidden", [(), (12, "Tanh", 7, "GELU")])
 def test_saved_weights_come_back_bit_by_bit(network, hidden, tmp_path):

@@ -73,6 +73,7 @@ def test_a_linf_window_is_one_colour_at_its_bound():
     torch.testing.assert_close(new[:, :, window], torch.full((5, 1, 9), 0.6))
 
 
+@pytest.mark.slow
 @NORMS
 def test_asking_ahead_changes_nothing(norm, monkeypatch):
     model, x, y = cnn_problem(16)

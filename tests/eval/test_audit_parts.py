@@ -277,6 +277,7 @@ def convolutional():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("detached", "least", "most"), [(False, 1.0, 1.0), (True, 0.0, 0.0)])
 def test_binarization_tells_a_fit_attack_from_an_unfit_one(convolutional, detached, least, most):
     x = torch.rand(4, 1, 8, 8)

@@ -175,6 +175,7 @@ def test_hidden_layers_are_left_alone():
     assert not view.replaced
 
 
+@pytest.mark.slow
 def test_time_given_is_kept_and_what_was_left_out_is_named(base):
     x, y = bed.images(COUNT)
     seen = []

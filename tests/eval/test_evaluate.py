@@ -92,6 +92,7 @@ def test_gradients_that_are_not_finite_are_told_with_every_attack():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_an_image_that_no_gradient_attack_tried_is_not_robust():
     model, x, y = problem()
     x, y = x[:6], y[:6]
@@ -125,6 +126,7 @@ def test_labels_and_images_are_checked():
         evaluate(model, (x * 255).long(), y, names=("fgsm",), threats=[THREAT])
 
 
+@pytest.mark.slow
 def test_inside_inference_mode():
     model, x, y = problem()
     expected = evaluate(model, x, y, names=("fgsm", "autoattack"), threats=[THREAT]).worst[THREAT].success

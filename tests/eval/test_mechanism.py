@@ -256,6 +256,7 @@ def test_the_published_path_leaves_the_box_and_keeps_to_its_floor():
     torch.testing.assert_close(found.adversarial[0, 0, 0], torch.tensor([moved, 0.999]))
 
 
+@pytest.mark.slow
 def test_indicators_do_not_depend_on_the_batch_size(problem):
     model, _, x, y = problem
     one = dynamic_indicators(model, x, y, norm="L2", eps=0.2, steps=3, batch_size=1)

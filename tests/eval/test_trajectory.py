@@ -81,6 +81,7 @@ def test_every_snapshot_is_attacked_as_it_is(run, trajectory):
     assert point.shortened("fgsm") is None
 
 
+@pytest.mark.slow
 def test_training_shows(trajectory):
     first, last = trajectory.points[0], trajectory.points[-1]
     assert share(last.clean) > share(first.clean) + 0.2
@@ -225,6 +226,7 @@ def test_a_folder_is_named_without_its_path(run):
     assert follow(run, targets, samples, THREAT, ATTACKS).data["dataset"] == "digits"
 
 
+@pytest.mark.slow
 def test_a_snapshot_that_answers_nan_is_followed(run, tmp_path, monkeypatch):
     targets = snapshots(run, points=1)
     samples = load_samples(targets[3_000], n=24)

@@ -11,6 +11,8 @@ from agents.training.resolve import resolve
 from envs import load_dataset
 from tests.support.pretend_cuda import DeviceError, PretendCuda
 
+pytestmark = pytest.mark.slow
+
 ALGORITHMS = ("reinforce", "epg", "supervised", "ppo", "a2c", "dqn")
 OWN = {
     "ppo": {"ppo": PPOConfig(rollout=64, epochs=2)},

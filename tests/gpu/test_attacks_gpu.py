@@ -10,6 +10,8 @@ from agents.models.classifier import new_classifier
 from envs import load_dataset
 from tests.support.pretend_cuda import PretendCuda
 
+pytestmark = pytest.mark.slow
+
 NORMS = {"Linf": 0.1, "L2": 0.7, "L1": 4.0}
 QUICK = {
     "fgsm": {},

@@ -10,6 +10,8 @@ from tests.support.fake_graph import FakeGraph, FakeGraphs
 from tests.support.gpu_counts import NORMS, problem
 from tests.support.pretend_cuda import PretendCuda
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def graphs(monkeypatch):

@@ -14,6 +14,8 @@ from agents.models.policy import ImagePolicy
 from envs import sb3_env
 from tests.support.env_toys import random_images
 
+pytestmark = pytest.mark.slow
+
 KINDS = {"reinforce": Reinforce, "epg": ExpectedPolicyGradient, "supervised": Supervised}
 
 
