@@ -89,7 +89,7 @@ def growing_radius(record: AttackRecord, view: nn.Module, budget: Budget) -> lis
     unbounded = "success of an unbounded attack"
     if failed:
         return [Finding(unbounded, None, source=_CARLINI, note=failed[0])]
-    drop = max(0.0, *(earlier - later for earlier, later in pairwise(rates)))
+    drop = max([0.0, *(earlier - later for earlier, later in pairwise(rates))])
     curve = ", ".join(f"{rate:.2f} at {radius:.3g}" for radius, rate in zip(radii, rates, strict=True))
     check, source = "largest drop of success as eps grows", f"{_CARLINI}: success grows with eps"
     reached, least = rates[-1], settings.UNBOUNDED_SUCCESS

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attacks.gradient.pgd import pgd
-from eval.audit.attack_checks import binarization_test, incomplete
+from eval.audit.attack_checks import binarization_test, growing_radius, incomplete
 from eval.audit.attacks import Surrogate
 from eval.audit.model_checks import Outputs, check_gradients, check_outputs
 from eval.audit.record import AttackRecord, Family
@@ -259,6 +259,16 @@ def test_first_errors_of_random_models_are_confirmed_by_fresh_votes(x):
     record.settle()
     assert not record.broken.any()
     assert torch.equal(record.points, record.x)
+
+
+def test_one_radius_alone_has_no_drop(x):
+    model = Linear()
+    view = Differenced(model, 0.01, 4)
+    record = AttackRecord(model, x, model(x).argmax(1), "Linf", 1.0)  # as large as the box is wide
+    drop, unbounded = growing_radius(record, view, Budget(difference_steps=5))
+    assert (drop.value, drop.alarm) == (0.0, False)
+    assert "at 1" in drop.note
+    assert unbounded.value == 1.0
 
 
 def test_incomplete_optimisation():
