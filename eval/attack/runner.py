@@ -173,15 +173,14 @@ class _Run:
     report: Report | None = None
 
     def __post_init__(self) -> None:
+        self.options = resolve_options(self.spec.name, self.spec.options)
         self.parts = self.store.read(len(self.samples)) if self.store else []
 
     def _finish(self) -> Part:
         """Do what is missing and return the whole."""
         n, kept, started = len(self.samples), self._done(), time.perf_counter()
         if takes(self.spec.name, "state", "on_progress"):
-            chunk = (
-                n  # an attack that keeps its own state gets all at once, so that its survivors share batches
-            )
+            chunk = n  # all at once: an attack that keeps its own state lets survivors share batches
         else:
             one, _ = self.samples.batch(slice(0, 1), self.target.device)
             chunk = self.batch_size or max(_LEAST_CHUNK, default_batch_size(one))
@@ -207,8 +206,7 @@ class _Run:
         """Attack some rows of the samples."""
         x, y = self.samples.batch(rows, self.target.device)
         watch = Watch(self.store, self.report)
-        given: dict[str, Any] = {"options": resolve_options(self.spec.name, self.spec.options)}
-        given |= {"seed": self.spec.seed, **vars(self.spec.threat)}
+        given: dict[str, Any] = {"options": self.options, "seed": self.spec.seed, **vars(self.spec.threat)}
         given |= {"sample_ids": self.samples.indices[rows].to(x.device), "batch_size": self.batch_size}
         given |= {"state": watch.state, "on_progress": watch}
         sources = [source.model for source in self.spec.sources]

@@ -56,10 +56,10 @@ class StraightThrough(Wrapper):
         if name in ("hook", "detach"):
             self.replaced[name] += 1
             return source if name == "detach" else SimpleNamespace(remove=lambda: None)  # a hook's handle
-        hard, size = function(*args, **kwargs), source.detach().abs()
+        hard, values = function(*args, **kwargs), source.detach()
         unchanged = name == "bounds" and (hard.shape != source.shape or torch.equal(hard, source))
-        slow = name == "ripple" and float(size.double().mean()) < _RAPID
-        steep = name == "saturation" and float((size > _SATURATED).double().mean()) < 0.5
+        slow = name == "ripple" and float(values.abs().double().mean()) < _RAPID
+        steep = name == "saturation" and float((values.abs() > _SATURATED).double().mean()) < 0.5
         if unchanged or slow or steep:
             return hard
         self.replaced[name] += 1
