@@ -50,6 +50,12 @@ def _place(cell: CellRecord) -> Row:
     return dict(zip(("dataset", "network", "regime"), cell.group, strict=True))
 
 
+def _table(id: str, title: str, note: str, further: tuple[Column, ...], rows: Sequence[Row]) -> Table | None:
+    """Return a table of groups without empty columns; None where it would have no rows."""
+    table = Table(id, title, note, _GROUP + further, tuple(rows))
+    return filled_columns(table, _GROUP) if rows else None
+
+
 def verdict_table(models: Sequence[Model]) -> Table | None:
     """Return one row per group and threat model; None where nothing was audited."""
     rows: list[Row] = [
@@ -70,8 +76,7 @@ def verdict_table(models: Sequence[Model]) -> Table | None:
         "The audit's verdict per regime. PGD claims: accuracy under PGD on the cross-entropy. Robust: share of images "
         "that none of the audit's attacks breaks; interval: 95 %, over images for one seed, over seeds for several."
     )
-    table = Table("verdicts", "Verdict per regime", note, _GROUP + _VERDICT, tuple(rows))
-    return filled_columns(table, _GROUP) if rows else None
+    return _table("verdicts", "Verdict per regime", note, _VERDICT, rows)
 
 
 def verdict_text(verdicts: Sequence[str]) -> str:
@@ -114,8 +119,7 @@ def cost_table(models: Sequence[Model]) -> Table | None:
     note = (
         "Sums over seeds. Image passes: forward and backward passes of attacks and audits, counted per image."
     )
-    table = Table("cost", "Cost", note, _GROUP + _COST, tuple(rows))
-    return filled_columns(table, _GROUP) if rows else None
+    return _table("cost", "Cost", note, _COST, rows)
 
 
 def cell_table(cells: Sequence[CellRecord]) -> Table | None:
