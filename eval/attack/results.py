@@ -44,10 +44,9 @@ class AttackResults:
     cost: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  #: what makes the outcome doubtful, one line each
     seed: int = 0  #: of the attack
-    #: of the packages; device: what it ran on; created: ISO time
-    versions: dict[str, str] = field(default_factory=dict)
-    device: str = ""
-    created: str = ""
+    versions: dict[str, str] = field(default_factory=dict)  #: of the packages
+    device: str = ""  #: what it ran on
+    created: str = ""  #: ISO time
 
     @property
     def n(self) -> int:
@@ -274,8 +273,10 @@ def worst_case(results: Sequence[AttackResults], names: Sequence[str] | None = N
     skipped = np.all([result.not_attacked for result in results], axis=0) & ~broken
     blame = []  # "clean", the attack under its name, or a part of it as "name/part"
     for row, k in enumerate(success.argmax(axis=0)):
-        part, whole = results[k].broken_by[row], results[k].attack["name"]
-        blame.append(part if part in (None, "clean") else names[k] if part == whole else f"{names[k]}/{part}")
+        part = results[k].broken_by[row]
+        if part not in (None, "clean"):
+            part = names[k] if part == results[k].attack["name"] else f"{names[k]}/{part}"
+        blame.append(part)
     return replace(
         first,
         attack={"name": "worst case", **vars(first.threat), "attacks": [result.attack for result in results]},
