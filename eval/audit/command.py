@@ -68,10 +68,19 @@ def _audit(
     config: AuditCommand, target: Target, samples: Samples, threat: Threat, surrogates: dict[str, nn.Module]
 ) -> None:
     x, y = samples.batch(slice(None), target.device)
-    options: dict[str, Any] = {"quick": not config.full, "surrogates": surrogates, **vars(threat)}
-    options |= {"seed": config.seed, "minutes": config.minutes}
     with _status(f"{target.name}, {threat}", config.progress) as say:
-        report = audit(target.model, x, y, say=say, **options)
+        report = audit(
+            target.model,
+            x,
+            y,
+            norm=threat.norm,
+            eps=threat.eps,
+            quick=not config.full,
+            surrogates=surrogates,
+            seed=config.seed,
+            minutes=config.minutes,
+            say=say,
+        )
     for table in report.tables(target.name):
         print_table(table)
     style = {Verdict.SOUND: "bold green", Verdict.MASKED: "bold red"}.get(report.verdict, "bold yellow")

@@ -70,12 +70,18 @@ class AuditReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the adversarial images, as plain JSON."""
-        plain = ("headline", "reason", "norm", "eps", "quick", "n")
-        accuracies = ("clean_accuracy", "robust_accuracy", "claimed_accuracy")
         return {
             "verdict": str(self.verdict),
             "cause": None if self.cause is None else self.cause.name.lower(),
-            **{name: getattr(self, name) for name in (*plain, *accuracies)},
+            "headline": self.headline,
+            "reason": self.reason,
+            "norm": self.norm,
+            "eps": self.eps,
+            "quick": self.quick,
+            "n": self.n,
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "claimed_accuracy": self.claimed_accuracy,
             "ci95": list(self.interval),
             "still_falling": self.still_falling,
             "attacks": [_outcome(outcome) for outcome in self.attacks],
@@ -101,10 +107,8 @@ class AuditReport:
             first, time = str(self.broken_by.count(outcome.name)), duration(outcome.seconds)
             attacks.add_row(outcome.name, str(outcome.family), str(tried), *cells, first, time)
         attacks.add_section()
-        worst, time = (
-            with_interval(self.robust_accuracy, self.interval),
-            duration(self.cost.get("seconds", 0)),
-        )
+        worst = with_interval(self.robust_accuracy, self.interval)
+        time = duration(self.cost.get("seconds", 0))
         attacks.add_row("worst case per image", "", "", "", "", worst, "", time, style="bold")
         evidence = make_table(f"{name}: evidence", ("check", ""), ("value", "limit"))
         evidence.add_column("source", overflow="fold")

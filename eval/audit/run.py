@@ -123,10 +123,8 @@ class Views:
         bare = WithoutInnerSteps(self.called)
         with torch.no_grad(), own_errors() as failed:
             bare(self.x[:2])
-        check, source = (
-            "gradients taken inside the forward pass",
-            "ours: attacked without them as well; informs only",
-        )
+        check = "gradients taken inside the forward pass"
+        source = "ours: attacked without them as well; informs only"
         self.findings.append(Finding(check, float(bare.taken), source=source))
         return bare.taken > 0 and not failed
 

@@ -142,15 +142,13 @@ class WithCompanions(Wrapper):
         """Return the logits (N, K) of each image in its own batch."""
         (counter,) = self._counter
         if self.together:
-            with own_errors() as failed:
+            with own_errors():
                 before = counter.forwards, counter.backwards
                 logits = torch.func.vmap(self._alone, randomness="different", chunk_size=_TOGETHER)(x)
                 counter.forwards, counter.backwards = before  # within vmap it sees one image of every chunk
                 counter.count(len(x) * (1 + len(self.companions)), x)
                 return logits
-            self.together = (
-                not failed
-            )  # some layers have no rule for it, such as those that count their batches
+            self.together = False  # some layers have no rule for it, such as those that count their batches
         return torch.stack([self._alone(image) for image in x])
 
     def _alone(self, image: Tensor) -> Tensor:

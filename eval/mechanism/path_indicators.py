@@ -189,9 +189,8 @@ def dynamic_indicators(
     exact_model = in_double(model) if double else model
     losses = x.new_zeros(steps, len(x))
     right = torch.zeros(steps, len(x), dtype=torch.bool, device=x.device)
-    scale = (
-        averaged_over if options.get("protocol") == "cleverhans" else 1
-    )  # of the loss that the protocol averages
+    # Of the loss that the protocol averages.
+    scale = averaged_over if options.get("protocol") == "cleverhans" else 1
 
     def record(step: Step) -> None:
         t, rows = step.index, step.rows

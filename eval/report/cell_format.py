@@ -74,9 +74,12 @@ def _write(entry: Measured, column: Column, scale: Scale) -> Written:
 def _bar(low: float, high: float, value: float | None, scale: Scale) -> Bar:
     """Return the interval from 0 to 100 on the scale; what lies beyond its ends is cut."""
     start, end = scale
-    ends = [low, high] if value is None else [low, high, value]
-    begin, stop, *point = (100 * (min(max(number, start), end) - start) / (end - start) for number in ends)
-    return Bar(round(begin, 2), round(stop - begin, 2), round(point[0], 2) if point else None)
+
+    def place(number: float) -> float:
+        return 100 * (min(max(number, start), end) - start) / (end - start)
+
+    point = None if value is None else round(place(value), 2)
+    return Bar(round(place(low), 2), round(place(high) - place(low), 2), point)
 
 
 def _number(value: float, column: Column) -> str:

@@ -76,9 +76,8 @@ def distributed_command(config: DistributedCommand) -> int:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         device = resolve_device(config.device)
-        if (
-            device.type == "cuda" and device.index is None
-        ):  # GPUs of a machine are dealt to its processes in turn
+        if device.type == "cuda" and device.index is None:
+            # The GPUs of a machine are dealt to its processes in turn.
             device = torch.device("cuda", local % torch.cuda.device_count())
         report = _evaluate(config, config.model.load(config.target, device), rank, world)
     finally:

@@ -54,10 +54,8 @@ def transfer_command(config: TransferCommand) -> int:
     matrix = fill(out / f"{stem}.json", targets, samples, threat, **options)
     title = f"{samples.name} ({samples.split}, n = {len(samples)}), {threat}"
     names = shorten(target.name for target in targets)
-    for craft in (
-        "clean",
-        *crafts,
-    ):  # a row per source, a column per target; the diagonal is the white-box attack
+    # A row per source, a column per target; the diagonal is the white-box attack.
+    for craft in ("clean", *crafts):
         table = make_table(f"{craft}: {title}", ("made on",), [f"shown to {name}" for name in names])
         for k, source in enumerate(targets if craft != "clean" else [None]):
             found = [matrix.entry(craft, (source or target).sha256, target.sha256) for target in targets]

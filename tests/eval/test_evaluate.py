@@ -92,7 +92,6 @@ def test_gradients_that_are_not_finite_are_told_with_every_attack():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_an_image_that_no_gradient_attack_tried_is_not_robust():
     model, x, y = problem()
     x, y = x[:6], y[:6]

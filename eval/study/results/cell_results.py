@@ -139,8 +139,11 @@ class CellResult:
 def cell_record(study: Study, cell: Cell) -> CellRecord:
     """Return what ``study.json`` says of a cell, its state being that of its folder."""
     folder = CellFolder.open(study.directory, cell.hash)
-    status: Status = "finished" if folder.steps.keys() >= set(steps_of(study.grid, cell)) else "missing"
-    status = status if folder.error is None else "failed"
+    status: Status = "missing"
+    if folder.error is not None:
+        status = "failed"
+    elif folder.steps.keys() >= set(steps_of(study.grid, cell)):
+        status = "finished"
     names = ("id", "hash", "dataset", "network", "regime", "seed")
     place: dict[str, Any] = {name: getattr(cell, name) for name in names}
     threats = tuple(str(threat) for threat in study.grid.threats)

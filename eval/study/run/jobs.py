@@ -80,9 +80,10 @@ class Study:
         for cell in cells:
             found = kin.get(cell.group[:2], ())
             sibling = (cell.regime, seeds[(seeds.index(cell.seed) + 1) % len(seeds)])
-            peers = (item for item in found if item.seed == cell.seed or (item.regime, item.seed) == sibling)
-            shown = tuple(peers)
-            jobs += [Job(stage, cell, self.grid, self.place, shown, part) for part in parts]
+            peers = tuple(
+                item for item in found if item.seed == cell.seed or (item.regime, item.seed) == sibling
+            )
+            jobs += [Job(stage, cell, self.grid, self.place, peers, part) for part in parts]
         return jobs
 
 
