@@ -90,11 +90,15 @@ def _published(version: str | Sequence[str], norm: str, classes: int) -> dict[st
         "apgd-ce": partial(apgd, loss="ce"),
         "apgd-dlr": partial(apgd, loss="dlr" if classes > 2 else "margin"),
         "apgd-mifpe": partial(apgd, loss="mifpe"),
-        "apgd-t": _apgd_at_once(loss="dlr" if classes > 3 else "ce", num_targets=targets),
+        "apgd-t": _apgd_at_once(loss=_targeted_loss(classes), num_targets=targets),
         "fab": _fab_at_once(restarts=5),
         "fab-t": _fab_at_once(num_targets=9),
         "square": run_square,
     }
+
+
+def _targeted_loss(classes: int) -> str:
+    return "dlr" if classes > 3 else "ce"
 
 
 def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
@@ -103,7 +107,7 @@ def _fast(norm: str, classes: int) -> tuple[Stage, ...]:
     At L1, where how close a short ascent comes says little, all samples that are left get half of APGD-T and FAB-T,
     which find there what CE does not.
     """
-    loss, l1 = "dlr" if classes > 3 else "ce", norm == "L1"
+    loss, l1 = _targeted_loss(classes), norm == "L1"
     stages = [Stage("one-step", one_step), Stage("apgd-ce", partial(run_apgd, steps=10))]
     targeted = _apgd_at_once(loss=loss, num_targets=9, order=by_distance)
     boundary = _fab_at_once(num_targets=9, order=by_distance)
