@@ -1,5 +1,9 @@
 import os
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # also in processes that tests start; PyTorch reads it when imported
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +45,9 @@ def _no_waiting_for_the_disk():
 def _seeded():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - Stable-Baselines3 draws from it
+    yield
+    # Two processes of two threads each wait for each other: all later tests of this one would take three times as long.
+    assert torch.get_num_threads() == 1, "the test has left PyTorch with another number of threads"
 
 
 @pytest.fixture

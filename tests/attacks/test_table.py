@@ -97,7 +97,7 @@ class TestEveryAttack:
 
     @pytest.mark.slow
     def test_same_again_and_in_other_batches(self, name, norm):
-        model, x, y = cnn_problem(24)
+        model, x, y = cnn_problem(13)
         if name in FOOLBOX:
             model, x = model.float(), x.float()
         torch.manual_seed(1)

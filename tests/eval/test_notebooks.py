@@ -16,6 +16,7 @@ from eval.core.progress import is_live
 from eval.core.threats import Threat
 from eval.robustness.suite import evaluate
 from tests.eval.test_attack import nearest_mean
+from tests.support.audit_budgets import TINY
 
 NAME = "<b>model & co</b>"
 
@@ -60,7 +61,7 @@ def test_results_show_their_numbers():
 
 @pytest.mark.slow
 def test_audits_show_verdict_and_evidence():
-    report = audit(nearest_mean(), *images(), norm="L2", eps=0.5)
+    report = audit(nearest_mean(), *images(), norm="L2", eps=0.5, budget=TINY)
     shown = words(report._repr_html_())
     assert any(report.headline in word for word in shown)
     assert {outcome.name for outcome in report.attacks} <= set(shown)
