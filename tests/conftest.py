@@ -51,6 +51,18 @@ def _seeded():
 
 
 @pytest.fixture
+def pictures_undrawn(monkeypatch):
+    """Figures are made, and saved as one pixel: to draw them takes seconds, and `test_pictures` does it."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save(figure, buffer, **options):
+        Image.new("RGB", (1, 1)).save(buffer, "PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
+@pytest.fixture
 def event_files_in_order(monkeypatch):
     """Files of events that are written within one second are read in the order in which they were written."""
     from tests.support.agent_runs import name_event_files_in_order

@@ -18,6 +18,8 @@ from tests.eval.test_attack import MODEL
 from tests.support.audit_budgets import TINY
 from tests.support.nan_models import ONE_NAN, POWER, N
 
+pytestmark = pytest.mark.usefixtures("pictures_undrawn")
+
 THREAT = ("--norm", "L2", "--eps", "0.2")  # landscapes of 0.6 lie within 1 of the image
 DATA = ("--dataset", "digits", "--n", str(N))
 SMALL = ("--resolution", "5", "--average-images", "2", "--average-resolution", "4", "--plane-resolution", "4")
@@ -37,17 +39,12 @@ def strict(path):
     return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{path}: {word}"))
 
 
-def no_picture(path, figure):
-    """Nothing is drawn, which takes seconds; `test_pictures` draws answers that are missing."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_ends_with_a_result(name, tmp_path, monkeypatch, capsys):
     main, arguments = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("eval.audit.run.QUICK", TINY)
-    monkeypatch.setattr("eval.mechanism.command.save_figure", no_picture)
     assert main(list(arguments)) == 0
     files = list(tmp_path.rglob("*.json"))
     contents = [strict(path) for path in files]
@@ -66,8 +63,7 @@ def test_every_command_ends_with_a_result(name, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("--clip-planes",)])
-def test_layers_of_powers_have_no_answer_outside_the_box(more, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("eval.mechanism.command.save_figure", no_picture)
+def test_layers_of_powers_have_no_answer_outside_the_box(more, tmp_path, capsys):
     out = tmp_path / "m"
     _, arguments = COMMANDS["mechanism"]
     assert mechanism([POWER, *arguments[2:], "--out", str(out), *more]) == 0

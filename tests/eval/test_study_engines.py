@@ -24,6 +24,8 @@ from eval.study.run.jobs import Outcome
 from eval.study.run.stages import execute
 from tests.support.study_toys import study, tiny
 
+pytestmark = pytest.mark.usefixtures("pictures_undrawn")
+
 ROOT = Path(__file__).parents[2]
 BOMB = {"networks": ["tests.support.study_toys:bomb"], "regimes": {"SL": {"algo": "supervised"}}}
 

@@ -26,6 +26,8 @@ from eval.trajectory.measure import ATTACKS
 from tests.support.audit_budgets import TINY
 from tests.support.study_toys import shrunk, study, tiny
 
+pytestmark = pytest.mark.usefixtures("pictures_undrawn")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -245,18 +247,16 @@ def test_cells_of_the_command_are_those_of_the_grid(done):
 
 @pytest.mark.slow
 def test_robustness_is_followed_through_training(tmp_path):
-    plan = {"snapshots": 2, "images": 8}
-    item = study(tiny(trajectory=plan, transfer={"crafts": []}, seeds=[0, 1]), tmp_path)
-    assert finish(item)["finished"] == 4
+    plan = {"snapshots": 2, "images": 6}
+    item = study(tiny(trajectory=plan, transfer={"crafts": []}), tmp_path)
+    assert finish(item)["finished"] == 2
     found = contents(tmp_path)
     (table,) = [table for table in found["tables"] if table["id"] == "trajectory"]
     assert [(row["regime"], row["images"]) for row in table["rows"]] == [("SL", 1_200), ("RL", 1_200)]
     for row in table["rows"]:
         assert row["clean"]["value"] >= row["left"]["value"]
-        assert row["clean"]["n"] == 8
+        assert row["clean"]["n"] == 6
     (figure,) = [figure for figure in found["figures"] if figure["id"].startswith("trajectory")]
     assert (tmp_path / figure["file"]).is_file()
-    (observation,) = [
-        found for found in read_cells(item) if (found.cell.regime, found.cell.seed) == ("RL", 1)
-    ]
+    (observation,) = [found for found in read_cells(item) if found.cell.regime == "RL"]
     assert observation.trajectory.points[-1].attacks.keys() == set(ATTACKS)

@@ -20,7 +20,7 @@ from tests.support.audit_budgets import TINY
 from tests.support.pretend_cuda import PretendCuda
 from tests.support.study_toys import shrunk, study, tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pictures_undrawn")]
 
 PARTS = ("steps", "resolution", "average-images", "average-resolution", "plane-resolution")
 COARSE = [f"--{part}=4" for part in PARTS]
@@ -29,7 +29,7 @@ COMMANDS = {
     "mechanism": (mechanism, ["--norm", "L2", "--eps", "0.5", "--n", "8", *COARSE]),
     "audit": (audit, ["--norm", "L2", "--eps", "0.5", "--n", "8"]),
     "transfer": (transfer, ["--norm", "L2", "--eps", "0.5", "--n", "8", "--steps", "5"]),
-    "trajectory": (trajectory, ["--norm", "L2", "--eps", "0.5", "--n", "8", "--force"]),
+    "trajectory": (trajectory, ["--norm", "L2", "--eps", "0.5", "--n", "8", "--points", "1", "--force"]),
 }
 
 
@@ -38,21 +38,14 @@ def _small_audit(monkeypatch):
     monkeypatch.setattr("eval.audit.run.QUICK", TINY)
 
 
-@pytest.fixture(autouse=True)
-def _no_rendering(monkeypatch):
-    """Figures are made, which takes numbers off the GPU; to turn them into files is Matplotlib's work, on the CPU."""
-    modules = ("mechanism.command", "robustness.command", "transfer.command", "study.results.writer")
-    for module in (*modules, "trajectory.outputs"):
-        monkeypatch.setattr(f"eval.{module}.save_figure", lambda path, figure: None)
-
-
 @pytest.mark.parametrize("name", ["cifar10", "everything"])
 def test_dry_run_of_a_study(name, gpu, tmp_path):
     """The regimes of `eval.study cifar10`; and attacks, transfer, mechanism, trajectories and audits."""
-    plans = {"trajectory": {"snapshots": 2, "images": 4}, "audit": {"mode": "quick", "images": 6}}
+    plans = {"trajectory": {"snapshots": 1, "images": 3}, "audit": {"mode": "quick", "images": 4}}
     mechanism = {"images": 4, "steps": 3, "resolution": 5}
     training = {"total_images": 200, "batch_size": 50, "eval_every": 100, "threads": 1}
-    everything = tiny(mechanism=mechanism, train=training, **plans, images=8)
+    regimes = {"RL": {"algo": "reinforce"}}
+    everything = tiny(mechanism=mechanism, train=training, regimes=regimes, **plans, images=4)
     grid = everything if name == "everything" else shrunk(preset(name), tmp_path)
     item = study(grid, tmp_path / "study")
     item = replace(item, place=replace(item.place, device="cuda"))

@@ -97,11 +97,17 @@ def attack_events(name: str, norm: str, length: int, robust: bool) -> tuple[Even
 
 
 @functools.cache
-def attack_counts(name: str, norm: str, robust: bool = True) -> Counts:
-    """Operators and waits that each further step of an attack costs; of a ``robust`` model nothing is broken."""
+def attack_counts(
+    name: str, norm: str, robust: bool = True, lengths: tuple[int, int] | None = None
+) -> Counts:
+    """Operators and waits that each further step of an attack costs; of a ``robust`` model nothing is broken.
+
+    The step is that between two ``lengths``, by default the attack's own.
+    """
     case = ATTACKS[name]
-    (few, first), (many, last) = (attack_events(name, norm, at, robust) for at in (case.short, case.long))
-    steps = (case.long - case.short) / case.per_step if case.per_step else last - first
+    short, long = lengths or (case.short, case.long)
+    (few, first), (many, last) = (attack_events(name, norm, at, robust) for at in (short, long))
+    steps = (long - short) / case.per_step if case.per_step else last - first
     return Counts(
         (many.launch_count - few.launch_count) / steps - sum(map(pass_operators, case.passes)),
         (many.wait_count - few.wait_count) / steps,
