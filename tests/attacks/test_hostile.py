@@ -151,12 +151,15 @@ MORE = [pytest.param(name, TABLE[name][1][0], id=name) for name in ("deepfool", 
 MORE += [pytest.param(name, "Linf", id=name) for name in ("transfer", "bpda", *VERSIONS)]
 
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16)
+TYPES = [(images, answer, torch.contiguous_format) for images in FLOATS for answer in FLOATS]
+TYPES += [(both, both, torch.channels_last) for both in FLOATS]
+
+
 class TestTypes:
     @pytest.mark.slow
     @pytest.mark.parametrize(("name", "norm"), QUICK + MORE)
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("answer", [torch.float64, torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize(("dtype", "answer", "layout"), TYPES)
     def test_model_and_images_of_one_type(self, name, norm, dtype, answer, layout):
         model = Before(lambda z: z, net().to(dtype), lambda logits: logits.to(answer))
         x = images(3).to(dtype).contiguous(memory_format=layout)
