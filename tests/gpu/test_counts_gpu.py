@@ -8,7 +8,9 @@ pytestmark = pytest.mark.slow
 
 ROUNDS = ("square",)  # a round is a wave of windows decided ahead
 LENGTHS = {"square": (410, 610), "spsa": (171, 443), "nes": (171, 443)}  # shorter than those of the table
-CASES = [(name, norm) for name in ATTACKS for norm in NORMS if name != "rays" or norm == "Linf"]
+CASES = [(name, "Linf") for name in ATTACKS]
+CASES += [(name, "L2") for name in ("pgd", "apgd", "fab_targeted")]
+CASES += [(name, "L1") for name in ATTACKS if name != "rays"]
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)

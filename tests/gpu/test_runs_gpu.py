@@ -22,8 +22,10 @@ def check_same_weights(found, expected):
     torch.testing.assert_close(weights(found).float(), weights(expected).float(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("first", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("case", "first"),
+    [*((case, "cuda") for case in CASES), ("ppo", "cpu"), ("dqn", "cpu"), ("schedule", "cpu")],
+)
 def test_a_run_stopped_on_one_device_ends_on_the_other(case, first, tmp_path, monkeypatch):
     whole, path = tmp_path / "whole", tmp_path / "run"
     train(short(whole, case, device="cpu"))
@@ -41,7 +43,8 @@ def on(device, work):
         return work()
 
 
-def test_a_run_records_the_gpu_and_its_precision(gpu, tmp_path):
+def test_a_run_records_the_gpu_and_its_precision(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr("agents.training.summary.ATTACKED_IMAGES", 8)
     run = train(short(tmp_path / "run", "supervised", attack=True, probe_images=20, pictures_every=600))
     assert json.loads((run.path / "config.json").read_text())["device"] == "Pretend GPU, TF32 on"  # training
     summary = json.loads((run.path / "summary.json").read_text())
