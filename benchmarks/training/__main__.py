@@ -1,6 +1,6 @@
-import sys
+import tyro
 
 from benchmarks.training.cpu import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tyro.cli(main)

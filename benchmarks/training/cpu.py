@@ -55,7 +55,13 @@ WORKLOADS = {
 Row = tuple[str, str, float, float | None]
 
 
-def main(workloads: tuple[str, ...] = (), repeats: int = 7, regimes: bool = True, write: bool = True) -> None:
+def main(
+    workloads: tuple[str, ...] = (),
+    repeats: int = 7,
+    regimes: bool = True,
+    write: bool = True,
+    name: str | None = None,
+) -> None:
     """Time training.
 
     Args:
@@ -63,35 +69,38 @@ def main(workloads: tuple[str, ...] = (), repeats: int = 7, regimes: bool = True
         repeats: measurements of each contestant, taken in turns; three times as many on tiny, whose are short.
         regimes: time adversarial training beside plain training too.
         write: write ``docs/results/training.json`` and ``training.md``.
+        name: of these two files; for another kind of processor. Default: training, on a GPU training-gpu.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     emulated = emulates_bf16(device)
     names = workloads or (tuple(WORKLOADS) if device.type == "cuda" else ("tiny", "small", "cnn4"))
     console = Console()
     rows = []
-    for name in track(names, "timing", console=console, transient=True):
-        load = WORKLOADS[name]
+    name = name or ("training-gpu" if device.type == "cuda" else "training")
+    for workload in track(names, "timing", console=console, transient=True):
+        load = WORKLOADS[workload]
         if emulated:
             load = replace(load, precisions=("fp32",))
         rows += measure(load, device, repeats)
         if write:  # every row as it is measured
-            write_page(rows, [], device)
+            write_page(rows, [], name)
     console.print(table(rows))
     costs = regime_cost.measure(synthetic((1, 28, 28), 4096, device), repeats=repeats) if regimes else []
     if costs:
         console.print(regime_cost.table(costs))
     if write:
-        console.print("written: {} and {}".format(*write_page(rows, costs, device)))
+        console.print("written: {} and {}".format(*write_page(rows, costs, name)))
 
 
-def write_page(
-    rows: list[dict[str, Any]], costs: list[dict[str, Any]], device: torch.device
-) -> tuple[Path, Path]:
+def write_page(rows: list[dict[str, Any]], costs: list[dict[str, Any]], name: str) -> tuple[Path, Path]:
     """Write what was measured so far; return the paths of the data and the page."""
     machine = describe_machine()
     payload = {"machine": machine, "rows": rows, "regimes": costs}
-    name = "training-gpu" if device.type == "cuda" else "training"
-    return write_results(name, payload, markdown(rows, costs, machine))
+    return write_results(
+        name,
+        payload,
+        markdown(rows, costs, machine, "" if name in ("training", "training-gpu") else f" --name {name}"),
+    )
 
 
 def synthetic(shape: tuple[int, int, int], size: int, device: torch.device) -> ImageDataset:
@@ -254,13 +263,15 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return made
 
 
-def markdown(rows: list[dict[str, Any]], costs: list[dict[str, Any]], machine: dict[str, Any]) -> str:
-    """Return the rows as a Markdown page."""
+def markdown(
+    rows: list[dict[str, Any]], costs: list[dict[str, Any]], machine: dict[str, Any], options: str = ""
+) -> str:
+    """Return the rows as a Markdown page; ``options`` of the command that made them."""
     lines = [
         "# Training speed",
         "",
-        "`python -m benchmarks.training`; medians, contestants taken in turns, images per second of whole updates.",
-        "Ours keep freed memory, as the command line does (`envs.keep_freed_memory`); peers run as people run",
+        f"`python -m benchmarks.training{options}`; medians, contestants taken in turns, images per second of whole",
+        "updates. Ours keep freed memory, as the command line does (`envs.keep_freed_memory`); peers run as people run",
         "them, and the bare loop with memory kept shows how much of each ratio that is.",
         "",
         machine_line(machine),
