@@ -268,7 +268,7 @@ def markdown(
 ) -> str:
     """Return the rows as a Markdown page; ``options`` of the command that made them."""
     lines = [
-        "# Training speed",
+        "# Training speed" + (f": {machine['cpu']}" if options else ""),
         "",
         f"`python -m benchmarks.training{options}`; medians, contestants taken in turns, images per second of whole",
         "updates. Ours keep freed memory, as the command line does (`envs.keep_freed_memory`); peers run as people run",
