@@ -51,6 +51,7 @@ WORKLOADS = {
     "cnn6": Workload("cnn6", "cnn6", (3, 32, 32), 256, 65_536, ("bf16",)),
     "cnn6-1024": Workload("cnn6-1024", "cnn6", (3, 32, 32), 1024, 131_072, ("bf16",)),
 }
+DEFAULT_NAMES = {"cpu": "training", "cuda": "training-gpu"}
 # (ours, the peer, cost of ours over the peer's in forward passes by the cost model, ratio to reach)
 Row = tuple[str, str, float, float | None]
 
@@ -76,7 +77,7 @@ def main(
     names = workloads or (tuple(WORKLOADS) if device.type == "cuda" else ("tiny", "small", "cnn4"))
     console = Console()
     rows = []
-    name = name or ("training-gpu" if device.type == "cuda" else "training")
+    name = name or DEFAULT_NAMES[device.type]
     for workload in track(names, "timing", console=console, transient=True):
         load = WORKLOADS[workload]
         if emulated:
@@ -96,11 +97,7 @@ def write_page(rows: list[dict[str, Any]], costs: list[dict[str, Any]], name: st
     """Write what was measured so far; return the paths of the data and the page."""
     machine = describe_machine()
     payload = {"machine": machine, "rows": rows, "regimes": costs}
-    return write_results(
-        name,
-        payload,
-        markdown(rows, costs, machine, "" if name in ("training", "training-gpu") else f" --name {name}"),
-    )
+    return write_results(name, payload, markdown(rows, costs, machine, name))
 
 
 def synthetic(shape: tuple[int, int, int], size: int, device: torch.device) -> ImageDataset:
@@ -264,11 +261,13 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def markdown(
-    rows: list[dict[str, Any]], costs: list[dict[str, Any]], machine: dict[str, Any], options: str = ""
+    rows: list[dict[str, Any]], costs: list[dict[str, Any]], machine: dict[str, Any], name: str
 ) -> str:
-    """Return the rows as a Markdown page; ``options`` of the command that made them."""
+    """Return the rows as a Markdown page; its ``name`` is an option of the command if it is not the default."""
+    other = name not in DEFAULT_NAMES.values()
+    options = f" --name {name}" if other else ""
     lines = [
-        "# Training speed" + (f": {machine['cpu']}" if options else ""),
+        "# Training speed" + (f": {machine['cpu']}" if other else ""),
         "",
         f"`python -m benchmarks.training{options}`; medians, contestants taken in turns, images per second of whole",
         "updates. Ours keep freed memory, as the command line does (`envs.keep_freed_memory`); peers run as people run",

@@ -248,8 +248,8 @@ def test_cells_of_the_command_are_those_of_the_grid(done):
 @pytest.mark.slow
 def test_robustness_is_followed_through_training(tmp_path):
     plan = {"snapshots": 2, "images": 6}
-    item = study(tiny(trajectory=plan, transfer={"crafts": []}), tmp_path)
-    assert finish(item)["finished"] == 2
+    item = study(tiny(trajectory=plan, transfer={"crafts": []}, seeds=[0, 1]), tmp_path)
+    assert finish(item)["finished"] == 4
     found = contents(tmp_path)
     (table,) = [table for table in found["tables"] if table["id"] == "trajectory"]
     assert [(row["regime"], row["images"]) for row in table["rows"]] == [("SL", 1_200), ("RL", 1_200)]
@@ -258,5 +258,7 @@ def test_robustness_is_followed_through_training(tmp_path):
         assert row["clean"]["n"] == 6
     (figure,) = [figure for figure in found["figures"] if figure["id"].startswith("trajectory")]
     assert (tmp_path / figure["file"]).is_file()
-    (observation,) = [found for found in read_cells(item) if found.cell.regime == "RL"]
+    (observation,) = [
+        found for found in read_cells(item) if (found.cell.regime, found.cell.seed) == ("RL", 1)
+    ]
     assert observation.trajectory.points[-1].attacks.keys() == set(ATTACKS)

@@ -8,21 +8,21 @@ pytestmark = pytest.mark.slow
 
 ROUNDS = ("square",)  # a round is a wave of windows decided ahead
 LENGTHS = {"square": (410, 610), "spsa": (171, 443), "nes": (171, 443)}  # shorter than those of the table
-CASES = [(name, "Linf") for name in ATTACKS]
-CASES += [(name, "L2") for name in ("pgd", "apgd", "fab_targeted")]
-CASES += [(name, "L1") for name in ATTACKS if name != "rays"]
+CASES = [(name, norm) for name in ATTACKS for norm in NORMS if name != "rays" or norm == "Linf"]
+
+
+def counts(name, norm, robust=True):
+    return attack_counts(name, norm, robust, LENGTHS.get(name))
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_an_attack_waits_once_a_wave(name, norm):
-    assert attack_counts(name, norm, lengths=LENGTHS.get(name)).waits <= (1.01 if name in ROUNDS else 0.125)
+    assert counts(name, norm).waits <= (1.01 if name in ROUNDS else 0.125)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_waits_no_more_where_samples_break(name):
-    assert attack_counts(name, "Linf", robust=False, lengths=LENGTHS.get(name)).waits <= (
-        2.0 if name in ROUNDS else 0.125
-    )
+    assert counts(name, "Linf", robust=False).waits <= (2.0 if name in ROUNDS else 0.125)
 
 
 # Operators of a step beyond the network's passes (its loss included); Square's round makes many windows.
@@ -42,10 +42,7 @@ OPERATORS = {
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_an_attack_launches_few_operators(name, norm):
-    assert (
-        attack_counts(name, norm, lengths=LENGTHS.get(name)).operators
-        <= OPERATORS[name][list(NORMS).index(norm)]
-    )
+    assert counts(name, norm).operators <= OPERATORS[name][list(NORMS).index(norm)]
 
 
 @pytest.mark.slow

@@ -60,8 +60,6 @@ APGD = [
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("options", APGD, ids=str)
 def test_replayed_steps_of_apgd_are_the_steps(graphs, monkeypatch, norm, options):
-    if options["attack"] == "apgd_targeted" and norm != "Linf":
-        pytest.skip("the steps of APGD, and slow")
     replayed = attacked(norm, **options)
     stages = len(radii_schedule(norm, options["steps"]))
     if options.get("early_stop", True):  # others are needed when runs have left

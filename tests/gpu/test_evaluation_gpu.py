@@ -44,8 +44,7 @@ def test_dry_run_of_a_study(name, gpu, tmp_path):
     plans = {"trajectory": {"snapshots": 1, "images": 3}, "audit": {"mode": "quick", "images": 4}}
     mechanism = {"images": 4, "steps": 3, "resolution": 5}
     training = {"total_images": 200, "batch_size": 50, "eval_every": 100, "threads": 1}
-    regimes = {"RL": {"algo": "reinforce"}}
-    everything = tiny(mechanism=mechanism, train=training, regimes=regimes, **plans, images=4)
+    everything = tiny(mechanism=mechanism, train=training, **plans, images=4)
     grid = everything if name == "everything" else shrunk(preset(name), tmp_path)
     item = study(grid, tmp_path / "study")
     item = replace(item, place=replace(item.place, device="cuda"))
