@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import common, envs
 
@@ -14,6 +15,7 @@ def test_contestants_take_turns() -> None:
 
 def test_the_benchmark_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # which the benchmark sets, and keeps
     envs.main(num_envs=3, steps=2, repeats=2, images=20)
     text = (tmp_path / "results" / "envs.md").read_text()
     assert text.count("| ImageVecEnv | ") == len(envs.SHAPES)
